@@ -1,0 +1,1 @@
+"""What is done: I/O, safe to run twice."""

@@ -1,0 +1,1 @@
+"""The heavy place: loaded in job children only."""

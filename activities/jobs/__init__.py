@@ -1,0 +1,1 @@
+"""How a job lives: standard library and distributed only."""

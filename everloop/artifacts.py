@@ -1,0 +1,122 @@
+"""Bytes by their content: put, get, check. A local folder or any fsspec URL; the same bytes are kept once.
+
+A blob is at `sha256/<2 hex>/<64 hex>`; it appears whole or not at all and never changes.
+"""
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import fsspec
+
+from everloop.errors import IntegrityError, NotFound, StorageLow
+from everloop.records import Blob
+
+CHUNK_BYTES = 1 << 20
+FLOOR_BYTES = 256 << 20
+"""Nothing is written to a local disk with less than this free: the database beside it must go on."""
+
+
+class Artifacts:
+    """An artifact store. Safe to share between threads and processes."""
+
+    def __init__(self, url: str) -> None:
+        """*url*: an absolute path, or an fsspec URL such as `s3://bucket/prefix`."""
+        self.fs, self.root = fsspec.core.url_to_fs(url)
+        self.local = self.fs.protocol in ("file", ("file", "local"))
+
+    def put(self, data: bytes, name: str = "") -> Blob:
+        """Store *data*; storing the same bytes again changes nothing. Raises `StorageLow`."""
+        digest = hashlib.sha256(data).hexdigest()
+        if not self.has(digest):
+            with self._staged(digest, len(data)) as target:
+                target.write(data)
+        return Blob(sha256=digest, size_bytes=len(data), name=name)
+
+    def put_file(self, path: Path, name: str = "") -> Blob:
+        """Store a local file's bytes as they are while it is read once. Raises `StorageLow`."""
+        digest = hashlib.sha256()
+        size = 0
+        staged = f"{self.root}/incoming/{uuid.uuid4().hex}"
+        self._room(path.stat().st_size)
+        self.fs.makedirs(f"{self.root}/incoming", exist_ok=True)
+        with path.open("rb") as source, self.fs.open(staged, "wb") as target:
+            while chunk := source.read(CHUNK_BYTES):
+                digest.update(chunk)
+                size += len(chunk)
+                target.write(chunk)
+        self._settle(staged, digest.hexdigest())
+        return Blob(sha256=digest.hexdigest(), size_bytes=size, name=name or path.name)
+
+    def get(self, blob: Blob | str) -> bytes:
+        """The bytes, checked against their digest. Raises `NotFound`, `IntegrityError`."""
+        digest = blob if isinstance(blob, str) else blob.sha256
+        try:
+            data = bytes(self.fs.cat_file(self._path(digest)))
+        except FileNotFoundError:
+            raise NotFound(f"no artifact {digest[:12]} is stored") from None
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise IntegrityError(f"artifact {digest[:12]} does not have the bytes its digest says")
+        return data
+
+    def has(self, digest: str) -> bool:
+        return bool(self.fs.exists(self._path(digest)))
+
+    @contextmanager
+    def open_local(self, blob: Blob) -> Iterator[Path]:
+        """A local file with the blob's checked bytes, for readers that need a path. Do not write to it."""
+        if self.local:
+            path = Path(self._path(blob.sha256))
+            if not path.exists():
+                raise NotFound(f"no artifact {blob.sha256[:12]} is stored")
+            if _digest(path) != blob.sha256:
+                raise IntegrityError(f"artifact {blob.sha256[:12]} does not have the bytes its digest says")
+            yield path
+            return
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / blob.sha256
+            path.write_bytes(self.get(blob))
+            yield path
+
+    def _path(self, digest: str) -> str:
+        return f"{self.root}/sha256/{digest[:2]}/{digest}"
+
+    @contextmanager
+    def _staged(self, digest: str, size: int) -> Iterator[BinaryIO]:
+        self._room(size)
+        staged = f"{self.root}/incoming/{uuid.uuid4().hex}"
+        self.fs.makedirs(f"{self.root}/incoming", exist_ok=True)
+        with self.fs.open(staged, "wb") as target:
+            yield target
+        self._settle(staged, digest)
+
+    def _settle(self, staged: str, digest: str) -> None:
+        path = self._path(digest)
+        self.fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+        if self.local:
+            os.chmod(staged, 0o400)  # a blob never changes, not even by its owner's mistake
+            with open(staged, "rb") as written:
+                os.fsync(written.fileno())
+            os.replace(staged, path)
+        else:
+            self.fs.mv(staged, path)
+
+    def _room(self, size: int) -> None:
+        if not self.local:
+            return
+        Path(self.root).mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.root).free
+        if free - size < FLOOR_BYTES:
+            raise StorageLow(f"{free >> 20} MiB are free below {self.root}", hint="free some space; the stage goes on by itself")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as source:
+        return hashlib.file_digest(source, "sha256").hexdigest()

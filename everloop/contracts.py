@@ -1,0 +1,425 @@
+"""What workflows ask of activities: one interface per noun, one request per call.
+
+Workflows call these through `workflow.execute_activity_method`, so that control and API never load
+the heavy parts. An implementation repeats the decorator with the same name.
+"""
+
+from abc import ABC, abstractmethod
+from datetime import datetime
+from typing import Literal
+
+from temporalio import activity
+
+from everloop import names
+from everloop.events import Event
+from everloop.records import (
+    Champion,
+    Decision,
+    DriftReport,
+    Evaluation,
+    Evidence,
+    Exported,
+    Prepared,
+    Record,
+    Refitted,
+    Route,
+    Slot,
+    Snapshot,
+    Trained,
+    Validation,
+    Version,
+    Window,
+)
+from everloop.specs import LifecycleSpec, Monitor
+
+
+class LifecycleRequest(Record):
+    """The input of a lifecycle workflow, made by the API or by drift automation."""
+
+    spec: LifecycleSpec
+    body_digest: str
+    """SHA-256 of the spec's canonical JSON: the same key with another body is refused."""
+    submitted_by: str
+    trigger: str = "manual"
+    window: Window | None = None
+    """The drifted window, when drift started this."""
+
+
+# --- compute: each is one job in a child process on the slot of a lease -------------------------
+
+
+class SnapshotRequest(Record):
+    spec: LifecycleSpec
+    slot: Slot
+
+
+class ValidateRequest(Record):
+    spec: LifecycleSpec
+    snapshot: Snapshot
+    slot: Slot
+
+
+class PrepareRequest(Record):
+    spec: LifecycleSpec
+    snapshot: Snapshot
+    champion: Champion | None
+    slot: Slot
+
+
+class TrainRequest(Record):
+    spec: LifecycleSpec
+    prepared: Prepared
+    slot: Slot
+
+
+class EvaluateRequest(Record):
+    spec: LifecycleSpec
+    snapshot: Snapshot
+    prepared: Prepared
+    trained: Trained
+    champion: Champion | None
+    slot: Slot
+
+
+class RefitRequest(Record):
+    spec: LifecycleSpec
+    snapshot: Snapshot
+    prepared: Prepared
+    trained: Trained
+    slot: Slot
+
+
+class ExportRequest(Record):
+    spec: LifecycleSpec
+    snapshot: Snapshot
+    refitted: Refitted
+    slot: Slot
+
+
+class DriftRequest(Record):
+    project: str
+    model: str
+    champion: Champion
+    reference_sha256: str
+    window: Window
+    minimum_rows: int
+    seed: int
+    slot: Slot
+
+
+class DataActivities(ABC):
+    @activity.defn(name="everloop.data.snapshot")
+    @abstractmethod
+    async def snapshot(self, request: SnapshotRequest) -> Snapshot: ...
+
+    @activity.defn(name="everloop.data.validate")
+    @abstractmethod
+    async def validate(self, request: ValidateRequest) -> Validation: ...
+
+
+class FeaturesActivities(ABC):
+    @activity.defn(name="everloop.features.prepare")
+    @abstractmethod
+    async def prepare(self, request: PrepareRequest) -> Prepared: ...
+
+
+class TrainingActivities(ABC):
+    @activity.defn(name="everloop.training.train")
+    @abstractmethod
+    async def train(self, request: TrainRequest) -> Trained: ...
+
+    @activity.defn(name="everloop.training.refit")
+    @abstractmethod
+    async def refit(self, request: RefitRequest) -> Refitted: ...
+
+
+class EvaluationActivities(ABC):
+    @activity.defn(name="everloop.evaluation.evaluate")
+    @abstractmethod
+    async def evaluate(self, request: EvaluateRequest) -> Evaluation: ...
+
+
+class ExportActivities(ABC):
+    @activity.defn(name="everloop.export.export")
+    @abstractmethod
+    async def export(self, request: ExportRequest) -> Exported: ...
+
+
+class DriftComputeActivities(ABC):
+    @activity.defn(name="everloop.drift.measure")
+    @abstractmethod
+    async def measure(self, request: DriftRequest) -> DriftReport: ...
+
+
+# --- control: light activities beside the workflows ----------------------------------------------
+
+
+class AppendRequest(Record):
+    """Events of one run, in order of `seq`."""
+
+    events: tuple[Event, ...]
+
+
+class JournalActivities(ABC):
+    @activity.defn(name=names.JOURNAL_APPEND)
+    @abstractmethod
+    async def append(self, request: AppendRequest) -> None: ...
+
+
+class LeaseRequest(Record):
+    """One CPU slot (or, later, GPUs) for a holder. `id` is the idempotency key."""
+
+    id: str
+    holder: str
+    workflow_id: str
+    run_id: str
+    kind: Literal["batch", "check"] = "batch"
+    """A check may also use the light slot that is reserved for checks."""
+    pool: str = names.DEFAULT_POOL
+
+
+class Offer(Record):
+    """A grant that waits for its holder to accept. The signal `lease_offered` carries it."""
+
+    request_id: str
+    device: str
+    token: int
+
+
+class AcceptRequest(Record):
+    request_id: str
+    token: int
+
+
+class CommitRequest(Record):
+    """A result pointer, written in the transaction that checks the token."""
+
+    token: int
+    holder: str
+    workflow_id: str
+    run_id: str
+    stage: str
+    digest: str
+
+
+class PoolStepRequest(Record):
+    pool: str
+    inventory: tuple[str, ...] | None = None
+    """Names of the Dask workers that are there now, when compute has reported them."""
+
+
+class PoolStep(Record):
+    """What a step did, and after how many seconds the pool must look again (None: only when woken)."""
+
+    granted: int
+    waiting: int
+    next_wake_seconds: float | None
+
+
+class LeaseActivities(ABC):
+    @activity.defn(name="everloop.lease.request")
+    @abstractmethod
+    async def request(self, request: LeaseRequest) -> None: ...
+
+    @activity.defn(name="everloop.lease.accept")
+    @abstractmethod
+    async def accept(self, request: AcceptRequest) -> None: ...
+
+    @activity.defn(name="everloop.lease.commit")
+    @abstractmethod
+    async def commit(self, request: CommitRequest) -> None: ...
+
+    @activity.defn(name="everloop.lease.release")
+    @abstractmethod
+    async def release(self, request: AcceptRequest) -> None: ...
+
+    @activity.defn(name="everloop.lease.cancel")
+    @abstractmethod
+    async def cancel(self, request_id: str) -> None: ...
+
+    @activity.defn(name="everloop.lease.pool_step")
+    @abstractmethod
+    async def pool_step(self, request: PoolStepRequest) -> PoolStep: ...
+
+
+class ChampionRequest(Record):
+    project: str
+    model: str
+
+
+class ChampionAnswer(Record):
+    champion: Champion | None
+
+
+class RegisterRequest(Record):
+    spec: LifecycleSpec
+    lifecycle: str
+    run_id: str
+    token: int
+    holder: str
+    snapshot: Snapshot
+    evaluation: Evaluation
+    refitted: Refitted
+    exported: Exported
+
+
+class EvidenceRequest(Record):
+    version: Version
+    submitted_by: str
+    trigger: str
+
+
+class EvidenceAnswer(Record):
+    """What the gate opens with: evidence, its digest, and the keys that may sign (id to base64)."""
+
+    evidence: Evidence
+    digest: str
+    keys: dict[str, str]
+
+
+class RegistryActivities(ABC):
+    @activity.defn(name="everloop.registry.champion")
+    @abstractmethod
+    async def champion(self, request: ChampionRequest) -> ChampionAnswer: ...
+
+    @activity.defn(name="everloop.registry.register")
+    @abstractmethod
+    async def register(self, request: RegisterRequest) -> Version: ...
+
+    @activity.defn(name="everloop.registry.evidence")
+    @abstractmethod
+    async def evidence(self, request: EvidenceRequest) -> EvidenceAnswer: ...
+
+
+class ReleaseRequest(Record):
+    version: Version
+    evidence_digest: str
+    champion_digest: str
+    nonce: str
+    gate: str
+    decisions: tuple[Decision, ...]
+
+
+class RollBackRequest(Record):
+    project: str
+    model: str
+    release_seq: int
+    """The release to undo; nothing happens when the route has moved on."""
+
+
+class ObserveRequest(Record):
+    project: str
+    model: str
+    release_seq: int
+
+
+class ReleaseActivities(ABC):
+    @activity.defn(name="everloop.release.route")
+    @abstractmethod
+    async def route(self, request: ReleaseRequest) -> Route: ...
+
+    @activity.defn(name="everloop.release.observe")
+    @abstractmethod
+    async def observe(self, request: ObserveRequest) -> None: ...
+
+    @activity.defn(name="everloop.release.roll_back")
+    @abstractmethod
+    async def roll_back(self, request: RollBackRequest) -> None: ...
+
+
+class MonitorRequest(Record):
+    """What the schedule of a model's monitor is made from; the same request again changes nothing."""
+
+    spec: LifecycleSpec
+    release_seq: int
+
+
+class CheckRequest(Record):
+    """The input of a `DriftCheck` workflow, as the schedule holds it."""
+
+    project: str
+    model: str
+
+
+class NextWindow(Record):
+    """The next closed window after the model's cursor, or None while none has closed."""
+
+    window: Window | None
+    champion: Champion | None = None
+    reference_sha256: str = ""
+    monitor: Monitor | None = None
+    spec: LifecycleSpec | None = None
+
+
+class TriggerRequest(Record):
+    """Decide once per (model, window), in the ledger: is this a retraining?"""
+
+    project: str
+    model: str
+    version: int
+    window: Window
+    share: float | None
+    threshold: float
+    insufficient: str = ""
+    spec: LifecycleSpec
+
+
+class TriggerAnswer(Record):
+    verdict: Literal["quiet", "retrain", "insufficient_data", "already_triggered"]
+    reason: str
+    lifecycle: str = ""
+    """Id of the retraining to start, when the verdict is retrain."""
+
+
+class DriftActivities(ABC):
+    @activity.defn(name="everloop.drift.watch")
+    @abstractmethod
+    async def watch(self, request: MonitorRequest) -> str: ...
+
+    @activity.defn(name="everloop.drift.next_window")
+    @abstractmethod
+    async def next_window(self, request: CheckRequest) -> NextWindow: ...
+
+    @activity.defn(name="everloop.drift.trigger")
+    @abstractmethod
+    async def trigger(self, request: TriggerRequest) -> TriggerAnswer: ...
+
+
+# --- workflows' own inputs and answers -----------------------------------------------------------
+
+
+class ApprovalRequest(Record):
+    """The input of an Approval workflow."""
+
+    lifecycle: str
+    evidence: Evidence
+    evidence_digest: str
+    keys: dict[str, str]
+    deadline: datetime
+
+
+class ApprovalAnswer(Record):
+    """How a gate ended. `decisions` are signed; a row in a table proves nothing."""
+
+    outcome: Literal["approved", "rejected", "expired"]
+    nonce: str
+    reason: str
+    decisions: tuple[Decision, ...] = ()
+
+
+class AttendRequest(Record):
+    """What a person tells a parked lifecycle to do about the stage that failed."""
+
+    action: Literal["retry", "skip", "abort"]
+    person: str
+    stage: str = ""
+    """When given, must be the stage that is parked."""
+    reason: str = ""
+
+
+class LifecycleAnswer(Record):
+    """How a lifecycle ended."""
+
+    outcome: Literal["released", "rejected", "expired", "not_better", "aborted"]
+    reason: str
+    version: int | None = None

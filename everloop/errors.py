@@ -1,0 +1,180 @@
+"""What can go wrong, drawn as a tree. The class says whether retrying helps; its docstring is its sentence.
+
+EverloopError
+├── Permanent                    trying again will not help: a person must change something
+│   ├── Invalid                  the request itself is wrong
+│   │   ├── InvalidSpec
+│   │   ├── InvalidData          DatasetMissing, DatasetTooSmall, SchemaMismatch, TargetUnusable
+│   │   ├── InvalidPrediction
+│   │   └── TooLarge
+│   ├── NotFound
+│   ├── Conflict                 IdempotencyMismatch, GateClosed, EvidenceChanged, NotWaiting
+│   ├── Refused                  NotAuthenticated, Forbidden, BadSignature
+│   ├── IntegrityError
+│   ├── ParityFailed
+│   ├── JobFailed                the stage's own code raised: the log says why
+│   └── JournalConflict
+└── Transient                    trying again helps
+    ├── ComputeLost              a Dask worker, scheduler or child went away
+    ├── WorkerLost               the process that ran the attempt is gone
+    ├── LeaseLost                the lease's token is fenced: take a new lease
+    ├── StorageLow
+    └── Unavailable              Temporal, the store or a process does not answer
+"""
+
+from typing import Any
+
+
+class EverloopError(Exception):
+    """Something went wrong inside Everloop."""
+
+    def __init__(self, message: str = "", *, field: str = "", hint: str = "") -> None:
+        """*field* names what is wrong (a column, a path into the spec), *hint* what to do about it."""
+        super().__init__(message or (type(self).__doc__ or "").strip())
+        self.field = field
+        self.hint = hint
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild, (type(self), str(self), self.field, self.hint))
+
+
+def _rebuild(kind: type["EverloopError"], message: str, field: str, hint: str) -> "EverloopError":
+    return kind(message, field=field, hint=hint)
+
+
+class Permanent(EverloopError):
+    """Trying again will not help."""
+
+
+class Transient(EverloopError):
+    """Trying again helps."""
+
+
+class Invalid(Permanent):
+    """The request is not valid."""
+
+
+class InvalidSpec(Invalid):
+    """The specification is not valid."""
+
+
+class InvalidData(Invalid):
+    """The data is not usable."""
+
+
+class DatasetMissing(InvalidData):
+    """No data is found at that place."""
+
+
+class DatasetTooSmall(InvalidData):
+    """There are too few rows to learn from."""
+
+
+class SchemaMismatch(InvalidData):
+    """A file's columns differ from the others'."""
+
+
+class TargetUnusable(InvalidData):
+    """The target column cannot be learned."""
+
+
+class InvalidPrediction(Invalid):
+    """The rows do not fit the model's schema."""
+
+
+class TooLarge(Invalid):
+    """The request is too large."""
+
+
+class NotFound(Permanent):
+    """There is nothing of that name."""
+
+
+class Conflict(Permanent):
+    """The request does not fit the present state."""
+
+
+class IdempotencyMismatch(Conflict):
+    """This key was used before with another body."""
+
+
+class GateClosed(Conflict):
+    """The gate is not open."""
+
+
+class EvidenceChanged(Conflict):
+    """The evidence or the champion has changed since the page was shown."""
+
+
+class NotWaiting(Conflict):
+    """The lifecycle does not wait for that."""
+
+
+class Refused(Permanent):
+    """You may not do that."""
+
+
+class NotAuthenticated(Refused):
+    """Nobody is signed in."""
+
+
+class Forbidden(Refused):
+    """Your identity does not allow that."""
+
+
+class BadSignature(Refused):
+    """The decision is not signed by the API of this deployment."""
+
+
+class IntegrityError(Permanent):
+    """Stored bytes are not what their digest says."""
+
+
+class ParityFailed(Permanent):
+    """The exported model answers differently from the trained one."""
+
+
+class JobFailed(Permanent):
+    """The stage's own code failed; its log says why."""
+
+
+class JournalConflict(Permanent):
+    """The journal holds another event under the same key."""
+
+
+class ComputeLost(Transient):
+    """The place that ran the job went away."""
+
+
+class WorkerLost(Transient):
+    """The process that ran this attempt is gone."""
+
+
+class LeaseLost(Transient):
+    """The lease is no longer held."""
+
+
+class StorageLow(Transient):
+    """There is too little space left on the disk."""
+
+
+class Unavailable(Transient):
+    """A part of Everloop does not answer right now."""
+
+
+def family(root: type[EverloopError] = EverloopError) -> dict[str, type[EverloopError]]:
+    """Every class of the tree under *root*, by its name."""
+    found = {root.__name__: root}
+    for child in root.__subclasses__():
+        found |= family(child)
+    return found
+
+
+def code(kind: type[EverloopError]) -> str:
+    """The machine-readable name of an error class: `GateClosed` is `gate_closed`."""
+    return "".join("_" + c.lower() if c.isupper() else c for c in kind.__name__).lstrip("_")
+
+
+def by_name(name: str, message: str, *, field: str = "", hint: str = "") -> EverloopError:
+    """The error of class *name* (as Temporal carries it), or a plain `EverloopError`."""
+    return family().get(name, EverloopError)(message, field=field, hint=hint)

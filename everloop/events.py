@@ -1,0 +1,194 @@
+"""What happened, one class per fact, in the past tense.
+
+An event is the input of the activity `journal.append`, so it is in Temporal's history before it is in SQL.
+`seq` counts from 0 within one run of one workflow.
+"""
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from everloop.records import Claim, Comparison, Evidence, Ran, Record, Wait, Window
+from everloop.specs import Stage
+
+
+class Fact(Record):
+    """What every event has. `seq` and `at` are set by the workflow's journal."""
+
+    seq: int = -1
+    at: datetime = datetime.min
+
+
+class LifecycleSubmitted(Fact):
+    type: Literal["LifecycleSubmitted"] = "LifecycleSubmitted"
+    project: str
+    model: str
+    task: str
+    trigger: str
+    """`manual`, or `drift:<window start>`."""
+    submitted_by: str
+    body_digest: str
+    spec: str
+    """The spec as JSON, exactly as accepted."""
+
+
+class StageStarted(Fact):
+    type: Literal["StageStarted"] = "StageStarted"
+    stage: Stage
+
+
+class StageFinished(Fact):
+    type: Literal["StageFinished"] = "StageFinished"
+    stage: Stage
+    summary: str
+    """One sentence of what came out."""
+    metrics: dict[str, float] = {}
+    blobs: dict[str, str] = {}
+    """Name to SHA-256 of what the stage stored."""
+    ran: Ran | None = None
+
+
+class StageFailed(Fact):
+    type: Literal["StageFailed"] = "StageFailed"
+    stage: Stage
+    error: str
+    """Class name from `everloop.errors`."""
+    message: str
+    field: str = ""
+    hint: str = ""
+    log: str = ""
+
+
+class StageSkipped(Fact):
+    type: Literal["StageSkipped"] = "StageSkipped"
+    stage: Stage
+    person: str
+    reason: str = ""
+
+
+class StageRetried(Fact):
+    type: Literal["StageRetried"] = "StageRetried"
+    stage: Stage
+    person: str
+
+
+class WaitBegan(Fact):
+    type: Literal["WaitBegan"] = "WaitBegan"
+    wait: Wait
+    needs: Literal["", "approval", "attention"] = ""
+
+
+class WaitEnded(Fact):
+    type: Literal["WaitEnded"] = "WaitEnded"
+
+
+class LeaseGranted(Fact):
+    type: Literal["LeaseGranted"] = "LeaseGranted"
+    device: str
+    token: int
+    waited_seconds: float
+
+
+class LeaseReturned(Fact):
+    type: Literal["LeaseReturned"] = "LeaseReturned"
+    device: str
+    token: int
+
+
+class VersionRegistered(Fact):
+    type: Literal["VersionRegistered"] = "VersionRegistered"
+    version: int
+    model_digest: str
+
+
+class ChallengerCompared(Fact):
+    type: Literal["ChallengerCompared"] = "ChallengerCompared"
+    comparison: Comparison
+
+
+class LifecycleFinished(Fact):
+    type: Literal["LifecycleFinished"] = "LifecycleFinished"
+    outcome: Literal["released", "rejected", "expired", "not_better", "aborted", "cancelled", "terminated", "failed"]
+    reason: str
+
+
+class ApprovalOpened(Fact):
+    type: Literal["ApprovalOpened"] = "ApprovalOpened"
+    lifecycle: str
+    nonce: str
+    evidence: Evidence
+    evidence_digest: str
+    deadline: datetime
+
+
+class ApprovalDecided(Fact):
+    type: Literal["ApprovalDecided"] = "ApprovalDecided"
+    claim: Claim
+    key_id: str
+
+
+class ApprovalClosed(Fact):
+    type: Literal["ApprovalClosed"] = "ApprovalClosed"
+    outcome: Literal["approved", "rejected", "expired", "cancelled", "terminated", "failed"]
+    reason: str
+
+
+class ModelReleased(Fact):
+    type: Literal["ModelReleased"] = "ModelReleased"
+    project: str
+    model: str
+    lifecycle: str
+    version: int
+    release_seq: int
+    model_digest: str
+    approved_by: tuple[str, ...]
+
+
+class ReleaseRolledBack(Fact):
+    type: Literal["ReleaseRolledBack"] = "ReleaseRolledBack"
+    project: str
+    model: str
+    version: int
+    reason: str
+
+
+class DriftChecked(Fact):
+    type: Literal["DriftChecked"] = "DriftChecked"
+    project: str
+    model: str
+    version: int
+    window: Window
+    rows: int
+    share: float | None
+    drifted: tuple[str, ...] = ()
+    report: str = ""
+    """SHA-256 of Evidently's JSON."""
+    verdict: Literal["quiet", "retrain", "insufficient_data", "already_triggered"]
+    reason: str
+    lifecycle: str = ""
+    """The retraining that this window started."""
+
+
+Event = Annotated[
+    LifecycleSubmitted
+    | StageStarted
+    | StageFinished
+    | StageFailed
+    | StageSkipped
+    | StageRetried
+    | WaitBegan
+    | WaitEnded
+    | LeaseGranted
+    | LeaseReturned
+    | VersionRegistered
+    | ChallengerCompared
+    | LifecycleFinished
+    | ApprovalOpened
+    | ApprovalDecided
+    | ApprovalClosed
+    | ModelReleased
+    | ReleaseRolledBack
+    | DriftChecked,
+    Field(discriminator="type"),
+]

@@ -1,0 +1,81 @@
+"""Every string that Temporal, Dask and the disk keep: queues, ids, search attributes, activity names.
+
+Whoever must start or call something it may not import names it from here.
+"""
+
+from datetime import datetime
+
+from temporalio.common import SearchAttributeKey
+
+# Task queues: control runs workflows and light activities, compute submits jobs to Dask.
+CONTROL = "everloop-control"
+COMPUTE = "everloop-compute"
+
+# Workflow types.
+LIFECYCLE = "everloop.Lifecycle"
+APPROVAL = "everloop.Approval"
+RELEASE = "everloop.Release"
+DRIFT_CHECK = "everloop.DriftCheck"
+GPU_POOL = "everloop.GpuPool"
+
+# The activity whose inputs are the journal: `project` finds it in a history by this name.
+JOURNAL_APPEND = "everloop.journal.append"
+
+# Signals, updates and queries that cross a process boundary.
+LEASE_OFFERED = "lease_offered"  # pool -> holder
+POOL_WAKE = "wake"  # anyone -> pool
+POOL_INVENTORY = "inventory"  # compute -> pool
+DECIDE = "decide"  # API -> Approval, signed
+ATTEND = "attend"  # API -> Lifecycle: retry, skip, abort a parked stage
+
+DEFAULT_POOL = "default"
+
+PROJECT = SearchAttributeKey.for_keyword("EverloopProject")
+MODEL = SearchAttributeKey.for_keyword("EverloopModel")
+STAGE = SearchAttributeKey.for_keyword("EverloopStage")
+VERSION = SearchAttributeKey.for_keyword("EverloopVersion")
+TRIGGER = SearchAttributeKey.for_keyword("EverloopTrigger")
+QUEUE = SearchAttributeKey.for_keyword("EverloopQueue")
+TAGS = SearchAttributeKey.for_keyword_list("EverloopTags")
+NEEDS_APPROVAL = SearchAttributeKey.for_bool("EverloopNeedsApproval")
+NEEDS_ATTENTION = SearchAttributeKey.for_bool("EverloopNeedsAttention")
+DRIFT_SHARE = SearchAttributeKey.for_float("EverloopDriftShare")
+DEADLINE = SearchAttributeKey.for_datetime("EverloopDeadline")
+SEARCH_ATTRIBUTES = (
+    PROJECT,
+    MODEL,
+    STAGE,
+    VERSION,
+    TRIGGER,
+    QUEUE,
+    TAGS,
+    NEEDS_APPROVAL,
+    NEEDS_ATTENTION,
+    DRIFT_SHARE,
+    DEADLINE,
+)
+
+
+def approval_id(lifecycle: str) -> str:
+    """Workflow id of the gate of *lifecycle*."""
+    return f"{lifecycle}/approval"
+
+
+def release_id(project: str, model: str) -> str:
+    """Workflow id of the one rollout that a model may have at a time."""
+    return f"release/{project}/{model}"
+
+
+def monitor_id(project: str, model: str) -> str:
+    """Schedule id of a model's monitor; its checks are `<this>-check-<time>`."""
+    return f"monitor/{project}/{model}"
+
+
+def retrain_id(project: str, model: str, window_start: datetime) -> str:
+    """Lifecycle id of the one retraining that a window of a model may cause."""
+    return f"retrain/{project}/{model}/{window_start:%Y%m%dT%H%M%SZ}"
+
+
+def pool_id(pool: str) -> str:
+    """Workflow id of the decision maker of a device pool."""
+    return f"pool/{pool}"

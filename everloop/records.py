@@ -1,0 +1,334 @@
+"""What a stage leaves behind. Records are small: bulk is in the artifact store and travels as a `Blob`.
+
+Unknown fields are ignored, so that an older worker can read what a newer one wrote.
+"""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from everloop.specs import Task
+
+
+class Record(BaseModel):
+    """An immutable value that crosses a process boundary."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Blob(Record):
+    """Immutable bytes in the artifact store, addressed by their SHA-256 (64 hex digits)."""
+
+    sha256: str
+    size_bytes: int
+    name: str = ""
+    """What a person would call it: `model.onnx`, `drift.json`. Not part of the address."""
+
+
+class Slot(Record):
+    """A device that a lease grants: the name of a Dask worker, and the fence token of the grant."""
+
+    device: str
+    token: int
+    holder: str
+    """`<workflow id>/<run id>` of who holds the lease."""
+
+
+class Ran(Record):
+    """How a job ran: what `everloop logs` and the lifecycle page show of an attempt."""
+
+    device: str
+    token: int
+    attempt: int
+    seconds: float
+    kept: bool = False
+    """An earlier attempt had already finished: its result was found and nothing was done again."""
+    log: str = ""
+    """Path of the log below the logs folder: `jobs/<run id>/<activity id>/<attempt>.log`."""
+
+
+class Result(Record):
+    """A compute stage's result; `ran` is filled in by the activity."""
+
+    ran: Ran | None = None
+
+
+class Column(Record):
+    """A column of a table: its name and kind as detected or as fitted."""
+
+    name: str
+    kind: Literal["number", "category", "boolean", "datetime", "text"]
+    nulls: int = 0
+    distinct: int | None = None
+
+
+class Snapshot(Result):
+    """The source's bytes at one moment. `manifest` lists the files, each a blob of its own."""
+
+    manifest: Blob
+    rows: int
+    files: int
+    size_bytes: int
+    columns: tuple[Column, ...]
+    schema_digest: str
+    time_from: datetime | None = None
+    time_to: datetime | None = None
+
+
+class Check(Record):
+    """One thing that validation looked at. An `error` fails the stage, a `warning` is shown."""
+
+    name: str
+    level: Literal["ok", "warning", "error"]
+    column: str = ""
+    message: str
+
+
+class Validation(Result):
+    """What validation found."""
+
+    checks: tuple[Check, ...]
+
+
+class Prepared(Result):
+    """The rows as the model sees them, split, and the preprocessing that was fitted on the train part."""
+
+    matrix: Blob
+    """npz: X float32 [rows, features], y, part (0 train, 1 validation, 2 test), fresh (bool), row order as read."""
+    pipeline: Blob
+    """JSON: the fitted preprocessing, everything needed to repeat it."""
+    train_rows: int
+    validation_rows: int
+    test_rows: int
+    fresh_rows: int
+    """Test rows that the champion has never seen."""
+    features: tuple[Column, ...]
+    classes: tuple[str, ...] = ()
+
+
+class Trained(Result):
+    """A fitted model on the train part."""
+
+    model: Blob
+    iterations: int
+    metrics: dict[str, float]
+    """On the validation part."""
+
+
+class Comparison(Record):
+    """Champion against challenger on the same rows, which neither has seen."""
+
+    verdict: Literal["no_champion", "better", "not_better", "no_fresh_rows"]
+    reason: str
+    """One sentence with both figures."""
+    metric: str = ""
+    champion: float | None = None
+    challenger: float | None = None
+    champion_version: int | None = None
+    rows: int = 0
+
+
+class Evaluation(Result):
+    """How the candidate does on the test part, and against the champion on fresh rows."""
+
+    metrics: dict[str, float]
+    rows: int
+    comparison: Comparison
+    report: Blob
+    """JSON: metrics, per-class or residual figures, feature importance."""
+
+
+class Refitted(Result):
+    """The model fitted again on all rows of the snapshot, with the iterations that early stopping found."""
+
+    model: Blob
+    pipeline: Blob
+    rows: int
+    seen: Blob
+    """npy uint64, sorted: a hash of each row that this version has learned from."""
+    trained_until: datetime | None = None
+
+
+class Parity(Record):
+    """The exported graph against the trained model, row by row. `mismatches` must be 0."""
+
+    rows: int
+    edge_rows: int
+    mismatches: int
+    max_difference: float
+    tolerance: float
+
+
+class Field(Record):
+    """One input of a model, as predict requests name it."""
+
+    name: str
+    kind: Literal["number", "category", "boolean", "datetime"]
+    nullable: bool = True
+    minimum: float | None = None
+    maximum: float | None = None
+    """Range in training; outside of it is answered but marked."""
+    known: tuple[str, ...] = ()
+    """For a category: the values (at most 100) that training knew; others are answered as unseen."""
+
+
+class Signature(Record):
+    """What a model takes and gives."""
+
+    task: Task
+    fields: tuple[Field, ...]
+    target: str
+    classes: tuple[str, ...] = ()
+    positive: str = ""
+    time: str | None = None
+    key: str | None = None
+
+
+class Exported(Result):
+    """One ONNX graph with its preprocessing inside, proven equal to the trained model."""
+
+    model: Blob
+    signature: Blob
+    """JSON of `Signature`."""
+    parity: Parity
+    reference: Blob
+    """Parquet: up to 50,000 seeded raw feature rows, what drift checks compare with."""
+
+
+class Version(Record):
+    """A registered model version. Numbers are dense per model, one per lifecycle run."""
+
+    project: str
+    model: str
+    number: int
+    lifecycle: str
+    model_digest: str
+    """SHA-256 of the ONNX bytes."""
+    exported: Exported
+    refitted: Refitted
+    evaluation: Evaluation
+    snapshot: Snapshot
+    registered_at: datetime
+
+
+class Champion(Record):
+    """The version that answers now, as a challenger needs it."""
+
+    version: int
+    model_digest: str
+    model: Blob
+    signature: Blob
+    seen: Blob
+    trained_until: datetime | None = None
+    release_seq: int
+
+
+class Evidence(Record):
+    """What an approver is shown; its digest is what the decision signs."""
+
+    lifecycle: str
+    project: str
+    model: str
+    version: int
+    model_digest: str
+    champion_digest: str = ""
+    champion_version: int | None = None
+    task: Task
+    metrics: dict[str, float]
+    comparison: Comparison
+    parity: Parity
+    rows: int
+    trained_until: datetime | None = None
+    trigger: str
+    submitted_by: str
+
+
+class Verdict(StrEnum):
+    """What a person may say at a gate."""
+
+    APPROVE = "approve"
+    REJECT = "reject"
+
+
+class Claim(Record):
+    """What a decision says: the bytes that the API signs (canonical JSON)."""
+
+    gate: str
+    """Workflow id of the Approval."""
+    nonce: str
+    """Made when the gate opened: a decision of an earlier opening does not fit a later one."""
+    evidence_digest: str
+    model_digest: str
+    champion_digest: str
+    person: str
+    verdict: Verdict
+    comment: str
+    decided_at: datetime
+    expires_at: datetime
+    self_approved: bool
+
+
+class Decision(Record):
+    """One person's signed answer."""
+
+    claim: Claim
+    key_id: str
+    signature: str
+    """Ed25519 over the claim's canonical JSON, base64."""
+
+
+class Route(Record):
+    """Which version takes a model's traffic. `release_seq` grows by one with each change."""
+
+    project: str
+    model: str
+    version: int
+    model_digest: str
+    release_seq: int
+    lifecycle: str
+    decisions: tuple[Decision, ...]
+    released_at: datetime
+
+
+class Window(Record):
+    """A half-open span of event time: start <= t < end, UTC."""
+
+    start: datetime
+    end: datetime
+
+
+class ColumnDrift(Record):
+    """Evidently's word on one column."""
+
+    column: str
+    method: str
+    score: float
+    threshold: float
+    drifted: bool
+
+
+class DriftReport(Result):
+    """What a check found in one window."""
+
+    window: Window
+    rows: int
+    reference_rows: int
+    columns: tuple[ColumnDrift, ...]
+    share: float
+    report: Blob | None = None
+    """Evidently's JSON, kept as evidence."""
+    insufficient: str = ""
+    """Why nothing was computed, or empty."""
+
+
+class Wait(Record):
+    """What something waits for, since when, and what unblocks it: one sentence for people."""
+
+    what: str
+    since: datetime
+    unblocks: str
+
+    def sentence(self) -> str:
+        return f"Waiting for {self.what} since {self.since:%Y-%m-%d %H:%M:%S} UTC; {self.unblocks}."

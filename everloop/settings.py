@@ -1,0 +1,120 @@
+"""The environment, read once and here only.
+
+Every setting has a default that works on one machine. Past one machine the same code runs with
+other values of the four addresses: database, artifacts, Temporal, Dask.
+"""
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+API, SERVE, SCHEDULER, TEMPORAL, TEMPORAL_UI = range(5)  # offsets from the port base
+DEFAULT_PORT_BASE = 7700
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where this process finds the others. Paths are absolute; addresses are on loopback by default."""
+
+    data_dir: Path
+    port_base: int = DEFAULT_PORT_BASE
+    database_url: str = ""
+    artifacts_url: str = ""
+    temporal_address: str = ""
+    temporal_namespace: str = "default"
+    dask_address: str = ""
+    slots: int = 2
+    session: str = ""
+    """Names one life of the whole stack; worker identities carry it, so a takeover knows the dead."""
+    person: str = ""
+    """Who the laptop's own user is; written on decisions."""
+
+    def port(self, offset: int) -> int:
+        return self.port_base + offset
+
+    @cached_property
+    def api_url(self) -> str:
+        return f"http://127.0.0.1:{self.port(API)}"
+
+    @cached_property
+    def serve_url(self) -> str:
+        return f"http://127.0.0.1:{self.port(SERVE)}"
+
+    @cached_property
+    def temporal_ui_url(self) -> str:
+        return f"http://127.0.0.1:{self.port(TEMPORAL_UI)}"
+
+    @cached_property
+    def database(self) -> str:
+        """SQLAlchemy URL of the store."""
+        return self.database_url or f"sqlite:///{self.data_dir / 'everloop.db'}"
+
+    @cached_property
+    def artifacts(self) -> str:
+        """fsspec URL (or absolute path) of the artifact store."""
+        return self.artifacts_url or str(self.data_dir / "artifacts")
+
+    @cached_property
+    def temporal(self) -> str:
+        return self.temporal_address or f"127.0.0.1:{self.port(TEMPORAL)}"
+
+    @cached_property
+    def dask(self) -> str:
+        return self.dask_address or f"tls://127.0.0.1:{self.port(SCHEDULER)}"
+
+    @cached_property
+    def logs_dir(self) -> Path:
+        """Processes' logs, and under `jobs/` one log per stage attempt."""
+        return self.data_dir / "logs"
+
+    @cached_property
+    def predictions_dir(self) -> Path:
+        """The prediction log: `<project>/<model>/day=YYYY-MM-DD/*.jsonl`, by event time."""
+        return self.data_dir / "predictions"
+
+    @cached_property
+    def scratch_dir(self) -> Path:
+        """Job folders and slot locks: may be lost between jobs."""
+        return self.data_dir / "scratch"
+
+    @cached_property
+    def keys_dir(self) -> Path:
+        """Private keys and local credentials, 0700: `signing.key`, `signing.pub`, `client.key`, `dask.pem`."""
+        return self.data_dir / "keys"
+
+    def environment(self) -> dict[str, str]:
+        """What a child process needs in its environment to read these settings again."""
+        values = {
+            "EVERLOOP_DATA_DIR": str(self.data_dir),
+            "EVERLOOP_PORT_BASE": str(self.port_base),
+            "EVERLOOP_DATABASE_URL": self.database_url,
+            "EVERLOOP_ARTIFACTS_URL": self.artifacts_url,
+            "EVERLOOP_TEMPORAL_ADDRESS": self.temporal_address,
+            "EVERLOOP_TEMPORAL_NAMESPACE": self.temporal_namespace,
+            "EVERLOOP_DASK_ADDRESS": self.dask_address,
+            "EVERLOOP_SLOTS": str(self.slots),
+            "EVERLOOP_SESSION": self.session,
+            "EVERLOOP_PERSON": self.person,
+        }
+        return {name: value for name, value in values.items() if value}
+
+
+def load(**overrides: object) -> Settings:
+    """The settings of this process: defaults, then `EVERLOOP_*`, then *overrides* that are not None."""
+    env = os.environ
+    values: dict[str, object] = {
+        "data_dir": Path(env.get("EVERLOOP_DATA_DIR") or Path.home() / ".everloop"),
+        "port_base": int(env.get("EVERLOOP_PORT_BASE") or DEFAULT_PORT_BASE),
+        "database_url": env.get("EVERLOOP_DATABASE_URL", ""),
+        "artifacts_url": env.get("EVERLOOP_ARTIFACTS_URL", ""),
+        "temporal_address": env.get("EVERLOOP_TEMPORAL_ADDRESS", ""),
+        "temporal_namespace": env.get("EVERLOOP_TEMPORAL_NAMESPACE") or "default",
+        "dask_address": env.get("EVERLOOP_DASK_ADDRESS", ""),
+        "slots": int(env.get("EVERLOOP_SLOTS") or 2),
+        "session": env.get("EVERLOOP_SESSION") or "manual",
+        "person": env.get("EVERLOOP_PERSON") or env.get("USER") or "local",
+    }
+    values |= {name: value for name, value in overrides.items() if value is not None}
+    values["data_dir"] = Path(str(values["data_dir"])).expanduser().absolute()
+    return Settings(**values)  # type: ignore[arg-type]

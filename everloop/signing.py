@@ -1,0 +1,76 @@
+"""Decisions are signed by the API and verified by the gate and by the release. Ed25519, canonical JSON."""
+
+import base64
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from everloop.errors import BadSignature
+from everloop.records import Claim, Decision, Record
+
+
+def canonical(value: Record | Any) -> bytes:  # noqa: ANN401
+    """The one JSON text of *value*: sorted keys, no spaces, UTF-8."""
+    plain = value.model_dump(mode="json") if isinstance(value, Record) else value
+    return json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def digest(value: Record | Any) -> str:  # noqa: ANN401
+    """SHA-256 of the canonical JSON, in hex."""
+    return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def key_id(public: bytes) -> str:
+    return hashlib.sha256(public).hexdigest()[:16]
+
+
+def create_keys(folder: Path) -> None:
+    """Make the deployment's signing key once: `signing.key` (0600, the API's) and `signing.pub`."""
+    private_path = folder / "signing.key"
+    if private_path.exists():
+        return
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private = Ed25519PrivateKey.generate()
+    public = private.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+    (folder / "signing.pub").write_text(base64.b64encode(public).decode())
+    descriptor = os.open(private_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as target:
+        target.write(base64.b64encode(private.private_bytes_raw()))
+
+
+def trusted_keys(folder: Path) -> dict[str, str]:
+    """Key id to public key (base64) of who may sign decisions here."""
+    public = (folder / "signing.pub").read_text().strip()
+    return {key_id(base64.b64decode(public)): public}
+
+
+class Signer:
+    """Signs decisions. Only the API has one."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read `signing.key` from *folder*."""
+        self._private = Ed25519PrivateKey.from_private_bytes(base64.b64decode((folder / "signing.key").read_bytes()))
+        self.key_id = key_id(self._private.public_key().public_bytes_raw())
+
+    def sign(self, claim: Claim) -> Decision:
+        signature = base64.b64encode(self._private.sign(canonical(claim))).decode()
+        return Decision(claim=claim, key_id=self.key_id, signature=signature)
+
+
+def verify(decision: Decision, keys: dict[str, str]) -> None:
+    """Raise `BadSignature` unless one of *keys* signed exactly this claim. Pure: safe in a validator."""
+    public = keys.get(decision.key_id)
+    if public is None:
+        raise BadSignature(hint="decide on the approval page or with `everloop approve`")
+    try:
+        Ed25519PublicKey.from_public_bytes(base64.b64decode(public)).verify(
+            base64.b64decode(decision.signature, validate=True), canonical(decision.claim)
+        )
+    except (InvalidSignature, ValueError):
+        raise BadSignature(hint="decide on the approval page or with `everloop approve`") from None

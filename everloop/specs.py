@@ -1,0 +1,170 @@
+"""What a user asks for. A spec is YAML, JSON or Python; an unknown field is an error that names it."""
+
+from datetime import timedelta
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+Column = Annotated[str, StringConstraints(min_length=1, max_length=500)]
+Task = Literal["binary", "multiclass", "regression"]
+Stage = Literal[
+    "snapshot",
+    "validate",
+    "prepare",
+    "train",
+    "evaluate",
+    "refit",
+    "export",
+    "register",
+    "approve",
+    "release",
+    "monitor",
+]
+STAGES: tuple[Stage, ...] = Stage.__args__  # type: ignore[attr-defined]  # typing keeps them here
+SKIPPABLE: frozenset[Stage] = frozenset({"validate", "monitor"})
+"""Stages that a lifecycle can do without: the others produce what the next one needs."""
+
+METRICS: dict[Task, tuple[str, ...]] = {
+    "binary": ("auc", "log_loss", "accuracy"),
+    "multiclass": ("log_loss", "accuracy", "auc"),
+    "regression": ("rmse", "mae", "r2"),
+}
+"""Metrics by task; the first is the default objective. `auc` is macro one-vs-rest for multiclass."""
+
+HIGHER_IS_BETTER = frozenset({"auc", "accuracy", "r2"})
+
+
+class Strict(BaseModel):
+    """A part of a spec: no unknown fields, no NaN, immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Source(Strict):
+    """Where the rows come from: one file, or a folder of files with the same columns that may grow."""
+
+    path: Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+    """Absolute path of a `.csv` or `.parquet` file, or of a folder of them (not mixed)."""
+
+    @field_validator("path")
+    @classmethod
+    def _absolute(cls, path: str) -> str:
+        if not path.startswith("/") or "::" in path or "\x00" in path:
+            raise ValueError("must be an absolute path to a .csv or .parquet file, or to a folder of them")
+        return path
+
+
+class Features(Strict):
+    """Which columns the model may look at. The target, the time and the key never are features."""
+
+    include: tuple[Column, ...] | None = None
+    """Only these; all other columns when left out."""
+    exclude: tuple[Column, ...] = ()
+    """Never these: leaks (columns known only after the fact) and identifiers."""
+
+
+class Split(Strict):
+    """How rows are held out: by time where there is a time column, else by a hash of the row."""
+
+    test: Annotated[float, Field(ge=0.05, le=0.5)] = 0.2
+    """Share of rows kept for the evaluation (the latest, by time)."""
+    validation: Annotated[float, Field(ge=0.05, le=0.5)] = 0.2
+    """Share of the remaining rows that decides when training stops."""
+
+
+class Training(Strict):
+    """LightGBM with early stopping, one thread per slot."""
+
+    rounds: Annotated[int, Field(ge=1, le=5000)] = 400
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.05
+    leaves: Annotated[int, Field(ge=2, le=1024)] = 31
+    early_stopping: Annotated[int, Field(ge=1, le=1000)] = 30
+    """Rounds without a better validation loss after which training stops."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+
+class Gate(Strict):
+    """Who must say yes before a release. Quorum 1 for now: one signed decision settles it."""
+
+    quorum: Literal[1] = 1
+    deadline: timedelta = timedelta(days=14)
+    """After this long without a decision the gate expires and the version is not released."""
+
+    @field_validator("deadline")
+    @classmethod
+    def _bounded(cls, value: timedelta) -> timedelta:
+        if not timedelta(minutes=1) <= value <= timedelta(days=365):
+            raise ValueError("must be between 1 minute and 365 days")
+        return value
+
+
+class Monitor(Strict):
+    """The watch over the released model: one check per closed window of event time."""
+
+    every: timedelta = timedelta(minutes=15)
+    """How often to look whether a window has closed."""
+    window: Literal["hour", "day", "week", "month"] = "day"
+    """Calendar window of event time, UTC; a week starts on Monday."""
+    lateness: timedelta = timedelta(0)
+    """A window closes when a row this much later than its end has been seen, or `idle` has passed."""
+    idle: timedelta = timedelta(minutes=5)
+    """A window whose end is past also closes after this long without any new prediction."""
+    share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Retrain when at least this share of the columns drifted."""
+    minimum_rows: Annotated[int, Field(ge=1)] = 100
+    """A window with fewer rows is `insufficient_data` and triggers nothing."""
+
+    @field_validator("every")
+    @classmethod
+    def _not_too_often(cls, value: timedelta) -> timedelta:
+        if value < timedelta(seconds=1):
+            raise ValueError("must be at least 1 second")
+        return value
+
+    @field_validator("lateness", "idle")
+    @classmethod
+    def _not_negative(cls, value: timedelta) -> timedelta:
+        if value < timedelta(0):
+            raise ValueError("must not be negative")
+        return value
+
+
+class LifecycleSpec(Strict):
+    """One model's way from data to release."""
+
+    project: Name = "default"
+    model: Name
+    task: Task
+    target: Column
+    positive: str | None = None
+    """For a binary target: the value that counts as 1, as text. Left out: the larger of the two."""
+    source: Source
+    time: Column | None = None
+    """Column with the event time: the split follows it, and drift windows use it."""
+    key: Column | None = None
+    """Column that identifies a row; kept beside predictions, never a feature."""
+    features: Features = Features()
+    split: Split = Split()
+    metric: str = ""
+    """The objective the challenger must win on; by default the task's first metric."""
+    training: Training = Training()
+    gate: Gate = Gate()
+    monitor: Monitor | None = Monitor()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "LifecycleSpec":
+        if self.metric and self.metric not in METRICS[self.task]:
+            raise ValueError(f"metric: {self.metric!r} is not one of {', '.join(METRICS[self.task])}")
+        if self.positive is not None and self.task != "binary":
+            raise ValueError("positive: only a binary task has a positive class")
+        if self.target in (self.time, self.key):
+            raise ValueError("target: must not be the time or the key column")
+        if self.features.include is not None and self.target in self.features.include:
+            raise ValueError("features.include: must not name the target")
+        return self
+
+    @property
+    def objective(self) -> str:
+        """Name of the metric that decides between champion and challenger."""
+        return self.metric or METRICS[self.task][0]

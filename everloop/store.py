@@ -1,0 +1,445 @@
+"""The tables, and how to reach them.
+
+Four kinds, each with its one writer (on SQLite): the journal and its read models (control), the ledgers
+for which SQL is the authority (control), progress (compute), identity (the API).
+Read models hold nothing that `views.fold` cannot make again from the journal.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import JSON, Column, DateTime, Engine, Index, Text, TypeDecorator, UniqueConstraint, event
+from sqlmodel import Field, Session, SQLModel, create_engine
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A moment in UTC; SQLite forgets the zone, so it is put back on the way out."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:  # noqa: ANN401
+        return value.astimezone(UTC) if value else value
+
+    def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:  # noqa: ANN401
+        return value.replace(tzinfo=UTC) if value and value.tzinfo is None else value
+
+
+def moment(**kwargs: Any) -> Any:  # noqa: ANN401
+    """A column for a moment in UTC."""
+    return Field(sa_type=UtcDateTime, **kwargs)
+
+
+def document(default: Any = dict, **kwargs: Any) -> Any:  # noqa: ANN401
+    """A column for JSON."""
+    return Field(default_factory=default, sa_column=Column(JSON, nullable=False), **kwargs)
+
+
+# --- the journal --------------------------------------------------------------------------------
+
+
+class JournalRow(SQLModel, table=True):
+    """One domain event. Append-only; the same key with other content is an alarm."""
+
+    __tablename__ = "journal"
+    __table_args__ = (UniqueConstraint("workflow_id", "run_id", "seq"),)
+
+    id: int | None = Field(default=None, primary_key=True)
+    workflow_id: str = Field(index=True)
+    run_id: str
+    seq: int
+    type: str = Field(index=True)
+    at: datetime = moment()
+    body: str = Field(sa_type=Text)
+    """The event as canonical JSON."""
+
+
+# --- read models: views.fold makes them from the journal ----------------------------------------
+
+
+class LifecycleRow(SQLModel, table=True):
+    """A lifecycle as it is now: of its latest run, when Temporal has reset it."""
+
+    __tablename__ = "lifecycle"
+
+    id: str = Field(primary_key=True)
+    run_id: str
+    project: str = Field(index=True)
+    model: str = Field(index=True)
+    task: str
+    trigger: str
+    submitted_by: str
+    submitted_at: datetime = moment(index=True)
+    updated_at: datetime = moment()
+    body_digest: str
+    spec: str = Field(sa_type=Text)
+    status: str = Field(index=True)
+    """`running`, `waiting_approval`, `needs_attention`, or an outcome of `LifecycleFinished`."""
+    reason: str = ""
+    stage: str = ""
+    version: int | None = None
+    wait_what: str = ""
+    wait_since: datetime | None = moment(default=None)
+    wait_unblocks: str = ""
+    metrics: dict[str, float] = document()
+    comparison: dict[str, Any] = document()
+    error: dict[str, Any] = document()
+    """Of the parked stage: stage, error, message, field, hint, log."""
+
+
+class StageRow(SQLModel, table=True):
+    """A stage of a lifecycle's latest run."""
+
+    __tablename__ = "stage"
+
+    lifecycle: str = Field(primary_key=True)
+    position: int = Field(primary_key=True)
+    """Order of start: a stage that was retried by a person has several rows."""
+    stage: str
+    status: str
+    """`running`, `done`, `failed`, `skipped`."""
+    started_at: datetime = moment()
+    ended_at: datetime | None = moment(default=None)
+    summary: str = ""
+    metrics: dict[str, float] = document()
+    blobs: dict[str, str] = document()
+    ran: dict[str, Any] = document()
+    """`records.Ran`, empty for stages without a job."""
+    error: dict[str, Any] = document()
+
+
+class ApprovalRow(SQLModel, table=True):
+    """A gate and what was decided."""
+
+    __tablename__ = "approval"
+
+    id: str = Field(primary_key=True)
+    run_id: str
+    lifecycle: str = Field(index=True)
+    project: str
+    model: str
+    version: int
+    nonce: str
+    evidence: dict[str, Any] = document()
+    evidence_digest: str
+    status: str = Field(index=True)
+    """`open`, or the outcome of `ApprovalClosed`."""
+    reason: str = ""
+    opened_at: datetime = moment()
+    deadline: datetime = moment()
+    decisions: list[dict[str, Any]] = document(list)
+    """`records.Claim` of each decision."""
+    closed_at: datetime | None = moment(default=None)
+
+
+class ReleaseRow(SQLModel, table=True):
+    """One change of a model's route, as it happened."""
+
+    __tablename__ = "release"
+
+    workflow_id: str = Field(primary_key=True)
+    run_id: str = Field(primary_key=True)
+    project: str
+    model: str = Field(index=True)
+    lifecycle: str
+    version: int
+    release_seq: int
+    model_digest: str
+    approved_by: list[str] = document(list)
+    released_at: datetime = moment()
+    rolled_back: str = ""
+    """Why, when it was."""
+
+
+class DriftRow(SQLModel, table=True):
+    """What one check found in one window."""
+
+    __tablename__ = "drift"
+
+    workflow_id: str = Field(primary_key=True)
+    run_id: str = Field(primary_key=True)
+    seq: int = Field(primary_key=True)
+    project: str
+    model: str = Field(index=True)
+    version: int
+    window_start: datetime = moment()
+    window_end: datetime = moment()
+    rows: int
+    share: float | None = None
+    drifted: list[str] = document(list)
+    report: str = ""
+    verdict: str
+    reason: str
+    lifecycle: str = ""
+    checked_at: datetime = moment()
+
+
+READ_MODELS: tuple[type[SQLModel], ...] = (LifecycleRow, StageRow, ApprovalRow, ReleaseRow, DriftRow)
+
+# --- ledgers: SQL is the authority --------------------------------------------------------------
+
+
+class VersionRow(SQLModel, table=True):
+    """A registered version: one per lifecycle run, numbers dense per model."""
+
+    __tablename__ = "version"
+    __table_args__ = (UniqueConstraint("lifecycle", "run_id"),)
+
+    project: str = Field(primary_key=True)
+    model: str = Field(primary_key=True)
+    number: int = Field(primary_key=True)
+    lifecycle: str
+    run_id: str
+    token: int
+    """Fence token of the lease under which the bytes were made."""
+    model_digest: str
+    record: str = Field(sa_type=Text)
+    """`records.Version` as JSON."""
+    registered_at: datetime = moment()
+
+
+class RouteRow(SQLModel, table=True):
+    """Which version takes a model's traffic; one row per model."""
+
+    __tablename__ = "route"
+
+    project: str = Field(primary_key=True)
+    model: str = Field(primary_key=True)
+    version: int
+    release_seq: int
+    model_digest: str
+    lifecycle: str
+    record: str = Field(sa_type=Text)
+    """`records.Route` as JSON, with the signed decisions."""
+    previous: str = Field(default="", sa_type=Text)
+    """The route before, for a roll back."""
+    released_at: datetime = moment()
+
+
+class MonitorRow(SQLModel, table=True):
+    """A model's watch: its cursor is the start of the next window to check."""
+
+    __tablename__ = "monitor"
+
+    project: str = Field(primary_key=True)
+    model: str = Field(primary_key=True)
+    cursor: datetime | None = moment(default=None)
+    spec: str = Field(sa_type=Text)
+    """The `LifecycleSpec` that a retraining uses."""
+    updated_at: datetime = moment()
+
+
+class TriggerRow(SQLModel, table=True):
+    """The one decision about a window of a model."""
+
+    __tablename__ = "trigger"
+
+    project: str = Field(primary_key=True)
+    model: str = Field(primary_key=True)
+    window_start: datetime = moment(primary_key=True)
+    window_end: datetime = moment()
+    version: int
+    share: float | None = None
+    verdict: str
+    reason: str
+    lifecycle: str = ""
+    decided_at: datetime = moment()
+
+
+class PoolRow(SQLModel, table=True):
+    """A device pool: its version (for optimistic commits) and the last fence token given out."""
+
+    __tablename__ = "pool"
+
+    id: str = Field(primary_key=True)
+    version: int = 0
+    token: int = 0
+
+
+class DeviceRow(SQLModel, table=True):
+    """A slot that can be leased: one Dask worker."""
+
+    __tablename__ = "device"
+
+    pool: str = Field(primary_key=True)
+    name: str = Field(primary_key=True)
+    light: bool = False
+    """Reserved for checks."""
+    present: bool = True
+    """The Dask worker is there."""
+
+
+class LeaseRequestRow(SQLModel, table=True):
+    """Someone who wants a slot; the inbox of the pool."""
+
+    __tablename__ = "lease_request"
+
+    id: str = Field(primary_key=True)
+    pool: str = Field(index=True)
+    arrival: int
+    """Order of arrival within the pool."""
+    kind: str
+    holder: str
+    workflow_id: str
+    run_id: str
+    state: str = Field(index=True)
+    """`queued`, `granted`, `done`, `cancelled`."""
+    requested_at: datetime = moment()
+
+
+class LeaseRow(SQLModel, table=True):
+    """A grant. Its token is the fence: strictly increasing per pool, never used twice."""
+
+    __tablename__ = "lease"
+    __table_args__ = (
+        Index("one_live_lease_per_device", "pool", "live_device", unique=True),
+        Index("lease_holder", "holder"),
+    )
+
+    pool: str = Field(primary_key=True)
+    token: int = Field(primary_key=True)
+    request_id: str
+    holder: str
+    workflow_id: str
+    run_id: str
+    device: str
+    live_device: str | None = None
+    """The device while the lease is live, NULL after: the unique index forbids a double grant."""
+    state: str = Field(index=True)
+    """`offered`, `active`, `released`, `fenced`."""
+    granted_at: datetime = moment()
+    expires_at: datetime | None = moment(default=None)
+    ended_at: datetime | None = moment(default=None)
+
+
+class PoolDecisionRow(SQLModel, table=True):
+    """What `decide` was given and what it said: replays to the same digest anywhere."""
+
+    __tablename__ = "pool_decision"
+
+    pool: str = Field(primary_key=True)
+    version: int = Field(primary_key=True)
+    input_digest: str
+    input: str = Field(sa_type=Text)
+    decisions: str = Field(sa_type=Text)
+    at: datetime = moment()
+
+
+class ResultRow(SQLModel, table=True):
+    """The pointer to a leased stage's result, written in the transaction that checks the token."""
+
+    __tablename__ = "result"
+
+    workflow_id: str = Field(primary_key=True)
+    run_id: str = Field(primary_key=True)
+    stage: str = Field(primary_key=True)
+    token: int
+    digest: str
+    at: datetime = moment()
+
+
+# --- progress: written by compute ---------------------------------------------------------------
+
+
+class MetricRow(SQLModel, table=True):
+    """A step of a job's progress; never passes through a workflow."""
+
+    __tablename__ = "metric"
+
+    job: str = Field(primary_key=True)
+    """`<run id>/<activity id>`."""
+    step: int = Field(primary_key=True)
+    values: dict[str, float] = document()
+    at: datetime = moment()
+
+
+# --- identity: written by the API ---------------------------------------------------------------
+
+
+class CredentialRow(SQLModel, table=True):
+    """A key that stands for a person. Only its SHA-256 is kept: the keys are 256 random bits."""
+
+    __tablename__ = "credential"
+
+    digest: str = Field(primary_key=True)
+    person: str
+    kind: str
+    """`client` (bearer), `login` (one-time), `session` (cookie)."""
+    created_at: datetime = moment()
+    expires_at: datetime | None = moment(default=None)
+    used_at: datetime | None = moment(default=None)
+
+
+class AuditRow(SQLModel, table=True):
+    """Who asked for what, as the API answered it. Append-only."""
+
+    __tablename__ = "audit"
+
+    id: int | None = Field(default=None, primary_key=True)
+    at: datetime = moment()
+    person: str
+    action: str
+    subject: str
+    status: int
+    request_id: str
+
+
+class Store:
+    """A door to the database. Safe to share between threads; one per process."""
+
+    def __init__(self, url: str) -> None:
+        """Open *url* (SQLAlchemy). Creates no table: see `migrate`."""
+        self.url = url
+        self.engine = _engine(url)
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """A short write transaction (BEGIN IMMEDIATE on SQLite), committed at the end of the block."""
+        with Session(self.engine, expire_on_commit=False) as session, session.begin():
+            session.connection(execution_options={"everloop_write": True})
+            yield session
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """A read transaction: one consistent view."""
+        with Session(self.engine, expire_on_commit=False) as session:
+            yield session
+
+    def migrate(self) -> None:
+        """Bring the schema to this release's revision; safe to repeat.
+
+        Raises `EverloopError` subclasses of Alembic untouched: a database of a newer release is refused.
+        """
+        from alembic import command
+        from alembic.config import Config
+
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        config.attributes["engine"] = self.engine
+        command.upgrade(config, "head")
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+def _engine(url: str) -> Engine:
+    if not url.startswith("sqlite"):
+        return create_engine(url, pool_pre_ping=True)
+    engine = create_engine(url, connect_args={"timeout": 30, "check_same_thread": False})
+
+    @event.listens_for(engine, "connect")
+    def _pragmas(connection: Any, _record: Any) -> None:  # noqa: ANN401
+        connection.isolation_level = None  # we say BEGIN ourselves, below
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=30000"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Any) -> None:  # noqa: ANN401
+        # A write that begins as a read can fail half-way with SQLITE_BUSY; IMMEDIATE waits its turn instead.
+        immediate = connection.get_execution_options().get("everloop_write")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+    return engine

@@ -1,0 +1,59 @@
+"""What tests share: real parts. A missing part skips on a laptop and fails in CI."""
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from everloop.artifacts import Artifacts
+from everloop.store import Store
+from workers import temporal
+
+
+def free_port_base(count: int = 5) -> int:
+    """The first of *count* neighbouring loopback ports that are free now."""
+    for base in range(21000 + os.getpid() % 300 * 20, 32000, count):
+        for port in range(base, base + count):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+        else:
+            return base
+    raise RuntimeError("no free ports")
+
+
+def missing(part: str) -> None:
+    """Say that *part* is not here: a skip on a laptop, a failure in CI."""
+    if os.environ.get("CI"):
+        pytest.fail(f"{part} is missing and CI must have it")
+    pytest.skip(f"{part} is missing")
+
+
+@pytest.fixture(scope="session")
+def temporal_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[temporal.Server]:
+    """A real Temporal server for the session, with time skipping allowed."""
+    folder = tmp_path_factory.mktemp("temporal")
+    try:
+        temporal.binary()
+    except temporal.CannotStart as error:
+        missing(str(error))
+    server = temporal.start(folder / "temporal.db", free_port_base(), None, folder / "temporal.log", time_skipping=True)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """An empty, migrated SQLite store."""
+    opened = Store(f"sqlite:///{tmp_path / 'everloop.db'}")
+    opened.migrate()
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def artifacts(tmp_path: Path) -> Artifacts:
+    """An empty artifact store on local disk."""
+    return Artifacts(str(tmp_path / "artifacts"))

