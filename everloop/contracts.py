@@ -48,55 +48,54 @@ class LifecycleRequest(Record):
 # --- compute: each is one job in a child process on the slot of a lease -------------------------
 
 
-class SnapshotRequest(Record):
+class JobRequest(Record):
+    """The input of a job; `slot` is filled in when the lease is held (workflows/stage.py)."""
+
+    slot: Slot = Slot(device="", token=0, holder="")
+
+
+class SnapshotRequest(JobRequest):
     spec: LifecycleSpec
-    slot: Slot
 
 
-class ValidateRequest(Record):
+class ValidateRequest(JobRequest):
     spec: LifecycleSpec
     snapshot: Snapshot
-    slot: Slot
 
 
-class PrepareRequest(Record):
+class PrepareRequest(JobRequest):
     spec: LifecycleSpec
     snapshot: Snapshot
     champion: Champion | None
-    slot: Slot
 
 
-class TrainRequest(Record):
+class TrainRequest(JobRequest):
     spec: LifecycleSpec
     prepared: Prepared
-    slot: Slot
 
 
-class EvaluateRequest(Record):
+class EvaluateRequest(JobRequest):
     spec: LifecycleSpec
     snapshot: Snapshot
     prepared: Prepared
     trained: Trained
     champion: Champion | None
-    slot: Slot
 
 
-class RefitRequest(Record):
+class RefitRequest(JobRequest):
     spec: LifecycleSpec
     snapshot: Snapshot
     prepared: Prepared
     trained: Trained
-    slot: Slot
 
 
-class ExportRequest(Record):
+class ExportRequest(JobRequest):
     spec: LifecycleSpec
     snapshot: Snapshot
     refitted: Refitted
-    slot: Slot
 
 
-class DriftRequest(Record):
+class DriftRequest(JobRequest):
     project: str
     model: str
     champion: Champion
@@ -104,7 +103,6 @@ class DriftRequest(Record):
     window: Window
     minimum_rows: int
     seed: int
-    slot: Slot
 
 
 class DataActivities(ABC):

@@ -12,13 +12,13 @@ EverloopError
 │   ├── Refused                  NotAuthenticated, Forbidden, BadSignature
 │   ├── IntegrityError
 │   ├── ParityFailed
-│   ├── JobFailed                the stage's own code raised: the log says why
-│   └── JournalConflict
+│   └── JobFailed                the stage's own code raised: the log says why
 └── Transient                    trying again helps
     ├── ComputeLost              a Dask worker, scheduler or child went away
     ├── WorkerLost               the process that ran the attempt is gone
     ├── LeaseLost                the lease's token is fenced: take a new lease
     ├── StorageLow
+    ├── JournalConflict          an alarm: it goes on when a person has mended the journal
     └── Unavailable              Temporal, the store or a process does not answer
 """
 
@@ -138,7 +138,7 @@ class JobFailed(Permanent):
     """The stage's own code failed; its log says why."""
 
 
-class JournalConflict(Permanent):
+class JournalConflict(Transient):
     """The journal holds another event under the same key."""
 
 
