@@ -6,10 +6,12 @@ EverloopError
 │   │   ├── InvalidSpec
 │   │   ├── InvalidData          DatasetMissing, DatasetTooSmall, SchemaMismatch, TargetUnusable
 │   │   ├── InvalidPrediction
+│   │   ├── Malformed            not JSON as we accept it
+│   │   ├── UnsupportedMedia
 │   │   └── TooLarge
 │   ├── NotFound
 │   ├── Conflict                 IdempotencyMismatch, GateClosed, EvidenceChanged, NotWaiting
-│   ├── Refused                  NotAuthenticated, Forbidden, BadSignature
+│   ├── Refused                  NotAuthenticated, Forbidden, BadSignature, WrongHost, CrossSite
 │   ├── IntegrityError
 │   ├── ParityFailed
 │   └── JobFailed                the stage's own code raised: the log says why
@@ -82,6 +84,14 @@ class InvalidPrediction(Invalid):
     """The rows do not fit the model's schema."""
 
 
+class Malformed(Invalid):
+    """The body is not valid JSON."""
+
+
+class UnsupportedMedia(Invalid):
+    """The body is of a kind that is not accepted here."""
+
+
 class TooLarge(Invalid):
     """The request is too large."""
 
@@ -124,6 +134,14 @@ class Forbidden(Refused):
 
 class BadSignature(Refused):
     """The decision is not signed by the API of this deployment."""
+
+
+class WrongHost(Refused):
+    """The request names a host that this server is not."""
+
+
+class CrossSite(Refused):
+    """The request comes from another site."""
 
 
 class IntegrityError(Permanent):
