@@ -332,6 +332,12 @@ class MonitorRequest(Record):
     release_seq: int
 
 
+class Watched(Record):
+    """What watches the model now, as one sentence."""
+
+    sentence: str
+
+
 class CheckRequest(Record):
     """The input of a `DriftCheck` workflow, as the schedule holds it."""
 
@@ -372,7 +378,7 @@ class TriggerAnswer(Record):
 class DriftActivities(ABC):
     @activity.defn(name="everloop.drift.watch")
     @abstractmethod
-    async def watch(self, request: MonitorRequest) -> str: ...
+    async def watch(self, request: MonitorRequest) -> Watched: ...
 
     @activity.defn(name="everloop.drift.next_window")
     @abstractmethod
@@ -403,6 +409,14 @@ class ApprovalAnswer(Record):
     nonce: str
     reason: str
     decisions: tuple[Decision, ...] = ()
+
+
+class ReleaseAnswer(Record):
+    """How a rollout ended. `void`: champion or evidence had changed, so people must decide again."""
+
+    outcome: Literal["released", "void", "rolled_back"]
+    reason: str
+    release_seq: int = 0
 
 
 class AttendRequest(Record):

@@ -164,7 +164,7 @@ class DriftChecked(Fact):
     drifted: tuple[str, ...] = ()
     report: str = ""
     """SHA-256 of Evidently's JSON."""
-    verdict: Literal["quiet", "retrain", "insufficient_data", "already_triggered"]
+    verdict: Literal["quiet", "retrain", "insufficient_data", "already_triggered", "failed"]
     reason: str
     lifecycle: str = ""
     """The retraining that this window started."""

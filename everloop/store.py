@@ -57,6 +57,19 @@ class JournalRow(SQLModel, table=True):
     """The event as canonical JSON."""
 
 
+class HistoryRow(SQLModel, table=True):
+    """A closed workflow run: its history is archived before Temporal's retention takes it."""
+
+    __tablename__ = "history"
+
+    workflow_id: str = Field(primary_key=True)
+    run_id: str = Field(primary_key=True)
+    workflow_type: str
+    closed_at: datetime = moment(index=True)
+    sha256: str
+    """Of the history as JSON, in the artifact store."""
+
+
 # --- read models: views.fold makes them from the journal ----------------------------------------
 
 

@@ -85,6 +85,17 @@ def upgrade() -> None:
     with op.batch_alter_table('drift', schema=None) as batch_op:
         batch_op.create_index(batch_op.f('ix_drift_model'), ['model'], unique=False)
 
+    op.create_table('history',
+    sa.Column('workflow_id', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
+    sa.Column('run_id', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
+    sa.Column('workflow_type', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
+    sa.Column('closed_at', everloop.store.UtcDateTime(timezone=True), nullable=False),
+    sa.Column('sha256', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
+    sa.PrimaryKeyConstraint('workflow_id', 'run_id')
+    )
+    with op.batch_alter_table('history', schema=None) as batch_op:
+        batch_op.create_index(batch_op.f('ix_history_closed_at'), ['closed_at'], unique=False)
+
     op.create_table('journal',
     sa.Column('id', sa.Integer(), nullable=False),
     sa.Column('workflow_id', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
@@ -315,6 +326,10 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f('ix_journal_type'))
 
     op.drop_table('journal')
+    with op.batch_alter_table('history', schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f('ix_history_closed_at'))
+
+    op.drop_table('history')
     with op.batch_alter_table('drift', schema=None) as batch_op:
         batch_op.drop_index(batch_op.f('ix_drift_model'))
 

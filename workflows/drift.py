@@ -1,0 +1,185 @@
+"""A check of a monitor: every window that has closed, one after the other, and at most one retraining each."""
+
+from datetime import timedelta
+
+from temporalio import workflow
+from temporalio.common import SearchAttributePair, TypedSearchAttributes, VersioningBehavior, WorkflowIDReusePolicy
+from temporalio.exceptions import ActivityError, ApplicationError, WorkflowAlreadyStartedError
+from temporalio.workflow import ParentClosePolicy
+
+from everloop import names, signing
+from everloop.contracts import (
+    CheckRequest,
+    DriftActivities,
+    DriftComputeActivities,
+    DriftRequest,
+    LifecycleAnswer,
+    LifecycleRequest,
+    NextWindow,
+    Offer,
+    TriggerAnswer,
+    TriggerRequest,
+)
+from everloop.events import DriftChecked
+from everloop.records import DriftReport, Window
+from workflows.journal import Journal
+from workflows.lease import Lease
+from workflows.stage import LIGHT_TIMEOUT, RETRY, run_job
+
+MAXIMUM_WINDOWS = 200
+"""Of one check: a longer backlog goes on at the schedule's next tick, in a history of its own."""
+SAMPLE_SEED = 0
+
+
+@workflow.defn(name=names.DRIFT_CHECK, versioning_behavior=VersioningBehavior.AUTO_UPGRADE)
+class DriftCheck:
+    """Takes the next closed window after the model's cursor, whatever fired it, and drains all that were missed."""
+
+    def __init__(self) -> None:
+        self._journal = Journal()
+        self._lease = Lease(self._journal, kind="check")
+
+    @workflow.run
+    async def run(self, request: CheckRequest) -> int:
+        """Returns how many windows were checked."""
+        checked = 0
+        try:
+            while checked < MAXIMUM_WINDOWS:
+                found = await self._next(request)
+                if found.window is None:
+                    break
+                await self._check(request, found, found.window, checked)
+                checked += 1
+        finally:
+            await self._lease.give_back()
+            await self._journal.settle()
+        return checked
+
+    @workflow.signal(name=names.LEASE_OFFERED)
+    def lease_offered(self, offer: Offer) -> None:
+        self._lease.offered(offer)
+
+    async def _next(self, request: CheckRequest) -> NextWindow:
+        return await workflow.execute_activity_method(
+            DriftActivities.next_window, request, start_to_close_timeout=LIGHT_TIMEOUT, retry_policy=RETRY
+        )
+
+    async def _check(self, request: CheckRequest, found: NextWindow, window: Window, number: int) -> None:
+        try:
+            report = await self._measured(request, found, window, number)
+        except ActivityError as error:
+            self._journal.record(_failure(request, found, window, error))
+            raise
+        answer = await self._triggered(found, window, report)
+        self._journal.record(_checked(request, found, report, answer))
+        self._journal.post()
+        workflow.upsert_search_attributes([names.DRIFT_SHARE.value_set(report.share)])
+        if answer.verdict == "retrain":
+            await self._journal.settle()
+            await self._retrain(found, window, answer.lifecycle)
+
+    async def _measured(self, request: CheckRequest, found: NextWindow, window: Window, number: int) -> DriftReport:
+        assert found.champion and found.monitor  # noqa: S101, PT018  # there whenever there is a window
+        slot = await self._lease.take()
+        self._journal.say(f"Measuring drift in {window.start:%Y-%m-%d %H:%M} to {window.end:%Y-%m-%d %H:%M} UTC.")
+        return await run_job(
+            DriftComputeActivities.measure,
+            DriftRequest(
+                project=request.project,
+                model=request.model,
+                champion=found.champion,
+                reference_sha256=found.reference_sha256,
+                window=window,
+                minimum_rows=found.monitor.minimum_rows,
+                seed=SAMPLE_SEED,
+            ),
+            slot,
+            f"drift.{number}",
+            f"drift of **{request.model}** since {window.start:%Y-%m-%d %H:%M}",
+        )
+
+    async def _triggered(self, found: NextWindow, window: Window, report: DriftReport) -> TriggerAnswer:
+        assert found.champion and found.monitor and found.spec  # noqa: S101, PT018
+        return await workflow.execute_activity_method(
+            DriftActivities.trigger,
+            TriggerRequest(
+                project=found.spec.project,
+                model=found.spec.model,
+                version=found.champion.version,
+                window=window,
+                share=None if report.insufficient else report.share,
+                threshold=found.monitor.share,
+                insufficient=report.insufficient,
+                spec=found.spec,
+            ),
+            start_to_close_timeout=LIGHT_TIMEOUT,
+            retry_policy=RETRY,
+        )
+
+    async def _retrain(self, found: NextWindow, window: Window, lifecycle: str) -> None:
+        assert found.spec  # noqa: S101
+        spec = found.spec
+        request = LifecycleRequest(
+            spec=spec,
+            body_digest=signing.digest(spec),
+            submitted_by="monitor",
+            trigger=f"drift:{window.start:%Y-%m-%dT%H:%M:%SZ}",
+            window=window,
+        )
+        try:
+            await workflow.start_child_workflow(
+                names.LIFECYCLE,
+                request,
+                id=lifecycle,
+                task_queue=names.CONTROL,
+                id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+                parent_close_policy=ParentClosePolicy.ABANDON,
+                memo={"body_digest": request.body_digest},
+                static_summary=f"{spec.model}: retraining after drift since {window.start:%Y-%m-%d}",
+                search_attributes=_attributes(spec.project, spec.model, request.trigger),
+                result_type=LifecycleAnswer,
+                task_timeout=timedelta(seconds=10),
+            )
+        except WorkflowAlreadyStartedError:
+            workflow.logger.info("the retraining %s runs already", lifecycle)
+
+
+def _attributes(project: str, model: str, trigger: str) -> TypedSearchAttributes:
+
+    return TypedSearchAttributes(
+        [
+            SearchAttributePair(names.PROJECT, project),
+            SearchAttributePair(names.MODEL, model),
+            SearchAttributePair(names.TRIGGER, trigger),
+        ]
+    )
+
+
+def _checked(request: CheckRequest, found: NextWindow, report: DriftReport, answer: TriggerAnswer) -> DriftChecked:
+    return DriftChecked(
+        project=request.project,
+        model=request.model,
+        version=found.champion.version if found.champion else 0,
+        window=report.window,
+        rows=report.rows,
+        share=None if report.insufficient else report.share,
+        drifted=tuple(column.column for column in report.columns if column.drifted),
+        report=report.report.sha256 if report.report else "",
+        verdict=answer.verdict,
+        reason=answer.reason,
+        lifecycle=answer.lifecycle,
+    )
+
+
+def _failure(request: CheckRequest, found: NextWindow, window: Window, error: ActivityError) -> DriftChecked:
+    cause = error.cause
+    return DriftChecked(
+        project=request.project,
+        model=request.model,
+        version=found.champion.version if found.champion else 0,
+        window=window,
+        rows=0,
+        share=None,
+        verdict="failed",
+        reason=cause.message if isinstance(cause, ApplicationError) else str(cause),
+    )

@@ -1,0 +1,172 @@
+"""Leases: the pool that grants them, and how a workflow holds one.
+
+The ledger in SQL is the only copy of the state. `GpuPool` holds none: it says when to look.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import TypeVar
+
+from temporalio import workflow
+from temporalio.common import RetryPolicy, VersioningBehavior
+from temporalio.exceptions import ActivityError, ApplicationError
+
+from everloop import names
+from everloop.contracts import AcceptRequest, LeaseActivities, LeaseRequest, Offer, PoolStepRequest
+from everloop.events import LeaseGranted, LeaseReturned
+from everloop.records import Slot, Wait
+from workflows.journal import Journal
+
+R = TypeVar("R")
+
+STEP_TIMEOUT = timedelta(seconds=30)
+PATIENT = RetryPolicy(maximum_interval=timedelta(seconds=10))
+QUIET_WAIT = timedelta(seconds=1)
+"""A shorter wait for a slot is not worth a journal entry."""
+
+
+@workflow.defn(name=names.GPU_POOL, versioning_behavior=VersioningBehavior.AUTO_UPGRADE)
+class GpuPool:
+    """The one decision maker of a device pool: woken by a coalesced signal or a due time, it takes a step."""
+
+    def __init__(self) -> None:
+        self._woken = True
+        self._inventory: tuple[str, ...] | None = None
+
+    @workflow.run
+    async def run(self, pool: str) -> None:
+        next_wake: float | None = 0.0
+        while self._woken or not workflow.info().is_continue_as_new_suggested():
+            await self._until_woken(next_wake)
+            next_wake = await self._step(pool)
+        workflow.continue_as_new(pool)
+
+    @workflow.signal(name=names.POOL_WAKE, description="Look at the ledger now")
+    def wake(self) -> None:
+        self._woken = True
+
+    @workflow.signal(name=names.POOL_INVENTORY, description="The Dask workers that are there now")
+    def inventory(self, devices: list[str]) -> None:
+        self._inventory = tuple(sorted(devices))
+        self._woken = True
+
+    async def _until_woken(self, seconds: float | None) -> None:
+        try:
+            await workflow.wait_condition(
+                lambda: self._woken,
+                timeout=None if seconds is None else timedelta(seconds=seconds),
+                timeout_summary="look whether the holders still live",
+            )
+        except TimeoutError:
+            return
+
+    async def _step(self, pool: str) -> float | None:
+        inventory, self._inventory, self._woken = self._inventory, None, False
+        step = await workflow.execute_activity_method(
+            LeaseActivities.pool_step,
+            PoolStepRequest(pool=pool, inventory=inventory),
+            start_to_close_timeout=STEP_TIMEOUT,
+            retry_policy=PATIENT,
+        )
+        workflow.set_current_details(f"{step.waiting} waiting; {step.granted} granted by the last step.")
+        return step.next_wake_seconds
+
+
+class Lease:
+    """One slot, taken when first needed and given back at the end, or when the holder parks."""
+
+    def __init__(self, journal: Journal, kind: str = "batch") -> None:
+        self._journal = journal
+        self._kind = kind
+        self._requests = 0
+        self._offer: Offer | None = None
+        self.slot: Slot | None = None
+        self.last_token = 0
+        """Of the last grant: what a pointer written after the lease must carry."""
+
+    @property
+    def holder(self) -> str:
+        info = workflow.info()
+        return f"{info.workflow_id}/{info.run_id}"
+
+    def offered(self, offer: Offer) -> None:
+        """Take note of the pool's offer (it signals again until the offer is accepted)."""
+        self._offer = offer
+
+    async def take(self) -> Slot:
+        """The slot of the held lease; waits for one when none is held."""
+        while self.slot is None:
+            self.slot = await self._one_grant()
+        return self.slot
+
+    async def give_back(self) -> None:
+        """Return the slot, if one is held. Also when cancelled: a slot must not leak."""
+        if self.slot is None:
+            return
+        slot, self.slot = self.slot, None
+        self._journal.record(LeaseReturned(device=slot.device, token=slot.token))
+        await asyncio.shield(self._call(LeaseActivities.release, AcceptRequest(request_id="", token=slot.token)))
+
+    def lost(self) -> None:
+        """Forget a lease whose token is fenced; the next `take` asks for another."""
+        self.slot = None
+
+    async def _one_grant(self) -> Slot | None:
+        info = workflow.info()
+        self._requests += 1
+        request = LeaseRequest(
+            id=f"{info.run_id}/{self._requests}",
+            holder=self.holder,
+            workflow_id=info.workflow_id,
+            run_id=info.run_id,
+            kind="check" if self._kind == "check" else "batch",
+        )
+        asked = workflow.now()
+        await self._call(LeaseActivities.request, request)
+        try:
+            offer = await self._offer_for(request.id)
+            await self._call(LeaseActivities.accept, AcceptRequest(request_id=request.id, token=offer.token))
+        except ActivityError as error:
+            if _kind_of(error) == "LeaseLost":
+                return None
+            raise
+        except asyncio.CancelledError:
+            await asyncio.shield(self._call(LeaseActivities.cancel, request.id))
+            raise
+        waited = (workflow.now() - asked).total_seconds()
+        self._journal.record(LeaseGranted(device=offer.device, token=offer.token, waited_seconds=round(waited, 3)))
+        self.last_token = offer.token
+        return Slot(device=offer.device, token=offer.token, holder=self.holder)
+
+    async def _offer_for(self, request_id: str) -> Offer:
+        def offered() -> bool:
+            return self._offer is not None and self._offer.request_id == request_id
+
+        try:
+            await workflow.wait_condition(offered, timeout=QUIET_WAIT, timeout_summary="a free slot")
+        except TimeoutError:
+            await self._wait_aloud(offered)
+        assert self._offer is not None  # noqa: S101  # what `offered` has just said
+        return self._offer
+
+    async def _wait_aloud(self, offered: Callable[[], bool]) -> None:
+        wait = Wait(
+            what="a free slot",
+            since=workflow.now(),
+            unblocks="it goes on by itself when a running job ends, in order of arrival",
+        )
+        with self._journal.waiting(wait):
+            await workflow.wait_condition(offered)
+
+    async def _call(self, method: Callable[[LeaseActivities, R], Awaitable[None]], request: R) -> None:
+        await workflow.execute_activity_method(
+            method,
+            request,
+            start_to_close_timeout=STEP_TIMEOUT,
+            retry_policy=PATIENT,
+        )
+
+
+def _kind_of(error: ActivityError) -> str:
+    return (error.cause.type or "") if isinstance(error.cause, ApplicationError) else ""

@@ -1,0 +1,412 @@
+"""A lifecycle: one durable pass of a model from data to release. Start reading here."""
+
+from datetime import datetime, timedelta
+from typing import TypeVar
+
+from temporalio import workflow
+from temporalio.common import VersioningBehavior, WorkflowIDReusePolicy
+from temporalio.exceptions import CancelledError, ChildWorkflowError, TerminatedError, WorkflowAlreadyStartedError
+from temporalio.workflow import ParentClosePolicy
+
+from everloop import names
+from everloop.contracts import (
+    ApprovalAnswer,
+    ApprovalRequest,
+    AttendRequest,
+    ChampionRequest,
+    DataActivities,
+    DriftActivities,
+    EvaluateRequest,
+    EvaluationActivities,
+    EvidenceAnswer,
+    EvidenceRequest,
+    ExportActivities,
+    ExportRequest,
+    FeaturesActivities,
+    LifecycleAnswer,
+    LifecycleRequest,
+    MonitorRequest,
+    Offer,
+    PrepareRequest,
+    RefitRequest,
+    RegisterRequest,
+    RegistryActivities,
+    ReleaseAnswer,
+    ReleaseRequest,
+    SnapshotRequest,
+    TrainingActivities,
+    TrainRequest,
+    ValidateRequest,
+)
+from everloop.events import ChallengerCompared, LifecycleFinished, LifecycleSubmitted, VersionRegistered
+from everloop.records import (
+    Champion,
+    Evaluation,
+    Exported,
+    Prepared,
+    Record,
+    Refitted,
+    Snapshot,
+    Trained,
+    Validation,
+    Version,
+    Wait,
+)
+from workflows.approval import Approval
+from workflows.journal import Journal
+from workflows.lease import Lease
+from workflows.release import Release
+from workflows.stage import LIGHT_TIMEOUT, RETRY, Aborted, Stages
+
+R = TypeVar("R", bound=Record)
+
+ROLLOUT_RETRY = timedelta(seconds=2)
+"""How often a lifecycle looks whether the model's other rollout has ended."""
+
+
+class Ended(Exception):  # noqa: N818  # control flow: the lifecycle ends here, as it should
+    """The lifecycle ends before its release, with an outcome and a reason."""
+
+    def __init__(self, answer: LifecycleAnswer) -> None:
+        super().__init__(answer.reason)
+        self.answer = answer
+
+
+@workflow.defn(name=names.LIFECYCLE, versioning_behavior=VersioningBehavior.AUTO_UPGRADE)
+class Lifecycle:
+    """Carries one model from data to release: `stages` is the table of contents."""
+
+    @workflow.init
+    def __init__(self, request: LifecycleRequest) -> None:
+        self._request = request
+        self._spec = request.spec
+        self._journal = Journal()
+        self._lease = Lease(self._journal)
+        self._stages = Stages(self._journal, self._lease)
+        self._version: int | None = None
+
+    @workflow.run
+    async def run(self, request: LifecycleRequest) -> LifecycleAnswer:
+        self._journal.record(_submitted(request))
+        try:
+            answer = await self.stages()
+        except Ended as end:
+            answer = end.answer
+        except Aborted as end:
+            answer = self._answer("aborted", str(end))
+        except BaseException:
+            if workflow.cancellation_reason() is None:
+                raise
+            await self._close("cancelled", workflow.cancellation_reason() or "cancelled by a person")
+            raise
+        await self._close(answer.outcome, answer.reason)
+        return answer
+
+    async def stages(self) -> LifecycleAnswer:
+        """One line per stage."""
+        snapshot = await self._snapshot()
+        await self._validate(snapshot)
+        champion = await self._champion()
+        prepared = await self._prepare(snapshot, champion)
+        trained = await self._train(prepared)
+        evaluation = await self._evaluate(snapshot, prepared, trained, champion)
+        self._must_beat_the_champion(evaluation)
+        refitted = await self._refit(snapshot, prepared, trained)
+        exported = await self._export(snapshot, refitted)
+        version = await self._register(snapshot, evaluation, refitted, exported)
+        released = await self._approved_and_released(version)
+        await self._monitor(released.release_seq)
+        return self._answer("released", released.reason)
+
+    @workflow.signal(name=names.LEASE_OFFERED, description="The pool's offer of a slot")
+    def lease_offered(self, offer: Offer) -> None:
+        self._lease.offered(offer)
+
+    @workflow.update(name=names.ATTEND, description="Retry, skip or abort the stage that failed")
+    async def attend(self, request: AttendRequest) -> str:
+        self._stages.attend(request)
+        return request.action
+
+    @attend.validator
+    def check_attend(self, request: AttendRequest) -> None:
+        self._stages.check_attend(request)
+
+    # --- stages ---------------------------------------------------------------------------------
+
+    async def _snapshot(self) -> Snapshot:
+        return _there(
+            await self._stages.run(
+                "snapshot",
+                DataActivities.snapshot,
+                SnapshotRequest(spec=self._spec),
+                lambda made: (
+                    f"{made.rows:,} rows in {made.files} file{'s' if made.files != 1 else ''}, {made.size_bytes:,} bytes"
+                ),
+            )
+        )
+
+    async def _validate(self, snapshot: Snapshot) -> Validation | None:
+        return await self._stages.run(
+            "validate",
+            DataActivities.validate,
+            ValidateRequest(spec=self._spec, snapshot=snapshot),
+            _checks,
+        )
+
+    async def _champion(self) -> Champion | None:
+        answer = await workflow.execute_activity_method(
+            RegistryActivities.champion,
+            ChampionRequest(project=self._spec.project, model=self._spec.model),
+            start_to_close_timeout=LIGHT_TIMEOUT,
+            retry_policy=RETRY,
+            summary="who answers now",
+        )
+        return answer.champion
+
+    async def _prepare(self, snapshot: Snapshot, champion: Champion | None) -> Prepared:
+        return _there(
+            await self._stages.run(
+                "prepare",
+                FeaturesActivities.prepare,
+                PrepareRequest(spec=self._spec, snapshot=snapshot, champion=champion),
+                lambda made: (
+                    f"{len(made.features)} features; {made.train_rows:,} train, {made.validation_rows:,} validation, "
+                    f"{made.test_rows:,} test rows"
+                ),
+            )
+        )
+
+    async def _train(self, prepared: Prepared) -> Trained:
+        return _there(
+            await self._stages.run(
+                "train",
+                TrainingActivities.train,
+                TrainRequest(spec=self._spec, prepared=prepared),
+                lambda made: f"{made.iterations} rounds",
+            )
+        )
+
+    async def _evaluate(
+        self, snapshot: Snapshot, prepared: Prepared, trained: Trained, champion: Champion | None
+    ) -> Evaluation:
+        evaluation = _there(
+            await self._stages.run(
+                "evaluate",
+                EvaluationActivities.evaluate,
+                EvaluateRequest(
+                    spec=self._spec, snapshot=snapshot, prepared=prepared, trained=trained, champion=champion
+                ),
+                lambda made: made.comparison.reason,
+            )
+        )
+        self._journal.record(ChallengerCompared(comparison=evaluation.comparison))
+        return evaluation
+
+    def _must_beat_the_champion(self, evaluation: Evaluation) -> None:
+        comparison = evaluation.comparison
+        if comparison.verdict == "not_better":
+            raise Ended(self._answer("not_better", comparison.reason))
+        if comparison.verdict == "no_fresh_rows" and self._request.trigger != "manual":
+            raise Ended(self._answer("not_better", comparison.reason))
+
+    async def _refit(self, snapshot: Snapshot, prepared: Prepared, trained: Trained) -> Refitted:
+        return _there(
+            await self._stages.run(
+                "refit",
+                TrainingActivities.refit,
+                RefitRequest(spec=self._spec, snapshot=snapshot, prepared=prepared, trained=trained),
+                lambda made: f"fitted again on all {made.rows:,} labelled rows",
+            )
+        )
+
+    async def _export(self, snapshot: Snapshot, refitted: Refitted) -> Exported:
+        exported = _there(
+            await self._stages.run(
+                "export",
+                ExportActivities.export,
+                ExportRequest(spec=self._spec, snapshot=snapshot, refitted=refitted),
+                lambda made: (
+                    f"ONNX {made.model.sha256[:12]}, equal to the trained model on "
+                    f"{made.parity.rows + made.parity.edge_rows:,} rows (max difference {made.parity.max_difference:.1e})"
+                ),
+            )
+        )
+        await self._lease.give_back()
+        return exported
+
+    async def _register(
+        self, snapshot: Snapshot, evaluation: Evaluation, refitted: Refitted, exported: Exported
+    ) -> Version:
+        info = workflow.info()
+        version = _there(
+            await self._stages.run(
+                "register",
+                RegistryActivities.register,
+                RegisterRequest(
+                    spec=self._spec,
+                    lifecycle=info.workflow_id,
+                    run_id=info.run_id,
+                    token=self._lease.last_token,
+                    holder=self._lease.holder,
+                    snapshot=snapshot,
+                    evaluation=evaluation,
+                    refitted=refitted,
+                    exported=exported,
+                ),
+                lambda made: f"version {made.number}",
+            )
+        )
+        self._version = version.number
+        workflow.upsert_search_attributes([names.VERSION.value_set(f"{version.model}/{version.number}")])
+        self._journal.record(VersionRegistered(version=version.number, model_digest=version.model_digest))
+        return version
+
+    async def _approved_and_released(self, version: Version) -> ReleaseAnswer:
+        """Ask people until an approval is still about the present champion when the route changes."""
+        while True:
+            evidence = await self._evidence(version)
+            approval = await self._approved(evidence)
+            released = await self._released(version, evidence, approval)
+            if released.outcome == "released":
+                return released
+
+    async def _evidence(self, version: Version) -> EvidenceAnswer:
+        return await workflow.execute_activity_method(
+            RegistryActivities.evidence,
+            EvidenceRequest(version=version, submitted_by=self._request.submitted_by, trigger=self._request.trigger),
+            start_to_close_timeout=LIGHT_TIMEOUT,
+            retry_policy=RETRY,
+            summary="what the approvers are shown",
+        )
+
+    async def _approved(self, evidence: EvidenceAnswer) -> ApprovalAnswer:
+        self._stages.started("approve")
+        deadline = workflow.now() + self._spec.gate.deadline
+        workflow.upsert_search_attributes([names.NEEDS_APPROVAL.value_set(True), names.DEADLINE.value_set(deadline)])
+        with self._journal.waiting(self._gate_wait(), needs="approval"):
+            await self._journal.settle()
+            answer = await self._gate(evidence, deadline)
+        workflow.upsert_search_attributes([names.NEEDS_APPROVAL.value_set(False)])
+        if answer.outcome != "approved":
+            raise Ended(self._answer(answer.outcome, answer.reason))
+        self._stages.finished("approve", answer.reason)
+        return answer
+
+    async def _gate(self, evidence: EvidenceAnswer, deadline: datetime) -> ApprovalAnswer:
+        """The gate's answer. One that is cancelled or terminated under us (a Reset does that) is opened again."""
+        lifecycle = workflow.info().workflow_id
+        while True:
+            try:
+                return await workflow.execute_child_workflow(
+                    Approval.run,
+                    ApprovalRequest(
+                        lifecycle=lifecycle,
+                        evidence=evidence.evidence,
+                        evidence_digest=evidence.digest,
+                        keys=evidence.keys,
+                        deadline=deadline,
+                    ),
+                    id=names.approval_id(lifecycle),
+                    id_reuse_policy=WorkflowIDReusePolicy.TERMINATE_IF_RUNNING,
+                    parent_close_policy=ParentClosePolicy.REQUEST_CANCEL,
+                    static_summary=f"Release version {self._version} of {self._spec.model}?",
+                )
+            except ChildWorkflowError as error:
+                ended_by_others = isinstance(error.cause, CancelledError | TerminatedError)
+                if workflow.cancellation_reason() is not None or not ended_by_others:
+                    raise
+
+    async def _released(self, version: Version, evidence: EvidenceAnswer, approval: ApprovalAnswer) -> ReleaseAnswer:
+        while True:
+            self._stages.started("release")
+            await self._journal.settle()
+            answer = await self._rollout(
+                ReleaseRequest(
+                    version=version,
+                    evidence_digest=evidence.digest,
+                    champion_digest=evidence.evidence.champion_digest,
+                    nonce=approval.nonce,
+                    gate=names.approval_id(workflow.info().workflow_id),
+                    decisions=approval.decisions,
+                )
+            )
+            if answer.outcome == "rolled_back":
+                await self._stages.failed_outright("release", answer.reason, "see serve's log; the old version answers")
+                continue
+            self._stages.finished("release", answer.reason)
+            return answer
+
+    async def _rollout(self, request: ReleaseRequest) -> ReleaseAnswer:
+        """The model's one rollout at a time; a second waits. It goes on even when this lifecycle is cancelled."""
+        while True:
+            try:
+                return await workflow.execute_child_workflow(
+                    Release.run,
+                    request,
+                    id=names.release_id(self._spec.project, self._spec.model),
+                    id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+                    parent_close_policy=ParentClosePolicy.ABANDON,
+                    static_summary=f"{self._spec.model}: version {request.version.number}",
+                )
+            except WorkflowAlreadyStartedError:
+                await self._other_rollout()
+
+    async def _other_rollout(self) -> None:
+        wait = Wait(
+            what=f"another rollout of {self._spec.model} to end",
+            since=workflow.now(),
+            unblocks="it goes on by itself",
+        )
+        with self._journal.waiting(wait):
+            await workflow.sleep(ROLLOUT_RETRY, summary="another rollout of this model")
+
+    async def _monitor(self, release_seq: int) -> None:
+        await self._stages.run(
+            "monitor",
+            DriftActivities.watch,
+            MonitorRequest(spec=self._spec, release_seq=release_seq),
+            lambda watched: watched.sentence,
+        )
+
+    # --- the end --------------------------------------------------------------------------------
+
+    async def _close(self, outcome: str, reason: str) -> None:
+        await self._lease.give_back()
+        self._journal.record(LifecycleFinished(outcome=outcome, reason=reason))
+        self._journal.say(f"**{outcome}**: {reason}")
+        await self._journal.settle()
+
+    def _answer(self, outcome: str, reason: str) -> LifecycleAnswer:
+        return LifecycleAnswer(outcome=outcome, reason=reason, version=self._version)
+
+    def _gate_wait(self) -> Wait:
+        me = workflow.info().workflow_id
+        return Wait(
+            what=f"a decision on version {self._version} of {self._spec.model}",
+            since=workflow.now(),
+            unblocks=f"`everloop approve {me}` or `everloop reject {me}`, or the approval page",
+        )
+
+
+def _submitted(request: LifecycleRequest) -> LifecycleSubmitted:
+    return LifecycleSubmitted(
+        project=request.spec.project,
+        model=request.spec.model,
+        task=request.spec.task,
+        trigger=request.trigger,
+        submitted_by=request.submitted_by,
+        body_digest=request.body_digest,
+        spec=request.spec.model_dump_json(),
+    )
+
+
+def _checks(made: Validation) -> str:
+    warnings = [check for check in made.checks if check.level == "warning"]
+    if not warnings:
+        return f"{len(made.checks)} checks passed"
+    return f"{len(made.checks)} checks, {len(warnings)} warnings: " + "; ".join(check.message for check in warnings[:3])
+
+
+def _there(result: R | None) -> R:
+    assert result is not None  # noqa: S101  # only skippable stages can be missing, see specs.SKIPPABLE
+    return result

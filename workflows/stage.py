@@ -1,0 +1,203 @@
+"""How a stage runs: lease, activity, journal, retry by error kind, and parking when it fails for good.
+
+All timeouts and retries of stages are here; the error's class says what is retried (everloop/errors.py).
+"""
+
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from temporalio import workflow
+from temporalio.common import RetryPolicy
+from temporalio.exceptions import ActivityError, ApplicationError
+from temporalio.workflow import ActivityCancellationType
+
+from everloop import names, signing
+from everloop.contracts import AttendRequest, CommitRequest, JobRequest, LeaseActivities
+from everloop.events import StageFailed, StageFinished, StageRetried, StageSkipped, StageStarted
+from everloop.records import Blob, Record, Result, Slot, Wait
+from everloop.specs import SKIPPABLE, Stage
+from workflows.journal import Journal
+from workflows.lease import PATIENT, STEP_TIMEOUT, Lease
+
+JOB_TIMEOUT = timedelta(days=2)
+HEARTBEAT_TIMEOUT = timedelta(seconds=30)
+"""Only a lost machine waits for this: on one machine a takeover fails the dead attempts at once."""
+LIGHT_TIMEOUT = timedelta(seconds=60)
+RETRY = RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(seconds=30))
+"""Transient errors are tried again for ever: a job that keeps crashing turns permanent by itself."""
+
+Q = TypeVar("Q", bound=Record)
+R = TypeVar("R", bound=Record)
+
+
+class Aborted(Exception):  # noqa: N818  # control flow: a person ended a parked lifecycle
+    """A person ended the lifecycle at a failed stage."""
+
+
+class Stages:
+    """Runs a lifecycle's stages one after the other and remembers where it is."""
+
+    def __init__(self, journal: Journal, lease: Lease) -> None:
+        self._journal = journal
+        self._lease = lease
+        self._starts: dict[str, int] = {}
+        self._parked: Stage | None = None
+        self._attention: AttendRequest | None = None
+
+    async def run(
+        self,
+        stage: Stage,
+        method: Callable[[Any, Q], Awaitable[R]],
+        request: Q,
+        summary: Callable[[R], str],
+    ) -> R | None:
+        """The stage's result, or None when a person skipped it. Raises `Aborted` when a person ended it here."""
+        while True:
+            self.started(stage)
+            try:
+                result = await self._attempt(stage, method, request)
+            except ActivityError as error:
+                if workflow.cancellation_reason() is not None or not isinstance(error.cause, ApplicationError):
+                    raise
+                if error.cause.type == "LeaseLost":
+                    self._lease.lost()
+                    continue
+                if await self._failed(stage, error.cause) == "skip":
+                    return None
+            else:
+                self.finished(stage, summary(result), result)
+                return result
+
+    def started(self, stage: Stage) -> None:
+        """Say that *stage* begins: in the journal, in the search attributes, in the current details."""
+        self._starts[stage] = self._starts.get(stage, 0) + 1
+        workflow.upsert_search_attributes([names.STAGE.value_set(stage)])
+        self._journal.record(StageStarted(stage=stage))
+        self._journal.post()
+
+    def finished(self, stage: Stage, summary: str, result: Record | None = None) -> None:
+        """Say what came out of *stage*; the append runs beside what comes next."""
+        ran = result.ran if isinstance(result, Result) else None
+        metrics = getattr(result, "metrics", None) or {}
+        self._journal.record(
+            StageFinished(stage=stage, summary=summary, metrics=metrics, blobs=_blobs(result), ran=ran)
+        )
+
+    async def failed_outright(self, stage: Stage, message: str, hint: str) -> str:
+        """Park because of something that no activity raised. Returns `retry` or `skip`."""
+        return await self._failed(stage, ApplicationError(message, "", hint, type="JobFailed"))
+
+    def check_attend(self, request: AttendRequest) -> None:
+        """Refuse what does not fit. Read-only: runs in an update's validator."""
+        if self._parked is None:
+            message = "no stage of this lifecycle waits for a person"
+            raise ApplicationError(message, type="NotWaiting", non_retryable=True)
+        if request.stage and request.stage != self._parked:
+            raise ApplicationError(f"the parked stage is {self._parked}", type="NotWaiting", non_retryable=True)
+        if request.action == "skip" and self._parked not in SKIPPABLE:
+            raise ApplicationError(
+                f"stage {self._parked} cannot be skipped: the next stage needs its result",
+                "stage",
+                "retry it, or abort the lifecycle",
+                type="Forbidden",
+                non_retryable=True,
+            )
+
+    def attend(self, request: AttendRequest) -> None:
+        """What a person decided about the parked stage."""
+        self._attention = request
+
+    async def _attempt(self, stage: Stage, method: Callable[[Any, Q], Awaitable[R]], request: Q) -> R:
+        if not isinstance(request, JobRequest):
+            return await workflow.execute_activity_method(
+                method, request, start_to_close_timeout=LIGHT_TIMEOUT, retry_policy=RETRY, summary=f"**{stage}**"
+            )
+        slot = await self._lease.take()
+        result = await run_job(method, request, slot, self._activity_id(stage), f"**{stage}** on {slot.device}")
+        await self._commit(stage, slot, result)
+        return result
+
+    def _activity_id(self, stage: Stage) -> str:
+        return f"{stage}.{self._starts[stage]}"
+
+    async def _commit(self, stage: Stage, slot: Slot, result: Record) -> None:
+        info = workflow.info()
+        await workflow.execute_activity_method(
+            LeaseActivities.commit,
+            CommitRequest(
+                token=slot.token,
+                holder=slot.holder,
+                workflow_id=info.workflow_id,
+                run_id=info.run_id,
+                stage=stage,
+                digest=signing.digest(result.model_copy(update={"ran": None})),
+            ),
+            start_to_close_timeout=STEP_TIMEOUT,
+            retry_policy=PATIENT,
+        )
+
+    async def _failed(self, stage: Stage, cause: ApplicationError) -> str:
+        await self._lease.give_back()  # nobody holds a slot while people think
+        field, hint = _details(cause)
+        log = f"jobs/{workflow.info().run_id}/{self._activity_id(stage)}"
+        self._journal.record(
+            StageFailed(
+                stage=stage, error=cause.type or "EverloopError", message=cause.message, field=field, hint=hint, log=log
+            )
+        )
+        request = await self._parked_until_attended(stage)
+        if request.action == "abort":
+            raise Aborted(request.reason or f"aborted by {request.person} at stage {stage}: {cause.message}")
+        if request.action == "skip":
+            self._journal.record(StageSkipped(stage=stage, person=request.person, reason=request.reason))
+        else:
+            self._journal.record(StageRetried(stage=stage, person=request.person))
+        return request.action
+
+    async def _parked_until_attended(self, stage: Stage) -> AttendRequest:
+        me = workflow.info().workflow_id
+        skip = f", `everloop skip {me}`" if stage in SKIPPABLE else ""
+        wait = Wait(
+            what=f"a person to look at the failed stage {stage}",
+            since=workflow.now(),
+            unblocks=f"`everloop retry {me}`{skip} or `everloop abort {me}`",
+        )
+        self._parked, self._attention = stage, None
+        workflow.upsert_search_attributes([names.NEEDS_ATTENTION.value_set(True)])
+        with self._journal.waiting(wait, needs="attention"):
+            await self._journal.settle()
+            await workflow.wait_condition(lambda: self._attention is not None)
+        workflow.upsert_search_attributes([names.NEEDS_ATTENTION.value_set(False)])
+        self._parked = None
+        assert self._attention is not None  # noqa: S101  # what was waited for
+        return self._attention
+
+
+async def run_job(
+    method: Callable[[Any, Q], Awaitable[R]], request: Q, slot: Slot, activity_id: str, summary: str
+) -> R:
+    """Run a compute activity on the leased *slot*. A cancelled job has ended when this returns."""
+    return await workflow.execute_activity_method(
+        method,
+        request.model_copy(update={"slot": slot}),
+        task_queue=names.COMPUTE,
+        activity_id=activity_id,
+        start_to_close_timeout=JOB_TIMEOUT,
+        heartbeat_timeout=HEARTBEAT_TIMEOUT,
+        retry_policy=RETRY,
+        cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+        summary=summary,
+    )
+
+
+def _details(cause: ApplicationError) -> tuple[str, str]:
+    field, hint = (*[str(detail) for detail in cause.details[:2]], "", "")[:2]
+    return field, hint
+
+
+def _blobs(result: Record | None) -> dict[str, str]:
+    if result is None:
+        return {}
+    fields = {name: getattr(result, name) for name in type(result).model_fields}
+    return {name: value.sha256 for name, value in fields.items() if isinstance(value, Blob)}
