@@ -1,0 +1,600 @@
+"""The command line: `everloop --help`. Each command that prints data has `--json`; errors are a line and a hint.
+
+Imports stand inside the commands: `--help` and completion must not load HTTP, YAML or Temporal.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from everloop.errors import EverloopError, Invalid
+
+if TYPE_CHECKING:
+    from everloop.client import Client
+    from everloop.settings import Settings
+
+Json = dict[str, Any]
+
+app = typer.Typer(
+    name="everloop",
+    help="Durable, closed-loop machine learning on Temporal.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: starts faster, reads the same everywhere
+)
+journal = typer.Typer(help="The journal of domain events against Temporal's histories.", no_args_is_help=True)
+worker = typer.Typer(help="Run one worker process here, as `everloop up` does.", no_args_is_help=True)
+app.add_typer(journal, name="journal")
+app.add_typer(worker, name="worker")
+
+DataDir = Annotated[
+    Path | None,
+    typer.Option("--data-dir", help="Data folder of the stack [EVERLOOP_DATA_DIR, default ~/.everloop]", metavar="DIR"),
+]
+PortBase = Annotated[
+    int | None,
+    typer.Option("--port-base", min=1024, max=65000, help="First of five ports [EVERLOOP_PORT_BASE, default 7700]"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Lifecycle = Annotated[str, typer.Argument(help="Id of a lifecycle, as `everloop list` shows it.", metavar="LIFECYCLE")]
+Project = Annotated[str, typer.Option("--project", help="Project of the model.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Comment = Annotated[str, typer.Option("--comment", "-m", help="Written on the decision, for everybody to read.")]
+Reason = Annotated[str, typer.Option("--reason", help="Written on the record.")]
+
+BATCH_ROWS = 1000
+
+
+def main() -> None:
+    """Entry point: errors of ours are one line, a hint and exit code 1; never a traceback."""
+    try:
+        app()
+    except EverloopError as error:
+        complain(error)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # `everloop list | head`
+        sys.stderr.close()
+        sys.exit(0)
+
+
+def complain(error: EverloopError) -> None:
+    field = f" [{error.field}]" if error.field and error.field not in str(error) else ""
+    typer.echo(f"error: {error}{field}", err=True)
+    if error.hint:
+        typer.echo(f"  hint: {error.hint}", err=True)
+
+
+# --- the stack
+
+
+@app.command()
+def up(data_dir: DataDir = None, port_base: PortBase = None) -> None:
+    """Start the whole stack on this machine and mind it until Ctrl-C."""
+    _become("workers.dev", _settings(data_dir, port_base))
+
+
+@app.command()
+def down(data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """End the stack of a data folder, and whatever is left of it."""
+    from everloop import stack
+
+    done = stack.down(_settings(data_dir))
+    _print_json({"done": done}) if as_json else typer.echo(done)
+
+
+@app.command()
+def reset(data_dir: DataDir = None, yes: Yes = False) -> None:
+    """Forget everything: remove what is in the data folder."""
+    from everloop import stack
+
+    settings = _settings(data_dir)
+    if not settings.data_dir.exists():
+        typer.echo(f"nothing is there: {settings.data_dir}")
+        return
+    if not yes and not _ask(f"Remove all data, models and history in {settings.data_dir}?"):
+        typer.echo("nothing is removed")
+        raise typer.Exit(1)
+    stack.reset(settings)
+    typer.echo(f"removed everything in {settings.data_dir}")
+
+
+@app.command()
+def login(data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Print a one-time link that signs your browser in."""
+    with _client(data_dir) as client:
+        url = client.login_url()
+    _print_json({"url": url}) if as_json else typer.echo(url)
+
+
+@app.command()
+def demo(
+    yes: Yes = False,
+    rows: Annotated[
+        int | None, typer.Option("--rows", min=1000, help="Rows to sample; default: what fits 3 minutes.")
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option("--data-dir", help="Data folder of the demo [default ~/.everloop/demo]", metavar="DIR"),
+    ] = None,
+    port_base: PortBase = None,
+) -> None:
+    """Show the whole loop on a real year of data: train, approve, release, drift, retrain by itself."""
+    from everloop import engine
+
+    arguments = ["--yes"] if yes else []
+    for name, value in (("--rows", rows), ("--data-dir", data_dir), ("--port-base", port_base)):
+        arguments += [name, str(value)] if value is not None else []
+    engine.become("examples", *arguments)
+
+
+# --- lifecycles
+
+
+@app.command()
+def init(  # noqa: PLR0917  # options of a command, given by name
+    path: Annotated[Path, typer.Argument(help="A .csv or .parquet file, or a folder of them.", metavar="DATA")],
+    target: Annotated[str, typer.Option("--target", help="Column to predict.")],
+    time: Annotated[str | None, typer.Option("--time", help="Column with the event time.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Name of the model [default: from the file].")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to write [default: MODEL.yaml].")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+) -> None:
+    """Look at a table and write a commented spec that submits as it is."""
+    import yaml
+
+    from everloop.init import draft
+
+    text = draft(path, target, time, model)
+    place = output or Path(f"{yaml.safe_load(text)['model']}.yaml")
+    if str(place) == "-":
+        typer.echo(text)
+        return
+    if place.exists() and not force:
+        raise Invalid(f"{place} exists", field="--output", hint="--force overwrites it, --output FILE writes elsewhere")
+    try:
+        place.write_text(text)
+    except OSError as error:
+        raise Invalid(f"cannot write {place}: {error.strerror}", field="--output") from None
+    typer.echo(f"wrote {place}; now: everloop submit {place}")
+
+
+@app.command()
+def submit(
+    spec: Annotated[Path, typer.Argument(help="A spec in YAML or JSON.")],
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until it needs a person or has ended.")] = False,
+    key: Annotated[
+        str | None, typer.Option("--key", help="Its id [default: MODEL-<random>]; the same key is the same lifecycle.")
+    ] = None,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Start a lifecycle."""
+    with _client(data_dir) as client:
+        found = client.submit(spec, key)
+        if wait:
+            found = _follow(client, found["id"], until="gate", quiet=as_json)
+        elif not as_json:
+            typer.echo(f"{found['id']}   (everloop watch {found['id']})")
+    if as_json:
+        _print_json(found)
+    if wait:
+        _exit_by(found)
+
+
+@app.command("list")
+def list_lifecycles(
+    limit: Annotated[int, typer.Option("--limit", min=1, max=1000)] = 20,
+    status: Annotated[
+        str | None, typer.Option("--status", help="running, waiting_approval, needs_attention, released, ...")
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model")] = None,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """List lifecycles, newest first."""
+    with _client(data_dir) as client:
+        rows = client.list(limit, status, model)
+    _show(rows, as_json, lambda console: console.lifecycles(rows))
+
+
+@app.command()
+def show(lifecycle: Lifecycle, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Show a lifecycle: stages, what it waits for, metrics, what failed and what helps."""
+    with _client(data_dir) as client:
+        found = _with_log(client, client.show(lifecycle))
+    _show(found, as_json, lambda console: console.lifecycle(found))
+
+
+@app.command()
+def watch(lifecycle: Lifecycle, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Follow a lifecycle until it has ended or is parked. With --json: one line each time it changes."""
+    with _client(data_dir) as client:
+        found = _follow(client, lifecycle, until="end", lines=as_json)
+    _exit_by(found)
+
+
+@app.command()
+def events(lifecycle: Lifecycle, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """List what happened to a lifecycle, oldest first."""
+    with _client(data_dir) as client:
+        rows = client.events(lifecycle)
+    if as_json:
+        _print_json(rows)
+        return
+    for row in rows:
+        body = row.get("body") or row.get("event") or row
+        rest = {k: v for k, v in body.items() if k not in ("type", "at", "seq", "spec", "workflow_id", "run_id") and v}
+        typer.echo(
+            f"{row.get('at') or body.get('at')}  {row.get('type') or body.get('type')}  {json.dumps(rest, default=str)}"
+        )
+
+
+@app.command()
+def logs(
+    lifecycle: Lifecycle,
+    stage: Annotated[str | None, typer.Option("--stage", help="Only this stage.")] = None,
+    tail: Annotated[int | None, typer.Option("--tail", "-n", min=1, help="Only the last lines.")] = None,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print the logs of a lifecycle's stages."""
+    with _client(data_dir) as client:
+        text = client.logs(lifecycle, stage, tail)
+    if as_json:
+        _print_json({"lifecycle": lifecycle, "stage": stage, "log": text})
+        return
+    typer.echo(text.rstrip() or "no log yet")
+
+
+@app.command()
+def approve(
+    lifecycle: Lifecycle, comment: Comment = "", yes: Yes = False, data_dir: DataDir = None, as_json: AsJson = False
+) -> None:
+    """Look at the evidence and sign a yes: the version takes the model's traffic."""
+    with _client(data_dir) as client:
+        gate = client.approval(lifecycle)
+        if not as_json:
+            _show(gate, as_json, lambda console: console.evidence(gate))
+        if not yes and not _ask("Approve this version for release?"):
+            typer.echo("nothing is decided", err=True)
+            raise typer.Exit(1)
+        # The digest of what was shown: if the evidence changes meanwhile, the signature does not fit.
+        answer = client.approve(lifecycle, comment, gate["evidence_digest"])
+    _print_json(answer) if as_json else typer.echo(f"approved; follow the release: everloop watch {lifecycle}")
+
+
+@app.command()
+def reject(
+    lifecycle: Lifecycle,
+    comment: Annotated[str, typer.Option("--comment", "-m", help="Why not; everybody reads it.")],
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Sign a no: the version is not released."""
+    with _client(data_dir) as client:
+        answer = client.reject(lifecycle, comment)
+    _print_json(answer) if as_json else typer.echo(f"rejected: {comment}")
+
+
+@app.command()
+def retry(lifecycle: Lifecycle, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Try the failed stage of a parked lifecycle again."""
+    _attend(data_dir, as_json, lifecycle, "trying again", lambda client: client.retry(lifecycle))
+
+
+@app.command()
+def skip(lifecycle: Lifecycle, reason: Reason = "", data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Go on without the failed stage, where the lifecycle can do without it."""
+    _attend(data_dir, as_json, lifecycle, "skipped", lambda client: client.skip(lifecycle, reason))
+
+
+@app.command()
+def abort(lifecycle: Lifecycle, reason: Reason = "", data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """End a parked lifecycle."""
+    _attend(data_dir, as_json, lifecycle, "aborted", lambda client: client.abort(lifecycle, reason))
+
+
+@app.command()
+def cancel(lifecycle: Lifecycle, reason: Reason = "", data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Stop a running lifecycle and its jobs."""
+    _attend(data_dir, as_json, lifecycle, "cancel requested", lambda client: client.cancel(lifecycle, reason))
+
+
+# --- models
+
+
+@app.command()
+def models(data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """List models and the version that answers now."""
+    with _client(data_dir) as client:
+        rows = client.models()
+    _show(rows, as_json, lambda console: console.models(rows))
+
+
+@app.command()
+def predict(  # noqa: PLR0917  # options of a command, given by name
+    model: Annotated[str, typer.Argument(help="Name of a released model.")],
+    rows: Annotated[
+        str, typer.Argument(help="JSON ('{...}' or '[...]'), a .json, .jsonl or .csv file, or - for stdin.")
+    ] = "-",
+    event_time: Annotated[
+        str | None, typer.Option("--event-time", help="When it happened (ISO) [default: now].")
+    ] = None,
+    project: Project = "default",
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask the released version of a model."""
+    with _client(data_dir) as client:
+        asked = _rows(rows)
+        answers = [
+            client.predict(model, asked[at : at + BATCH_ROWS], event_time=event_time, project=project)
+            for at in range(0, len(asked), BATCH_ROWS)
+        ]
+    if as_json:
+        _print_json(answers[0] if len(answers) == 1 else answers)
+        return
+    for answer in answers:
+        for one in answer.get("predictions") or [answer]:
+            typer.echo(json.dumps(one, default=str))
+
+
+@app.command()
+def check(
+    model: Annotated[str, typer.Argument(help="Name of a released model.")],
+    project: Project = "default",
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Let the model's monitor look now, and show its checks so far."""
+    with _client(data_dir) as client:
+        started = client.check(model, project)
+        found = client.model(model, project)
+    past = found.get("checks") or found.get("drift_checks") or []
+    _show({"started": started, "checks": past}, as_json, lambda console: console.checks(past))
+
+
+# --- one process each, as production runs them
+
+
+@journal.command()
+def rebuild(data_dir: DataDir = None, port_base: PortBase = None) -> None:
+    """Make the read models again from Temporal's histories."""
+    _become("workers", _settings(data_dir, port_base), "journal", "rebuild")
+
+
+@journal.command()
+def verify(data_dir: DataDir = None, port_base: PortBase = None) -> None:
+    """Compare the read models with Temporal's histories; exit code 1 when they differ."""
+    _become("workers", _settings(data_dir, port_base), "journal", "verify")
+
+
+@worker.command()
+def control(data_dir: DataDir = None, port_base: PortBase = None) -> None:
+    """Workflows and light activities."""
+    _become("workers", _settings(data_dir, port_base), "control")
+
+
+@worker.command()
+def compute(data_dir: DataDir = None, port_base: PortBase = None) -> None:
+    """Submits jobs to Dask."""
+    _become("workers", _settings(data_dir, port_base), "compute")
+
+
+@worker.command()
+def scheduler(data_dir: DataDir = None, port_base: PortBase = None) -> None:
+    """The Dask scheduler."""
+    _become("workers", _settings(data_dir, port_base), "scheduler")
+
+
+@worker.command()
+def slot(
+    name: Annotated[str, typer.Argument(help="Name of the device: cpu0, cpu1, ...")],
+    data_dir: DataDir = None,
+    port_base: PortBase = None,
+) -> None:
+    """One Dask worker on one device."""
+    _become("workers", _settings(data_dir, port_base), "slot", name)
+
+
+@app.command()
+def api(data_dir: DataDir = None, port_base: PortBase = None) -> None:
+    """Run the API and its pages."""
+    _become("api", _settings(data_dir, port_base))
+
+
+@app.command()
+def serve(data_dir: DataDir = None, port_base: PortBase = None) -> None:
+    """Run the prediction server."""
+    _become("api", _settings(data_dir, port_base), "serve")
+
+
+# --- shared by the commands
+
+
+def _settings(data_dir: Path | None, port_base: int | None = None) -> "Settings":
+    from everloop import settings
+
+    return settings.load(data_dir=data_dir, port_base=port_base)
+
+
+def _become(module: str, settings: "Settings", *arguments: str) -> None:
+    """Replace this process by one of the engine's, with these settings. Does not return."""
+    from dataclasses import replace
+
+    from everloop import engine, stack
+
+    if module != "workers.dev" and (running := stack.read(settings)):
+        settings = replace(settings, port_base=running.port_base)  # talk to the stack of that folder
+    engine.become(module, *arguments, extra=settings.environment())
+
+
+@contextmanager
+def _client(data_dir: Path | None) -> "Iterator[Client]":
+    from everloop.client import Client
+
+    with Client(data_dir=data_dir) as client:
+        yield client
+
+
+def _attend(data_dir: Path | None, as_json: bool, lifecycle: str, done: str, act: "Callable[[Client], Json]") -> None:
+    with _client(data_dir) as client:
+        answer = act(client)
+    _print_json(answer) if as_json else typer.echo(f"{done}: {lifecycle}   (everloop watch {lifecycle})")
+
+
+def _follow(client: "Client", lifecycle: str, *, until: str, quiet: bool = False, lines: bool = False) -> Json:
+    """Show the lifecycle live until it needs a person (`gate`) or has ended or is parked (`end`)."""
+    import time
+
+    from rich.live import Live
+
+    from everloop import console
+    from everloop.client import RUNNING
+
+    stops = {"needs_attention"} | ({"waiting_approval"} if until == "gate" else set())
+    live = not quiet and not lines and console.out.is_terminal
+    seen = ""
+    with Live(console=console.out, refresh_per_second=4, transient=True) if live else _nothing() as display:
+        while True:
+            found = client.show(lifecycle)
+            if live and isinstance(display, Live):
+                display.update(console.lifecycle(found))
+            state = json.dumps(
+                [found["status"], found.get("stage"), found.get("wait"), found.get("wait_what")], default=str
+            )
+            if state != seen and not live and not quiet:
+                _tell(found, lines)
+            seen = state
+            if found["status"] not in RUNNING or found["status"] in stops:
+                break
+            time.sleep(0.5)
+    found = _with_log(client, found)
+    if not quiet and not lines:
+        console.out.print(console.lifecycle(found))
+    return found
+
+
+def _tell(found: Json, lines: bool) -> None:
+    """One line about a change, for logs and scripts."""
+    if lines:
+        typer.echo(json.dumps(found, default=str))
+        return
+    typer.echo(f"{found['id']}: {found['status'].replace('_', ' ')} {found.get('stage') or ''}".rstrip())
+
+
+def _with_log(client: "Client", found: Json) -> Json:
+    """The lifecycle, with the last log lines of the stage that failed."""
+    error = found.get("error") or {}
+    if (
+        found["status"] != "needs_attention"
+        or error.get("log_lines")
+        or error.get("log_tail")
+        or not error.get("stage")
+    ):
+        return found
+    try:
+        text = client.logs(found["id"], error["stage"], 20)
+    except EverloopError:
+        return found
+    return found | {"log_lines": text.splitlines()[-20:]}
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+def _exit_by(found: Json) -> None:
+    """Exit code 1 when the lifecycle needs help or did not end by a decision."""
+    if found["status"] in ("needs_attention", "failed", "terminated", "cancelled", "aborted"):
+        raise typer.Exit(1)
+
+
+def _show(value: object, as_json: bool, render: Callable[[Any], Any]) -> None:
+    if as_json:
+        _print_json(value)
+        return
+    from everloop import console
+
+    console.out.print(render(console))
+
+
+def _print_json(value: object) -> None:
+    typer.echo(json.dumps(value, indent=2, default=str, ensure_ascii=False))
+
+
+def _ask(question: str) -> bool:
+    """Yes or no. Without a terminal there is nobody to ask: raises `Invalid` that names `--yes`."""
+    if not sys.stdin.isatty():
+        raise Invalid(f"{question} There is no terminal to ask on", field="--yes", hint="give --yes to say so")
+    return typer.confirm(question)
+
+
+def _rows(text: str) -> list[Json]:
+    """Rows from JSON text, a file or stdin."""
+    if text.lstrip()[:1] in ("{", "["):
+        return _parsed(text, "the argument")
+    if text == "-":
+        return _parsed(sys.stdin.read(), "stdin")
+    path = Path(text)
+    try:
+        content = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Invalid(
+            f"cannot read {path}: {getattr(error, 'strerror', None) or 'not text'}",
+            field="rows",
+            hint="give JSON, or a .json, .jsonl or .csv file",
+        ) from None
+    if path.suffix == ".csv":
+        return _csv(content, path)
+    return _parsed(content, str(path))
+
+
+def _parsed(text: str, where: str) -> list[Json]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        try:
+            value = [json.loads(line) for line in text.splitlines() if line.strip()]
+        except ValueError as error:
+            raise Invalid(f"{where} is not JSON: {error}", field="rows") from None
+    rows = value if isinstance(value, list) else [value]
+    if not rows or not all(isinstance(row, dict) for row in rows):
+        raise Invalid(f"{where} must hold one row ({{...}}) or a list of rows", field="rows")
+    return rows
+
+
+def _csv(text: str, path: Path) -> list[Json]:
+    """Rows of a CSV: empty is null, and what reads as a number is one."""
+    import csv
+    import io
+
+    rows = [{name: _cell(value) for name, value in row.items() if name} for row in csv.DictReader(io.StringIO(text))]
+    if not rows:
+        raise Invalid(f"{path} has no rows", field="rows")
+    return rows
+
+
+def _cell(text: str | None) -> str | int | float | None:
+    if text is None or text.strip() == "":
+        return None
+    for kind in (int, float):
+        try:
+            value = kind(text)
+        except ValueError:
+            continue
+        return value if str(value) == text or "." in text else text  # `007` and `nan` stay text
+    return text
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,391 @@
+"""The API in Python: `Client().submit("spec.yaml")`. Every call answers or raises an error of `everloop.errors`.
+
+Answers are the API's JSON as plain dicts and lists: what a notebook prints is what the CLI's `--json` prints.
+"""
+
+import json
+import random
+import secrets
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+from urllib.parse import quote
+
+import httpx
+import yaml
+from pydantic import ValidationError
+
+from everloop import errors, stack
+from everloop import settings as configuration
+from everloop.errors import EverloopError, InvalidSpec, NotAuthenticated, Unavailable
+from everloop.settings import Settings
+from everloop.specs import LifecycleSpec
+
+Json = dict[str, Any]
+Rows = list[Json]
+Spec = LifecycleSpec | Mapping[str, Any] | str | Path
+
+PATIENCE_SECONDS = 30.0
+"""How long a call is tried again while the API does not answer, or answers 503."""
+RUNNING = frozenset({"running", "waiting_approval", "needs_attention"})
+"""Statuses of a lifecycle that has not ended."""
+FAR_SECONDS = 10 * 365 * 86400.0
+
+
+class Client:
+    """A connection to one deployment as one person. Safe to share between threads; use as a context manager."""
+
+    def __init__(
+        self,
+        url: str | None = None,
+        key: str | None = None,
+        data_dir: str | Path | None = None,
+        *,
+        serve_url: str | None = None,
+    ) -> None:
+        """Connect to *url* with *key*; left out, both are found in the data folder of the running stack.
+
+        Raises `Unavailable` when nothing runs there.
+        """
+        settings = configuration.load(data_dir=Path(data_dir) if data_dir else None)
+        up = stack.read(settings) if url is None or serve_url is None else None
+        if url is None and up is None:
+            raise Unavailable(
+                f"Everloop does not run on {settings.data_dir}", hint="start it with `everloop up`, or give its url"
+            )
+        self.settings = settings
+        self.url = (url or (up.api_url if up else "")).rstrip("/")
+        self.serve_url = (serve_url or (up.serve_url if up else settings.serve_url)).rstrip("/")
+        self._http = httpx.Client(
+            headers={"Authorization": f"Bearer {key or _key(settings)}", "Accept": "application/json"},
+            timeout=httpx.Timeout(60, connect=5),
+            trust_env=False,  # a proxy has no business with loopback
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    # --- lifecycles
+
+    def submit(self, spec: Spec, key: str | None = None) -> Json:
+        """Start a lifecycle; answers it. *key* is its id: the same key again answers the same lifecycle.
+
+        Without *key* each call starts a new one, under a key that this call's own retries reuse.
+        """
+        body = load_spec(spec)
+        key = key or f"{body.get('model', 'model')}-{secrets.token_hex(4)}"
+        return _object(self._api("POST", "/lifecycles", json=body, headers={"Idempotency-Key": key}))
+
+    def list(self, limit: int = 50, status: str | None = None, model: str | None = None) -> Rows:
+        """The latest lifecycles, newest first."""
+        return _items(self._api("GET", "/lifecycles", params=_given(limit=limit, status=status, model=model)))
+
+    def show(self, lifecycle: str) -> Json:
+        """A lifecycle as it is now: status, stages, wait, metrics, failure."""
+        return _object(self._api("GET", f"/lifecycles/{_part(lifecycle)}"))
+
+    def events(self, lifecycle: str) -> Rows:
+        """What happened to it, oldest first."""
+        return _items(self._api("GET", f"/lifecycles/{_part(lifecycle)}/events"))
+
+    def logs(self, lifecycle: str, stage: str | None = None, tail: int | None = None) -> str:
+        """The log of its stages' attempts, as text."""
+        path = f"/lifecycles/{_part(lifecycle)}/logs"
+        return text_of(self._api("GET", path, params=_given(stage=stage, tail=tail)))
+
+    def metrics(self, lifecycle: str) -> Any:  # noqa: ANN401
+        """Progress of its jobs: values by step."""
+        return self._api("GET", f"/lifecycles/{_part(lifecycle)}/metrics")
+
+    def wait(
+        self,
+        lifecycle: str,
+        until: Literal["end", "gate"] | Callable[[Json], bool] = "end",
+        timeout: float | None = None,
+        every: float = 0.5,
+    ) -> Json:
+        """Wait until the lifecycle has ended, or (`until="gate"`) until it needs a person; answers it.
+
+        `needs_attention` always ends the wait: only a person can go on from there. *timeout* and *every* are
+        seconds. Raises `Unavailable` when *timeout* has passed.
+        """
+        done = until if callable(until) else _until(until)
+        deadline = time.monotonic() + (FAR_SECONDS if timeout is None else timeout)
+        while True:
+            found = self.show(lifecycle)
+            if done(found) or found["status"] == "needs_attention" or found["status"] not in RUNNING:
+                return found
+            if time.monotonic() > deadline:
+                raise Unavailable(
+                    f"{lifecycle} is still {found['status']} at stage {found.get('stage') or '-'}",
+                    hint=f"`everloop show {lifecycle}` says what it waits for",
+                )
+            time.sleep(every)
+
+    def retry(self, lifecycle: str) -> Json:
+        """Try the failed stage of a parked lifecycle again."""
+        return self._attend(lifecycle, "retry", {})
+
+    def skip(self, lifecycle: str, reason: str = "") -> Json:
+        """Go on without the failed stage of a parked lifecycle, where it can be done without."""
+        return self._attend(lifecycle, "skip", {"reason": reason})
+
+    def abort(self, lifecycle: str, reason: str = "") -> Json:
+        """End a parked lifecycle."""
+        return self._attend(lifecycle, "abort", {"reason": reason})
+
+    def cancel(self, lifecycle: str, reason: str = "") -> Json:
+        """Ask a running lifecycle to end; its jobs are stopped."""
+        return self._attend(lifecycle, "cancel", {"reason": reason})
+
+    def _attend(self, lifecycle: str, action: str, body: Json) -> Json:
+        return _object(self._api("POST", f"/lifecycles/{_part(lifecycle)}/{action}", json=body))
+
+    # --- gates
+
+    def approvals(self, status: str = "open") -> Rows:
+        """The gates where a person is asked."""
+        return _items(self._api("GET", "/approvals", params={"status": status}))
+
+    def approval(self, lifecycle: str) -> Json:
+        """The gate of a lifecycle with its evidence and the digest that a decision names."""
+        return _object(self._api("GET", f"/approvals/{_part(lifecycle)}"))
+
+    def approve(self, lifecycle: str, comment: str = "", evidence_digest: str | None = None) -> Json:
+        """Sign a yes to the evidence with *evidence_digest* (the gate's present one when left out).
+
+        Raises `EvidenceChanged` when the gate has other evidence by now, `GateClosed` when it was decided.
+        """
+        return self._decide(lifecycle, "approve", comment, evidence_digest)
+
+    def reject(self, lifecycle: str, comment: str, evidence_digest: str | None = None) -> Json:
+        """Sign a no. A comment is required: it is the reason that everybody reads."""
+        return self._decide(lifecycle, "reject", comment, evidence_digest)
+
+    def _decide(self, lifecycle: str, verdict: str, comment: str, digest: str | None) -> Json:
+        digest = digest or self.approval(lifecycle)["evidence_digest"]
+        body = {"verdict": verdict, "comment": comment, "evidence_digest": digest}
+        return _object(self._api("POST", f"/approvals/{_part(lifecycle)}/decision", json=body))
+
+    # --- models
+
+    def models(self) -> Rows:
+        """The models that there are, with the version that answers now."""
+        return _items(self._api("GET", "/models"))
+
+    def model(self, model: str, project: str = "default") -> Json:
+        """A model: its route, versions, monitor and drift checks."""
+        return _object(self._api("GET", f"/models/{_part(model)}", params={"project": project}))
+
+    def check(self, model: str, project: str = "default") -> Json:
+        """Let the model's monitor look now, not only when it is due."""
+        return _object(self._api("POST", f"/models/{_part(model)}/check", params={"project": project}))
+
+    def predict(
+        self,
+        model: str,
+        rows: Sequence[Mapping[str, Any]] | Mapping[str, Any],
+        *,
+        event_time: str | datetime | None = None,
+        request_id: str | None = None,
+        project: str | None = None,
+        **more: Any,  # noqa: ANN401
+    ) -> Json:
+        """Ask the released version about one row (a mapping) or many. *event_time* is when they happened.
+
+        Further names (`key`, `event_times`, ...) go into the request as they are. Raises `InvalidPrediction`,
+        which names the field, and `NotFound` when nothing is released under that name.
+        """
+        when = event_time.isoformat() if isinstance(event_time, datetime) else event_time
+        body: Json = {"row": dict(rows)} if isinstance(rows, Mapping) else {"rows": [dict(row) for row in rows]}
+        body |= _given(event_time=when, request_id=request_id or secrets.token_hex(8), **more)
+        url = f"{self.serve_url}/models/{_part(model)}/predict"
+        return _object(self._call("POST", url, json=body, params=_given(project=project)))
+
+    def serving(self) -> Any:  # noqa: ANN401
+        """What the prediction server has loaded."""
+        return self._call("GET", f"{self.serve_url}/status")
+
+    # --- identity
+
+    def login_url(self) -> str:
+        """A one-time link that signs a browser in."""
+        return str(_object(self._api("POST", "/login-links"))["url"])
+
+    def credential(self, person: str) -> str:
+        """A new key that stands for *person*."""
+        return str(_object(self._api("POST", "/credentials", json={"person": person}))["key"])
+
+    # --- HTTP
+
+    def _api(self, method: str, path: str, **request: Any) -> Any:  # noqa: ANN401
+        return self._call(method, f"{self.url}/api/v1{path}", **request)
+
+    def _call(self, method: str, url: str, **request: Any) -> Any:  # noqa: ANN401
+        """Send, and send again with back-off while nobody answers: every POST here is safe to repeat."""
+        if "json" in request:
+            request["content"] = _encode(request.pop("json"))
+            request["headers"] = {"Content-Type": "application/json"} | request.get("headers", {})
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        pause = 0.1
+        while True:
+            try:
+                answer = self._http.request(method, url, **request)
+            except httpx.TransportError as error:
+                problem: EverloopError = Unavailable(
+                    f"{url.split('/api/', maxsplit=1)[0]} does not answer ({type(error).__name__})",
+                    hint="`everloop up` starts the stack; if it runs, its logs say why",
+                )
+            else:
+                if answer.is_success:
+                    is_json = "json" in answer.headers.get("content-type", "")
+                    return (answer.json() if is_json else answer.text) if answer.content else {}
+                problem = error_of(answer)
+                if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                    raise problem
+            if time.monotonic() + pause > deadline:
+                raise problem
+            time.sleep(pause * random.uniform(0.7, 1.3))  # noqa: S311  # spreads retries, no secret
+            pause = min(pause * 2, 2.0)
+
+
+def error_of(answer: httpx.Response) -> EverloopError:
+    """The error that an answer of the API stands for: its class by the problem's `code`."""
+    try:
+        problem = answer.json()
+    except ValueError:
+        problem = {}
+    if not isinstance(problem, dict):
+        problem = {}
+    kinds = {errors.code(kind): kind for kind in errors.family().values()}
+    fallback = NotAuthenticated if answer.status_code == httpx.codes.UNAUTHORIZED else EverloopError
+    kind = kinds.get(str(problem.get("code")), fallback)
+    detail = problem.get("detail") or problem.get("title") or f"HTTP {answer.status_code} from {answer.request.url}"
+    return kind(str(detail), field=str(problem.get("field") or ""), hint=str(problem.get("hint") or ""))
+
+
+def load_spec(spec: Spec) -> Json:
+    """A spec as JSON: from a dict, a `LifecycleSpec`, or a YAML or JSON file.
+
+    A relative `source.path` in a file is relative to the file's folder, in a dict to the working folder.
+    Raises `InvalidSpec` with the field; the API checks it again.
+    """
+    if isinstance(spec, LifecycleSpec):
+        return spec.model_dump(mode="json")
+    if isinstance(spec, Mapping):
+        return _checked(dict(spec), Path.cwd())
+    path = Path(spec)
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "not text"
+        raise InvalidSpec(
+            f"cannot read {path}: {why}", field="spec", hint="`everloop init DATA.csv --target COLUMN` writes a spec"
+        ) from None
+    try:
+        value = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:
+        kind = "JSON" if path.suffix == ".json" else "YAML"
+        raise InvalidSpec(f"{path} is not {kind}: {_one_line(error)}", field="spec") from None
+    if not isinstance(value, dict):
+        raise InvalidSpec(f"{path} must hold a mapping, not {type(value).__name__}", field="spec")
+    return _checked(value, path.absolute().parent)
+
+
+def _checked(value: Json, folder: Path) -> Json:
+    source = value.get("source")
+    if isinstance(source, dict) and isinstance(source.get("path"), str) and source["path"]:
+        value = value | {"source": source | {"path": str(folder / Path(source["path"]).expanduser())}}
+    try:
+        LifecycleSpec.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        if not field:
+            field = message.partition(":")[0]
+        raise InvalidSpec(
+            f"{message}{more}", field=field, hint="see the comments that `everloop init` writes"
+        ) from None
+    return json.loads(_encode(value))  # type: ignore[no-any-return]
+
+
+def _encode(value: object) -> bytes:
+    def plain(item: object) -> object:
+        if isinstance(item, datetime):
+            return item.isoformat()
+        if hasattr(item, "item"):  # a numpy scalar
+            return item.item()
+        return str(item)
+
+    try:
+        return json.dumps(value, default=plain, allow_nan=False).encode()
+    except ValueError:
+        raise errors.Invalid("NaN and Infinity are not JSON", hint="send null for a missing value") from None
+
+
+def text_of(logs: object) -> str:
+    """Logs as text, whether the API answers text or `{lines}` per attempt."""
+    if isinstance(logs, str):
+        return logs
+    if isinstance(logs, dict):
+        for name in ("text", "log", "lines", "attempts", "logs", "items"):
+            if name in logs:
+                return text_of(logs[name])
+        return json.dumps(logs)
+    if isinstance(logs, list):
+        return "\n".join(text_of(part) for part in logs)
+    return str(logs)
+
+
+def _key(settings: Settings) -> str:
+    path = settings.keys_dir / "client.key"
+    try:
+        return path.read_text().strip()
+    except OSError:
+        raise NotAuthenticated(
+            f"no key is found at {path}", hint="start the stack with `everloop up`, or give a key"
+        ) from None
+
+
+def _until(until: str) -> Callable[[Json], bool]:
+    if until == "gate":
+        return lambda found: found["status"] == "waiting_approval"
+    if until == "end":
+        return lambda _: False  # `wait` itself sees the end
+    raise errors.Invalid(f"until must be 'end', 'gate' or a function, not {until!r}", field="until")
+
+
+def _part(name: str) -> str:
+    """A lifecycle id may contain slashes, which stay as they are in the path."""
+    return quote(name, safe="/")
+
+
+def _given(**values: Any) -> Json:  # noqa: ANN401
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _items(answer: Any) -> Rows:  # noqa: ANN401
+    if isinstance(answer, dict):
+        answer = next((value for value in answer.values() if isinstance(value, Iterable)), [])
+    return list(answer)
+
+
+def _object(answer: Any) -> Json:  # noqa: ANN401
+    return answer if isinstance(answer, dict) else {"answer": answer}
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,243 @@
+"""What people see in a terminal. Readable without colour (marks and words carry the meaning) and when narrow."""
+
+import sys
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from everloop.specs import SKIPPABLE, STAGES
+
+Json = dict[str, Any]
+
+out = Console(highlight=False, soft_wrap=False)
+err = Console(stderr=True, highlight=False)
+
+_UTF8 = (sys.stdout.encoding or "").lower().startswith("utf")
+MARKS = {
+    "done": ("✓", "+", "green"),
+    "running": ("●", "*", "cyan"),
+    "failed": ("✗", "x", "red"),
+    "skipped": ("-", "-", "yellow"),
+    "ahead": ("·", ".", "bright_black"),
+}
+STYLES = {
+    "running": "cyan",
+    "waiting_approval": "yellow",
+    "needs_attention": "red",
+    "released": "green",
+    "failed": "red",
+    "terminated": "red",
+}
+
+
+def mark(status: str) -> Text:
+    fancy, plain, style = MARKS.get(status, ("?", "?", ""))
+    return Text(fancy if _UTF8 else plain, style=style)
+
+
+def words(status: str) -> Text:
+    return Text(status.replace("_", " "), style=STYLES.get(status, ""))
+
+
+def moment(value: object) -> datetime | None:
+    """An ISO string as a moment in UTC."""
+    if not isinstance(value, str) or not value:
+        return None
+    try:
+        found = datetime.fromisoformat(value)
+    except ValueError:
+        return None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def when(value: object) -> str:
+    found = moment(value)
+    return f"{found.astimezone(UTC):%Y-%m-%d %H:%M:%S}" if found else ""
+
+
+def span(seconds: float) -> str:
+    """A duration as people say it: `0.8 s`, `3 min 5 s`, `2 h 10 min`."""
+    if seconds < 60:  # noqa: PLR2004
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    if minutes < 60:  # noqa: PLR2004
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min"
+
+
+def number(value: object) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value) if value is not None else "-"
+    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
+
+
+def metrics_line(metrics: Json | None) -> str:
+    return ", ".join(f"{name} {number(value)}" for name, value in (metrics or {}).items())
+
+
+def table(*columns: str) -> Table:
+    """A plain table: no box, long words are folded and never cut."""
+    made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    return made
+
+
+def lifecycles(rows: Iterable[Json]) -> RenderableType:
+    made = table("lifecycle", "model", "status", "stage", "submitted (UTC)")
+    for row in rows:
+        made.add_row(
+            str(row["id"]), str(row.get("model", "")), words(str(row["status"])), str(row.get("stage") or ""),
+            when(row.get("submitted_at")),
+        )  # fmt: skip
+    return made if made.row_count else Text("no lifecycle yet; `everloop submit SPEC.yaml` starts one")
+
+
+def lifecycle(found: Json, now: datetime | None = None) -> RenderableType:
+    """The whole of a lifecycle: head, stage rail, wait, metrics, failure."""
+    head = Text.assemble((str(found["id"]), "bold"), "  ", words(str(found["status"])))
+    if found.get("version") is not None:
+        head.append(f"  version {found['version']}")
+    parts: list[RenderableType] = [head, rail(found, now or datetime.now(UTC))]
+    if found.get("metrics"):
+        parts.append(Text(f"metrics: {metrics_line(found['metrics'])}"))
+    comparison = found.get("comparison") or {}
+    if comparison.get("reason"):
+        parts.append(Text(f"champion: {comparison['reason']}"))
+    if sentence := wait_sentence(found):
+        parts.append(Text(sentence, style="yellow"))
+    if found["status"] == "waiting_approval":
+        parts.append(Text(f"decide: everloop approve {found['id']}   or   everloop reject {found['id']} --comment WHY"))
+    if found.get("reason") and found["status"] not in ("running", "waiting_approval"):
+        parts.append(Text(f"why: {found['reason']}"))
+    parts.extend(failure(found))
+    for name, label in (("temporal_url", "in Temporal"), ("url", "page")):
+        if isinstance(found.get(name), str):
+            parts.append(Text(f"{label}: {found[name]}", style="dim"))
+    return Group(*parts)
+
+
+def rail(found: Json, now: datetime) -> RenderableType:
+    """One line a stage: mark, name, time, what came out. Stages that were not reached are listed in one line."""
+    made = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in range(4):
+        made.add_column(overflow="fold", no_wrap=column in (0, 1, 2))
+    started = set()
+    for stage in found.get("stages") or []:
+        started.add(stage["stage"])
+        begin, end = moment(stage.get("started_at")), moment(stage.get("ended_at"))
+        seconds = span(((end or now) - begin).total_seconds()) if begin else ""
+        ran = stage.get("ran") or {}
+        note = str(stage.get("summary") or "")
+        if stage["status"] == "failed":
+            note = str((stage.get("error") or {}).get("message") or "failed")
+        if ran.get("attempt", 1) > 1:
+            note += f" (attempt {ran['attempt']}{', kept' if ran.get('kept') else ''})"
+        made.add_row(mark(stage["status"]), stage["stage"], Text(seconds, style="dim"), Text(note))
+    ahead = [stage for stage in STAGES if stage not in started]
+    if ahead and found.get("status") in ("running", "waiting_approval", "needs_attention"):
+        return Group(made, Text(f"{mark('ahead').plain} then {', '.join(ahead)}", style="bright_black"))
+    return made
+
+
+def wait_sentence(found: Json) -> str:
+    """For what, since when, what unblocks it."""
+    wait = found.get("wait")
+    if isinstance(wait, str):
+        return wait
+    wait = wait or {
+        "what": found.get("wait_what"), "since": found.get("wait_since"), "unblocks": found.get("wait_unblocks")
+    }  # fmt: skip
+    if wait.get("sentence"):
+        return str(wait["sentence"])
+    if not wait.get("what"):
+        return ""
+    return f"Waiting for {wait['what']} since {when(wait.get('since'))} UTC; {wait.get('unblocks')}."
+
+
+def failure(found: Json) -> list[RenderableType]:
+    """What failed, its last log lines, and the command that helps."""
+    error = found.get("error") or {}
+    if not error.get("message"):
+        return []
+    stage = error.get("stage") or found.get("stage") or ""
+    field = f" [{error['field']}]" if error.get("field") else ""
+    parts: list[RenderableType] = [Text(f"{stage} failed: {error['message']}{field}", style="red")]
+    if error.get("hint"):
+        parts.append(Text(f"  {error['hint']}"))
+    lines = error.get("log_lines") or found.get("log_lines") or error.get("log_tail") or []
+    if isinstance(lines, str):
+        lines = lines.splitlines()
+    if lines:
+        parts.append(Padding(Text("\n".join(str(line) for line in lines[-20:]), style="dim"), (0, 0, 0, 4)))
+    if found["status"] == "needs_attention":
+        name = found["id"]
+        helps = [f"everloop retry {name}"]
+        helps += [f"everloop skip {name}"] if stage in SKIPPABLE else []
+        helps += [f"everloop abort {name}"]
+        parts.append(Text(f"go on: {'   or   '.join(helps)}   (everloop logs {name} shows the whole log)"))
+    return parts
+
+
+def evidence(gate: Json) -> RenderableType:
+    """What an approver is shown before deciding."""
+    shown = gate.get("evidence") or {}
+    comparison = shown.get("comparison") or {}
+    parity = shown.get("parity") or {}
+    made = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    made.add_column(no_wrap=True)
+    made.add_column(overflow="fold")
+    champion = shown.get("champion_version")
+    exported = (
+        f"{number(parity.get('rows'))} rows and {number(parity.get('edge_rows'))} extremes compared, "
+        f"{number(parity.get('mismatches'))} mismatches, largest difference {number(parity.get('max_difference'))}"
+    )
+    until = when(shown.get("trained_until"))
+    rows = (
+        ("model", f"{shown.get('project')}/{shown.get('model')} version {shown.get('version')}"),
+        ("asked by", f"{shown.get('submitted_by')} ({shown.get('trigger')})"),
+        ("test metrics", metrics_line(shown.get("metrics"))),
+        ("champion", f"version {champion}" if champion is not None else "none: this would be the first release"),
+        ("comparison", str(comparison.get("reason") or "-")),
+        ("learned from", f"{number(shown.get('rows'))} rows{f', until {until} UTC' if until else ''}"),
+        ("export", exported),
+        ("model digest", str(shown.get("model_digest") or "")),
+        ("evidence", str(gate.get("evidence_digest") or "")),
+        ("open until", f"{when(gate.get('deadline'))} UTC"),
+    )
+    for name, value in rows:
+        made.add_row(Text(name, style="bold"), value)
+    return made
+
+
+def models(rows: Iterable[Json]) -> RenderableType:
+    made = table("project", "model", "live", "released (UTC)", "last check")
+    for row in rows:
+        route = row.get("route") or row
+        version = route.get("version")
+        check = row.get("last_check") or row.get("check") or {}
+        last = f"share {number(check.get('share'))}, {check.get('verdict')}" if check else "-"
+        made.add_row(
+            str(row.get("project", "default")), str(row.get("model") or row.get("name")),
+            f"version {version}" if version else "none", when(route.get("released_at")), last,
+        )  # fmt: skip
+    return made if made.row_count else Text("no model yet; `everloop submit SPEC.yaml` makes one")
+
+
+def checks(rows: Iterable[Json]) -> RenderableType:
+    """A model's drift checks, newest first."""
+    made = table("window (UTC)", "version", "rows", "share", "verdict", "drifted", "lifecycle")
+    for row in rows:
+        window = row.get("window") or {}
+        start = window.get("start") or row.get("window_start")
+        made.add_row(
+            when(start)[:10], str(row.get("version", "")), number(row.get("rows")), number(row.get("share")),
+            str(row.get("verdict", "")), ", ".join(row.get("drifted") or []), str(row.get("lifecycle") or ""),
+        )  # fmt: skip
+    return made if made.row_count else Text("no check yet")

@@ -1,0 +1,442 @@
+"""What `everloop up` runs: one parent that starts every process of the stack, minds them, and ends them.
+
+Each child is the process that production uses, with a log file of its own (never a pipe: a full pipe hangs
+the writer), in a process group of its own (Ctrl-C reaches only the parent, which ends them in order), and told
+by the kernel to die with the parent, so that a kill -9 of the parent leaves nothing behind.
+"""
+
+import asyncio
+import ctypes
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+from temporalio.api.enums.v1 import TaskQueueType
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
+
+from everloop import engine, names, signing, stack
+from everloop import settings as configuration
+from everloop.artifacts import FLOOR_BYTES
+from everloop.errors import EverloopError
+from everloop.settings import API, SCHEDULER, SERVE, TEMPORAL, TEMPORAL_UI, Settings
+from everloop.store import Store
+from workers import cluster, connect, devices, takeover, temporal
+from workers.temporal import CannotStart, Server
+
+READY_SECONDS = 90.0
+"""A start that takes longer has gone wrong (usual: under 10 s)."""
+STEADY_SECONDS = 10.0
+"""A child that lives this long has started well: its next end counts as the first again."""
+GIVE_UP_AFTER = 5
+"""Ends in a row, each soon after its start, after which a child is not started again."""
+SPACE_BYTES = FLOOR_BYTES + (256 << 20)
+GRACE_SECONDS = 4.0
+"""How long a group of children may take to end in order."""
+LAST_WORDS = 20
+
+_LIBC = ctypes.CDLL(None)  # loaded before any fork: loading it between fork and exec may dead-lock
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(eq=False)
+class Child:
+    """A process that is started again when it ends, until it has ended at once too often."""
+
+    name: str
+    module: str
+    args: tuple[str, ...] = ()
+    process: "subprocess.Popen[bytes] | None" = None
+    started_at: float = 0.0
+    quick_ends: int = 0
+    again_at: float = 0.0
+
+    def alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def start(self, settings: Settings) -> None:
+        """Start it. Call from the main thread: it is told to die with the thread that made it."""
+        with log_of(settings, self.name).open("ab") as output:
+            self.process = subprocess.Popen(
+                engine.command(self.module, *self.args),
+                env=engine.environment(settings.environment()),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                preexec_fn=_dies_with(os.getpid()),  # noqa: PLW1509  # system calls only, no lock is taken
+            )
+        self.started_at = time.monotonic()
+
+
+def _dies_with(parent: int) -> Callable[[], None]:
+    def before_exec() -> None:
+        os.setpgid(0, 0)
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before we asked to be told
+            os._exit(1)
+
+    return before_exec
+
+
+def log_of(settings: Settings, name: str) -> Path:
+    return settings.logs_dir / f"{name}.log"
+
+
+def last_words(log: Path, lines: int = LAST_WORDS) -> str:
+    """The end of a log file, indented, or that there is none."""
+    try:
+        text = log.read_bytes()[-16384:].decode(errors="replace")
+    except OSError:
+        return "    (no log)"
+    return "\n".join(f"    {line}" for line in text.splitlines()[-lines:]) or "    (the log is empty)"
+
+
+@dataclass
+class Stack:
+    """The processes of one life of the stack."""
+
+    settings: Settings
+    children: list[Child] = field(default_factory=list)
+    server: Server | None = None
+    say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+    def start(self) -> None:
+        """Start everything and wait until it works. Raises `CannotStart` with what to do."""
+        settings = self.settings
+        self._launch(Child("scheduler", "workers", ("scheduler",)))
+        for name in devices.slot_names(settings):
+            self._launch(Child(name, "workers", ("slot", name)))
+        self.server = self._temporal()
+        self._take_over()
+        store = Store(settings.database)
+        store.migrate()
+        store.close()
+        (settings.keys_dir / "login.url").unlink(missing_ok=True)  # the new API writes a fresh one
+        self._launch(Child("control", "workers", ("control",)))
+        self._launch(Child("api", "api"))
+        self._launch(Child("compute", "workers", ("compute",)))
+        self._launch(Child("serve", "api", ("serve",)))
+        self._wait_ready()
+
+    def mind(self) -> None:
+        """Start again what ends; returns never. Raises `CannotStart` when something ends at once too often."""
+        while True:
+            self.tend()
+            time.sleep(0.2)
+
+    def tend(self) -> None:
+        """One look at everything."""
+        if self.server is not None and self.server.process.poll() is not None:
+            self.say(f"the Temporal server ended ({_how(self.server.process.returncode)}): starting it again")
+            self.server.stop()
+            self.server = self._temporal()
+        for child in self.children:
+            self._tend(child)
+
+    def _tend(self, child: Child) -> None:
+        if child.alive():
+            return
+        now = time.monotonic()
+        log = log_of(self.settings, child.name)
+        if child.process is not None:
+            quick = now - child.started_at < STEADY_SECONDS
+            child.quick_ends = child.quick_ends + 1 if quick else 1
+            how = _how(child.process.returncode)
+            child.process = None
+            if child.quick_ends >= GIVE_UP_AFTER:
+                raise CannotStart(
+                    f"{child.name} ended {GIVE_UP_AFTER} times soon after its start ({how}). Its last words:\n"
+                    f"{last_words(log)}",
+                    hint=f"the whole log is {log}",
+                )
+            wait = 0.25 * 2 ** (child.quick_ends - 1)
+            child.again_at = now + wait
+            self.say(f"{child.name} ended ({how}): starting it again in {wait:g} s; its log is {log}")
+        if now >= child.again_at:
+            child.start(self.settings)
+
+    def stop(self) -> None:
+        """End everything in order: who gives work first, who keeps it last. Leaves nothing."""
+        order = (("compute", "control", "api", "serve"), ("slot", "scheduler"))
+        kinds = {child: child.args[0] if child.args else child.module for child in self.children}
+        for group in order:
+            members = [child for child, kind in kinds.items() if kind in group and child.alive()]
+            _end([child.process for child in members if child.process])
+        if self.server is not None:
+            self.server.stop()
+        left = stack.members(self.settings)
+        stack.end(left, signal.SIGKILL)
+        stack.wait_gone(left, 2)
+
+    def _launch(self, child: Child) -> None:
+        self.children.append(child)
+        child.start(self.settings)
+
+    def _temporal(self) -> Server | None:
+        settings = self.settings
+        if settings.temporal_address:
+            return None  # somebody else's server
+        return temporal.start(
+            settings.data_dir / "temporal.db",
+            settings.port(TEMPORAL),
+            settings.port(TEMPORAL_UI),
+            log_of(settings, "temporal"),
+            namespace=settings.temporal_namespace,
+        )
+
+    def _take_over(self) -> None:
+        """What the last life of the stack was doing when it died goes on now, not after a heartbeat timeout."""
+        settings = self.settings
+
+        async def take_over() -> int:
+            return await takeover.take_over(await connect.connect(settings), settings)
+
+        taken = asyncio.run(take_over())
+        if taken:
+            self.say(f"took over {taken} attempt{'s' * (taken > 1)} of the last run")
+
+    def _wait_ready(self) -> None:
+        deadline = time.monotonic() + READY_SECONDS
+        while missing := self.missing():
+            self.tend()
+            if time.monotonic() > deadline:
+                words = "\n".join(f"{n}:\n{last_words(log_of(self.settings, n), 5)}" for n in missing)
+                raise CannotStart(
+                    f"not ready after {READY_SECONDS:.0f} s: {', '.join(missing)}\n{words}",
+                    hint=f"the logs are in {self.settings.logs_dir}",
+                )
+            time.sleep(0.1)
+
+    def missing(self) -> list[str]:
+        """Names of the processes that do not answer yet."""
+        settings = self.settings
+        waiting = []
+        if not _answers(f"{settings.api_url}/readyz") or not (settings.keys_dir / "login.url").exists():
+            waiting.append("api")
+        if not _answers(f"{settings.serve_url}/healthz"):
+            waiting.append("serve")
+        return waiting or asyncio.run(self._missing_workers())
+
+    async def _missing_workers(self) -> list[str]:
+        settings = self.settings
+        client = await connect.connect(settings)
+        waiting = []
+        for name, queue, kind in (
+            ("control", names.CONTROL, TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW),
+            ("compute", names.COMPUTE, TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY),
+        ):
+            answer = await client.workflow_service.describe_task_queue(
+                DescribeTaskQueueRequest(
+                    namespace=client.namespace, task_queue=TaskQueue(name=queue), task_queue_type=kind
+                )
+            )
+            if not any(settings.session in poller.identity for poller in answer.pollers):
+                waiting.append(name)
+        return waiting
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310  # loopback, our own
+            return bool(answer.status == 200)  # noqa: PLR2004
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _how(returncode: int | None) -> str:
+    if returncode is not None and returncode < 0:
+        return f"killed by {signal.Signals(-returncode).name}"
+    return f"exit code {returncode}"
+
+
+def _end(processes: list["subprocess.Popen[bytes]"]) -> None:
+    """TERM, wait, KILL the whole process group of each."""
+    for process in processes:
+        with suppress(ProcessLookupError):
+            process.terminate()
+    deadline = time.monotonic() + GRACE_SECONDS
+    for process in processes:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=max(0.01, deadline - time.monotonic()))
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # the group outlives its leader: no stray grandchild
+        process.wait()
+
+
+# --- before the start ------------------------------------------------------------------------------
+
+
+def check_space(folder: Path) -> None:
+    """Raise `CannotStart` when there is too little room to run."""
+    free = shutil.disk_usage(folder).free
+    if free < SPACE_BYTES:
+        raise CannotStart(
+            f"{free >> 20} MiB are free at {folder}; {SPACE_BYTES >> 20} MiB are needed",
+            hint="free some space, or choose another --data-dir",
+        )
+
+
+def check_ports(settings: Settings) -> None:
+    """Raise `CannotStart` when one of our ports is taken."""
+    offsets = [API, SERVE, SCHEDULER] + ([] if settings.temporal_address else [TEMPORAL, TEMPORAL_UI])
+    for offset in offsets:
+        temporal.check_port(settings.port(offset))
+
+
+def check_database(settings: Settings) -> None:
+    """Raise `CannotStart` when the store is a file of something else, or of a newer release."""
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+    from sqlalchemy import inspect, text
+    from sqlalchemy.exc import DBAPIError
+
+    sqlite = settings.database.removeprefix("sqlite:///")
+    if settings.database.startswith("sqlite") and not Path(sqlite).exists():
+        return
+    config = Config()
+    config.set_main_option("script_location", str(Path(stack.__file__).parent / "migrations"))
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    store = Store(settings.database)
+    try:
+        with store.engine.connect() as connection:
+            tables = inspect(connection).get_table_names()
+            found = (
+                [row[0] for row in connection.execute(text("SELECT version_num FROM alembic_version"))]
+                if "alembic_version" in tables
+                else []
+            )
+    except DBAPIError as error:
+        raise CannotStart(
+            f"the database cannot be opened: {error.orig}",
+            hint=f"restore {settings.database} from a backup, choose another --data-dir, or `everloop reset`",
+        ) from None
+    finally:
+        store.close()
+    if tables and not found:
+        raise CannotStart(
+            f"{settings.database} is not a database of Everloop (it has tables, but no revision)",
+            hint="choose another --data-dir (or EVERLOOP_DATABASE_URL)",
+        )
+    if unknown := [revision for revision in found if revision not in known]:
+        raise CannotStart(
+            f"{settings.database} was made by a newer release of Everloop (revision {unknown[0]})",
+            hint="install that release, or choose another --data-dir",
+        )
+
+
+def clear_leftovers(settings: Settings) -> int:
+    """End what a killed launcher left behind; most die by themselves. Returns how many had to be killed."""
+    left = stack.wait_gone(stack.members(settings), 3)
+    stack.end(left, signal.SIGKILL)
+    if stuck := stack.wait_gone(left, 3):
+        raise CannotStart(
+            f"process {stuck[0].pid} of an earlier run does not end ({stuck[0].command})", hint="end it by hand"
+        )
+    stack.withdraw(settings)
+    return len(left)
+
+
+# --- the whole -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def running(settings: Settings) -> Iterator[Stack]:
+    """A ready stack for the length of the block. Raises `CannotStart`, `AlreadyRunning`, `ForeignFolder`.
+
+    Call from the main thread.
+    """
+    if sys.platform != "linux":
+        raise CannotStart("Everloop runs on Linux only (prctl, flock, /proc)", hint="use a Linux machine or WSL 2")
+    stack.claim(settings)
+    lock: IO[str] = stack.lock(settings)
+    settings = replace(settings, session=f"up-{secrets.token_hex(6)}")
+    os.environ.update(settings.environment())  # for the Temporal server, which inherits it
+    life = Stack(settings)
+    try:
+        killed = clear_leftovers(settings)
+        if killed:
+            life.say(f"ended {killed} process{'es' * (killed > 1)} that an earlier run had left")
+        check_space(settings.data_dir)
+        check_database(settings)
+        check_ports(settings)
+        settings.logs_dir.mkdir(parents=True, exist_ok=True)
+        signing.create_keys(settings.keys_dir)
+        cluster.create_certificates(settings.keys_dir)
+        try:
+            life.start()
+            stack.announce(_up(settings))
+            yield life
+        finally:
+            with _undisturbed():
+                stack.withdraw(settings)
+                life.stop()
+    finally:
+        lock.close()
+
+
+def _up(settings: Settings) -> stack.Up:
+    return stack.Up(
+        pid=os.getpid(),
+        started=stack.start_time(os.getpid()),
+        session=settings.session,
+        port_base=settings.port_base,
+        api_url=settings.api_url,
+        serve_url=settings.serve_url,
+        temporal=settings.temporal,
+        temporal_ui_url=settings.temporal_ui_url,
+        data_dir=str(settings.data_dir),
+    )
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """A second Ctrl-C must not leave half a stack behind."""
+    kinds = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(kind, signal.SIG_IGN) for kind in kinds]
+    yield
+    for kind, handler in zip(kinds, before, strict=True):
+        signal.signal(kind, handler)
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> int:
+    """Run the stack until Ctrl-C or SIGTERM. Exit code 1 and one clear message when it cannot run."""
+    for kind in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(kind, _interrupt)
+    started = time.monotonic()
+    try:
+        with running(configuration.load()) as life:
+            login = (life.settings.keys_dir / "login.url").read_text().strip()
+            print(  # noqa: T201
+                f"Everloop is ready ({time.monotonic() - started:.1f} s): {login}  Temporal UI: "
+                f"{life.settings.temporal_ui_url}",
+                flush=True,
+            )
+            life.mind()
+    except KeyboardInterrupt:
+        return 0
+    except EverloopError as error:
+        hint = f"\n  {error.hint}" if error.hint else ""
+        print(f"everloop up: {error}{hint}", file=sys.stderr, flush=True)  # noqa: T201
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
