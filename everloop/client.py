@@ -11,22 +11,22 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, Union
 from urllib.parse import quote
 
 import httpx
-import yaml
-from pydantic import ValidationError
 
 from everloop import errors, stack
 from everloop import settings as configuration
 from everloop.errors import EverloopError, InvalidSpec, NotAuthenticated, Unavailable
 from everloop.settings import Settings
-from everloop.specs import LifecycleSpec
+
+if TYPE_CHECKING:
+    from everloop.specs import LifecycleSpec
 
 Json = dict[str, Any]
 Rows = list[Json]
-Spec = LifecycleSpec | Mapping[str, Any] | str | Path
+Spec = Union["LifecycleSpec", Mapping[str, Any], str, Path]
 
 PATIENCE_SECONDS = 30.0
 """How long a call is tried again while the API does not answer, or answers 503."""
@@ -281,11 +281,19 @@ def load_spec(spec: Spec) -> Json:
     A relative `source.path` in a file is relative to the file's folder, in a dict to the working folder.
     Raises `InvalidSpec` with the field; the API checks it again.
     """
+    from everloop.specs import LifecycleSpec
+
     if isinstance(spec, LifecycleSpec):
         return spec.model_dump(mode="json")
     if isinstance(spec, Mapping):
         return _checked(dict(spec), Path.cwd())
-    path = Path(spec)
+    return _checked(*_read(Path(spec)))
+
+
+def _read(path: Path) -> tuple[Json, Path]:
+    """A file's mapping, and the folder that paths in it are relative to."""
+    import yaml
+
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
@@ -300,10 +308,14 @@ def load_spec(spec: Spec) -> Json:
         raise InvalidSpec(f"{path} is not {kind}: {_one_line(error)}", field="spec") from None
     if not isinstance(value, dict):
         raise InvalidSpec(f"{path} must hold a mapping, not {type(value).__name__}", field="spec")
-    return _checked(value, path.absolute().parent)
+    return value, path.absolute().parent
 
 
 def _checked(value: Json, folder: Path) -> Json:
+    from pydantic import ValidationError
+
+    from everloop.specs import LifecycleSpec
+
     source = value.get("source")
     if isinstance(source, dict) and isinstance(source.get("path"), str) and source["path"]:
         value = value | {"source": source | {"path": str(folder / Path(source["path"]).expanduser())}}

@@ -134,7 +134,7 @@ def claim(settings: Settings) -> None:
     folder = settings.data_dir
     if folder.exists() and not folder.is_dir():
         raise ForeignFolder(f"{folder} is a file", hint="choose a folder with --data-dir", field="data_dir")
-    if folder.exists() and any(folder.iterdir()) and not (folder / MARKER).exists():
+    if folder.exists() and not (folder / MARKER).exists() and any(not _is_ours(entry) for entry in folder.iterdir()):
         raise ForeignFolder(
             f"{folder} holds files that Everloop did not make",
             hint="choose an empty folder with --data-dir",
@@ -149,6 +149,11 @@ def claim(settings: Settings) -> None:
             hint="choose another folder with --data-dir",
             field="data_dir",
         ) from None
+
+
+def _is_ours(folder: Path) -> bool:
+    """A data folder of its own, inside of another one: the demo's is."""
+    return (folder / MARKER).exists()
 
 
 def members(settings: Settings) -> list[Alive]:
@@ -221,7 +226,10 @@ def down(settings: Settings) -> str:
 
 
 def reset(settings: Settings) -> None:
-    """Remove everything in the data folder. Raises `AlreadyRunning`, or `ForeignFolder` when it is not ours."""
+    """Remove everything in the data folder but other stacks' folders in it.
+
+    Raises `AlreadyRunning`, or `ForeignFolder` when Everloop did not make it.
+    """
     folder = settings.data_dir
     if not folder.exists():
         return
@@ -235,6 +243,8 @@ def reset(settings: Settings) -> None:
         raise AlreadyRunning(f"Everloop runs on {folder}: nothing is removed", hint="run `everloop down` first")
     # The marker goes last: a reset that is cut short can be repeated.
     for entry in sorted(folder.iterdir(), key=lambda path: path.name == MARKER):
+        if _is_ours(entry):
+            continue
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         else:
