@@ -168,7 +168,7 @@ def init(  # noqa: PLR0917  # options of a command, given by name
 
 @app.command()
 def submit(
-    spec: Annotated[Path, typer.argument(help="A spec in YAML or JSON.", metavar="SPEC")],
+    spec: Annotated[Path, typer.Argument(help="A spec in YAML or JSON.", metavar="SPEC")],
     wait: Annotated[bool, typer.Option("--wait", help="Wait until it needs a person or has ended.")] = False,
     key: Annotated[
         str | None, typer.Option("--key", help="Its id [default: MODEL-<random>]; the same key is the same lifecycle.")
