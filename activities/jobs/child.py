@@ -1,0 +1,111 @@
+"""A job: `python -m activities.jobs.child FOLDER [EVENTS_FD]` calls one function of the heavy place.
+
+`FOLDER/request.json` says which. It leaves `result.json` (whole or not at all) or `error.json`, and its
+traceback on stderr, which is the attempt's log. A folder can be run again by hand.
+"""
+
+import importlib
+import json
+import os
+import re
+import sys
+import time
+import traceback
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from everloop.artifacts import Artifacts
+from everloop.errors import EverloopError, JobFailed, NotFound
+
+NO_EVENTS = -1
+FUNCTION = re.compile(r"[a-z_]+\.[a-z_]+")
+
+
+class ThisJob:
+    """What a compute function is given beside its request (the `Job` protocol of activities.compute)."""
+
+    def __init__(self, folder: Path, artifacts: Artifacts, predictions_dir: Path, events: int) -> None:
+        self.artifacts = artifacts
+        self.predictions_dir = predictions_dir
+        self.scratch = folder / "scratch"
+        """An empty folder of this attempt's own; gone when the job is."""
+        self._events = events
+
+    def report(self, step: int, **values: float) -> None:
+        """Show progress: *values* of *step*. Never fails and never waits, whoever listens."""
+        if self._events == NO_EVENTS:
+            return
+        line = json.dumps({"step": int(step), "values": {name: float(value) for name, value in values.items()}})
+        try:
+            os.write(self._events, line.encode() + b"\n")
+        except OSError:  # nobody reads any more, or not fast enough: progress is not worth the job
+            return
+
+
+def main(folder: Path, events: int = NO_EVENTS) -> None:
+    """Run the request in *folder*. Leaves result.json or error.json; never raises for what the function does."""
+    order = json.loads((folder / "request.json").read_text())
+    started = time.monotonic()
+    try:
+        job = ThisJob(folder, Artifacts(order["artifacts"]), Path(order["predictions_dir"]), events)
+        result = _call(find(order["root"], order["function"]), order["request"], job)
+    except BaseException as error:  # noqa: BLE001  # SystemExit of a library is a failed job too
+        traceback.print_exc()
+        _leave(folder / "error.json", _told(error))
+        return
+    left = {"result": result, "digest": order["digest"], "log": order["log"], "seconds": time.monotonic() - started}
+    _leave(folder / "result.json", left)
+
+
+def find(root: str, function: str) -> Callable[..., Any]:
+    """The function `data.snapshot` below *root*. Raises `NotFound`."""
+    if not FUNCTION.fullmatch(function):
+        raise NotFound(f"{function!r} is not the name of a job", field="function", hint="it is `<module>.<function>`")
+    module, name = function.split(".")
+    try:
+        found = getattr(importlib.import_module(f"{root}.{module}"), name)
+    except ModuleNotFoundError as error:
+        if error.name != f"{root}.{module}":
+            raise
+        raise NotFound(f"there is no {root}.{module}", field="function") from None
+    except AttributeError:
+        raise NotFound(f"{root}.{module} has no function {name}", field="function") from None
+    return typing.cast("Callable[..., Any]", found)
+
+
+def _call(function: Callable[..., Any], request: dict[str, Any], job: ThisJob) -> dict[str, Any]:
+    hints = typing.get_type_hints(function)
+    returns: type[BaseModel] = hints.pop("return")
+    takes: type[BaseModel] = next(iter(hints.values()))
+    result = function(takes.model_validate(request), job)
+    if not isinstance(result, returns):
+        raise JobFailed(f"{function.__name__} returned {type(result).__name__}, not {returns.__name__}")
+    return result.model_dump(mode="json")
+
+
+def _told(error: BaseException) -> dict[str, str]:
+    """The error as the supervisor passes it on; one line, the rest is in the log."""
+    if isinstance(error, EverloopError):
+        return {"error": type(error).__name__, "message": str(error), "field": error.field, "hint": error.hint}
+    if isinstance(error, MemoryError):
+        return {"error": "MemoryError", "message": "", "field": "", "hint": ""}
+    first_line = f"{type(error).__name__}: {error}".splitlines()[0][:500]
+    return {"error": "JobFailed", "message": first_line, "field": "", "hint": ""}
+
+
+def _leave(path: Path, content: dict[str, Any]) -> None:
+    """Whole or not at all, and on the disk before anybody is told."""
+    staged = path.with_suffix(".new")
+    with staged.open("w") as target:
+        json.dump(content, target)
+        target.flush()
+        os.fsync(target.fileno())
+    staged.replace(path)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else NO_EVENTS)  # noqa: PLR2004

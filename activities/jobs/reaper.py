@@ -1,0 +1,113 @@
+"""The parent of one job: `python -I -S reaper.py LIFE EVENTS LOCK GRACE -- COMMAND...` (the first three: fds).
+
+It starts COMMAND in a session of its own and waits. When the lifeline LIFE ends (the Dask worker died) or
+carries a byte (the job is no longer wanted), the job gets SIGTERM, GRACE seconds, then SIGKILL. It ends only
+when every descendant is gone, and holds LOCK (the slot's flock) until then: "gone" means gone.
+
+Single-threaded and standard library only: PR_SET_PDEATHSIG follows the *thread* that made the child.
+"""
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+ADOPTED_SECONDS = 2.0
+NICENESS = 5  # jobs yield to the processes that heartbeat, answer people and watch over them
+OOM_SCORE = 800  # when memory runs out the kernel takes the job, not the Dask worker beside it
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def main(argv: list[str]) -> int:
+    """The job's exit code, or 128 + the signal that killed it."""
+    life, events, lock = (int(fd) for fd in argv[:3])
+    grace, command = float(argv[3]), argv[5:]
+    become_parent()
+
+    def start() -> int:
+        child = subprocess.Popen(command, preexec_fn=become_job(os.getpid()), pass_fds=(events, lock))
+        return child.pid
+
+    return reap(start, life, events, grace)
+
+
+def become_parent() -> None:
+    """Adopt orphans below us, and survive the signals that are meant for the job."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+    for number in FORWARDED:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def become_job(parent: int) -> Callable[[], None]:
+    """What the new process does before it becomes the job: it never outlives *parent*."""
+    prctl = ctypes.CDLL(None).prctl
+
+    def prepare() -> None:
+        os.setsid()
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # died before the line above
+            os._exit(111)
+        for number in FORWARDED:  # ignored signals stay ignored across exec
+            signal.signal(number, signal.SIG_DFL)
+        os.nice(NICENESS)
+        with contextlib.suppress(OSError):
+            Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
+
+    return prepare
+
+
+def reap(start: Callable[[], int], life: int, events: int, grace: float) -> int:
+    """Start the job, wait for its end or for ours, and leave nothing behind. Its exit code, or 128 + signal."""
+    pid = start()
+    os.close(events)  # the supervisor sees the end of the events when the job's tree has closed them
+    exited = os.pidfd_open(pid)
+    ended = select.select([life, exited], [], [])[0]
+    if exited not in ended:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGTERM)
+        select.select([exited], [], [], grace)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)  # before waiting for the leader: until then the group's number is ours
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    _end_adopted(time.monotonic() + ADOPTED_SECONDS)
+    return status if status >= 0 else 128 - status
+
+
+def _end_adopted(deadline: float) -> None:
+    """Kill the descendants that left the group; their parents are dead, so they are ours now."""
+    while time.monotonic() < deadline:
+        try:
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid:
+            continue
+        for child in _children():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        time.sleep(0.005)
+
+
+def _children() -> list[int]:
+    me = os.getpid()
+    return [pid for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()) if _parent(pid) == me]  # noqa: PTH208
+
+
+def _parent(pid: int) -> int:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return 0
+    return int(stat.rpartition(")")[2].split()[1])
+
+
+if __name__ == "__main__":
+    os._exit(main(sys.argv[1:]))

@@ -1,0 +1,299 @@
+"""From an activity to the slot of its lease: submit, heartbeat, relay, cancel.
+
+Temporal retries, Dask never: whatever is lost comes back as `ComputeLost`, and the next attempt finds a result
+that an earlier one has left.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import logging
+import math
+import re
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from distributed import Client, Future, Security
+from distributed.client import FutureCancelledError
+from distributed.comm import CommClosedError
+from distributed.scheduler import KilledWorker, NoValidWorkerError
+from temporalio import activity
+
+from activities.jobs.supervisor import Order, Outcome, supervise
+from everloop import errors
+from everloop.contracts import JobRequest
+from everloop.records import Ran, Result
+from everloop.settings import Settings
+from everloop.store import MetricRow, Store
+
+log = logging.getLogger(__name__)
+
+R = TypeVar("R", bound=Result)
+
+ROOT = "activities.compute"
+CONNECT_SECONDS = 10.0
+BEAT_SECONDS = 1.0
+GRACE_SECONDS = 2.0
+"""From SIGTERM to SIGKILL for a job that is no longer wanted."""
+GONE_SECONDS = GRACE_SECONDS + 3.0
+MOST_CRASHES = 3
+"""Of one activity, over all its attempts and tokens."""
+SAFE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+LOST = (KilledWorker, NoValidWorkerError, CommClosedError, OSError, TimeoutError)
+
+
+def security(settings: Settings) -> Security:
+    """Dask's TLS from `keys_dir/dask.pem`: who holds it runs code, so nobody else may read it. Raises `Unavailable`."""
+    pem = settings.keys_dir / "dask.pem"
+    if not pem.exists():
+        raise errors.Unavailable(f"Dask's certificate {pem} is missing", hint="`everloop up` makes it")
+    roles = {f"tls_{role}_{part}": str(pem) for role in ("scheduler", "worker", "client") for part in ("cert", "key")}
+    return Security(require_encryption=True, tls_ca_file=str(pem), **roles)
+
+
+@dataclass
+class Watch:
+    """What an activity knows of its running job."""
+
+    device: str
+    job: str
+    """`<run id>/<activity id>`, the key of its metrics."""
+    progress: dict[str, Any] = field(default_factory=dict)
+    """The last line."""
+    unwritten: dict[int, dict[str, float]] = field(default_factory=dict)
+    """Step to values, for the metric table."""
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def hear(self, event: dict[str, Any]) -> None:
+        if "gone" in event:
+            self.gone.set()
+        for line in event.get("lines", ()):
+            self.progress = line
+            self.unwritten[line["step"]] = line["values"]
+
+
+class Jobs:
+    """Runs compute functions on Dask workers, one child process each. One per process, on one event loop."""
+
+    def __init__(self, settings: Settings, store: Store, *, root: str = ROOT) -> None:
+        """*root*: the package whose functions may run. Anything else than the default is for tests."""
+        self._settings = settings
+        self._store = store
+        self._root = root
+        self._client: Client | None = None
+        self._connecting = asyncio.Lock()
+        self._topic = f"everloop-{uuid.uuid4().hex}"
+        self._watches: dict[str, Watch] = {}
+
+    async def run(self, function: str, request: JobRequest, result_type: type[R]) -> R:
+        """Call `function` (`<module>.<name>` below the root) on the slot of *request*, from within an activity.
+
+        Safe to run twice: an attempt that finds the result of an earlier one returns it (`ran.kept`).
+        Raises what the function raised, `JobFailed` for other exceptions and for a job that keeps crashing,
+        `ComputeLost` when the place that ran it went away.
+        """
+        info = activity.info()
+        watch = Watch(
+            request.slot.device,
+            f"{_part(info.workflow_run_id or '', 'run id')}/{_part(info.activity_id, 'activity id')}",
+        )
+        order = self._order(function, request, watch.job, info.attempt)
+        async with self._beating(watch):  # first of all: it also beats while Dask is out of reach
+            outcome = await self._outcome(order, f"{watch.job}/{info.attempt}-{uuid.uuid4().hex[:8]}", watch)
+        result = result_type.model_validate(_result(outcome))
+        return result.model_copy(update={"ran": _ran(request, outcome, info.attempt)})
+
+    async def client(self) -> Client:
+        """The Dask client, made again when the last one is closed. Raises `Unavailable`."""
+        async with self._connecting:
+            if self._client is not None and self._client.status != "running":
+                await self._drop(self._client)
+            if self._client is None:
+                self._client = await self._connect()
+            return self._client
+
+    async def close(self) -> None:
+        """Let go of Dask: every job that still runs here ends."""
+        if self._client is not None:
+            await self._drop(self._client)
+
+    async def _connect(self) -> Client:
+        address = self._settings.dask
+        try:
+            client = await Client(
+                address,
+                asynchronous=True,
+                security=security(self._settings),
+                timeout=CONNECT_SECONDS,
+                set_as_default=False,
+                direct_to_workers=False,  # results are small: no second connection to learn about and lose
+            )
+        except (OSError, TimeoutError, CommClosedError) as error:
+            raise errors.Unavailable(f"the Dask scheduler at {address} does not answer: {error}") from None
+        client.subscribe_topic(self._topic, self._hear)
+        return client
+
+    async def _drop(self, client: Client) -> None:
+        if self._client is client:
+            self._client = None
+        with contextlib.suppress(Exception):  # it is of no more use, however it ends
+            await client.close(timeout=1)
+
+    def _hear(self, event: tuple[float, dict[str, Any]]) -> None:
+        watch = self._watches.get(event[1]["key"])
+        if watch is not None:
+            watch.hear(event[1])
+
+    async def _outcome(self, order: Order, key: str, watch: Watch) -> Outcome:
+        client = await self.client()
+        self._watches[key] = watch
+        try:
+            future = client.submit(
+                supervise,
+                order,
+                key=key,
+                workers=[order["device"]],
+                allow_other_workers=False,
+                resources={"slot": 1},
+                pure=False,
+                retries=0,
+            )
+            return await self._awaited(client, future, watch)
+        finally:
+            del self._watches[key]
+
+    async def _awaited(self, client: Client, future: Future, watch: Watch) -> Outcome:
+        try:
+            outcome: Outcome = await future
+        except asyncio.CancelledError:
+            await asyncio.shield(_end(future, watch))
+            raise
+        except FutureCancelledError as error:  # the scheduler was lost, and with it our subscription
+            await self._drop(client)
+            raise errors.ComputeLost(f"the Dask scheduler was lost: {error}") from None
+        except LOST as error:
+            raise errors.ComputeLost(f"{watch.device}: {_one_line(error)}") from None
+        return outcome
+
+    @contextlib.asynccontextmanager
+    async def _beating(self, watch: Watch) -> AsyncIterator[None]:
+        beating = asyncio.create_task(self._beat(watch))
+        try:
+            yield
+        finally:
+            beating.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await beating
+            await self._write(watch)
+
+    async def _beat(self, watch: Watch) -> None:
+        while True:
+            activity.heartbeat({"device": watch.device, "progress": watch.progress})
+            await asyncio.sleep(BEAT_SECONDS)
+            await self._write(watch)
+
+    async def _write(self, watch: Watch) -> None:
+        """Put the steps that came in since the last time into the metric table. Never fails a job."""
+        steps, watch.unwritten = watch.unwritten, {}
+        if not steps:
+            return
+        try:
+            await asyncio.to_thread(_write_steps, self._store, watch.job, steps)
+        except Exception:
+            log.warning("progress of %s is not written", watch.job, exc_info=True)
+
+    def _order(self, function: str, request: JobRequest, job: str, attempt: int) -> Order:
+        settings = self._settings
+        body = request.model_dump(mode="json")
+        question = {name: value for name, value in body.items() if name != "slot"}
+        canonical = json.dumps([self._root, function, question], sort_keys=True, separators=(",", ":"))
+        return {
+            "topic": self._topic,
+            "function": function,
+            "root": self._root,
+            "request": body,
+            "digest": hashlib.sha256(canonical.encode()).hexdigest(),
+            "token": request.slot.token,
+            "device": _part(request.slot.device, "slot.device"),
+            "folder": str(settings.scratch_dir / "jobs" / job),
+            "log": f"jobs/{job}/{attempt}.log",
+            "logs_dir": str(settings.logs_dir),
+            "slots_dir": str(settings.scratch_dir / "slots"),
+            "environment": {
+                "EVERLOOP_DATA_DIR": str(settings.data_dir),
+                "EVERLOOP_ARTIFACTS_URL": settings.artifacts,
+                "EVERLOOP_SESSION": settings.session,  # a launcher knows its own processes by it
+            },
+            "artifacts": settings.artifacts,
+            "predictions_dir": str(settings.predictions_dir),
+            "grace_seconds": GRACE_SECONDS,
+        }
+
+
+def _part(name: str, what: str) -> str:
+    if not SAFE.fullmatch(name):
+        raise errors.Invalid(
+            f"{what} {name!r} cannot be a folder's name",
+            field=what,
+            hint="use letters, digits, dot, dash and underscore, at most 128",
+        )
+    return name
+
+
+async def _end(future: Future, watch: Watch) -> None:
+    """End the job: when this returns, its tree is gone (or could not be reached in time)."""
+    details = activity.cancellation_details()
+    running = future.status == "pending"
+    with contextlib.suppress(*LOST, FutureCancelledError):
+        await future.cancel(reason="the activity was cancelled")
+    if not running or (details is not None and details.worker_shutdown):
+        return  # this process ends: its keys go with it, and every attempt waits for the slot's lock
+    try:
+        await asyncio.wait_for(watch.gone.wait(), GONE_SECONDS)
+    except TimeoutError:
+        log.warning("job %s was cancelled, but its end was not heard of", watch.job)
+
+
+def _result(outcome: Outcome) -> dict[str, Any]:
+    if "result" in outcome:
+        return outcome["result"]
+    if "error" in outcome:
+        raise _error(**outcome["error"])
+    if "crash" not in outcome:
+        raise errors.ComputeLost("the job was ended because nobody waited for it any more")
+    if outcome["crashes"] >= MOST_CRASHES:
+        raise errors.JobFailed(
+            f"the job crashed {outcome['crashes']} times, the last time by {outcome['crash']}",
+            hint="its log shows how far it came; too little memory is the usual reason for SIGKILL and MemoryError",
+        )
+    raise errors.ComputeLost(f"the job was ended by {outcome['crash']}")
+
+
+def _error(error: str, message: str, field: str, hint: str) -> errors.EverloopError:
+    kind = errors.family().get(error, errors.JobFailed)
+    return kind(message, field=field, hint=hint)
+
+
+def _ran(request: JobRequest, outcome: Outcome, attempt: int) -> Ran:
+    return Ran(
+        device=request.slot.device,
+        token=request.slot.token,
+        attempt=attempt,
+        seconds=round(outcome["seconds"], 3),
+        kept=outcome.get("kept", False),
+        log=outcome["log"],
+    )
+
+
+def _one_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0][:300] or type(error).__name__
+
+
+def _write_steps(store: Store, job: str, steps: dict[int, dict[str, float]]) -> None:
+    with store.write() as session:
+        for step, values in steps.items():
+            finite = {name: value for name, value in values.items() if math.isfinite(value)}  # JSON has no NaN
+            session.merge(MetricRow(job=job, step=step, values=finite))

@@ -1,0 +1,302 @@
+"""The Dask task: start a job under a reaper, relay its progress, end it when it is no longer wanted.
+
+The task holds nothing: whatever happens to this process, the reaper ends the job (lifeline), the slot's lock
+keeps the next attempt waiting until the old one is gone, and a finished result is found again on disk.
+
+    scratch/jobs/<run id>/<activity id>/crashes            one line per crash, over all tokens
+                                       /<token>/request.json, result.json or error.json, scratch/
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypedDict
+
+from distributed import get_worker
+from distributed.core import Status
+
+from activities.jobs import reaper
+from everloop import engine
+
+POLL_SECONDS = 0.1
+RELAY_SECONDS = 0.2
+MOST_LINES = 500  # progress lines in one message; the last ones are kept
+SIGNALLED = 128  # the reaper's exit code for a killed job is this plus the signal
+MARK = "EVERLOOP_SLOT"
+PASSED_ON = ("PATH", "PYTHONPATH", "PYTHONSAFEPATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "CUDA_VISIBLE_DEVICES")
+"""All that a job inherits: no database address, no Temporal address, no keys."""
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_MAX_THREADS", "ARROW_NUM_THREADS")
+
+
+class Order(TypedDict):
+    """What the compute worker asks for. Plain values only: they cross to another process, maybe another host."""
+
+    topic: str
+    function: str
+    root: str
+    """The package that holds the function: `activities.compute`."""
+    request: dict[str, Any]
+    digest: str
+    """Of the function and the request without its slot: a kept result must be of the same question."""
+    token: int
+    device: str
+    folder: str
+    """`scratch/jobs/<run id>/<activity id>`."""
+    log: str
+    logs_dir: str
+    slots_dir: str
+    environment: dict[str, str]
+    artifacts: str
+    predictions_dir: str
+    grace_seconds: float
+
+
+class Outcome(TypedDict, total=False):
+    """How it ended: exactly one of `result`, `error`, `crash`, `unwanted`."""
+
+    result: dict[str, Any]
+    error: dict[str, str]
+    """`error` (class name), `message`, `field`, `hint`."""
+    crash: str
+    """What killed the job: `SIGSEGV`, `MemoryError`."""
+    unwanted: bool
+    crashes: int
+    seconds: float
+    log: str
+    kept: bool
+
+
+def supervise(order: Order) -> Outcome:
+    """Run the job of *order* to its end on this slot, or return the result that an earlier attempt has left.
+
+    Waits for the slot's lock first: the child of a lost attempt may still be ending.
+    """
+    task = Task(order["topic"])
+    with _slot(order, task) as lock:
+        if lock is None:
+            return {"unwanted": True}
+        kept = _kept(order)
+        if kept is not None:
+            return kept
+        _end_orphans(order)
+        job = _prepare(order)
+        code = _run(order, task, job, lock)
+        outcome = _outcome(order, job, code, unwanted=task.ended)
+        shutil.rmtree(job / "scratch", ignore_errors=True)
+        return outcome
+
+
+class Task:
+    """This Dask task, as its worker sees it."""
+
+    def __init__(self, topic: str) -> None:
+        self.worker = get_worker()
+        self.key = self.worker.get_current_task()
+        self.topic = topic
+        self.ended = False
+        """The job was told to end."""
+
+    def wanted(self) -> bool:
+        """False once the key was cancelled, its client has died, the scheduler was lost or this worker closes."""
+        # Internals of distributed, pinned by tests/unit/test_jobs_internals.py.
+        state = self.worker.state.tasks.get(self.key)
+        alive = self.worker.status in (Status.running, Status.paused)
+        return state is not None and state.state != "cancelled" and alive
+
+    def tell(self, **event: Any) -> None:  # noqa: ANN401
+        self.worker.log_event(self.topic, {"key": self.key} | event)
+
+
+@contextlib.contextmanager
+def _slot(order: Order, task: Task) -> Iterator[int | None]:
+    """The slot's lock as a file descriptor, or None when the task is no longer wanted."""
+    folder = Path(order["slots_dir"])
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{order['device']}.lock").open("a") as lock:
+        while not _locked(lock.fileno()):
+            if not task.wanted():
+                yield None
+                return
+            time.sleep(POLL_SECONDS / 2)
+        yield lock.fileno()
+
+
+def _locked(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _kept(order: Order) -> Outcome | None:
+    """The result of an attempt with this token or an older one, for the same question."""
+    folder = Path(order["folder"])
+    tokens = [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.exists() else []
+    for token in sorted((each for each in tokens if each <= order["token"]), reverse=True):
+        with contextlib.suppress(OSError, ValueError):
+            found = json.loads((folder / str(token) / "result.json").read_text())
+            if found["digest"] == order["digest"]:
+                return _left(found) | {"kept": True}
+    return None
+
+
+def _prepare(order: Order) -> Path:
+    """The folder of this token, with the request in it and nothing of a former attempt."""
+    job = Path(order["folder"]) / str(order["token"])
+    shutil.rmtree(job / "scratch", ignore_errors=True)
+    (job / "scratch").mkdir(parents=True)
+    for left in ("error.json", "result.json"):
+        (job / left).unlink(missing_ok=True)
+    (Path(order["logs_dir"]) / order["log"]).parent.mkdir(parents=True, exist_ok=True)
+    told = ("function", "root", "request", "digest", "log", "artifacts", "predictions_dir")
+    (job / "request.json").write_text(json.dumps({name: order[name] for name in told}))  # type: ignore[literal-required]
+    return job
+
+
+def _run(order: Order, task: Task, job: Path, lock: int) -> int:
+    """Start reaper and child, relay events until both are gone. The child's exit code, or 128 + signal."""
+    life_r, life_w = os.pipe()
+    events_r, events_w = os.pipe()
+    os.set_blocking(events_r, False)
+    os.set_blocking(events_w, False)  # a slow reader must never stall the job
+    with (Path(order["logs_dir"]) / order["log"]).open("ab") as log:
+        process = subprocess.Popen(
+            _command(job, life_r, events_w, lock, order["grace_seconds"]),
+            stdin=subprocess.DEVNULL,
+            stdout=log,  # written by the job itself: its last words outlive us
+            stderr=log,
+            env=_environment(order),
+            pass_fds=(life_r, events_w, lock),
+            start_new_session=True,  # Ctrl-C in the terminal is not for it
+            close_fds=True,
+        )
+    os.close(life_r)
+    os.close(events_w)
+    try:
+        _relay(task, process, events_r, life_w)
+    finally:
+        os.close(life_w)  # whatever happened here, the job ends with us
+        code = process.wait()
+        os.close(events_r)
+        if task.ended:
+            task.tell(gone=code)
+    return code
+
+
+def _command(job: Path, life: int, events: int, lock: int, grace: float) -> list[str]:
+    script = [sys.executable, "-I", "-S", reaper.__file__, str(life), str(events), str(lock), str(grace), "--"]
+    return [*script, sys.executable, "-m", "activities.jobs.child", str(job), str(events)]
+
+
+def _environment(order: Order) -> dict[str, str]:
+    ours = engine.environment()
+    threads = dict.fromkeys(THREADS, "1")  # one thread per slot: the lease says so
+    passed_on = {name: ours[name] for name in PASSED_ON if name in ours}
+    return passed_on | threads | order["environment"] | {MARK: _mark(order)}
+
+
+def _mark(order: Order) -> str:
+    return f"{order['slots_dir']}/{order['device']}"
+
+
+def _end_orphans(order: Order) -> None:
+    """Kill what a killed reaper has left behind: we hold the slot's lock, so whoever carries its mark is an orphan."""
+    wanted = f"{MARK}={_mark(order)}".encode()
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if wanted in path.read_bytes().split(b"\0"):
+                os.kill(int(path.parent.name), signal.SIGKILL)
+
+
+def _relay(task: Task, process: "subprocess.Popen[bytes]", events: int, life: int) -> None:
+    """Pass progress on until the reaper is gone; end the job when the task is no longer wanted."""
+    gone = os.pidfd_open(process.pid)
+    progress = Progress(task)
+    sources = [gone, events]
+    try:
+        while True:
+            ready = select.select(sources, [], [], POLL_SECONDS)[0]
+            if events in ready and not progress.read(events):
+                sources.remove(events)
+            if gone in ready:
+                progress.flush()
+                return
+            if not task.ended and not task.wanted():
+                task.ended = True
+                with contextlib.suppress(BrokenPipeError):
+                    os.write(life, b"K")
+            progress.flush(RELAY_SECONDS)
+    finally:
+        os.close(gone)
+
+
+class Progress:
+    """The job's progress lines, passed on in batches."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.partial = b""
+        self.lines: list[Any] = []
+        self.told = 0.0
+
+    def read(self, events: int) -> bool:
+        """Take what is there; False at the end."""
+        data = os.read(events, 1 << 16)
+        *lines, self.partial = (self.partial + data).split(b"\n")
+        for line in lines:
+            with contextlib.suppress(ValueError):  # torn by a full pipe
+                self.lines.append(json.loads(line))
+        return bool(data)
+
+    def flush(self, every: float = 0.0) -> None:
+        if self.lines and time.monotonic() - self.told >= every:
+            self.task.tell(lines=self.lines[-MOST_LINES:])
+            self.lines = []
+            self.told = time.monotonic()
+
+
+def _outcome(order: Order, job: Path, code: int, *, unwanted: bool) -> Outcome:
+    """Read what the child has left; its exit code alone is not believed."""
+    with contextlib.suppress(OSError, ValueError):
+        return _left(json.loads((job / "result.json").read_text()))
+    if unwanted:
+        return {"unwanted": True}
+    with contextlib.suppress(OSError, ValueError):
+        error = json.loads((job / "error.json").read_text())
+        return _crashed(order, "MemoryError") if error["error"] == "MemoryError" else {"error": error}
+    if code < 0:  # the reaper itself was killed, and the job with it: not the job's fault
+        _end_orphans(order)
+        return {"crash": f"a {_signal(-code)} to its reaper", "crashes": 0}
+    if code > SIGNALLED:
+        return _crashed(order, _signal(code - SIGNALLED))
+    message = f"the job ended with exit code {code} and left no result"
+    return {"error": {"error": "JobFailed", "message": message, "field": "", "hint": ""}}
+
+
+def _left(found: dict[str, Any]) -> Outcome:
+    return {"result": found["result"], "seconds": found["seconds"], "log": found["log"]}
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _crashed(order: Order, what: str) -> Outcome:
+    """Count it: the count outlives tokens and attempts, so that a poison job stops."""
+    path = Path(order["folder"]) / "crashes"
+    with path.open("a") as crashes:
+        crashes.write(f"{what}\n")
+    return {"crash": what, "crashes": len(path.read_text().splitlines())}

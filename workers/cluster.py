@@ -1,0 +1,186 @@
+"""The Dask processes: one scheduler, and one single-slot worker per device.
+
+TLS with one certificate per deployment: whoever holds it runs code. Both die with their parent, and end
+within two seconds of SIGTERM. When the scheduler is lost a slot ends with 1, so that its launcher starts it again.
+"""
+
+import asyncio
+import contextlib
+import datetime as dt
+import fcntl
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import dask
+from distributed import Nanny, Scheduler
+
+from activities.jobs.submit import GRACE_SECONDS, security
+from everloop.errors import Invalid
+from everloop.settings import Settings
+from workers import connect, devices
+
+log = logging.getLogger(__name__)
+
+CERTIFICATE_DAYS = 3650
+CLOSE_SECONDS = 1.5
+LOST_SECONDS = 5.0
+MEMORY_LIMIT = "1 GiB"
+"""Of the Dask worker itself: jobs are other processes."""
+CONFIG = {
+    "distributed.scheduler.allowed-failures": 0,  # Temporal retries, Dask never
+    "distributed.scheduler.no-workers-timeout": "20s",
+    "distributed.scheduler.work-stealing": False,  # a job stays on the device of its lease
+    "distributed.worker.profile.enabled": False,  # idle processes should be idle
+    "distributed.admin.tick.interval": "500ms",
+    "distributed.admin.system-monitor.interval": "5s",
+    "distributed.comm.timeouts.connect": "5s",
+}
+
+
+def create_certificates(folder: Path) -> Path:
+    """`dask.pem` in *folder*: a key and its own certificate, readable by us alone. An existing one is left as it is."""
+    path = folder / "dask.pem"
+    if path.exists():
+        return path
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    staged = folder / f"dask.pem.{os.getpid()}"
+    with os.fdopen(os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as target:
+        target.write(_certificate())
+    with contextlib.suppress(FileExistsError):
+        os.link(staged, path)  # the first one wins, whole
+    staged.unlink()
+    return path
+
+
+def _certificate() -> bytes:
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "everloop-dask")])
+    now = dt.datetime.now(dt.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(hours=1))
+        .not_valid_after(now + dt.timedelta(days=CERTIFICATE_DAYS))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("everloop-dask")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return private + certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def scheduler_main(settings: Settings) -> None:
+    """Run the Dask scheduler until told to stop."""
+    _begin("scheduler")
+    create_certificates(settings.keys_dir)
+    asyncio.run(_scheduler(settings))
+
+
+def slot_main(settings: Settings, name: str) -> None:
+    """Run the Dask worker of the device *name* until told to stop; ends with 1 when the scheduler is lost."""
+    _begin(name)
+    create_certificates(settings.keys_dir)
+    found = {device.name: device for device in devices.find(settings).slots()}
+    if name not in found:
+        raise Invalid(f"there is no device {name!r} here", field="name", hint=f"one of {', '.join(found)}")
+    code = asyncio.run(_slot(settings, found[name]))
+    os._exit(code)  # a half-closed nanny may hold threads that never end
+
+
+def _begin(role: str) -> None:
+    connect.die_with_parent()
+    connect.log_lines(role, logging.WARNING)
+    dask.config.set(CONFIG)
+
+
+async def _scheduler(settings: Settings) -> None:
+    stop = connect.told_to_stop()
+    address = urlsplit(settings.dask)
+    scheduler = Scheduler(
+        host=address.hostname,
+        port=address.port,
+        protocol=address.scheme,
+        security=security(settings),
+        dashboard=False,
+    )
+    await scheduler
+    await stop.wait()
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(scheduler.close(), CLOSE_SECONDS)
+    os._exit(0)
+
+
+async def _slot(settings: Settings, device: devices.Device) -> int:
+    stop = connect.told_to_stop()
+    scratch = settings.scratch_dir / "dask"
+    scratch.mkdir(parents=True, exist_ok=True)
+    nanny = Nanny(
+        settings.dask,
+        name=device.name,
+        nthreads=1,
+        resources={"slot": 1},
+        memory_limit=MEMORY_LIMIT,
+        dashboard=False,
+        security=security(settings),
+        local_directory=str(scratch),
+        env=device.environment,
+        plugins=devices.find(settings).plugins(device),
+        death_timeout=f"{LOST_SECONDS}s",
+    )
+    async with _killed_at_the_end(nanny):
+        await connect.first_of(_started(nanny), stop.wait())
+        await connect.first_of(_lost(nanny), stop.wait())
+    await _lock_free(settings.scratch_dir / "slots" / f"{device.name}.lock")
+    return 0 if stop.is_set() else 1
+
+
+async def _started(nanny: Nanny) -> None:
+    await nanny
+
+
+async def _lost(nanny: Nanny) -> None:
+    """Until the nanny has closed itself: it does when the scheduler is gone, with exit code 0."""
+    await nanny.finished()
+
+
+@contextlib.asynccontextmanager
+async def _killed_at_the_end(nanny: Nanny) -> AsyncIterator[None]:
+    """Ask the worker to end, then make it: one without a scheduler may ignore SIGTERM."""
+    try:
+        yield
+    finally:
+        pid = nanny.pid
+        with contextlib.suppress(Exception):
+            await asyncio.wait_for(nanny.close(timeout=CLOSE_SECONDS / 2), CLOSE_SECONDS)
+        if pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+async def _lock_free(path: Path) -> None:
+    """Until the slot's last job is gone: who sees us end may count on it."""
+    if not path.exists():
+        return
+    with path.open("a") as lock:
+        for _ in range(int((GRACE_SECONDS + 1) / 0.05)):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                await asyncio.sleep(0.05)
+            else:
+                return
+    log.warning("a job still holds %s", path)

@@ -1,0 +1,125 @@
+"""The compute worker: takes activities from its queue, runs each as a job on the slot of its lease."""
+
+import asyncio
+import importlib
+import logging
+import time
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any
+
+from temporalio.client import Client
+from temporalio.common import WorkflowIDConflictPolicy
+from temporalio.service import RPCError
+from temporalio.worker import Worker
+
+from activities.data import DataJobs
+from activities.evaluation import EvaluationJobs
+from activities.export import ExportJobs
+from activities.features import FeaturesJobs
+from activities.jobs.submit import Jobs
+from activities.training import TrainingJobs
+from everloop import names
+from everloop.errors import Unavailable
+from everloop.settings import Settings
+from everloop.store import Store
+from workers import connect
+
+log = logging.getLogger(__name__)
+
+MOST_ACTIVITIES = 20
+HEARTBEAT_THROTTLE = timedelta(seconds=1)
+LOOK_SECONDS = 0.5
+MISSED_SECONDS = 5.0
+"""A Dask worker that comes back sooner (its nanny starts it again) was never reported as gone."""
+
+
+async def main(settings: Settings) -> None:
+    """Run until told to stop. Jobs that run then are ended and start again with the next worker."""
+    connect.die_with_parent()
+    connect.log_lines("compute")
+    logging.getLogger("distributed").setLevel(logging.ERROR)  # lost schedulers are reported by the jobs themselves
+    stop = connect.told_to_stop()
+    client = await connect.connect(settings, "compute")
+    jobs = Jobs(settings, Store(settings.database))
+    async with worker(client, jobs):
+        await connect.first_of(Inventory(client, jobs).report(), stop.wait())
+    await jobs.close()
+
+
+def worker(client: Client, jobs: Jobs) -> Worker:
+    """The Temporal worker of the compute queue."""
+    return Worker(
+        client,
+        task_queue=names.COMPUTE,
+        activities=activities(jobs),
+        interceptors=[connect.ErrorsCross()],
+        max_concurrent_activities=MOST_ACTIVITIES,
+        max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
+        default_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
+    )
+
+
+def activities(jobs: Jobs) -> Sequence[Callable[..., Any]]:
+    data, features, training = DataJobs(jobs), FeaturesJobs(jobs), TrainingJobs(jobs)
+    evaluation, export = EvaluationJobs(jobs), ExportJobs(jobs)
+    drift = importlib.import_module("activities.drift").DriftCompute(jobs)
+    return (
+        data.snapshot,
+        data.validate,
+        features.prepare,
+        training.train,
+        training.refit,
+        evaluation.evaluate,
+        export.export,
+        drift.measure,
+    )
+
+
+class Inventory:
+    """Tells the pool which Dask workers there are: at the start, and whenever that changes."""
+
+    def __init__(self, client: Client, jobs: Jobs) -> None:
+        self._client = client
+        self._jobs = jobs
+        self._seen: dict[str, float] = {}
+        self._reported: list[str] | None = None
+
+    async def report(self) -> None:
+        """For ever."""
+        while True:
+            present = await self._present()
+            if present != self._reported and (present or self._reported is not None):
+                await self._tell(present)
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def _present(self) -> list[str]:
+        now = time.monotonic()
+        for name in await self._connected():
+            self._seen[name] = now
+        return sorted(name for name, at in self._seen.items() if now - at <= MISSED_SECONDS)
+
+    async def _connected(self) -> list[str]:
+        try:
+            client = await self._jobs.client()
+            identity = await asyncio.wait_for(client.scheduler.identity(n_workers=-1), MISSED_SECONDS)
+        except (Unavailable, OSError, TimeoutError) as error:
+            log.warning("the Dask scheduler does not answer: %s", error)
+            return []
+        return [str(each["name"]) for each in identity["workers"].values()]
+
+    async def _tell(self, present: list[str]) -> None:
+        try:
+            await self._client.start_workflow(
+                names.GPU_POOL,
+                names.DEFAULT_POOL,
+                id=names.pool_id(names.DEFAULT_POOL),
+                task_queue=names.CONTROL,
+                id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                start_signal=names.POOL_INVENTORY,
+                start_signal_args=[present],
+            )
+        except RPCError as error:
+            log.warning("the pool could not be told of %s: %s", present, error)
+            return
+        self._reported = present

@@ -1,0 +1,93 @@
+"""After a kill -9 of everything: fail what the dead were doing, so that nothing waits for a heartbeat timeout."""
+
+import asyncio
+import fcntl
+import logging
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from temporalio.api.enums.v1 import PendingActivityState
+from temporalio.api.workflow.v1 import PendingActivityInfo
+from temporalio.client import AsyncActivityHandle, Client, WorkflowExecution
+from temporalio.exceptions import ApplicationError
+from temporalio.service import RPCError, RPCStatusCode
+
+from everloop.settings import Settings
+
+log = logging.getLogger(__name__)
+
+LOCK_SECONDS = 5.0
+OURS = "everloop."
+STARTED = PendingActivityState.PENDING_ACTIVITY_STATE_STARTED
+CANCEL_REQUESTED = PendingActivityState.PENDING_ACTIVITY_STATE_CANCEL_REQUESTED
+
+
+async def take_over(client: Client, settings: Settings) -> int:
+    """Fail every started attempt of a worker of another session (retryable, `WorkerLost`); how many there were.
+
+    Call it once the old processes are dead, before the new workers start. Safe to repeat: what is failed once
+    is not started any more.
+    """
+    await _old_jobs_gone(settings)
+    taken = 0
+    async for run, attempt in _attempts_of_the_dead(client, settings):
+        taken += await _give_up(client, run, attempt)
+    return taken
+
+
+async def _attempts_of_the_dead(
+    client: Client, settings: Settings
+) -> AsyncIterator[tuple[WorkflowExecution, PendingActivityInfo]]:
+    async for run in client.list_workflows("ExecutionStatus = 'Running'"):
+        if not run.workflow_type.startswith(OURS):
+            continue
+        description = await client.get_workflow_handle(run.id, run_id=run.run_id).describe()
+        for attempt in description.raw_description.pending_activities:
+            if attempt.state in (STARTED, CANCEL_REQUESTED) and _of_the_dead(attempt, settings.session):
+                yield run, attempt
+
+
+def _of_the_dead(attempt: PendingActivityInfo, session: str) -> bool:
+    role, _, theirs = attempt.last_worker_identity.partition("@")
+    return bool(role and theirs) and theirs != session
+
+
+async def _give_up(client: Client, run: WorkflowExecution, attempt: PendingActivityInfo) -> int:
+    handle = client.get_async_activity_handle(workflow_id=run.id, run_id=run.run_id, activity_id=attempt.activity_id)
+    try:
+        await _report(handle, attempt)
+    except RPCError as error:
+        if error.status == RPCStatusCode.NOT_FOUND:  # it has ended meanwhile
+            return 0
+        raise
+    log.info("took over %s of %s from %s", attempt.activity_id, run.id, attempt.last_worker_identity)
+    return 1
+
+
+async def _report(handle: AsyncActivityHandle, attempt: PendingActivityInfo) -> None:
+    if attempt.state == CANCEL_REQUESTED:  # its workflow waits to hear that it has ended
+        await handle.report_cancellation()
+        return
+    sentence = f"the process that ran this attempt is gone ({attempt.last_worker_identity})"
+    await handle.fail(ApplicationError(sentence, type="WorkerLost"))
+
+
+async def _old_jobs_gone(settings: Settings) -> None:
+    """Until no slot's lock is held. Not longer than `LOCK_SECONDS`: the next attempt waits for the lock as well."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    for path in sorted((settings.scratch_dir / "slots").glob("*.lock")):
+        while _held(path):
+            if time.monotonic() > deadline:
+                log.warning("a job of the last run still holds %s; the next one there waits for it", path.name)
+                break
+            await asyncio.sleep(0.05)
+
+
+def _held(path: Path) -> bool:
+    with path.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
