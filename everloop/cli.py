@@ -209,7 +209,7 @@ def list_lifecycles(
 def show(lifecycle: Lifecycle, data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """Show a lifecycle: stages, what it waits for, metrics, what failed and what helps."""
     with _client(data_dir) as client:
-        found = _with_log(client, client.show(lifecycle))
+        found = client.show(lifecycle)
     _show(found, as_json, lambda console: console.lifecycle(found))
 
 
@@ -230,22 +230,21 @@ def events(lifecycle: Lifecycle, data_dir: DataDir = None, as_json: AsJson = Fal
         _print_json(rows)
         return
     for row in rows:
-        body = row.get("body") or row.get("event") or row
-        rest = {k: v for k, v in body.items() if k not in ("type", "at", "seq", "spec", "workflow_id", "run_id") and v}
-        typer.echo(
-            f"{row.get('at') or body.get('at')}  {row.get('type') or body.get('type')}  {json.dumps(rest, default=str)}"
-        )
+        rest = {
+            name: value for name, value in row["body"].items() if name not in ("type", "at", "seq", "spec") and value
+        }
+        typer.echo(f"{row['at']}  {row['type']}  {json.dumps(rest, ensure_ascii=False)}")
 
 
 @app.command()
 def logs(
     lifecycle: Lifecycle,
     stage: Annotated[str | None, typer.Option("--stage", help="Only this stage.")] = None,
-    tail: Annotated[int | None, typer.Option("--tail", "-n", min=1, help="Only the last lines.")] = None,
+    tail: Annotated[int, typer.Option("--tail", "-n", min=1, max=10_000, help="How many of the last lines.")] = 200,
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print the logs of a lifecycle's stages."""
+    """Print the log of a stage: the one named, else the one that runs or ran last."""
     with _client(data_dir) as client:
         text = client.logs(lifecycle, stage, tail)
     if as_json:
@@ -477,7 +476,6 @@ def _follow(client: "Client", lifecycle: str, *, until: str, quiet: bool = False
             if found["status"] not in RUNNING or found["status"] in stops:
                 break
             time.sleep(0.5)
-    found = _with_log(client, found)
     if not quiet and not lines:
         console.out.print(console.lifecycle(found))
     return found
@@ -489,23 +487,6 @@ def _tell(found: Json, lines: bool) -> None:
         typer.echo(json.dumps(found, default=str))
         return
     typer.echo(f"{found['id']}: {found['status'].replace('_', ' ')} {found.get('stage') or ''}".rstrip())
-
-
-def _with_log(client: "Client", found: Json) -> Json:
-    """The lifecycle, with the last log lines of the stage that failed."""
-    error = found.get("error") or {}
-    if (
-        found["status"] != "needs_attention"
-        or error.get("log_lines")
-        or error.get("log_tail")
-        or not error.get("stage")
-    ):
-        return found
-    try:
-        text = client.logs(found["id"], error["stage"], 20)
-    except EverloopError:
-        return found
-    return found | {"log_lines": text.splitlines()[-20:]}
 
 
 @contextmanager

@@ -7,12 +7,12 @@ import json
 import random
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, Union
-from urllib.parse import quote
+from urllib.parse import quote, urljoin
 
 import httpx
 
@@ -92,17 +92,19 @@ class Client:
         return _items(self._api("GET", "/lifecycles", params=_given(limit=limit, status=status, model=model)))
 
     def show(self, lifecycle: str) -> Json:
-        """A lifecycle as it is now: status, stages, wait, metrics, failure."""
-        return _object(self._api("GET", f"/lifecycles/{_part(lifecycle)}"))
+        """A lifecycle as it is now: status, stages, wait, metrics, failure; its `links` are whole URLs."""
+        found = _object(self._api("GET", f"/lifecycles/{_part(lifecycle)}"))
+        links = {name: urljoin(self.url, link) for name, link in found.get("links", {}).items()}
+        return found | {"links": links}
 
     def events(self, lifecycle: str) -> Rows:
         """What happened to it, oldest first."""
         return _items(self._api("GET", f"/lifecycles/{_part(lifecycle)}/events"))
 
     def logs(self, lifecycle: str, stage: str | None = None, tail: int | None = None) -> str:
-        """The log of its stages' attempts, as text."""
+        """The last *tail* lines of a stage's log (of the stage that runs or ran last, when none is named)."""
         path = f"/lifecycles/{_part(lifecycle)}/logs"
-        return text_of(self._api("GET", path, params=_given(stage=stage, tail=tail)))
+        return str(self._api("GET", path, params=_given(stage=stage, tail=tail)))
 
     def metrics(self, lifecycle: str) -> Any:  # noqa: ANN401
         """Progress of its jobs: values by step."""
@@ -348,20 +350,6 @@ def _encode(value: object) -> bytes:
         raise errors.Invalid("NaN and Infinity are not JSON", hint="send null for a missing value") from None
 
 
-def text_of(logs: object) -> str:
-    """Logs as text, whether the API answers text or `{lines}` per attempt."""
-    if isinstance(logs, str):
-        return logs
-    if isinstance(logs, dict):
-        for name in ("text", "log", "lines", "attempts", "logs", "items"):
-            if name in logs:
-                return text_of(logs[name])
-        return json.dumps(logs)
-    if isinstance(logs, list):
-        return "\n".join(text_of(part) for part in logs)
-    return str(logs)
-
-
 def _key(settings: Settings) -> str:
     path = settings.keys_dir / "client.key"
     try:
@@ -390,9 +378,7 @@ def _given(**values: Any) -> Json:  # noqa: ANN401
 
 
 def _items(answer: Any) -> Rows:  # noqa: ANN401
-    if isinstance(answer, dict):
-        answer = next((value for value in answer.values() if isinstance(value, Iterable)), [])
-    return list(answer)
+    return list(answer["items"] if isinstance(answer, dict) else answer)
 
 
 def _object(answer: Any) -> Json:  # noqa: ANN401

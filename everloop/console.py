@@ -110,16 +110,17 @@ def lifecycle(found: Json, now: datetime | None = None) -> RenderableType:
     comparison = found.get("comparison") or {}
     if comparison.get("reason"):
         parts.append(Text(f"champion: {comparison['reason']}"))
-    if sentence := wait_sentence(found):
-        parts.append(Text(sentence, style="yellow"))
+    if found.get("wait"):
+        parts.append(Text(str(found["wait"]), style="yellow"))
     if found["status"] == "waiting_approval":
         parts.append(Text(f"decide: everloop approve {found['id']}   or   everloop reject {found['id']} --comment WHY"))
     if found.get("reason") and found["status"] not in ("running", "waiting_approval"):
         parts.append(Text(f"why: {found['reason']}"))
     parts.extend(failure(found))
-    for name, label in (("temporal_url", "in Temporal"), ("url", "page")):
-        if isinstance(found.get(name), str):
-            parts.append(Text(f"{label}: {found[name]}", style="dim"))
+    links = found.get("links") or {}
+    for name, label in (("page", "page"), ("temporal", "in Temporal")):
+        if str(links.get(name, "")).startswith("http"):
+            parts.append(Text(f"{label}: {links[name]}", style="dim"))
     return Group(*parts)
 
 
@@ -146,21 +147,6 @@ def rail(found: Json, now: datetime) -> RenderableType:
     return made
 
 
-def wait_sentence(found: Json) -> str:
-    """For what, since when, what unblocks it."""
-    wait = found.get("wait")
-    if isinstance(wait, str):
-        return wait
-    wait = wait or {
-        "what": found.get("wait_what"), "since": found.get("wait_since"), "unblocks": found.get("wait_unblocks")
-    }  # fmt: skip
-    if wait.get("sentence"):
-        return str(wait["sentence"])
-    if not wait.get("what"):
-        return ""
-    return f"Waiting for {wait['what']} since {when(wait.get('since'))} UTC; {wait.get('unblocks')}."
-
-
 def failure(found: Json) -> list[RenderableType]:
     """What failed, its last log lines, and the command that helps."""
     error = found.get("error") or {}
@@ -171,9 +157,7 @@ def failure(found: Json) -> list[RenderableType]:
     parts: list[RenderableType] = [Text(f"{stage} failed: {error['message']}{field}", style="red")]
     if error.get("hint"):
         parts.append(Text(f"  {error['hint']}"))
-    lines = error.get("log_lines") or found.get("log_lines") or error.get("log_tail") or []
-    if isinstance(lines, str):
-        lines = lines.splitlines()
+    lines = error.get("log_tail") or []
     if lines:
         parts.append(Padding(Text("\n".join(str(line) for line in lines[-20:]), style="dim"), (0, 0, 0, 4)))
     if found["status"] == "needs_attention":

@@ -23,6 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
+from sqlmodel import select
 from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
@@ -32,8 +33,8 @@ from everloop import settings as configuration
 from everloop.artifacts import FLOOR_BYTES
 from everloop.errors import EverloopError
 from everloop.settings import API, SCHEDULER, SERVE, TEMPORAL, TEMPORAL_UI, Settings
-from everloop.store import Store
-from workers import cluster, connect, devices, takeover, temporal
+from everloop.store import DeviceRow, Store
+from workers import connect, devices, takeover, temporal
 from workers.temporal import CannotStart, Server
 
 READY_SECONDS = 90.0
@@ -227,7 +228,15 @@ class Stack:
             waiting.append("api")
         if not _answers(f"{settings.serve_url}/healthz"):
             waiting.append("serve")
-        return waiting or asyncio.run(self._missing_workers())
+        return waiting or asyncio.run(self._missing_workers()) or self._missing_slots()
+
+    def _missing_slots(self) -> list[str]:
+        """Slots that the pool does not know of: a job could not be given to them."""
+        store = Store(self.settings.database)
+        with store.read() as session:
+            present = set(session.exec(select(DeviceRow.name).where(DeviceRow.present)))
+        store.close()
+        return [name for name in devices.slot_names(self.settings) if name not in present]
 
     async def _missing_workers(self) -> list[str]:
         settings = self.settings
@@ -374,7 +383,6 @@ def running(settings: Settings) -> Iterator[Stack]:
         check_ports(settings)
         settings.logs_dir.mkdir(parents=True, exist_ok=True)
         signing.create_keys(settings.keys_dir)
-        cluster.create_certificates(settings.keys_dir)
         try:
             life.start()
             stack.announce(_up(settings))

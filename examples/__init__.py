@@ -1,0 +1,1 @@
+"""What `everloop demo` runs."""

@@ -1,0 +1,5 @@
+import sys
+
+from examples.flights import main
+
+sys.exit(main())
