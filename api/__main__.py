@@ -1,0 +1,40 @@
+"""`python -m api` is the API; `python -m api serve` is the prediction server. Both on loopback."""
+
+import logging
+import sys
+
+import uvicorn
+
+from everloop import settings as configuration
+from everloop.settings import API, SERVE
+
+
+def main(which: str = "api") -> None:
+    settings = configuration.load()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", force=True)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    if which == "serve":
+        from api.serve import create_app as create
+
+        port = settings.port(SERVE)
+    elif which == "api":
+        from api.app import create_app as create
+
+        port = settings.port(API)
+    else:
+        sys.exit(f"python -m api [serve]: {which!r} is neither")
+    uvicorn.run(
+        create(settings),
+        host="127.0.0.1",
+        port=port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=5,
+        limit_concurrency=500,
+    )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:2])

@@ -1,0 +1,89 @@
+"""What handlers are given: the parts of this process, the person who asks, and Temporal with a deadline."""
+
+import asyncio
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Annotated, TypeVar
+
+from fastapi import Depends, Request
+from temporalio.client import Client, WorkflowUpdateFailedError
+from temporalio.exceptions import ApplicationError
+from temporalio.service import RPCError, RPCStatusCode
+
+from everloop import errors
+from everloop.artifacts import Artifacts
+from everloop.errors import NotFound, Unavailable
+from everloop.settings import Settings
+from everloop.signing import Signer
+from everloop.store import Store
+
+TEMPORAL_SECONDS = 5.0
+"""After this long without an answer of Temporal, or of a worker to an update, the caller is told."""
+
+RPC_TIMEOUT = timedelta(seconds=TEMPORAL_SECONDS - 1)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What this API process holds open. `temporal` connects at its first call."""
+
+    settings: Settings
+    store: Store
+    artifacts: Artifacts
+    temporal: Client
+    signer: Signer
+
+
+def parts(request: Request) -> Parts:
+    found: Parts = request.app.state.parts
+    return found
+
+
+def person(request: Request) -> str:
+    """Who asks, by their credential. Only requests with one come this far."""
+    return str(request.scope["everloop_person"])
+
+
+Here = Annotated[Parts, Depends(parts)]
+Person = Annotated[str, Depends(person)]
+
+
+async def ask(call: Awaitable[T], *, missing: str = "", hint: str = "") -> T:
+    """Await *call* to Temporal for at most `TEMPORAL_SECONDS`.
+
+    Raises `Unavailable` when it does not answer, `NotFound` with *missing* when it does not know the thing,
+    and, for an update, the error that the workflow raised.
+    """
+    try:
+        async with asyncio.timeout(TEMPORAL_SECONDS):
+            return await call
+    except WorkflowUpdateFailedError as error:
+        raise raised(error) from None
+    except RPCError as error:
+        if error.status == RPCStatusCode.NOT_FOUND:
+            raise NotFound(missing or "Temporal does not know it", hint=hint) from None
+        raise _unavailable() from error
+    except (TimeoutError, RuntimeError) as error:  # RuntimeError: the client could not connect
+        raise _unavailable() from error
+
+
+def raised(error: WorkflowUpdateFailedError) -> errors.EverloopError:
+    """The error of ours that a workflow answered an update with."""
+    cause = error.cause
+    if not isinstance(cause, ApplicationError):
+        return errors.Conflict(str(cause))
+    field, hint = (*(str(detail) for detail in cause.details[:2]), "", "")[:2]
+    found = errors.by_name(cause.type or "", cause.message, field=field, hint=hint)
+    if type(found) is errors.EverloopError:  # refused by the workflow in words that are not ours
+        return errors.Conflict(cause.message, field=field, hint=hint)
+    return found
+
+
+def _unavailable() -> Unavailable:
+    return Unavailable(
+        "the control plane (Temporal or its worker) does not answer; nothing was recorded",
+        hint="try again in a moment: the same request settles; `everloop up` starts what is missing",
+    )

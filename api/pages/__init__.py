@@ -1,0 +1,84 @@
+"""Pages: Jinja templates that escape everything, and how they write moments, spans and figures."""
+
+import math
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.responses import HTMLResponse
+
+from everloop.errors import EverloopError
+
+FOLDER = Path(__file__).parent
+STATIC = FOLDER / "static"
+
+_templates = Environment(
+    loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+)
+
+
+def render(template: str, status: int = 200, **context: Any) -> HTMLResponse:  # noqa: ANN401
+    """The page *template*. What runs may set `refresh` (seconds)."""
+    context.setdefault("refresh", 0)
+    return HTMLResponse(_templates.get_template(template).render(now=datetime.now(UTC), **context), status)
+
+
+def problem(error: EverloopError, status: int, request_id: str) -> HTMLResponse:
+    """The page that says *error*."""
+    return render("problem.html", status, error=error, number=status, request_id=request_id)
+
+
+def moment(value: datetime | None) -> str:
+    """A moment as people read it, UTC."""
+    return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S}" if value else ""
+
+
+def ago(value: datetime | None) -> str:
+    """How long ago *value* was, in its largest unit."""
+    if value is None:
+        return ""
+    seconds = (datetime.now(UTC) - value).total_seconds()
+    return "just now" if seconds < 1 else f"{span(seconds)} ago"
+
+
+def span(seconds: float | timedelta) -> str:
+    """A length of time in one or two units."""
+    left = seconds.total_seconds() if isinstance(seconds, timedelta) else seconds
+    if left < 10:  # noqa: PLR2004
+        return f"{left:.1f} s"
+    minutes, rest = divmod(round(left), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    parts = [(days, "d"), (hours, "h"), (minutes, "min"), (rest, "s")]
+    first = next((index for index, (count, _) in enumerate(parts) if count), 3)
+    return " ".join(f"{count} {unit}" for count, unit in parts[first : first + 2] if count)
+
+
+def figure(value: float | None) -> str:
+    """A metric with as many digits as tell two models apart."""
+    if value is None or not math.isfinite(value):
+        return "\N{EN DASH}"
+    if value == round(value) and abs(value) < 1e15:  # noqa: PLR2004
+        return f"{value:,.0f}"
+    return f"{value:,.4f}" if abs(value) < 1000 else f"{value:,.1f}"  # noqa: PLR2004
+
+
+def signed(value: float | None) -> str:
+    """A difference, with its sign."""
+    return "\N{EN DASH}" if value is None else ("+" if value > 0 else "") + figure(value)
+
+
+def words(code: str) -> str:
+    """A status as words: `waiting_approval` is `waiting approval`."""
+    return code.replace("_", " ")
+
+
+def day(value: datetime) -> str:
+    """A window's edge: the day alone where it is midnight."""
+    utc = value.astimezone(UTC)
+    return f"{utc:%Y-%m-%d}" if (utc.hour, utc.minute, utc.second) == (0, 0, 0) else f"{utc:%Y-%m-%d %H:%M}"
+
+
+for _filter in (moment, ago, span, figure, signed, words, day):
+    _templates.filters[_filter.__name__] = _filter
