@@ -16,7 +16,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -423,28 +423,29 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def main() -> int:
-    """Run the stack until Ctrl-C or SIGTERM. Exit code 1 and one clear message when it cannot run."""
+def main(arguments: Sequence[str] = ()) -> None:
+    """Run the stack until Ctrl-C or SIGTERM. Raises `SystemExit`: 1 and one clear message when it cannot run."""
+    if arguments:
+        sys.exit(f"the launcher takes no arguments, only settings: {' '.join(arguments)}")
     for kind in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(kind, _interrupt)
-    started = time.monotonic()
     try:
-        with running(configuration.load()) as life:
-            login = (life.settings.keys_dir / "login.url").read_text().strip()
-            print(  # noqa: T201
-                f"Everloop is ready ({time.monotonic() - started:.1f} s): {login}  Temporal UI: "
-                f"{life.settings.temporal_ui_url}",
-                flush=True,
-            )
-            life.mind()
+        _run()
     except KeyboardInterrupt:
-        return 0
+        sys.exit(0)
     except EverloopError as error:
-        hint = f"\n  {error.hint}" if error.hint else ""
-        print(f"everloop up: {error}{hint}", file=sys.stderr, flush=True)  # noqa: T201
-        return 1
-    return 0
+        hint = f"\n  hint: {error.hint}" if error.hint else ""
+        sys.exit(f"error: {error}{hint}")
+
+
+def _run() -> None:
+    started = time.monotonic()
+    with running(configuration.load()) as life:
+        login = (life.settings.keys_dir / "login.url").read_text().strip()
+        seconds = time.monotonic() - started
+        print(f"Everloop is ready ({seconds:.1f} s): {login}  Temporal UI: {life.settings.temporal_ui_url}", flush=True)  # noqa: T201
+        life.mind()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(sys.argv[1:])
