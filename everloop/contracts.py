@@ -291,6 +291,8 @@ class RegistryActivities(ABC):
 
 class ReleaseRequest(Record):
     version: Version
+    submitted_by: str
+    trigger: str
     evidence_digest: str
     champion_digest: str
     nonce: str

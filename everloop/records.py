@@ -184,6 +184,8 @@ class Signature(Record):
     positive: str = ""
     time: str | None = None
     key: str | None = None
+    ignored: tuple[str, ...] = ()
+    """Other columns of the training table: a predict request may carry them, the model does not look at them."""
 
 
 class Exported(Result):
@@ -203,6 +205,7 @@ class Version(Record):
     project: str
     model: str
     number: int
+    task: Task
     lifecycle: str
     model_digest: str
     """SHA-256 of the ONNX bytes."""

@@ -11,17 +11,19 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from pydantic import BaseModel
+
 from everloop.errors import BadSignature
-from everloop.records import Claim, Decision, Record
+from everloop.records import Claim, Decision
 
 
-def canonical(value: Record | Any) -> bytes:  # noqa: ANN401
+def canonical(value: BaseModel | Any) -> bytes:  # noqa: ANN401
     """The one JSON text of *value*: sorted keys, no spaces, UTF-8."""
-    plain = value.model_dump(mode="json") if isinstance(value, Record) else value
+    plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
     return json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
-def digest(value: Record | Any) -> str:  # noqa: ANN401
+def digest(value: BaseModel | Any) -> str:  # noqa: ANN401
     """SHA-256 of the canonical JSON, in hex."""
     return hashlib.sha256(canonical(value)).hexdigest()
 

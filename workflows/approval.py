@@ -4,7 +4,6 @@ The update is the decision; tables only show it. One typed by hand into Temporal
 """
 
 from temporalio import workflow
-from temporalio.common import VersioningBehavior
 from temporalio.exceptions import ApplicationError
 
 from everloop import names, signing
@@ -15,7 +14,7 @@ from everloop.records import Claim, Decision, Verdict, Wait
 from workflows.journal import Journal
 
 
-@workflow.defn(name=names.APPROVAL, versioning_behavior=VersioningBehavior.AUTO_UPGRADE)
+@workflow.defn(name=names.APPROVAL)
 class Approval:
     """Waits for signed decisions about one version, or until the deadline."""
 

@@ -3,7 +3,7 @@
 from datetime import timedelta
 
 from temporalio import workflow
-from temporalio.common import SearchAttributePair, TypedSearchAttributes, VersioningBehavior, WorkflowIDReusePolicy
+from temporalio.common import SearchAttributePair, TypedSearchAttributes, WorkflowIDReusePolicy
 from temporalio.exceptions import ActivityError, ApplicationError, WorkflowAlreadyStartedError
 from temporalio.workflow import ParentClosePolicy
 
@@ -31,7 +31,7 @@ MAXIMUM_WINDOWS = 200
 SAMPLE_SEED = 0
 
 
-@workflow.defn(name=names.DRIFT_CHECK, versioning_behavior=VersioningBehavior.AUTO_UPGRADE)
+@workflow.defn(name=names.DRIFT_CHECK)
 class DriftCheck:
     """Takes the next closed window after the model's cursor, whatever fired it, and drains all that were missed."""
 

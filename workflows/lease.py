@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import TypeVar
 
 from temporalio import workflow
-from temporalio.common import RetryPolicy, VersioningBehavior
+from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError
 
 from everloop import names
@@ -26,7 +26,7 @@ QUIET_WAIT = timedelta(seconds=1)
 """A shorter wait for a slot is not worth a journal entry."""
 
 
-@workflow.defn(name=names.GPU_POOL, versioning_behavior=VersioningBehavior.AUTO_UPGRADE)
+@workflow.defn(name=names.GPU_POOL)
 class GpuPool:
     """The one decision maker of a device pool: woken by a coalesced signal or a due time, it takes a step."""
 

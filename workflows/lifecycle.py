@@ -4,7 +4,7 @@ from datetime import datetime, timedelta
 from typing import TypeVar
 
 from temporalio import workflow
-from temporalio.common import VersioningBehavior, WorkflowIDReusePolicy
+from temporalio.common import WorkflowIDReusePolicy
 from temporalio.exceptions import CancelledError, ChildWorkflowError, TerminatedError, WorkflowAlreadyStartedError
 from temporalio.workflow import ParentClosePolicy
 
@@ -72,7 +72,7 @@ class Ended(Exception):  # noqa: N818  # control flow: the lifecycle ends here, 
         self.answer = answer
 
 
-@workflow.defn(name=names.LIFECYCLE, versioning_behavior=VersioningBehavior.AUTO_UPGRADE)
+@workflow.defn(name=names.LIFECYCLE)
 class Lifecycle:
     """Carries one model from data to release: `stages` is the table of contents."""
 
@@ -323,6 +323,8 @@ class Lifecycle:
             answer = await self._rollout(
                 ReleaseRequest(
                     version=version,
+                    submitted_by=self._request.submitted_by,
+                    trigger=self._request.trigger,
                     evidence_digest=evidence.digest,
                     champion_digest=evidence.evidence.champion_digest,
                     nonce=approval.nonce,

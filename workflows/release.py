@@ -3,7 +3,7 @@
 from datetime import timedelta
 
 from temporalio import workflow
-from temporalio.common import RetryPolicy, VersioningBehavior
+from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError
 
 from everloop import names
@@ -16,7 +16,7 @@ from workflows.stage import LIGHT_TIMEOUT, RETRY
 OBSERVE_RETRY = RetryPolicy(initial_interval=timedelta(seconds=0.5), maximum_interval=timedelta(seconds=5))
 
 
-@workflow.defn(name=names.RELEASE, versioning_behavior=VersioningBehavior.AUTO_UPGRADE)
+@workflow.defn(name=names.RELEASE)
 class Release:
     """The one rollout that a model may have at a time (its workflow id says which)."""
 

@@ -1,0 +1,343 @@
+"""The journal: append from workflows, repair after a Reset, archive, rebuild and verify.
+
+Temporal's history is the truth: an event is in it before it is here, and everything here can be made again from it.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import func
+from sqlmodel import Session, SQLModel, col, delete, select
+from temporalio import activity
+from temporalio.api.history.v1 import HistoryEvent
+from temporalio.client import Client, WorkflowExecution, WorkflowHistory
+from temporalio.service import RPCError, RPCStatusCode
+
+from everloop import names, views
+from everloop.artifacts import Artifacts
+from everloop.contracts import AppendRequest, JournalActivities
+from everloop.errors import JournalConflict
+from everloop.events import Event
+from everloop.payloads import converter
+from everloop.store import (
+    READ_MODELS,
+    ApprovalRow,
+    DriftRow,
+    HistoryRow,
+    JournalRow,
+    LifecycleRow,
+    ReleaseRow,
+    StageRow,
+    Store,
+)
+
+log = logging.getLogger(__name__)
+
+JOURNALED = (names.LIFECYCLE, names.APPROVAL, names.RELEASE, names.DRIFT_CHECK)
+OVERLAP = timedelta(minutes=10)
+"""Visibility is a little late: a sweep looks this much further back than the last archived run."""
+
+
+class JournalOnControl(JournalActivities):
+    """Appends what workflows record, and fills what a run's journal lacks from its history."""
+
+    def __init__(self, store: Store, artifacts: Artifacts, client: Client) -> None:
+        self._store = store
+        self._artifacts = artifacts
+        self._client = client
+
+    @activity.defn(name=names.JOURNAL_APPEND)
+    async def append(self, request: AppendRequest) -> None:
+        """Append the events of this run. Safe to run twice; the same key with other content is an alarm.
+
+        A run that Temporal made by a Reset starts with copied events that were never appended under its
+        own id: they are filled in first. Raises `JournalConflict`.
+        """
+        info = activity.info()
+        assert info.workflow_id and info.workflow_run_id  # noqa: S101, PT018  # only workflows append
+        key = (info.workflow_id, info.workflow_run_id)
+        if not await asyncio.to_thread(append, self._store, *key, request.events):
+            await self.repair(*key)
+
+    async def repair(self, workflow_id: str, run_id: str, *, superseded: bool = False) -> None:
+        """Append whatever of the run's history is not in the journal yet."""
+        history = await history_of(self._client, workflow_id, run_id)
+        events = views.project(history.events, converter, superseded=superseded)
+        await asyncio.to_thread(append, self._store, workflow_id, run_id, events)
+
+    async def sweep(self) -> int:
+        """Catch what workflows could not write themselves. Returns how many runs were looked at.
+
+        A run ended from outside (terminated in Temporal's UI) gets its last fact; a run made by a Reset gets
+        its copied events; each closed run's history is archived before Temporal's retention takes it.
+        """
+        swept = 0
+        async for execution in self._unarchived():
+            swept += 1
+            await self._archive(execution)
+        async for execution in self._client.list_workflows(f"{_TYPES} AND ExecutionStatus = 'Running'"):
+            if await asyncio.to_thread(_unknown, self._store, execution.id, execution.run_id):
+                swept += 1
+                await self.repair(execution.id, execution.run_id)
+        return swept
+
+    async def _unarchived(self) -> AsyncIterator[WorkflowExecution]:
+        since = await asyncio.to_thread(_swept_until, self._store)
+        newer = f" AND CloseTime > '{(since - OVERLAP).isoformat()}'" if since else ""
+        async for execution in self._client.list_workflows(f"{_TYPES} AND ExecutionStatus != 'Running'{newer}"):
+            if not await asyncio.to_thread(_archived, self._store, execution.id, execution.run_id):
+                yield execution
+
+    async def _archive(self, execution: WorkflowExecution) -> None:
+        key = (execution.id, execution.run_id)
+        history = await history_of(self._client, *key)
+        superseded = await _latest_run(self._client, execution.id) not in ("", execution.run_id)
+        events = views.project(history.events, converter, superseded=superseded)
+        await asyncio.to_thread(append, self._store, *key, events)
+        blob = await asyncio.to_thread(self._artifacts.put, history.to_json().encode(), "history.json")
+        row = HistoryRow(
+            workflow_id=execution.id,
+            run_id=execution.run_id,
+            workflow_type=execution.workflow_type,
+            closed_at=execution.close_time or execution.start_time,
+            sha256=blob.sha256,
+        )
+        await asyncio.to_thread(_merge, self._store, row)
+
+
+_TYPES = "WorkflowType IN ({})".format(", ".join(f"'{name}'" for name in JOURNALED))
+
+
+def append(store: Store, workflow_id: str, run_id: str, events: Sequence[Event]) -> bool:
+    """Write *events* and the read models they change, in one transaction.
+
+    False, and nothing written, when earlier events of the run are missing. Raises `JournalConflict`.
+    """
+    if not events:
+        return True
+    with store.write() as session:
+        known = _bodies(session, workflow_id, run_id)
+        if events[0].seq > len(known):
+            return False
+        fresh = [event for event in events if _is_new(known, event, workflow_id, run_id)]
+        session.add_all(_row(workflow_id, run_id, event) for event in fresh)
+        session.flush()
+        if fresh:
+            _refold(session, workflow_id)
+    return True
+
+
+def _bodies(session: Session, workflow_id: str, run_id: str) -> dict[int, str]:
+    found = session.exec(
+        select(JournalRow.seq, JournalRow.body).where(
+            JournalRow.workflow_id == workflow_id, JournalRow.run_id == run_id
+        )
+    )
+    return dict(found.all())
+
+
+def _is_new(known: dict[int, str], event: Event, workflow_id: str, run_id: str) -> bool:
+    if event.seq not in known:
+        return True
+    if known[event.seq] != views.body(event):
+        log.critical("JOURNAL CONFLICT at %s %s seq %s", workflow_id, run_id, event.seq)
+        raise JournalConflict(
+            f"the journal of {workflow_id} holds another event as number {event.seq} of run {run_id}",
+            hint="`everloop journal verify` shows the difference; `everloop journal rebuild` makes the journal again",
+        )
+    return False
+
+
+def _row(workflow_id: str, run_id: str, event: Event) -> JournalRow:
+    return JournalRow(
+        workflow_id=workflow_id, run_id=run_id, seq=event.seq, type=event.type, at=event.at, body=views.body(event)
+    )
+
+
+def _refold(session: Session, workflow_id: str) -> None:
+    """Replace the read-model rows of one workflow by what its journal folds to."""
+    rows = session.exec(select(JournalRow).where(JournalRow.workflow_id == workflow_id)).all()
+    session.exec(delete(LifecycleRow).where(col(LifecycleRow.id) == workflow_id))
+    session.exec(delete(StageRow).where(col(StageRow.lifecycle) == workflow_id))
+    session.exec(delete(ApprovalRow).where(col(ApprovalRow.id) == workflow_id))
+    session.exec(delete(ReleaseRow).where(col(ReleaseRow.workflow_id) == workflow_id))
+    session.exec(delete(DriftRow).where(col(DriftRow.workflow_id) == workflow_id))
+    session.add_all(views.fold(rows))
+
+
+def _unknown(store: Store, workflow_id: str, run_id: str) -> bool:
+    """A run that has no event yet although an earlier run of the same workflow has: a Reset made it."""
+    with store.read() as session:
+        mine = select(func.count()).where(JournalRow.workflow_id == workflow_id, JournalRow.run_id == run_id)
+        others = select(func.count()).where(JournalRow.workflow_id == workflow_id, JournalRow.run_id != run_id)
+        return session.exec(mine).one() == 0 and session.exec(others).one() > 0
+
+
+def _archived(store: Store, workflow_id: str, run_id: str) -> bool:
+    with store.read() as session:
+        return session.get(HistoryRow, (workflow_id, run_id)) is not None
+
+
+def _swept_until(store: Store) -> datetime | None:
+    with store.read() as session:
+        return session.exec(select(func.max(HistoryRow.closed_at))).one()
+
+
+def _merge(store: Store, row: SQLModel) -> None:
+    with store.write() as session:
+        session.merge(row)
+
+
+async def _latest_run(client: Client, workflow_id: str) -> str:
+    try:
+        return (await client.get_workflow_handle(workflow_id).describe()).run_id
+    except RPCError as error:
+        if error.status is RPCStatusCode.NOT_FOUND:
+            return ""
+        raise
+
+
+async def history_of(client: Client, workflow_id: str, run_id: str) -> WorkflowHistory:
+    """The whole history of one run, from Temporal."""
+    return await client.get_workflow_handle(workflow_id, run_id=run_id).fetch_history()
+
+
+# --- rebuild and verify ---------------------------------------------------------------------------
+
+
+@dataclass
+class Findings:
+    """What `verify` saw. Clean when `differences` is empty."""
+
+    runs: int = 0
+    events: int = 0
+    rows: int = 0
+    differences: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a journaled workflow, and the facts that its history holds."""
+
+    workflow_id: str
+    run_id: str
+    events: list[Event]
+
+
+async def runs(client: Client, store: Store, artifacts: Artifacts) -> AsyncIterator[Run]:
+    """Every run that Temporal still knows, then those that only the archive knows."""
+    seen: set[tuple[str, str]] = set()
+    latest: dict[str, str] = {}
+    executions = [execution async for execution in client.list_workflows(_TYPES)]
+    for execution in executions:
+        latest[execution.id] = max(latest.get(execution.id, ""), execution.run_id)
+    for execution in executions:
+        seen.add((execution.id, execution.run_id))
+        history = await history_of(client, execution.id, execution.run_id)
+        yield _run(execution.id, execution.run_id, history.events, latest)
+    with store.read() as session:
+        archived = session.exec(select(HistoryRow)).all()
+    for row in archived:
+        latest.setdefault(row.workflow_id, row.run_id)
+        latest[row.workflow_id] = max(latest[row.workflow_id], row.run_id)
+    for row in archived:
+        if (row.workflow_id, row.run_id) not in seen:
+            data = await asyncio.to_thread(artifacts.get, row.sha256)
+            history = WorkflowHistory.from_json(row.workflow_id, data.decode())
+            yield _run(row.workflow_id, row.run_id, history.events, latest)
+
+
+def _run(workflow_id: str, run_id: str, history: Iterable[HistoryEvent], latest: dict[str, str]) -> Run:
+    superseded = latest.get(workflow_id, run_id) != run_id
+    return Run(workflow_id, run_id, views.project(history, converter, superseded=superseded))
+
+
+async def rebuild(client: Client, store: Store, artifacts: Artifacts) -> int:
+    """Make the journal and all read models again from the histories, in one transaction. Returns the events.
+
+    Stop control first (`everloop journal rebuild` does): nothing may be appended meanwhile.
+    """
+    found = [run async for run in runs(client, store, artifacts)]
+    rows = [_row(run.workflow_id, run.run_id, event) for run in found for event in run.events]
+    rows.sort(key=lambda row: (row.at, row.workflow_id, row.run_id, row.seq))
+    with store.write() as session:
+        session.exec(delete(JournalRow))
+        for table in READ_MODELS:
+            session.exec(delete(table))
+        session.add_all(rows)
+        session.flush()
+        for workflow_id in sorted({row.workflow_id for row in rows}):
+            session.add_all(views.fold([row for row in rows if row.workflow_id == workflow_id]))
+    return len(rows)
+
+
+async def verify(client: Client, store: Store, artifacts: Artifacts) -> Findings:
+    """Compare journal with histories, and read models with what the journal folds to.
+
+    A run that is writing right now may be ahead in its history by the append in flight; that is said only
+    when it is still so a moment later.
+    """
+    findings = await _compare(client, store, artifacts)
+    for _ in range(10):
+        if not findings.differences:
+            break
+        await asyncio.sleep(0.5)
+        findings = await _compare(client, store, artifacts)
+    return findings
+
+
+async def _compare(client: Client, store: Store, artifacts: Artifacts) -> Findings:
+    findings = Findings()
+    found = [run async for run in runs(client, store, artifacts)]
+    with store.read() as session:
+        journal = session.exec(select(JournalRow)).all()
+        kept = {
+            (table.__name__, _identity(row)): views.plain(row)
+            for table in READ_MODELS
+            for row in session.exec(select(table)).all()
+        }
+    _compare_journal(findings, found, journal)
+    _compare_rows(findings, journal, kept)
+    return findings
+
+
+def _compare_journal(findings: Findings, found: list[Run], journal: Sequence[JournalRow]) -> None:
+    rows = {(row.workflow_id, row.run_id, row.seq): row.body for row in journal}
+    for run in found:
+        findings.runs += 1
+        for event in run.events:
+            findings.events += 1
+            key = (run.workflow_id, run.run_id, event.seq)
+            body = rows.pop(key, None)
+            if body is None:
+                findings.differences.append(f"missing in the journal: {_name(key)} {event.type}")
+            elif body != views.body(event):
+                findings.differences.append(f"the journal says otherwise: {_name(key)} {event.type}")
+    findings.differences += [f"in the journal but in no history: {_name(key)}" for key in rows]
+
+
+def _compare_rows(
+    findings: Findings, journal: Sequence[JournalRow], kept: dict[tuple[str, tuple[object, ...]], dict[str, Any]]
+) -> None:
+    by_workflow: dict[str, list[JournalRow]] = {}
+    for row in journal:
+        by_workflow.setdefault(row.workflow_id, []).append(row)
+    for rows in by_workflow.values():
+        for made in views.fold(rows):
+            findings.rows += 1
+            key = (type(made).__name__, _identity(made))
+            if kept.pop(key, None) != views.plain(made):
+                findings.differences.append(f"read model {key[0]} {key[1]} is not what the journal folds to")
+    findings.differences += [f"read model {name} {identity} has no event" for name, identity in kept]
+
+
+def _identity(row: SQLModel) -> tuple[object, ...]:
+    return tuple(getattr(row, column.name) for column in type(row).__table__.primary_key)  # type: ignore[attr-defined]
+
+
+def _name(key: tuple[str, str, int]) -> str:
+    return f"{key[0]} run {key[1][:13]} number {key[2]}"

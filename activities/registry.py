@@ -1,0 +1,154 @@
+"""The registry: versions, dense per model and one per lifecycle run; the champion; the evidence for a gate."""
+
+import asyncio
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sqlalchemy import func
+from sqlmodel import Session, col, select
+from temporalio import activity
+
+from activities.lease import check_token
+from everloop import signing
+from everloop.artifacts import Artifacts
+from everloop.contracts import (
+    ChampionAnswer,
+    ChampionRequest,
+    EvidenceAnswer,
+    EvidenceRequest,
+    RegisterRequest,
+    RegistryActivities,
+)
+from everloop.errors import IntegrityError
+from everloop.records import Champion, Evidence, Version
+from everloop.store import RouteRow, Store, VersionRow
+
+
+class RegistryOnControl(RegistryActivities):
+    """Writes versions and says what an approver must know."""
+
+    def __init__(self, store: Store, artifacts: Artifacts, keys_dir: Path) -> None:
+        self._store = store
+        self._artifacts = artifacts
+        self._keys_dir = keys_dir
+
+    @activity.defn(name="everloop.registry.champion")
+    async def champion(self, request: ChampionRequest) -> ChampionAnswer:
+        """The version that takes the model's traffic now, if there is one."""
+        return ChampionAnswer(
+            champion=await asyncio.to_thread(champion, self._store, request.project, request.model)
+        )
+
+    @activity.defn(name="everloop.registry.register")
+    async def register(self, request: RegisterRequest) -> Version:
+        """Give the exported model its number. The same lifecycle run again gets the same version.
+
+        Raises `LeaseLost` when the lease under which the bytes were made was taken away, `IntegrityError`
+        when the bytes are not what the export said.
+        """
+        await asyncio.to_thread(self._check_bytes, request)
+        return await asyncio.to_thread(_register, self._store, request)
+
+    @activity.defn(name="everloop.registry.evidence")
+    async def evidence(self, request: EvidenceRequest) -> EvidenceAnswer:
+        """What the gate shows and what a decision signs, as things are now."""
+        now = await asyncio.to_thread(champion, self._store, request.version.project, request.version.model)
+        made = evidence_of(request.version, now, request.trigger, request.submitted_by)
+        return EvidenceAnswer(
+            evidence=made, digest=signing.digest(made), keys=signing.trusted_keys(self._keys_dir)
+        )
+
+    def _check_bytes(self, request: RegisterRequest) -> None:
+        exported = request.exported
+        if exported.parity.mismatches or not exported.parity.rows:
+            raise IntegrityError("a model without a clean parity check is never registered")
+        for blob in (exported.model, exported.signature, exported.reference):
+            self._artifacts.get(blob)
+
+
+def champion(store: Store, project: str, model: str) -> Champion | None:
+    """The version on the model's route."""
+    with store.read() as session:
+        route = session.get(RouteRow, (project, model))
+        if route is None:
+            return None
+        row = session.get_one(VersionRow, (project, model, route.version))
+    version = Version.model_validate_json(row.record)
+    return Champion(
+        version=version.number,
+        model_digest=version.model_digest,
+        model=version.exported.model,
+        signature=version.exported.signature,
+        seen=version.refitted.seen,
+        trained_until=version.refitted.trained_until,
+        release_seq=route.release_seq,
+    )
+
+
+def evidence_of(version: Version, now: Champion | None, trigger: str, submitted_by: str) -> Evidence:
+    """The evidence for releasing *version* while *now* is the champion."""
+    evaluation = version.evaluation
+    return Evidence(
+        lifecycle=version.lifecycle,
+        project=version.project,
+        model=version.model,
+        version=version.number,
+        model_digest=version.model_digest,
+        champion_digest=now.model_digest if now else "",
+        champion_version=now.version if now else None,
+        task=version.task,
+        metrics=evaluation.metrics,
+        comparison=evaluation.comparison,
+        parity=version.exported.parity,
+        rows=version.refitted.rows,
+        trained_until=version.refitted.trained_until,
+        trigger=trigger,
+        submitted_by=submitted_by,
+    )
+
+
+def _register(store: Store, request: RegisterRequest) -> Version:
+    spec = request.spec
+    with store.write() as session:
+        known = session.exec(
+            select(VersionRow).where(VersionRow.lifecycle == request.lifecycle, VersionRow.run_id == request.run_id)
+        ).first()
+        if known is not None:
+            return Version.model_validate_json(known.record)
+        check_token(session, request.holder, request.token)
+        version = Version(
+            project=spec.project,
+            model=spec.model,
+            number=_next_number(session, spec.project, spec.model),
+            task=spec.task,
+            lifecycle=request.lifecycle,
+            model_digest=request.exported.model.sha256,
+            exported=request.exported,
+            refitted=request.refitted,
+            evaluation=request.evaluation,
+            snapshot=request.snapshot,
+            registered_at=datetime.now(UTC),
+        )
+        session.add(_row(version, request))
+    return version
+
+
+def _next_number(session: Session, project: str, model: str) -> int:
+    last = session.exec(
+        select(func.max(col(VersionRow.number))).where(VersionRow.project == project, VersionRow.model == model)
+    ).one()
+    return (last or 0) + 1
+
+
+def _row(version: Version, request: RegisterRequest) -> VersionRow:
+    return VersionRow(
+        project=version.project,
+        model=version.model,
+        number=version.number,
+        lifecycle=version.lifecycle,
+        run_id=request.run_id,
+        token=request.token,
+        model_digest=version.model_digest,
+        record=version.model_dump_json(),
+        registered_at=version.registered_at,
+    )

@@ -1,0 +1,142 @@
+"""Small classes that work, for tests of what is decided: compute activities that answer at once.
+
+Everything else in those tests is real: Temporal, control's activities, the store, the artifact store.
+"""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from temporalio import activity
+
+from everloop.artifacts import Artifacts
+from everloop.contracts import (
+    DataActivities,
+    DriftComputeActivities,
+    DriftRequest,
+    EvaluateRequest,
+    EvaluationActivities,
+    ExportActivities,
+    ExportRequest,
+    FeaturesActivities,
+    JobRequest,
+    PrepareRequest,
+    RefitRequest,
+    SnapshotRequest,
+    TrainingActivities,
+    TrainRequest,
+    ValidateRequest,
+)
+from everloop.records import (
+    Check,
+    Comparison,
+    DriftReport,
+    Evaluation,
+    Exported,
+    Parity,
+    Prepared,
+    Refitted,
+    Signature,
+    Snapshot,
+    Trained,
+    Validation,
+)
+
+
+class QuickCompute(
+    DataActivities,
+    FeaturesActivities,
+    TrainingActivities,
+    EvaluationActivities,
+    ExportActivities,
+    DriftComputeActivities,
+):
+    """Every compute stage, answered at once. `hooks[stage]` may raise or wait; `calls` lists what was asked."""
+
+    def __init__(self, artifacts: Artifacts) -> None:
+        self.artifacts = artifacts
+        self.calls: list[tuple[str, JobRequest]] = []
+        self.hooks: dict[str, Callable[[], Any]] = {}
+        self.verdict = "better"
+        self.share = 0.0
+
+    async def _called(self, stage: str, request: JobRequest) -> None:
+        self.calls.append((stage, request))
+        hook = self.hooks.get(stage)
+        if hook is not None:
+            answer = hook()
+            if hasattr(answer, "__await__"):
+                await answer
+
+    def stages(self) -> list[str]:
+        return [stage for stage, _ in self.calls]
+
+    @activity.defn(name="everloop.data.snapshot")
+    async def snapshot(self, request: SnapshotRequest) -> Snapshot:
+        await self._called("snapshot", request)
+        manifest = self.artifacts.put(b"[]", "manifest.json")
+        return Snapshot(manifest=manifest, rows=100, files=1, size_bytes=1000, columns=(), schema_digest="0")
+
+    @activity.defn(name="everloop.data.validate")
+    async def validate(self, request: ValidateRequest) -> Validation:
+        await self._called("validate", request)
+        return Validation(checks=(Check(name="target", level="ok", message="two classes"),))
+
+    @activity.defn(name="everloop.features.prepare")
+    async def prepare(self, request: PrepareRequest) -> Prepared:
+        await self._called("prepare", request)
+        blob = self.artifacts.put(b"matrix")
+        return Prepared(
+            matrix=blob, pipeline=blob, train_rows=60, validation_rows=20, test_rows=20, fresh_rows=20, features=()
+        )
+
+    @activity.defn(name="everloop.training.train")
+    async def train(self, request: TrainRequest) -> Trained:
+        await self._called("train", request)
+        return Trained(model=self.artifacts.put(b"model"), iterations=7, metrics={"auc": 0.8})
+
+    @activity.defn(name="everloop.training.refit")
+    async def refit(self, request: RefitRequest) -> Refitted:
+        await self._called("refit", request)
+        blob = self.artifacts.put(b"refitted")
+        return Refitted(model=blob, pipeline=blob, rows=100, seen=self.artifacts.put(b"seen"))
+
+    @activity.defn(name="everloop.evaluation.evaluate")
+    async def evaluate(self, request: EvaluateRequest) -> Evaluation:
+        await self._called("evaluate", request)
+        verdict = self.verdict if request.champion else "no_champion"
+        comparison = Comparison.model_validate({"verdict": verdict, "reason": f"{verdict}: .8 against .7"})
+        return Evaluation(metrics={"auc": 0.8}, rows=20, comparison=comparison, report=self.artifacts.put(b"{}"))
+
+    @activity.defn(name="everloop.export.export")
+    async def export(self, request: ExportRequest) -> Exported:
+        await self._called("export", request)
+        signature = Signature(task="binary", fields=(), target="y")
+        return Exported(
+            model=self.artifacts.put(f"onnx {len(self.calls)}".encode(), "model.onnx"),
+            signature=self.artifacts.put(signature.model_dump_json().encode()),
+            parity=Parity(rows=100, edge_rows=5, mismatches=0, max_difference=0.0, tolerance=1e-4),
+            reference=self.artifacts.put(b"reference"),
+        )
+
+    @activity.defn(name="everloop.drift.measure")
+    async def measure(self, request: DriftRequest) -> DriftReport:
+        await self._called("measure", request)
+        return DriftReport(window=request.window, rows=500, reference_rows=500, columns=(), share=self.share)
+
+    def all(self) -> list[Callable[..., Any]]:
+        return [
+            self.snapshot,
+            self.validate,
+            self.prepare,
+            self.train,
+            self.refit,
+            self.evaluate,
+            self.export,
+            self.measure,
+        ]
+
+
+def at(year: int, month: int, day: int) -> datetime:
+    """Midnight UTC."""
+    return datetime(year, month, day, tzinfo=UTC)

@@ -1,0 +1,189 @@
+"""A control worker with its real activities, and compute that answers at once."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlmodel import select
+from temporalio.client import Client, WorkflowHandle
+from temporalio.worker import Worker
+
+from activities.journal import Findings, JournalOnControl, verify
+from activities.lease import LeaseOnControl
+from everloop import names, signing
+from everloop.artifacts import Artifacts
+from everloop.contracts import LifecycleAnswer, LifecycleRequest, ObserveRequest
+from everloop.payloads import converter
+from everloop.records import Claim, Decision, Verdict
+from everloop.settings import Settings
+from everloop.specs import LifecycleSpec
+from everloop.store import ApprovalRow, LifecycleRow, StageRow, Store
+from tests.fakes import QuickCompute
+from workers import connect, control
+from workers.temporal import Server
+
+SPEC = {
+    "model": "credit",
+    "task": "binary",
+    "target": "status",
+    "source": {"path": "/data/credit.csv"},
+    "monitor": None,
+}
+
+
+@dataclass
+class Stack:
+    """What a temporal test works with."""
+
+    client: Client
+    store: Store
+    artifacts: Artifacts
+    settings: Settings
+    compute: QuickCompute
+    journal: JournalOnControl
+    signer: signing.Signer
+    prefix: str
+
+    def spec(self, **changes: Any) -> LifecycleSpec:
+        # A model of its own per test: the server is shared, and a release's id is the model's name.
+        return LifecycleSpec.model_validate(SPEC | {"model": f"credit-{self.prefix}"} | changes)
+
+    async def submit(self, name: str = "one", **changes: Any) -> WorkflowHandle[Any, LifecycleAnswer]:
+        spec = self.spec(**changes)
+        return await self.client.start_workflow(
+            names.LIFECYCLE,
+            LifecycleRequest(spec=spec, body_digest=signing.digest(spec), submitted_by="ada"),
+            id=f"{self.prefix}-{name}",
+            task_queue=names.CONTROL,
+            result_type=LifecycleAnswer,
+        )
+
+    def row(self, lifecycle: str) -> LifecycleRow | None:
+        with self.store.read() as session:
+            return session.get(LifecycleRow, lifecycle)
+
+    def approval(self, lifecycle: str) -> ApprovalRow | None:
+        with self.store.read() as session:
+            return session.get(ApprovalRow, names.approval_id(lifecycle))
+
+    def stage_rows(self, lifecycle: str) -> list[StageRow]:
+        with self.store.read() as session:
+            query = select(StageRow).where(StageRow.lifecycle == lifecycle).order_by(StageRow.position)
+            return list(session.exec(query).all())
+
+    async def status(self, lifecycle: str, *wanted: str) -> LifecycleRow:
+        """The row, once its status is one of *wanted*."""
+        return await eventually(lambda: (row := self.row(lifecycle)) and row.status in wanted and row)
+
+    async def gate(self, lifecycle: str, *, other_than: str = "") -> ApprovalRow:
+        """The open gate's row (with another nonce than *other_than*)."""
+        return await eventually(
+            lambda: (row := self.approval(lifecycle)) and row.status == "open" and row.nonce != other_than and row
+        )
+
+    def decision(self, row: ApprovalRow, verdict: Verdict = Verdict.APPROVE, **changes: Any) -> Decision:
+        now = datetime.now(UTC)
+        claim = Claim(
+            gate=row.id,
+            nonce=row.nonce,
+            evidence_digest=row.evidence_digest,
+            model_digest=row.evidence["model_digest"],
+            champion_digest=row.evidence["champion_digest"],
+            person="grace",
+            verdict=verdict,
+            comment="looks right",
+            decided_at=now,
+            expires_at=now + timedelta(hours=1),
+            self_approved=False,
+        )
+        return self.signer.sign(claim.model_copy(update=changes))
+
+    async def decide(self, lifecycle: str, verdict: Verdict = Verdict.APPROVE, **changes: Any) -> None:
+        row = await self.gate(lifecycle)
+        handle = self.client.get_workflow_handle(row.id)
+        await handle.execute_update(names.DECIDE, self.decision(row, verdict, **changes))
+
+    async def verified(self) -> Findings:
+        """`journal verify`, of this test's store only."""
+        await self.journal.sweep()
+        return await verify(self.client, self.store, self.artifacts)
+
+
+async def eventually(look: Callable[[], Any], seconds: float = 20) -> Any:
+    """What *look* returns, once it is true."""
+    for _ in range(int(seconds / 0.05)):
+        if found := look():
+            return found
+        await asyncio.sleep(0.05)
+    raise TimeoutError("it did not come true")
+
+
+class NamespaceServer:
+    """The prediction server's word on releases: the one process these tests leave out."""
+
+    def __init__(self) -> None:
+        self.refuse = ""
+
+    async def observe(self, _request: ObserveRequest) -> None:
+        if self.refuse:
+            from everloop.errors import IntegrityError
+
+            raise IntegrityError(self.refuse)
+
+
+@pytest.fixture
+async def stack(
+    temporal_server: Server, store: Store, artifacts: Artifacts, tmp_path: Path
+) -> AsyncIterator[Stack]:
+    """Control with real activities against the session's Temporal server, and quick compute."""
+    from temporalio import activity
+
+    settings = Settings(data_dir=tmp_path, session="test", temporal_address=temporal_server.address)
+    signing.create_keys(settings.keys_dir)
+    client = await Client.connect(temporal_server.address, data_converter=converter, identity="control@test")
+    await clear(client)
+    compute = QuickCompute(artifacts)
+    journal = JournalOnControl(store, artifacts, client)
+    serve = NamespaceServer()
+
+    @activity.defn(name="everloop.release.observe")
+    async def observe(request: ObserveRequest) -> None:
+        await serve.observe(request)
+
+    light = [
+        one
+        for one in control.activities(client, store, artifacts, settings, journal)
+        if one.__name__ != "observe"
+    ]
+    made = Stack(
+        client, store, artifacts, settings, compute, journal, signing.Signer(settings.keys_dir), uuid.uuid4().hex[:8]
+    )
+    made.serve = serve  # type: ignore[attr-defined]
+    jobs = Worker(
+        client, task_queue=names.COMPUTE, activities=compute.all(), interceptors=[connect.ErrorsCross()]
+    )
+    async with control.worker(client, [*light, observe]), jobs:
+        await client.start_workflow(
+            names.GPU_POOL,
+            names.DEFAULT_POOL,
+            id=names.pool_id(names.DEFAULT_POOL),
+            task_queue=names.CONTROL,
+            start_signal=names.POOL_INVENTORY,
+            start_signal_args=[["cpu0", "cpu1:light"]],
+        )
+        yield made
+        await clear(client)
+
+
+async def clear(client: Client) -> None:
+    """End and forget everything: the server is shared by the session, the store is not."""
+    async for found in client.list_workflows("ExecutionStatus = 'Running'"):
+        await client.get_workflow_handle(found.id, run_id=found.run_id).terminate("test over")
+
+
+__all__ = ["LeaseOnControl", "Stack", "eventually"]

@@ -1,0 +1,46 @@
+"""`python -m workers control | compute | scheduler | slot NAME | dev | journal rebuild|verify`."""
+
+import asyncio
+import sys
+
+from everloop import settings
+from everloop.errors import EverloopError
+
+
+def main(arguments: list[str]) -> None:
+    """Become the process that *arguments* name; each loads only what it needs."""
+    here = settings.load()
+    match arguments:
+        case ["control"]:
+            from workers import control
+
+            asyncio.run(control.main(here))
+        case ["compute"]:
+            from workers import compute
+
+            asyncio.run(compute.main(here))
+        case ["scheduler"]:
+            from workers import cluster
+
+            cluster.scheduler_main(here)
+        case ["slot", name]:
+            from workers import cluster
+
+            cluster.slot_main(here, name)
+        case ["dev"]:
+            from workers import dev
+
+            sys.exit(dev.main())
+        case ["journal", ("rebuild" | "verify") as action]:
+            from workers import journal
+
+            asyncio.run(journal.main(here, action))
+        case _:
+            sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except EverloopError as error:
+        sys.exit(f"{error}\n{error.hint}".strip())

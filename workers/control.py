@@ -1,0 +1,92 @@
+"""The control worker: workflows and the light activities beside them. Holds no heavy library."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any
+
+from temporalio.client import Client
+from temporalio.worker import PollerBehaviorAutoscaling, Worker
+
+from activities.drift import DriftLedger
+from activities.journal import JournalOnControl
+from activities.lease import LeaseOnControl
+from activities.registry import RegistryOnControl
+from activities.release import ReleaseOnControl
+from everloop import names
+from everloop.artifacts import Artifacts
+from everloop.settings import Settings
+from everloop.store import Store
+from workers import connect
+from workflows.approval import Approval
+from workflows.drift import DriftCheck
+from workflows.lease import GpuPool
+from workflows.lifecycle import Lifecycle
+from workflows.release import Release
+
+log = logging.getLogger(__name__)
+
+WORKFLOWS = (Lifecycle, Approval, Release, DriftCheck, GpuPool)
+SWEEP_SECONDS = 5.0
+STICKY_TIMEOUT = timedelta(seconds=2)
+"""After kill -9 of this process its cached workflows wait this long for it (the SDK's default is 10 s)."""
+
+
+async def main(settings: Settings) -> None:
+    """Run until told to stop."""
+    connect.die_with_parent()
+    connect.log_lines("control")
+    stop = connect.told_to_stop()
+    store = Store(settings.database)
+    artifacts = Artifacts(settings.artifacts)
+    client = await connect.connect(settings, "control")
+    journal = JournalOnControl(store, artifacts, client)
+    async with worker(client, activities(client, store, artifacts, settings, journal)):
+        await connect.first_of(_sweep(journal), stop.wait())
+    store.close()
+
+
+def worker(client: Client, light: Sequence[Callable[..., Any]]) -> Worker:
+    """The Temporal worker of the control queue."""
+    pollers = PollerBehaviorAutoscaling(minimum=2, initial=5, maximum=50)
+    return Worker(
+        client,
+        task_queue=names.CONTROL,
+        workflows=WORKFLOWS,
+        activities=light,
+        interceptors=[connect.ErrorsCross()],
+        workflow_runner=connect.sandbox(),
+        sticky_queue_schedule_to_start_timeout=STICKY_TIMEOUT,
+        workflow_task_poller_behavior=pollers,
+        activity_task_poller_behavior=pollers,
+        max_eager_activity_reservations_per_workflow_task=100,
+        max_concurrent_activities=500,
+    )
+
+
+def activities(
+    client: Client, store: Store, artifacts: Artifacts, settings: Settings, journal: JournalOnControl
+) -> Sequence[Callable[..., Any]]:
+    """The light activities, each bound to what it needs."""
+    lease = LeaseOnControl(store, client)
+    registry = RegistryOnControl(store, artifacts, settings.keys_dir)
+    release = ReleaseOnControl(store, settings)
+    drift = DriftLedger(store, settings, client)
+    return (
+        journal.append,
+        *(lease.request, lease.accept, lease.commit, lease.release, lease.cancel, lease.pool_step),
+        *(registry.champion, registry.register, registry.evidence),
+        *(release.route, release.observe, release.roll_back),
+        *(drift.watch, drift.next_window, drift.trigger),
+    )
+
+
+async def _sweep(journal: JournalOnControl) -> None:
+    """For ever: what workflows could not journal themselves, and the archive of closed histories."""
+    while True:
+        try:
+            await journal.sweep()
+        except Exception:
+            log.exception("the sweep failed; it is tried again")
+        await asyncio.sleep(SWEEP_SECONDS)
