@@ -1,0 +1,205 @@
+"""How good is the candidate, and is it better than the champion on rows that neither has seen?"""
+
+import json
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from activities.compute import UNUSED_BY_LIGHTGBM, Job, without
+from activities.compute.data import load
+from activities.compute.features import FRESH_ROWS, TEST, Floats, Pipeline
+from activities.compute.inference import Columns, Model
+from everloop.contracts import EvaluateRequest
+from everloop.records import Champion, Comparison, Evaluation, Field, Signature
+from everloop.specs import HIGHER_IS_BETTER, METRICS, LifecycleSpec, Task
+
+if TYPE_CHECKING:
+    import lightgbm
+
+SMALLEST = 1e-15
+"""Probabilities are kept this far from 0 and 1 before their logarithm is taken."""
+MOST_IMPORTANT = 30
+
+
+def evaluate(request: EvaluateRequest, job: Job) -> Evaluation:
+    """Metrics on the test part, and the comparison with the champion on its fresh rows."""
+    from activities.compute.training import predicted
+
+    with without(*UNUSED_BY_LIGHTGBM):
+        import lightgbm
+
+    spec, prepared = request.spec, request.prepared
+    pipeline = Pipeline.read(job.artifacts, prepared.pipeline)
+    with job.artifacts.open_local(prepared.matrix) as path, np.load(path, allow_pickle=False) as stored:
+        test = stored["part"] == TEST
+        matrix, values = stored["X"][test], stored["y"][test]
+        fresh, rows = stored["fresh"][test], stored["rows"][test]
+    booster = lightgbm.Booster(model_str=job.artifacts.get(request.trained.model).decode())
+    answers = predicted(booster, pipeline, matrix)
+    metrics = score(pipeline, values, answers)
+    comparison = _compare(request, job, pipeline, values[fresh], answers[fresh], rows[fresh])
+    report = {
+        "task": spec.task,
+        "rows": len(values),
+        "metrics": metrics,
+        "comparison": comparison.model_dump(mode="json"),
+        "importance": _importance(booster, pipeline),
+        "not_used": {column.name: column.reason for column in pipeline.dropped},
+    } | _figures(pipeline, values, answers)
+    print(f"test, {len(values):,} rows: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+    print(comparison.reason)
+    return Evaluation(
+        metrics=metrics,
+        rows=len(values),
+        comparison=comparison,
+        report=job.artifacts.put(json.dumps(report, indent=1).encode(), "evaluation.json"),
+    )
+
+
+def _importance(booster: "lightgbm.Booster", pipeline: Pipeline) -> list[dict[str, object]]:
+    """The features that reduced the loss most, as shares."""
+    gains = np.asarray(booster.feature_importance("gain"), np.float64)
+    total = float(gains.sum()) or 1.0
+    best = np.argsort(-gains, kind="stable")[:MOST_IMPORTANT]
+    return [{"feature": pipeline.names[place], "share": float(gains[place]) / total} for place in best if gains[place]]
+
+
+def _figures(pipeline: Pipeline, values: Floats, answers: Floats) -> dict[str, object]:
+    if pipeline.task == "regression":
+        shares = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+        return {"residuals": dict(zip(map(str, shares), np.quantile(answers - values, shares).tolist(), strict=True))}
+    true, told = values.astype(np.int64), answers.argmax(axis=1)
+    return {
+        "classes": {
+            label: {
+                "rows": int((true == place).sum()),
+                "answered": int((told == place).sum()),
+                "right": int(((true == place) & (told == place)).sum()),
+            }
+            for place, label in enumerate(pipeline.classes)
+        }
+    }
+
+
+# --- metrics ------------------------------------------------------------------------------------
+
+
+def score(pipeline: Pipeline, values: Floats, answers: Floats) -> dict[str, float]:
+    """The task's metrics that can be computed on these rows: no AUC where only one class is present."""
+    return scores(pipeline.task, values, answers)  # type: ignore[arg-type]
+
+
+def scores(task: Task, values: Floats, answers: Floats) -> dict[str, float]:
+    """*values*: class index or number; *answers*: probabilities [rows, classes] or numbers."""
+    if not len(values):
+        return {}
+    found = _regression(values, answers) if task == "regression" else _classification(values.astype(np.int64), answers)
+    return {name: found[name] for name in METRICS[task] if name in found}
+
+
+def _regression(values: Floats, answers: Floats) -> dict[str, float]:
+    errors = answers - values
+    found = {"rmse": float(np.sqrt(np.mean(errors**2))), "mae": float(np.mean(np.abs(errors)))}
+    spread = float(np.sum((values - values.mean()) ** 2))
+    return found | ({"r2": 1 - float(np.sum(errors**2)) / spread} if spread else {})
+
+
+def _classification(classes: NDArray[np.int64], answers: Floats) -> dict[str, float]:
+    of_truth = answers[np.arange(len(classes)), classes]
+    found = {
+        "log_loss": float(-np.mean(np.log(np.clip(of_truth, SMALLEST, 1.0)))),
+        "accuracy": float(np.mean(answers.argmax(axis=1) == classes)),
+    }
+    columns = [1] if answers.shape[1] == 2 else range(answers.shape[1])  # noqa: PLR2004
+    areas = [area for place in columns if (area := auc(classes == place, answers[:, place])) is not None]
+    return found | ({"auc": float(np.mean(areas))} if areas else {})
+
+
+def auc(positive: NDArray[np.bool_], answers: Floats) -> float | None:
+    """Area under the ROC curve, ties counted half; None where only one class is present."""
+    positives = int(positive.sum())
+    negatives = len(positive) - positives
+    if not positives or not negatives:
+        return None
+    _, places, counts = np.unique(answers, return_inverse=True, return_counts=True)
+    ranks = np.cumsum(counts) - (counts - 1) / 2
+    return float((ranks[places][positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+# --- champion against challenger ----------------------------------------------------------------
+
+
+def _compare(
+    request: EvaluateRequest, job: Job, pipeline: Pipeline, values: Floats, answers: Floats, rows: NDArray[np.int64]
+) -> Comparison:
+    champion, spec = request.champion, request.spec
+    if champion is None:
+        return Comparison(verdict="no_champion", reason="There is no champion to compare with.")
+    signature = Signature.model_validate_json(job.artifacts.get(champion.signature))
+    if (signature.task, signature.target) != (spec.task, spec.target):
+        was = f"Version {champion.version} answers another question ({signature.task} of {signature.target!r})"
+        return Comparison(verdict="no_champion", reason=f"{was}: nothing to compare.", champion_version=champion.version)
+    if len(rows) < FRESH_ROWS:
+        reason = f"Only {len(rows)} test rows are new to version {champion.version}; {FRESH_ROWS} are needed to compare."
+        return Comparison(
+            verdict="no_fresh_rows", reason=reason, champion_version=champion.version, rows=len(rows)
+        )
+    own, theirs = _same_classes(pipeline, signature, answers, _champion_answers(request, job, champion, signature, rows))
+    return _verdict(spec, champion, scores(spec.task, values, own), scores(spec.task, values, theirs), len(rows))
+
+
+def _champion_answers(
+    request: EvaluateRequest, job: Job, champion: Champion, signature: Signature, rows: NDArray[np.int64]
+) -> Floats:
+    table = load(job.artifacts, request.snapshot)
+    there = {column.name: column.kind for column in table.columns}
+    wanted = [entry.name for entry in signature.fields if entry.name in there]
+    raw = table.arrays(wanted, rows)
+    columns: Columns = {entry.name: _fitting(entry, raw.get(entry.name), len(rows)) for entry in signature.fields}
+    return Model(job.artifacts.get(champion.model), signature).predict(columns).values
+
+
+def _fitting(entry: Field, values: NDArray[np.generic] | None, rows: int) -> NDArray[np.generic]:
+    """The column as the champion takes it; missing where the data has it no more, or as another kind."""
+    text = entry.kind == "category"
+    if values is not None and (values.dtype == object) == text:
+        return values
+    print(f"the champion's column {entry.name!r} is no longer there as {entry.kind}: missing in its rows")
+    return np.full(rows, "", object) if text else np.full(rows, np.nan)
+
+
+def _same_classes(pipeline: Pipeline, signature: Signature, own: Floats, theirs: Floats) -> tuple[Floats, Floats]:
+    """Both models' answers over the candidate's classes; a class that the champion does not know has probability 0."""
+    if pipeline.task == "regression":
+        return own, theirs
+    known = {label: place for place, label in enumerate(signature.classes)}
+    columns = [theirs[:, known[label]] if label in known else np.zeros(len(theirs)) for label in pipeline.classes]
+    return own, np.stack(columns, axis=1)
+
+
+def _verdict(
+    spec: LifecycleSpec, champion: Champion, own: dict[str, float], theirs: dict[str, float], rows: int
+) -> Comparison:
+    metric = spec.objective if spec.objective in own else METRICS[spec.task][0]
+    note = ""
+    if metric not in own:
+        metric = "log_loss" if spec.task != "regression" else "rmse"
+        note = f" ({spec.objective} needs more than one class or value in these rows)"
+    challenger, best = own[metric], theirs[metric]
+    gain = challenger - best if metric in HIGHER_IS_BETTER else best - challenger
+    better = gain > 0
+    says = f"better by {gain:.4g}" if better else ("equal" if gain == 0 else f"worse by {-gain:.4g}")
+    reason = (
+        f"On {rows:,} rows that neither has seen, the challenger's {metric} is {challenger:.4g}"
+        f" and version {champion.version}'s is {best:.4g}: {says}{note}."
+    )
+    return Comparison(
+        verdict="better" if better else "not_better",
+        reason=reason,
+        metric=metric,
+        champion=best,
+        challenger=challenger,
+        champion_version=champion.version,
+        rows=rows,
+    )

@@ -1,0 +1,473 @@
+"""ONE ONNX graph: raw columns in, probabilities or a value out, proven equal to the trained model row by row.
+
+Known wrong conversions that this file is shaped around: onnxmltools rounds thresholds to the nearest float32,
+which sends rows that sit on a threshold to the other side (up to 0.12 of probability); and it lets a missing value
+follow `default_left` where LightGBM, which saw none in training, compares 0 with the threshold.
+"""
+
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+import onnx
+import pyarrow as pa
+import pyarrow.parquet
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from activities.compute import UNUSED_BY_LIGHTGBM, Job, without
+from activities.compute.data import Table, load, target_of
+from activities.compute.features import (
+    DAY,
+    FIRST,
+    FIRST_SECOND,
+    LAST_SECOND,
+    MISSING,
+    OTHER,
+    Floats,
+    Input,
+    Pipeline,
+)
+from activities.compute.inference import Columns, Model
+from activities.compute.training import lightgbm, predicted
+from everloop.contracts import ExportRequest
+from everloop.errors import DatasetTooSmall, ParityFailed
+from everloop.records import Exported, Field, Parity, Signature
+from everloop.specs import LifecycleSpec
+
+with without(*UNUSED_BY_LIGHTGBM):
+    from onnxmltools.convert import convert_lightgbm
+    from onnxmltools.convert.common.data_types import FloatTensorType
+    from onnxmltools.convert.lightgbm.operator_converters import LightGbm as converter
+
+OPSET, ML_OPSET, IR_VERSION = 18, 3, 9
+REFERENCE_ROWS = 50_000
+PARITY_ROWS = 50_000
+LEAST_PARITY_ROWS = 10_000
+TOLERANCE = 1e-4
+"""Largest difference of a probability, or of a value in standard deviations of the target."""
+MOST_EDGE_ROWS = 30_000
+BATCH_CELLS = 4_000_000
+STACK_BYTES = 512 << 20
+"""The converter recurses once per node on a path, and a category split is a chain of nodes."""
+MOST_KNOWN = 100
+
+T = TypeVar("T")
+
+
+def export(request: ExportRequest, job: Job) -> Exported:
+    """Convert, prove, store. Raises `ParityFailed` when one row of the proof differs."""
+    spec = request.spec
+    pipeline = Pipeline.read(job.artifacts, request.refitted.pipeline)
+    booster = lightgbm.Booster(model_str=job.artifacts.get(request.refitted.model).decode())
+    table = load(job.artifacts, request.snapshot)
+    graph = build(pipeline, booster)
+    onnx.checker.check_model(graph, full_check=False)
+    data = graph.SerializeToString()
+    signature = signature_of(spec, pipeline, table)
+    print(f"one graph, {len(data):,} bytes, {len(signature.fields)} inputs")
+    parity = prove(pipeline, booster, Model(data, signature), table, seed=spec.training.seed)
+    print(f"{parity.rows:,} rows and {parity.edge_rows:,} edge rows: largest difference {parity.max_difference:.2g}")
+    return Exported(
+        model=job.artifacts.put(data, "model.onnx"),
+        signature=job.artifacts.put(signature.model_dump_json().encode(), "signature.json"),
+        parity=parity,
+        reference=job.artifacts.put_file(_reference(spec, pipeline, table, job), "reference.parquet"),
+    )
+
+
+def signature_of(spec: LifecycleSpec, pipeline: Pipeline, table: Table) -> Signature:
+    """What predict requests must bring, in the order of the graph's inputs."""
+    names = {entry.name for entry in pipeline.inputs} | {spec.target, spec.time, spec.key}
+    return Signature(
+        task=spec.task,
+        fields=tuple(
+            Field(
+                name=entry.name,
+                kind=entry.kind,
+                minimum=entry.low if entry.kind == "number" else None,
+                maximum=entry.high if entry.kind == "number" else None,
+                known=entry.known[:MOST_KNOWN],
+            )
+            for entry in pipeline.inputs
+        ),
+        target=spec.target,
+        classes=pipeline.classes,
+        positive=pipeline.positive,
+        time=spec.time,
+        key=spec.key,
+        ignored=tuple(column.name for column in table.columns if column.name not in names),
+    )
+
+
+def _reference(spec: LifecycleSpec, pipeline: Pipeline, table: Table, job: Job) -> Any:  # noqa: ANN401  # a Path
+    """Raw feature rows that the model learned from, and their time: what drift is measured against."""
+    names = [entry.name for entry in pipeline.inputs]
+    if spec.time and spec.time not in names:
+        names.append(spec.time)
+    rows = _sample(target_of(table, spec).labelled, REFERENCE_ROWS, spec.training.seed)
+    path = job.scratch / "reference.parquet"
+    pa.parquet.write_table(table.rows.select(names).take(pa.array(rows)), path, compression="zstd")
+    return path
+
+
+def _sample(rows: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:
+    if len(rows) <= most:
+        return rows
+    return np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))
+
+
+# --- the graph ----------------------------------------------------------------------------------
+
+
+@dataclass
+class Graph:
+    """Nodes and constants as they are added; names of ours start with `everloop:` and stay clear of the columns'."""
+
+    taken: frozenset[str]
+    nodes: list[Any] = field(default_factory=list)
+    constants: list[Any] = field(default_factory=list)
+
+    def constant(self, values: object, kind: type | np.dtype[Any]) -> str:
+        name = self.free(f"everloop:c{len(self.constants)}")
+        self.constants.append(numpy_helper.from_array(np.asarray(values, kind), name))
+        return name
+
+    def add(self, op: str, *inputs: str, outputs: Sequence[str] = (), domain: str = "", **attributes: Any) -> str:  # noqa: ANN401
+        """Add a node; returns the name of its first output."""
+        names = list(outputs) or [self.free(f"everloop:n{len(self.nodes)}")]
+        self.nodes.append(helper.make_node(op, list(inputs), names, domain=domain, **attributes))
+        return names[0]
+
+    def free(self, name: str) -> str:
+        while name in self.taken:
+            name += "_"
+        return name
+
+
+def build(pipeline: Pipeline, booster: "lightgbm.Booster") -> Any:  # noqa: ANN401  # a ModelProto
+    """The graph of preprocessing and trees. Its inputs are [rows, 1], in the order of the pipeline's inputs."""
+    graph = Graph(frozenset(entry.name for entry in pipeline.inputs))
+    blocks = []
+    plain = pipeline.of("number", "boolean")
+    if plain:
+        blocks.append(_numbers(graph, plain))
+    blocks += [part for entry in pipeline.of("datetime") for part in _dates(graph, entry)]
+    blocks += [_codes(graph, entry) for entry in pipeline.of("category")]
+    features = graph.add("Concat", *blocks, axis=1)
+    output = _trees(graph, pipeline, booster, features)
+    inputs = [
+        helper.make_tensor_value_info(
+            entry.name, TensorProto.STRING if entry.kind == "category" else TensorProto.DOUBLE, ["rows", 1]
+        )
+        for entry in pipeline.inputs
+    ]
+    made = helper.make_graph(graph.nodes, "everloop", inputs, [output], initializer=graph.constants)
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", ML_OPSET)]
+    return helper.make_model(made, opset_imports=opsets, ir_version=IR_VERSION, producer_name="everloop")
+
+
+def _numbers(graph: Graph, inputs: Sequence[Input]) -> str:
+    """`features.numbers`, for all of them at once."""
+    block = graph.add("Concat", *(entry.name for entry in inputs), axis=1)
+    if not all(entry.nullable for entry in inputs):
+        fills = graph.constant([[np.nan if entry.nullable else entry.fill for entry in inputs]], np.float64)
+        block = graph.add("Where", graph.add("IsNaN", block), fills, block)
+    if any(entry.offset for entry in inputs):
+        block = graph.add("Sub", block, graph.constant([[entry.offset for entry in inputs]], np.float64))
+    return graph.add("Cast", block, to=TensorProto.FLOAT)
+
+
+def _dates(graph: Graph, entry: Input) -> list[str]:
+    """`features.dates`, part by part."""
+    raw = entry.name
+    if not entry.nullable:
+        raw = graph.add("Where", graph.add("IsNaN", raw), graph.constant([[entry.fill]], np.float64), raw)
+    missing = graph.add("IsNaN", raw)
+    there = graph.add("Where", missing, graph.constant([[0.0]], np.float64), raw)
+    low, high = graph.constant(FIRST_SECOND, np.float64), graph.constant(LAST_SECOND, np.float64)
+    exact = graph.add("Clip", there, low, high)
+    whole = graph.add("Cast", graph.add("Floor", exact), to=TensorProto.INT64)
+    whole = graph.add("Sub", whole, graph.constant(int(FIRST_SECOND), np.int64))
+    calendar = _Calendar(graph, whole)
+    parts: dict[str, Callable[[], str]] = {
+        "hour": lambda: calendar.divide(calendar.rest(whole, 86400), 3600),
+        "weekday": lambda: calendar.rest(calendar.divide(whole, 86400), 7),
+        "day": lambda: calendar.day_and_month()[0],
+        "month": lambda: calendar.day_and_month()[1],
+        "elapsed": lambda: graph.add(
+            "Div",
+            graph.add("Sub", exact, graph.constant(entry.offset, np.float64)),
+            graph.constant(DAY, np.float64),
+        ),
+    }
+    unknown = graph.constant([[np.nan]], np.float32)
+    columns = [graph.add("Cast", parts[part](), to=TensorProto.FLOAT) for part in entry.parts]
+    return [graph.add("Where", missing, unknown, column) for column in columns]
+
+
+@dataclass
+class _Calendar:
+    """Whole-number arithmetic on seconds since year 1, all of it positive, as `features._day_and_month` does it."""
+
+    graph: Graph
+    whole: str
+
+    def divide(self, value: str, by: int) -> str:
+        return self.graph.add("Div", value, self.graph.constant(by, np.int64))
+
+    def rest(self, value: str, of: int) -> str:
+        return self.graph.add("Mod", value, self.graph.constant(of, np.int64))
+
+    def plus(self, value: str, other: str | int) -> str:
+        return self.graph.add("Add", value, self._given(other))
+
+    def minus(self, value: str, other: str | int) -> str:
+        return self.graph.add("Sub", value, self._given(other))
+
+    def times(self, value: str, by: int) -> str:
+        return self.graph.add("Mul", value, self.graph.constant(by, np.int64))
+
+    def day_and_month(self) -> tuple[str, str]:
+        of_era = self.rest(self.plus(self.divide(self.whole, 86400), 306), 146097)
+        leaps = self.plus(self.minus(of_era, self.divide(of_era, 1460)), self.divide(of_era, 36524))
+        year = self.divide(self.minus(leaps, self.divide(of_era, 146096)), 365)
+        before = self.minus(self.plus(self.times(year, 365), self.divide(year, 4)), self.divide(year, 100))
+        of_year = self.minus(of_era, before)
+        month = self.divide(self.plus(self.times(of_year, 5), 2), 153)
+        start = self.divide(self.plus(self.times(month, 153), 2), 5)
+        day = self.plus(self.minus(of_year, start), 1)
+        return day, self.plus(self.rest(self.plus(month, 2), 12), 1)
+
+    def _given(self, other: str | int) -> str:
+        return other if isinstance(other, str) else self.graph.constant(other, np.int64)
+
+
+def _codes(graph: Graph, entry: Input) -> str:
+    """`features.codes`."""
+    keys = ["", *entry.known]
+    values = [float(MISSING), *(float(FIRST + place) for place in range(len(entry.known)))]
+    return graph.add(
+        "LabelEncoder",
+        entry.name,
+        domain="ai.onnx.ml",
+        keys_strings=[key.encode() for key in keys],
+        values_floats=values,
+        default_float=float(OTHER),
+    )
+
+
+def _trees(graph: Graph, pipeline: Pipeline, booster: "lightgbm.Booster", features: str) -> Any:  # noqa: ANN401
+    """LightGBM's trees, and the description of the output they give."""
+    node = _deep(lambda: _converted(booster, len(pipeline.names)))
+    node.input[:] = [features]
+    if pipeline.task == "regression":
+        node.output[:] = [graph.free("everloop:learned")]
+        graph.nodes.append(node)
+        value = graph.free("value")
+        wide = graph.add("Cast", node.output[0], to=TensorProto.DOUBLE)
+        spread = graph.add("Mul", wide, graph.constant(pipeline.scale, np.float64))
+        graph.add("Add", spread, graph.constant(pipeline.center, np.float64), outputs=[value])
+        return helper.make_tensor_value_info(value, TensorProto.DOUBLE, ["rows", 1])
+    probabilities = graph.free("probabilities")
+    node.output[:] = [graph.free("everloop:label"), probabilities]
+    graph.nodes.append(node)
+    return helper.make_tensor_value_info(probabilities, TensorProto.FLOAT, ["rows", len(pipeline.classes)])
+
+
+def _converted(booster: "lightgbm.Booster", features: int) -> Any:  # noqa: ANN401  # a NodeProto
+    """The one tree-ensemble node of onnxmltools' conversion, with exact thresholds."""
+    shape = [("X", FloatTensorType([None, features]))]
+    unfold = converter.modify_tree_for_rule_in_set
+
+    def exact(text: dict[str, Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        result = unfold(text, *args, **kwargs)
+        for tree in text.get("tree_info", ()):
+            _make_exact(tree["tree_structure"])
+        return result
+
+    converter.modify_tree_for_rule_in_set = exact
+    try:
+        model = convert_lightgbm(booster, initial_types=shape, zipmap=False, target_opset=15)
+    finally:
+        converter.modify_tree_for_rule_in_set = unfold
+    return next(node for node in model.graph.node if node.op_type.startswith("TreeEnsemble"))
+
+
+def _make_exact(root: dict[str, Any]) -> None:
+    """Let float32 comparisons decide as LightGBM's float64 ones do, and missing values go where LightGBM sends them."""
+    stack, done = [root], set()
+    while stack:
+        node = stack.pop()
+        if "decision_type" not in node or id(node) in done:
+            continue
+        done.add(id(node))  # nodes of an unfolded category split share their left side
+        stack += [node["left_child"], node["right_child"]]
+        if node["decision_type"] != "<=":
+            continue
+        if node["missing_type"] == "None":
+            node["default_left"] = node["threshold"] >= 0  # LightGBM takes a missing value for 0 there
+        node["threshold"] = _round_down(node["threshold"])
+
+
+def _round_down(threshold: float) -> float:
+    """The largest float32 that is not above *threshold*: x <= threshold is the same for every float32 x."""
+    with np.errstate(over="ignore"):
+        near = np.float32(threshold)
+    return float(np.nextafter(near, np.float32(-np.inf)) if float(near) > threshold else near)
+
+
+def _deep(work: Callable[[], T]) -> T:
+    """Run *work* with a deep stack: its recursion follows the trees."""
+    answer: list[T] = []
+    fault: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            answer.append(work())
+        except BaseException as error:  # noqa: BLE001  # raised again below, in the caller's thread
+            fault.append(error)
+
+    limit, size = sys.getrecursionlimit(), threading.stack_size(STACK_BYTES)
+    sys.setrecursionlimit(200_000)
+    try:
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+    finally:
+        sys.setrecursionlimit(limit)
+        threading.stack_size(size)
+    if fault:
+        raise fault[0]
+    return answer[0]
+
+
+# --- the proof ----------------------------------------------------------------------------------
+
+
+def prove(
+    pipeline: Pipeline, booster: "lightgbm.Booster", model: Model, table: Table, *, seed: int
+) -> Parity:
+    """Compare the graph with the trained model on real rows and on edges, by probability or value.
+
+    Real rows: all up to 50,000; fewer than 10,000 are filled up by drawing each column on its own.
+    Raises `ParityFailed` with the first rows that differ.
+    """
+    if not len(table):
+        raise DatasetTooSmall("there is no row to compare the exported model on")
+    random = np.random.default_rng(seed)
+    names = [entry.name for entry in pipeline.inputs]
+    rows = _sample(np.arange(len(table)), PARITY_ROWS, seed)
+    real = table.arrays(names, rows)
+    filled = _filled_up(real, random)
+    edges = _edges(pipeline, booster, real, random)
+    worst, mismatches, first = 0.0, 0, ""
+    for batch in (*_batches(filled), *_batches(edges)):
+        differences = _differences(pipeline, booster, model, batch)
+        wrong = ~(differences <= TOLERANCE)  # NaN is wrong too
+        mismatches += int(wrong.sum())
+        worst = max(worst, float(np.nanmax(differences)))
+        if wrong.any() and not first:
+            first = _shown_rows(batch, np.flatnonzero(wrong)[:3])
+    parity = Parity(
+        rows=_length(filled), edge_rows=_length(edges), mismatches=mismatches, max_difference=worst, tolerance=TOLERANCE
+    )
+    if mismatches:
+        print(f"parity failed in {mismatches} rows, for instance {first}")
+        hint = "this is a fault of the export, not of the data: report it with the row"
+        raise ParityFailed(
+            f"{mismatches} of {parity.rows + parity.edge_rows} rows differ by up to {worst:.3g}, for instance {first[:500]}",
+            hint=hint,
+        )
+    return parity
+
+
+def _length(columns: Columns) -> int:
+    return len(next(iter(columns.values())))
+
+
+def _batches(columns: Columns) -> Iterator[Columns]:
+    step = max(1, BATCH_CELLS // len(columns))
+    for start in range(0, _length(columns), step):
+        yield {name: values[start : start + step] for name, values in columns.items()}
+
+
+def _differences(pipeline: Pipeline, booster: "lightgbm.Booster", model: Model, columns: Columns) -> Floats:
+    told = model.predict(columns).values
+    true = predicted(booster, pipeline, pipeline.transform(columns))
+    apart: Floats = np.abs(told - true)
+    return apart / pipeline.scale if pipeline.task == "regression" else apart.max(axis=1)
+
+
+def _shown_rows(columns: Columns, places: NDArray[np.int64]) -> str:
+    rows = [{name: values[place] for name, values in columns.items()} for place in places]
+    return "; ".join(str(dict(list(row.items())[:20])) for row in rows)
+
+
+def _filled_up(real: Columns, random: np.random.Generator) -> Columns:
+    missing = LEAST_PARITY_ROWS - _length(real)
+    if missing <= 0:
+        return real
+    return {
+        name: np.concatenate([values, values[random.integers(0, len(values), missing)]])
+        for name, values in real.items()
+    }
+
+
+EXTREMES = (0.0, -0.0, 1.0, -1.0, 1e-40, 1e-300, 3.5e38, -3.5e38, 1e308, -1e308, 2.0**24 + 1, 2.0**53, np.nan)
+UNSEEN = ("", "everloop: unseen", " ", "\u00e9\u4e16\U0001f600", "x" * 300)
+
+
+def _edges(pipeline: Pipeline, booster: "lightgbm.Booster", real: Columns, random: np.random.Generator) -> Columns:
+    """Real rows with one column replaced: missing, unseen, extreme, and both neighbours of every threshold."""
+    thresholds = _thresholds(pipeline, booster)
+    tried = {entry.name: _edge_values(entry, thresholds.get(entry.name, [])) for entry in pipeline.inputs}
+    most = max(len(EXTREMES), MOST_EDGE_ROWS // len(tried))
+    tried = {
+        name: values if len(values) <= most else [*values[:13], *random.choice(values[13:], most - 13).tolist()]
+        for name, values in tried.items()
+    }
+    starts = np.cumsum([0, *(len(values) for values in tried.values())])
+    drawn = random.integers(0, _length(real), starts[-1] + 1)
+    edges = {name: values[drawn].copy() for name, values in real.items()}
+    for name, start in zip(tried, starts, strict=False):
+        edges[name][start : start + len(tried[name])] = tried[name]
+    for entry in pipeline.inputs:  # and one row with nothing at all
+        edges[entry.name][-1] = "" if entry.kind == "category" else np.nan
+    return edges
+
+
+def _edge_values(entry: Input, thresholds: Sequence[float]) -> list[Any]:
+    if entry.kind == "category":
+        return [*UNSEEN, *entry.known]
+    if entry.kind == "boolean":
+        return [0.0, 1.0, np.nan]
+    if entry.kind == "datetime":
+        days = [FIRST_SECOND, LAST_SECOND, -1.0, 0.0, 951782400.0, 951868800.0, 1e12, -1e15, 0.5, np.nan]
+        return [*days, *(entry.offset + DAY * step for step in (-800, -366, -31, 0, 1, 59, 60, 365))]
+    near = np.asarray(thresholds, np.float64)
+    with np.errstate(over="ignore"):
+        single = near.astype(np.float32)
+        around = [np.nextafter(single, np.float32(-np.inf)), single, np.nextafter(single, np.float32(np.inf))]
+    values = np.concatenate([near, *(one.astype(np.float64) for one in around)]) + entry.offset
+    return [*EXTREMES, *values[np.isfinite(values)].tolist()]
+
+
+def _thresholds(pipeline: Pipeline, booster: "lightgbm.Booster") -> dict[str, list[float]]:
+    """Thresholds of the features that are plain numbers, by column; read from LightGBM's own text."""
+    names = [entry.name for entry in pipeline.of("number", "boolean")]
+    found: dict[str, set[float]] = {}
+    features: list[int] = []
+    for line in booster.model_to_string().splitlines():
+        if line.startswith("split_feature="):
+            features = [int(word) for word in line.partition("=")[2].split()]
+        if line.startswith("threshold="):
+            for place, word in zip(features, line.partition("=")[2].split(), strict=True):
+                if place < len(names):
+                    found.setdefault(names[place], set()).add(float(word))
+    return {name: sorted(values) for name, values in found.items()}
+
+

@@ -1,0 +1,211 @@
+"""Answers from a model's graph: NumPy and ONNX Runtime only, so that a server can be small.
+
+Raw columns are the same thing here as in training: `Columns` maps a field's name to an array of float64
+(number, boolean as 0 and 1, datetime as seconds since 1970 UTC; NaN is missing) or of text ("" is missing).
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from everloop.errors import IntegrityError, InvalidPrediction
+from everloop.records import Field, Signature
+
+Columns = dict[str, NDArray[Any]]
+
+MISSING_TEXT = frozenset({"", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "NaT", "null", "NULL"})
+"""Text that stands for a missing value, in data and in requests alike. `None` is not here: tables use it as a value."""
+NUMBER_LIKE = re.compile(r"^[+-]?\d+(\.\d+)?$")
+BATCH_ROWS = 8192
+"""Rows that go through the graph at once: bounds memory for wide tables."""
+SHOWN = 60
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What the graph answered, row by row."""
+
+    signature: Signature
+    values: NDArray[np.float64]
+    """Probabilities [rows, classes] in the order of `signature.classes`, or numbers [rows]."""
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def rows(self) -> list[dict[str, object]]:
+        """One dictionary per row, as the prediction API answers it."""
+        if self.signature.task == "regression":
+            return [{"value": value} for value in self.values.tolist()]
+        return [self._classified(row) for row in self.values.tolist()]
+
+    def _classified(self, row: list[float]) -> dict[str, object]:
+        classes = self.signature.classes
+        best = max(range(len(row)), key=row.__getitem__)
+        answer: dict[str, object] = {"label": classes[best]}
+        if self.signature.task == "binary":
+            answer["probability"] = row[classes.index(self.signature.positive)]
+        return answer | {"probabilities": dict(zip(classes, row, strict=True))}
+
+
+class Model:
+    """A model's graph, ready to answer. Safe to share between threads."""
+
+    def __init__(self, onnx_bytes: bytes, signature: Signature) -> None:
+        """Raises `IntegrityError` when the bytes are not a graph for this signature."""
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1  # the caller's slots are the parallelism
+        options.log_severity_level = 3
+        try:
+            self.session = onnxruntime.InferenceSession(onnx_bytes, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's own errors share no base class but this
+            raise IntegrityError(f"the model's bytes are not a graph: {str(error)[:200]}") from None
+        self.signature = signature
+        self.inputs = [entry.name for entry in self.session.get_inputs()]
+        self.output = self.session.get_outputs()[0].name
+        if len(self.inputs) != len(signature.fields):
+            raise IntegrityError(f"the graph has {len(self.inputs)} inputs, its signature {len(signature.fields)} fields")
+        self.known = frozenset(field.name for field in signature.fields)
+        named = (signature.target, signature.time, signature.key, *signature.ignored)
+        self.ignored = frozenset(name for name in named if name) - self.known
+        self.readers = [(field, _reader(field)) for field in signature.fields]
+
+    def check(self, rows: Sequence[Mapping[str, object]], event_times: Sequence[datetime] | None = None) -> Columns:
+        """JSON rows as columns. A field takes what its kind says, or null:
+
+        number: a number; boolean: true, false, 0 or 1; category: text, and where training knew number-like values
+        also a number; datetime: ISO 8601 text, UTC unless it says otherwise. A row without the model's time column
+        takes it from *event_times*. Raises `InvalidPrediction` whose `field` is like `rows[3].age`.
+        """
+        if not rows:
+            raise InvalidPrediction("there are no rows", field="rows", hint="send at least one row")
+        for place, row in enumerate(rows):
+            self._names(place, row, timed=event_times is not None)
+        return {field.name: self._column(field, read, rows, event_times) for field, read in self.readers}
+
+    def predict(self, columns: Columns) -> Predictions:
+        """Answer for columns that `check` made, or for raw arrays of the same kinds (also [rows, 1])."""
+        feed = [(name, columns[field.name].reshape(-1, 1)) for name, field in zip(self.inputs, self.signature.fields, strict=True)]
+        rows = len(feed[0][1])
+        parts = [
+            self.session.run([self.output], {name: values[start : start + BATCH_ROWS] for name, values in feed})[0]
+            for start in range(0, rows, BATCH_ROWS)
+        ]
+        values = np.concatenate(parts).astype(np.float64)
+        return Predictions(self.signature, values[:, 0] if self.signature.task == "regression" else values)
+
+    def _names(self, place: int, row: Mapping[str, object], *, timed: bool) -> None:
+        if not isinstance(row, Mapping):
+            raise InvalidPrediction(f"row {place} is not an object", field=f"rows[{place}]", hint='send {"column": value}')
+        missing = [name for name in self.known - row.keys() if not (timed and name == self.signature.time)]
+        if missing:
+            shown = _listed(field.name for field in self.signature.fields if field.name in missing)
+            hint = f"send {shown}; null where a value is not known"
+            raise InvalidPrediction(f"row {place} lacks {shown}", field=f"rows[{place}].{sorted(missing)[0]}", hint=hint)
+        extra = row.keys() - self.known - self.ignored
+        if extra:
+            hint = f"the model's columns are {_listed(field.name for field in self.signature.fields)}"
+            shown = _listed(sorted(map(str, extra)))
+            message = f"row {place} has columns that the model does not know: {shown}"
+            raise InvalidPrediction(message, field=f"rows[{place}].{sorted(map(str, extra))[0]}", hint=hint)
+
+    def _column(
+        self, field: Field, read: Any, rows: Sequence[Mapping[str, object]], event_times: Sequence[datetime] | None  # noqa: ANN401
+    ) -> NDArray[Any]:
+        column = np.empty((len(rows), 1), object if field.kind == "category" else np.float64)
+        for place, row in enumerate(rows):
+            if event_times is not None and field.name not in row:
+                column[place, 0] = _seconds(event_times[place])
+                continue
+            try:
+                column[place, 0] = read(row[field.name])
+            except (ValueError, OverflowError) as error:
+                raise InvalidPrediction(
+                    f"row {place}: {field.name[:SHOWN]!r} is {_shown(row[field.name])}",
+                    field=f"rows[{place}].{field.name}",
+                    hint=f"expected {error.args[0] if isinstance(error, _Expected) else 'a smaller number'}",
+                ) from None
+        return column
+
+
+class _Expected(ValueError):
+    """What a value should have been."""
+
+
+def _reader(field: Field) -> Any:  # noqa: ANN401
+    if field.kind == "number":
+        return _number
+    if field.kind == "boolean":
+        return _boolean
+    if field.kind == "datetime":
+        return _datetime
+    return _code if field.known and all(map(NUMBER_LIKE.match, field.known)) else _text
+
+
+def _number(value: object) -> float:
+    if value is None:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _Expected("a number or null")
+    if not math.isfinite(value):
+        raise _Expected("a finite number or null")
+    return float(value)
+
+
+def _boolean(value: object) -> float:
+    if value is None:
+        return math.nan
+    if isinstance(value, bool) or (isinstance(value, int | float) and value in (0, 1)):
+        return float(value)
+    raise _Expected("true, false or null")
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise _Expected("text or null")
+    if value in MISSING_TEXT:
+        return ""
+    return value if value.isascii() else value.encode("utf-8", "replace").decode()  # JSON may hold half a surrogate pair
+
+
+def _code(value: object) -> str:
+    """A category whose known values look like numbers: 7 is the text `7`."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return _text(value)
+    if not math.isfinite(value):
+        raise _Expected("text, a finite number or null")
+    return str(int(value)) if float(value).is_integer() else repr(value)
+
+
+def _datetime(value: object) -> float:
+    if value is None:
+        return math.nan
+    if isinstance(value, str):
+        try:
+            return _seconds(datetime.fromisoformat(value.strip()))
+        except ValueError:
+            pass
+    raise _Expected("ISO 8601 text such as 2013-01-31T12:00:00Z, or null")
+
+
+def _seconds(moment: datetime) -> float:
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def _listed(names: Iterator[str] | Sequence[str]) -> str:
+    every = [name[:SHOWN] for name in names]
+    more = f" and {len(every) - 10} more" if len(every) > 10 else ""  # noqa: PLR2004
+    return ", ".join(map(repr, every[:10])) + more
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return f"{type(value).__name__} {text[:SHOWN]}{'...' * (len(text) > SHOWN)}" if value is not None else "null"

@@ -1,0 +1,134 @@
+"""LightGBM on one thread: fitted on the train part until validation says stop, then on everything.
+
+Inputs are float32: the exported graph compares float32 with its thresholds, and only a model that was fitted
+on the same values can be converted exactly.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from activities.compute import UNUSED_BY_LIGHTGBM, Job, without
+from activities.compute.data import check_spec, event_seconds, load, moment, row_hashes, target_of
+from activities.compute.evaluation import score
+from activities.compute.features import TRAIN, VALIDATION, Floats, Matrix, Pipeline, fit
+from everloop.contracts import RefitRequest, TrainRequest
+from everloop.records import Refitted, Trained
+from everloop.specs import LifecycleSpec
+
+with without(*UNUSED_BY_LIGHTGBM):
+    import lightgbm
+
+OBJECTIVES = {"binary": "binary", "multiclass": "multiclass", "regression": "regression"}
+REPORT_EVERY = 10
+"""Rounds between two progress reports."""
+
+
+def train(request: TrainRequest, job: Job) -> Trained:
+    """Fit on the train part; early stopping looks at the validation part. The same request gives the same bytes."""
+    spec = request.spec
+    pipeline = Pipeline.read(job.artifacts, request.prepared.pipeline)
+    with job.artifacts.open_local(request.prepared.matrix) as path, np.load(path, allow_pickle=False) as stored:
+        matrix, values, part = stored["X"], stored["y"], stored["part"]
+    learned, judged = part == TRAIN, part == VALIDATION
+    goal = (values - pipeline.center) / pipeline.scale
+    params = parameters(spec, pipeline, int(learned.sum()))
+    data = dataset(matrix[learned], goal[learned], pipeline, params)
+    held_out = lightgbm.Dataset(matrix[judged], goal[judged], reference=data)
+    booster = lightgbm.train(
+        params,
+        data,
+        spec.training.rounds,
+        valid_sets=[held_out],
+        valid_names=["validation"],
+        callbacks=[lightgbm.early_stopping(spec.training.early_stopping, verbose=False), _progress(job)],
+    )
+    iterations = booster.best_iteration or booster.current_iteration()
+    metrics = score(pipeline, values[judged], predicted(booster, pipeline, matrix[judged], iterations))
+    print(f"{iterations} of at most {spec.training.rounds} rounds; validation: {_told(metrics)}")
+    text = booster.model_to_string(num_iteration=iterations)
+    return Trained(
+        model=job.artifacts.put(text.encode(), "model.txt"), iterations=max(1, iterations), metrics=metrics
+    )
+
+
+def refit(request: RefitRequest, job: Job) -> Refitted:
+    """Fit preprocessing and model again on every labelled row, with the number of rounds that training found.
+
+    The rounds stay as found: the rows that are added are like the ones that were there.
+    """
+    spec = request.spec
+    table = load(job.artifacts, request.snapshot)
+    check_spec(spec, table.rows.column_names)
+    target = target_of(table, spec)
+    rows = target.labelled
+    pipeline = fit(spec, table, target, rows)
+    matrix = pipeline.transform(table.arrays([entry.name for entry in pipeline.inputs], rows))
+    goal = (target.values[rows] - pipeline.center) / pipeline.scale
+    params = parameters(spec, pipeline, len(rows))
+    data = dataset(matrix, goal, pipeline, params)
+    booster = lightgbm.train(params, data, request.trained.iterations, callbacks=[_progress(job)])
+    seen = np.unique(row_hashes(table)[rows])
+    path = job.scratch / "seen.npy"
+    np.save(path, seen)
+    seconds = event_seconds(table, spec.time)[rows] if spec.time else np.array([np.nan])
+    until = moment(float(np.nanmax(seconds))) if np.isfinite(seconds).any() else None
+    print(f"{len(rows):,} rows, {booster.current_iteration()} rounds" + (f", until {until:%Y-%m-%d %H:%M}" if until else ""))
+    return Refitted(
+        model=job.artifacts.put(booster.model_to_string().encode(), "model.txt"),
+        pipeline=job.artifacts.put(pipeline.dump(), "pipeline.json"),
+        rows=len(rows),
+        seen=job.artifacts.put_file(path, "seen.npy"),
+        trained_until=until,
+    )
+
+
+def parameters(spec: LifecycleSpec, pipeline: Pipeline, rows: int) -> dict[str, Any]:
+    """LightGBM's parameters for the spec's training."""
+    params: dict[str, Any] = {
+        "objective": OBJECTIVES[spec.task],
+        "learning_rate": spec.training.learning_rate,
+        "num_leaves": spec.training.leaves,
+        "seed": spec.training.seed,
+        "deterministic": True,
+        "force_row_wise": True,  # the other layout sums in another order
+        "num_threads": 1,  # one slot, one thread: two that spin on a shared core are slower than one
+        "verbosity": -1,
+        "min_data_in_leaf": min(20, max(2, rows // 50)),  # LightGBM's 20 leaves a small table without a split
+        "min_data_per_group": min(100, max(5, rows // 50)),
+        "feature_pre_filter": False,
+        "bin_construct_sample_cnt": max(200_000, min(rows, 1_000_000)),  # see every missing value there is
+    }
+    if spec.task == "multiclass":
+        params["num_class"] = len(pipeline.classes)
+    return params
+
+
+def dataset(matrix: Matrix, goal: Floats, pipeline: Pipeline, params: dict[str, Any]) -> "lightgbm.Dataset":
+    names = [f"f{place}" for place in range(matrix.shape[1])]  # column names may hold what LightGBM refuses
+    categorical = pipeline.categorical
+    return lightgbm.Dataset(matrix, goal, feature_name=names, categorical_feature=categorical, params=params)
+
+
+def predicted(booster: "lightgbm.Booster", pipeline: Pipeline, matrix: Matrix, iterations: int | None = None) -> Floats:
+    """Probabilities [rows, classes] in the pipeline's order of classes, or values [rows] of the target."""
+    raw = np.asarray(booster.predict(matrix, num_iteration=iterations, num_threads=1), np.float64)
+    if pipeline.task == "regression":
+        return raw * pipeline.scale + pipeline.center
+    return np.stack([1 - raw, raw], axis=1) if raw.ndim == 1 else raw
+
+
+def _progress(job: Job) -> Callable[[Any], None]:
+    def report(env: Any) -> None:  # noqa: ANN401  # LightGBM's CallbackEnv
+        done = env.iteration + 1
+        if done % REPORT_EVERY and done != env.end_iteration:
+            return
+        losses = {f"{name}_{metric}": float(value) for name, metric, value, *_ in env.evaluation_result_list or ()}
+        job.report(done, rounds=done, **losses)
+
+    return report
+
+
+def _told(metrics: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
