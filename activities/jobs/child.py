@@ -22,7 +22,7 @@ from everloop.artifacts import Artifacts
 from everloop.errors import EverloopError, JobFailed, NotFound
 
 NO_EVENTS = -1
-FUNCTION = re.compile(r"[a-z_]+\.[a-z_]+")
+FUNCTION = re.compile(r"[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*")
 
 
 class ThisJob:

@@ -14,6 +14,7 @@ import re
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from distributed import Client, Future, Security
@@ -293,7 +294,8 @@ def _one_line(error: BaseException) -> str:
 
 
 def _write_steps(store: Store, job: str, steps: dict[int, dict[str, float]]) -> None:
+    now = datetime.now(UTC)
     with store.write() as session:
         for step, values in steps.items():
             finite = {name: value for name, value in values.items() if math.isfinite(value)}  # JSON has no NaN
-            session.merge(MetricRow(job=job, step=step, values=finite))
+            session.merge(MetricRow(job=job, step=step, values=finite, at=now))

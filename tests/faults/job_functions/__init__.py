@@ -1,0 +1,1 @@
+"""Compute functions of the tests: what `activities.compute` is to the product."""

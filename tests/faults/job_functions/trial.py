@@ -1,0 +1,94 @@
+"""Jobs that end in every way a job can end."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from activities.jobs.child import ThisJob
+from everloop.errors import DatasetTooSmall, StorageLow
+from job_functions.words import Trial, Tried
+
+
+def echo(request: Trial, job: ThisJob) -> Tried:
+    blob = job.artifacts.put(b"bytes")
+    return Tried(values=request.values | {"blob": blob.sha256, "token": request.slot.token, "scratch": str(job.scratch)})
+
+
+def stay(request: Trial, job: ThisJob) -> Tried:
+    """Write down when it began and when it ended: the tests look for overlaps."""
+    diary = Path(request.values["diary"])
+    note(diary, "begin")
+    deadline = time.monotonic() + request.values["seconds"]
+    while time.monotonic() < deadline:
+        time.sleep(0.02)
+    note(diary, "end")
+    return Tried(values={})
+
+
+def note(diary: Path, what: str) -> None:
+    with diary.open("a") as target:
+        target.write(f"{what} {os.getpid()} {time.time()}\n")
+
+
+def family(request: Trial, job: ThisJob) -> Tried:
+    """Descendants of every kind: in the group, in a session of its own, and an orphan of a dead parent."""
+    diary = Path(request.values["diary"])
+    sleeper = [sys.executable, "-c", "import time; time.sleep(600)"]
+    pids = [os.getpid(), subprocess.Popen(sleeper).pid, subprocess.Popen(sleeper, start_new_session=True).pid]
+    if request.values.get("orphan"):
+        parent = "import subprocess as s, sys; print(s.Popen(sys.argv[1:], stdout=2, start_new_session=True).pid)"
+        pids.append(int(subprocess.check_output([sys.executable, "-c", parent, *sleeper])))
+    if request.values.get("stubborn"):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    diary.write_text(" ".join(map(str, pids)))
+    time.sleep(600)
+    return Tried(values={})
+
+
+def wrong(request: Trial, job: ThisJob) -> Tried:
+    raise ValueError("the shapes do not fit\nsecond line")
+
+
+def small(request: Trial, job: ThisJob) -> Tried:
+    raise DatasetTooSmall("12 rows are too few", field="source", hint="give it 100")
+
+
+def full(request: Trial, job: ThisJob) -> Tried:
+    Path(request.values["diary"]).open("a").write("x")
+    if len(Path(request.values["diary"]).read_text()) < 2:
+        raise StorageLow("1 MiB is free")
+    return Tried(values={})
+
+
+def segfault(request: Trial, job: ThisJob) -> Tried:
+    Path(request.values["diary"]).open("a").write("x")
+    ctypes.string_at(0)
+    return Tried(values={})
+
+
+def memory(request: Trial, job: ThisJob) -> Tried:
+    Path(request.values["diary"]).open("a").write("x")
+    raise MemoryError
+
+
+def leave(request: Trial, job: ThisJob) -> Tried:
+    os._exit(3)
+
+
+def other(request: Trial, job: ThisJob) -> Tried:
+    return {"values": {}}  # type: ignore[return-value]
+
+
+def chat(request: Trial, job: ThisJob) -> Tried:
+    print("hello from the job", flush=True)
+    for step in range(request.values["steps"]):
+        job.report(step, loss=1.0 / (step + 1), nothing=float("nan"))
+    return Tried(values={})
+
+
+def surroundings(request: Trial, job: ThisJob) -> Tried:
+    return Tried(values={"environment": dict(os.environ), "nice": os.nice(0), "argv": sys.argv})

@@ -1,0 +1,15 @@
+"""What the tests ask of a job, in the product's own words."""
+
+from typing import Any
+
+from everloop.contracts import JobRequest
+from everloop.records import Result
+
+
+class Trial(JobRequest):
+    function: str
+    values: dict[str, Any] = {}
+
+
+class Tried(Result):
+    values: dict[str, Any]

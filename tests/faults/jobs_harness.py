@@ -1,0 +1,221 @@
+"""The bridge with its real parts: Dask processes with TLS, a compute worker, a workflow that asks for a job."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import psutil
+from temporalio import activity, workflow
+from temporalio.client import Client, WorkflowHandle
+from temporalio.common import RetryPolicy
+from temporalio.testing import ActivityEnvironment
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker
+
+from activities.jobs.submit import Jobs
+from everloop import engine, names
+from everloop.records import Slot
+from everloop.settings import SCHEDULER, TEMPORAL, Settings
+from everloop.store import Store
+from workers import cluster, connect
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))  # as in the jobs: see `environment`
+from job_functions.words import Trial, Tried  # noqa: E402
+
+ROOT = "job_functions"
+QUEUE = names.COMPUTE
+
+
+class TrialJobs:
+    def __init__(self, jobs: Jobs) -> None:
+        self._jobs = jobs
+
+    @activity.defn(name="everloop.trial")
+    async def trial(self, request: Trial) -> Tried:
+        return await self._jobs.run(request.function, request, Tried)
+
+
+@workflow.defn(name="everloop.Trial")
+class TrialWorkflow:
+    @workflow.run
+    async def run(self, request: Trial, heartbeat_seconds: float, queue: str) -> Tried:
+        return await workflow.execute_activity(
+            "everloop.trial",
+            request,
+            activity_id="trial.1",
+            result_type=Tried,
+            task_queue=queue,
+            start_to_close_timeout=timedelta(minutes=5),
+            heartbeat_timeout=timedelta(seconds=heartbeat_seconds),
+            retry_policy=RetryPolicy(initial_interval=timedelta(milliseconds=200), backoff_coefficient=1.0),
+            cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+        )
+
+
+class Dask:
+    """Scheduler and slots as processes of their own; the test kills and starts them."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, name: str) -> None:
+        call = "scheduler_main(s)" if name == "scheduler" else f"slot_main(s, {name!r})"
+        code = f"from workers import cluster; from everloop import settings; s = settings.load(); cluster.{call}"
+        self.settings.logs_dir.mkdir(parents=True, exist_ok=True)
+        with (self.settings.logs_dir / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen([sys.executable, "-c", code], env=environment(self.settings), stdout=log, stderr=log)
+
+    def start_all(self) -> None:
+        cluster.create_certificates(self.settings.keys_dir)
+        for name in ("scheduler", "cpu0", "cpu1")[: 1 + self.settings.slots]:
+            self.start(name)
+
+    def kill(self, name: str) -> None:
+        self.processes[name].kill()
+        self.processes[name].wait()
+
+    def worker_pid(self, name: str) -> int:
+        """Of the Dask worker below the nanny *name*."""
+        children = psutil.Process(self.processes[name].pid).children()
+        return next(child.pid for child in children if "spawn_main" in " ".join(child.cmdline()))
+
+    def stop(self) -> None:
+        for process in self.processes.values():
+            process.send_signal(signal.SIGTERM)
+        for process in self.processes.values():
+            try:
+                process.wait(timeout=8)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """Of a process of the stack, with a secret in it that no job may see, and the tests' jobs on its path."""
+    path = os.pathsep.join([engine.environment()["PYTHONPATH"], str(HERE)])
+    secret = {"EVERLOOP_DATABASE_URL": settings.database, "AWS_SECRET_ACCESS_KEY": "secret"}
+    return engine.environment(settings.environment() | secret | {"PYTHONPATH": path})
+
+
+class Bridge:
+    """A compute worker in this process, on one Dask."""
+
+    def __init__(self, settings: Settings, store: Store, client: Client, dask: Dask, queue: str) -> None:
+        self.settings = settings
+        self.store = store
+        self.client = client
+        self.dask = dask
+        self.queue = queue
+        self.jobs = Jobs(settings, store, root=ROOT)
+
+    async def ask(self, function: str, token: int = 1, device: str = "cpu0", heartbeat: float = 30.0, **values) -> WorkflowHandle:
+        request = Trial(function=function, values=values, slot=Slot(device=device, token=token, holder="trial"))
+        return await self.client.start_workflow(
+            "everloop.Trial",
+            args=[request, heartbeat, self.queue],
+            id=f"trial-{time.monotonic_ns()}",
+            task_queue=f"{self.queue}-control",
+            result_type=Tried,
+            execution_timeout=timedelta(seconds=120),
+        )
+
+    async def call(self, function: str, **values) -> Tried:
+        return await asyncio.wait_for((await self.ask(function, **values)).result(), 60)
+
+    async def jobs_as(
+        self, run_id: str, function: str, token: int = 1, device: str = "cpu0", activity_id: str = "trial.1", **values
+    ) -> Tried:
+        """Run a job as an activity of a run and id of our choice."""
+        request = Trial(function=function, values=values, slot=Slot(device=device, token=token, holder="trial"))
+        surroundings = ActivityEnvironment()
+        surroundings.info = replace(ActivityEnvironment.default_info(), workflow_run_id=run_id, activity_id=activity_id)
+        return await surroundings.run(self.jobs.run, function, request, Tried)
+
+    def control(self) -> Worker:
+        return Worker(
+            self.client,
+            task_queue=f"{self.queue}-control",
+            workflows=[TrialWorkflow],
+            workflow_runner=UnsandboxedWorkflowRunner(),
+        )
+
+    def compute(self) -> Worker:
+        return compute_worker(self.client, self.jobs, self.queue)
+
+
+def compute_worker(client: Client, jobs: Jobs, queue: str) -> Worker:
+    return Worker(
+        client,
+        task_queue=queue,
+        activities=[TrialJobs(jobs).trial],
+        interceptors=[connect.ErrorsCross()],
+        max_heartbeat_throttle_interval=timedelta(seconds=1),
+        default_heartbeat_throttle_interval=timedelta(seconds=1),
+    )
+
+
+def new_settings(data_dir: Path, temporal_address: str, slots: int = 2) -> Settings:
+    from tests.conftest import free_port_base
+
+    settings = Settings(data_dir=data_dir, port_base=free_port_base(), slots=slots, session=f"t{os.getpid()}")
+    assert settings.port(SCHEDULER) != settings.port(TEMPORAL)
+    return replace(settings, temporal_address=temporal_address)
+
+
+@asynccontextmanager
+async def bridge(settings: Settings, dask: Dask, *, compute: bool = True):
+    store = Store(settings.database)
+    store.migrate()
+    client = await connect.connect(settings, "test")
+    made = Bridge(settings, store, client, dask, f"queue-{time.monotonic_ns()}")
+    try:
+        async with made.control():
+            if compute:
+                async with made.compute():
+                    yield made
+            else:
+                yield made
+    finally:
+        await made.jobs.close()
+        store.close()
+
+
+async def until(claim, seconds: float = 20.0, what: str = "it did not happen"):
+    """Wait until *claim()* is truthy; its value."""
+    deadline = time.monotonic() + seconds
+    while not (found := claim()):
+        assert time.monotonic() < deadline, what
+        await asyncio.sleep(0.02)
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def main() -> None:
+    """A compute worker as a process of its own, for tests that kill it: `python jobs_harness.py QUEUE`."""
+    from everloop import settings as configuration
+
+    async def serve() -> None:
+        settings = configuration.load()
+        client = await connect.connect(settings, "compute")
+        jobs = Jobs(settings, Store(settings.database), root=ROOT)
+        async with compute_worker(client, jobs, sys.argv[1]):
+            await asyncio.Event().wait()
+
+    asyncio.run(serve())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""Whatever is killed, the next attempt finishes, and never do two jobs run on one device."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from temporalio.client import WorkflowFailureError
+from temporalio.exceptions import ActivityError, CancelledError
+from temporalio.worker import Worker
+
+from everloop.errors import ComputeLost
+from tests.faults import jobs_harness as harness
+from tests.faults.jobs_harness import alive, until
+
+
+@pytest.fixture(scope="module")
+def dask(tmp_path_factory, temporal_server):
+    settings = harness.new_settings(tmp_path_factory.mktemp("data"), temporal_server.address, slots=1)
+    started = harness.Dask(settings)
+    started.start_all()
+    yield started
+    started.stop()
+
+
+@pytest.fixture
+async def bridge(dask):
+    async with harness.bridge(dask.settings, dask) as made:
+        yield made
+
+
+def entries(diary: Path) -> list[tuple[str, int, float]]:
+    lines = diary.read_text().splitlines() if diary.exists() else []
+    return [(what, int(pid), float(at)) for what, pid, at in (line.split() for line in lines)]
+
+
+def running(diary: Path) -> int | None:
+    """Pid of the job that has begun, while it is alive."""
+    begun = entries(diary)
+    return begun[-1][1] if begun and begun[-1][0] == "begin" and alive(begun[-1][1]) else None
+
+
+async def survives(bridge, tmp_path, kill, heartbeat: float = 30.0) -> list[tuple[str, int, float]]:
+    """Start a job of 2 s, `kill` something in its middle, and see the lifecycle's job end on a later attempt."""
+    diary = tmp_path / "diary"
+    handle = await bridge.ask("trial.stay", heartbeat=heartbeat, diary=str(diary), seconds=2.0)
+    first = await until(lambda: running(diary), 40, "the job never began")
+    await kill(first)
+
+    tried = await asyncio.wait_for(handle.result(), 60)
+
+    assert tried.ran.attempt > 1
+    written = entries(diary)
+    assert [what for what, _, _ in written] == ["begin", "begin", "end"]
+    assert not alive(first)
+    return written
+
+
+async def test_a_killed_dask_worker_costs_one_restart_of_the_job(bridge, tmp_path):
+    async def kill(_job):
+        os.kill(bridge.dask.worker_pid("cpu0"), signal.SIGKILL)
+
+    await survives(bridge, tmp_path, kill)
+
+
+async def test_a_killed_nanny_costs_one_restart_of_the_job(bridge, tmp_path):
+    async def kill(_job):
+        bridge.dask.kill("cpu0")
+        bridge.dask.start("cpu0")
+
+    await survives(bridge, tmp_path, kill)
+
+
+async def test_a_killed_scheduler_costs_one_restart_of_the_job(bridge, tmp_path):
+    async def kill(job):
+        bridge.dask.kill("scheduler")
+        await until(lambda: not alive(job), 5, "the job outlived its scheduler")
+        bridge.dask.start("scheduler")
+        slot = bridge.dask.processes["cpu0"]
+        await until(lambda: slot.poll() is not None, 10, "the slot neither reconnected nor ended")
+        assert slot.returncode == 1
+        bridge.dask.start("cpu0")
+
+    await survives(bridge, tmp_path, kill)
+
+
+async def test_a_killed_job_counts_as_a_crash_and_is_started_again(bridge, tmp_path):
+    async def kill(job):
+        os.kill(job, signal.SIGKILL)
+
+    await survives(bridge, tmp_path, kill)
+
+
+async def test_a_killed_reaper_takes_the_job_with_it(bridge, tmp_path):
+    async def kill(job):
+        psutil.Process(job).parent().kill()
+        await until(lambda: not alive(job), 2, "the job outlived its reaper")
+
+    await survives(bridge, tmp_path, kill)
+
+
+async def test_grandchildren_of_a_killed_reaper_are_gone_before_the_next_attempt(bridge, tmp_path):
+    diary = tmp_path / "diary"
+    handle = await bridge.ask("trial.family", diary=str(diary), orphan=True)
+    pids = await family(diary)
+    psutil.Process(pids[0]).parent().kill()
+
+    await until(lambda: diary.exists() and diary.read_text() and pids[0] not in told(diary), 20, "no second attempt")
+
+    assert not [pid for pid in pids if alive(pid)]
+    await handle.cancel()
+
+
+async def test_a_killed_compute_worker_costs_one_restart_of_the_job(dask, tmp_path):
+    async with harness.bridge(dask.settings, dask, compute=False) as bridge:
+        processes = [compute_process(bridge)]
+
+        async def kill(job):
+            processes[0].kill()
+            await until(lambda: not alive(job), 5, "the job outlived its compute worker")
+            processes.append(compute_process(bridge))
+
+        try:
+            await survives(bridge, tmp_path, kill, heartbeat=4.0)
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+
+
+def compute_process(bridge) -> subprocess.Popen:
+    command = [sys.executable, harness.__file__, bridge.queue]
+    return subprocess.Popen(command, env=harness.environment(bridge.settings))
+
+
+async def family(diary: Path) -> list[int]:
+    await until(lambda: len(told(diary)) >= 3, 20, "the family never met")
+    return told(diary)
+
+
+def told(diary: Path) -> list[int]:
+    return [int(pid) for pid in diary.read_text().split()] if diary.exists() else []
+
+
+@pytest.mark.parametrize("stubborn", [False, True])
+async def test_a_cancel_ends_the_whole_tree_and_the_workflow_hears_of_it_only_then(bridge, tmp_path, stubborn):
+    diary = tmp_path / "diary"
+    handle = await bridge.ask("trial.family", diary=str(diary), orphan=True, stubborn=stubborn)
+    pids = await family(diary)
+
+    await handle.cancel()
+    with pytest.raises(WorkflowFailureError) as caught:
+        await asyncio.wait_for(handle.result(), 15)
+
+    assert not [pid for pid in pids if alive(pid)]
+    cause = caught.value.cause
+    assert isinstance(cause.cause if isinstance(cause, ActivityError) else cause, CancelledError)
+
+
+async def test_a_result_whose_completion_was_lost_is_found_and_nothing_is_done_again(bridge, tmp_path):
+    diary = tmp_path / "diary"
+    first = asyncio.create_task(bridge.jobs_as("run-kept", "trial.stay", diary=str(diary), seconds=0.5))
+    await until(lambda: running(diary))
+    folder = bridge.settings.scratch_dir / "jobs" / "run-kept" / "trial.1" / "1"
+    await until((folder / "result.json").exists)
+    first.cancel()  # the attempt's answer goes nowhere
+    await asyncio.gather(first, return_exceptions=True)
+
+    again = await bridge.jobs_as("run-kept", "trial.stay", token=2, diary=str(diary), seconds=0.5)
+
+    assert again.ran.kept
+    assert [what for what, _, _ in entries(diary)] == ["begin", "end"]
+
+
+async def test_two_attempts_never_overlap_on_a_device_even_without_a_common_scheduler(bridge, tmp_path):
+    """The first job's Dask worker is killed and its job is stubborn: the second waits for it, not for Dask."""
+    diary, family_diary = tmp_path / "diary", tmp_path / "family"
+    first = asyncio.create_task(bridge.jobs_as("run-overlap", "trial.family", diary=str(family_diary), stubborn=True, orphan=True))
+    pids = await family(family_diary)
+    os.kill(bridge.dask.worker_pid("cpu0"), signal.SIGKILL)
+    with pytest.raises(ComputeLost):
+        await first
+    seen = alive(pids[0])
+
+    second = asyncio.create_task(bridge.jobs_as("run-overlap-2", "trial.stay", diary=str(diary), seconds=0.2))
+    overlap = False
+    while not second.done():
+        overlap = overlap or (running(diary) is not None and alive(pids[0]))
+        await asyncio.sleep(0.01)
+
+    await second
+    assert seen, "the old job was gone too soon for this test to prove anything"
+    assert not overlap
+    assert not [pid for pid in pids if alive(pid)]
+
+
+async def test_jobs_end_when_the_compute_worker_is_told_to_stop(dask, tmp_path):
+    diary = tmp_path / "diary"
+    async with harness.bridge(dask.settings, dask, compute=False) as bridge:
+        worker: Worker = bridge.compute()
+        running_worker = asyncio.create_task(worker.run())
+        handle = await bridge.ask("trial.stay", diary=str(diary), seconds=1.0)
+        job = await until(lambda: running(diary))
+
+        await worker.shutdown()
+        await running_worker
+        await bridge.jobs.close()
+        await until(lambda: not alive(job), 3, "the job outlived its worker")
+        async with bridge.compute():
+            tried = await asyncio.wait_for(handle.result(), 30)
+
+    assert tried.ran.attempt == 2

@@ -1,0 +1,141 @@
+"""A job's result, errors, progress and surroundings, through Temporal and Dask to a child and back."""
+
+import asyncio
+
+import pytest
+from sqlmodel import select
+from temporalio.client import WorkflowFailureError
+from temporalio.exceptions import ApplicationError
+
+from everloop.errors import ComputeLost, Invalid
+from everloop.store import MetricRow
+from tests.faults import jobs_harness as harness
+
+
+@pytest.fixture(scope="module")
+def dask(tmp_path_factory, temporal_server):
+    settings = harness.new_settings(tmp_path_factory.mktemp("data"), temporal_server.address)
+    started = harness.Dask(settings)
+    started.start_all()
+    yield started
+    started.stop()
+
+
+@pytest.fixture
+async def bridge(dask):
+    async with harness.bridge(dask.settings, dask) as made:
+        yield made
+
+
+async def failure(bridge, function, **values) -> ApplicationError:
+    with pytest.raises(WorkflowFailureError) as caught:
+        await bridge.call(function, **values)
+    assert isinstance(caught.value.cause.cause, ApplicationError)
+    return caught.value.cause.cause
+
+
+async def test_a_result_comes_back_with_how_it_ran(bridge):
+    tried = await bridge.call("trial.echo", token=7, hello="you")
+
+    assert tried.values["hello"] == "you"
+    assert tried.values["token"] == 7
+    assert (bridge.settings.data_dir / "artifacts" / "sha256").exists()
+    assert (tried.ran.device, tried.ran.token, tried.ran.attempt, tried.ran.kept) == ("cpu0", 7, 1, False)
+    assert (bridge.settings.logs_dir / tried.ran.log).exists()
+    assert not (bridge.settings.data_dir / tried.values["scratch"]).exists()
+
+
+async def test_what_the_function_raises_arrives_with_its_class_field_and_hint(bridge):
+    error = await failure(bridge, "trial.small")
+
+    assert (error.type, error.message) == ("DatasetTooSmall", "12 rows are too few")
+    assert tuple(error.details) == ("source", "give it 100")
+    assert error.non_retryable
+
+
+async def test_any_other_exception_is_job_failed_in_one_line_and_its_traceback_is_in_the_log(bridge):
+    error = await failure(bridge, "trial.wrong")
+
+    assert (error.type, error.message) == ("JobFailed", "ValueError: the shapes do not fit")
+    logs = list((bridge.settings.logs_dir / "jobs").glob("*/trial.1/1.log"))
+    assert any("in wrong" in log.read_text() and "second line" in log.read_text() for log in logs)
+
+
+async def test_a_job_that_leaves_no_result_is_job_failed(bridge):
+    error = await failure(bridge, "trial.leave")
+
+    assert (error.type, error.message) == ("JobFailed", "the job ended with exit code 3 and left no result")
+
+
+async def test_a_result_of_another_type_is_refused(bridge):
+    error = await failure(bridge, "trial.other")
+
+    assert (error.type, error.message) == ("JobFailed", "other returned dict, not Tried")
+
+
+@pytest.mark.parametrize("function", ["trial.nothing", "nothing.echo", "os.system.x", "../x.y", "trial.__init__"])
+async def test_a_function_that_is_not_there_is_named(bridge, function):
+    error = await failure(bridge, function)
+
+    assert error.type in ("NotFound", "JobFailed")
+    assert function.split(".")[0] in error.message
+
+
+async def test_a_transient_error_is_tried_again(bridge, tmp_path):
+    tried = await bridge.call("trial.full", diary=str(tmp_path / "diary"))
+
+    assert tried.ran.attempt == 2
+
+
+@pytest.mark.parametrize(("function", "what"), [("trial.segfault", "SIGSEGV"), ("trial.memory", "MemoryError")])
+async def test_a_poison_job_stops_after_three_crashes(bridge, tmp_path, function, what):
+    error = await failure(bridge, function, diary=str(tmp_path / "diary"))
+
+    assert error.type == "JobFailed"
+    assert error.message == f"the job crashed 3 times, the last time by {what}"
+    assert (tmp_path / "diary").read_text() == "xxx"
+
+
+async def test_progress_is_in_the_metric_table_and_output_in_the_log(bridge):
+    tried = await bridge.call("trial.chat", steps=300)
+
+    job = tried.ran.log.removeprefix("jobs/").removesuffix("/1.log")
+    with bridge.store.read() as session:
+        rows = session.exec(select(MetricRow).where(MetricRow.job == job).order_by(MetricRow.step)).all()
+    assert [row.step for row in rows] == list(range(300))
+    assert rows[3].values == {"loss": 0.25}  # NaN is not JSON
+    assert "hello from the job" in (bridge.settings.logs_dir / tried.ran.log).read_text()
+
+
+async def test_a_job_sees_no_credentials_and_one_thread(bridge):
+    seen = (await bridge.call("trial.surroundings")).values
+
+    names = set(seen["environment"])
+    assert names.isdisjoint({"EVERLOOP_DATABASE_URL", "EVERLOOP_TEMPORAL_ADDRESS", "AWS_SECRET_ACCESS_KEY"})
+    assert not [name for name in names if "SECRET" in name or "TOKEN" in name or "PASSWORD" in name]
+    assert seen["environment"]["OMP_NUM_THREADS"] == "1"
+    assert seen["nice"] >= 5
+
+
+async def test_a_result_of_an_older_token_is_kept_and_one_of_a_newer_token_is_not_touched(bridge):
+    first = await bridge.jobs_as("run-1", "trial.echo", token=5, x=1)
+    newer = await bridge.jobs_as("run-1", "trial.echo", token=9, device="cpu1", x=1)
+    stale = await bridge.jobs_as("run-1", "trial.echo", token=3, x=1)
+    other = await bridge.jobs_as("run-1", "trial.echo", token=10, x=2)
+
+    assert (first.ran.kept, newer.ran.kept, stale.ran.kept, other.ran.kept) == (False, True, False, False)
+    assert newer.values["token"] == 5
+    assert newer.ran.token == 9
+    assert stale.values["token"] == 3
+    folder = bridge.settings.scratch_dir / "jobs" / "run-1" / "trial.1"
+    assert sorted(path.name for path in folder.iterdir() if path.name.isdigit()) == ["10", "3", "5"]
+
+
+async def test_an_activity_id_that_is_no_folder_name_is_refused(bridge):
+    with pytest.raises(Invalid, match="activity id '../up' cannot be a folder's name"):
+        await bridge.jobs_as("run-1", "trial.echo", activity_id="../up")
+
+
+async def test_a_device_that_is_not_there_is_compute_lost_within_half_a_minute(bridge):
+    with pytest.raises(ComputeLost, match="cpu9"):
+        await asyncio.wait_for(bridge.jobs_as("run-2", "trial.echo", device="cpu9"), 40)
