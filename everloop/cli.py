@@ -4,6 +4,7 @@ Imports stand inside the commands: `--help` and completion must not load HTTP, Y
 """
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -49,6 +50,7 @@ Comment = Annotated[str, typer.Option("--comment", "-m", help="Written on the de
 Reason = Annotated[str, typer.Option("--reason", help="Written on the record.")]
 
 BATCH_ROWS = 1000
+NUMBER = re.compile(r"-?(0|[1-9]\d{0,17})(\.\d+)?([eE][+-]?\d{1,2})?")
 
 
 def main() -> None:
@@ -357,7 +359,7 @@ def check(
     with _client(data_dir) as client:
         started = client.check(model, project)
         found = client.model(model, project)
-    past = found.get("checks") or found.get("drift_checks") or []
+    past = found["checks"]
     _show({"started": started, "checks": past}, as_json, lambda console: console.checks(past))
 
 
@@ -566,15 +568,10 @@ def _csv(text: str, path: Path) -> list[Json]:
 
 
 def _cell(text: str | None) -> str | int | float | None:
-    if text is None or text.strip() == "":
-        return None
-    for kind in (int, float):
-        try:
-            value = kind(text)
-        except ValueError:
-            continue
-        return value if str(value) == text or "." in text else text  # `007` and `nan` stay text
-    return text
+    text = (text or "").strip()
+    if not NUMBER.fullmatch(text):  # `007` is a code and `nan` a name: only what is plainly a number is one
+        return text or None
+    return int(text) if text.lstrip("-").isdecimal() else float(text)
 
 
 if __name__ == "__main__":

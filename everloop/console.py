@@ -201,27 +201,19 @@ def evidence(gate: Json) -> RenderableType:
 
 
 def models(rows: Iterable[Json]) -> RenderableType:
-    made = table("project", "model", "live", "released (UTC)", "last check")
+    made = table("project", "model", "live", "released (UTC)", "versions")
     for row in rows:
-        route = row.get("route") or row
-        version = route.get("version")
-        check = row.get("last_check") or row.get("check") or {}
-        last = f"share {number(check.get('share'))}, {check.get('verdict')}" if check else "-"
-        made.add_row(
-            str(row.get("project", "default")), str(row.get("model") or row.get("name")),
-            f"version {version}" if version else "none", when(route.get("released_at")), last,
-        )  # fmt: skip
+        live = "none" if row["version"] is None else f"version {row['version']}"
+        made.add_row(row["project"], row["model"], live, when(row["released_at"]), str(row["versions"]))
     return made if made.row_count else Text("no model yet; `everloop submit SPEC.yaml` makes one")
 
 
 def checks(rows: Iterable[Json]) -> RenderableType:
-    """A model's drift checks, newest first."""
-    made = table("window (UTC)", "version", "rows", "share", "verdict", "drifted", "lifecycle")
+    """A model's drift checks, oldest window first."""
+    made = table("window (UTC)", "version", "rows", "share", "verdict", "why", "lifecycle")
     for row in rows:
-        window = row.get("window") or {}
-        start = window.get("start") or row.get("window_start")
         made.add_row(
-            when(start)[:10], str(row.get("version", "")), number(row.get("rows")), number(row.get("share")),
-            str(row.get("verdict", "")), ", ".join(row.get("drifted") or []), str(row.get("lifecycle") or ""),
+            when(row["window_start"]), str(row["version"]), number(row["rows"]), number(row["share"]),
+            row["verdict"].replace("_", " "), row["reason"], row["lifecycle"],
         )  # fmt: skip
-    return made if made.row_count else Text("no check yet")
+    return made if made.row_count else Text("no window has been checked yet")

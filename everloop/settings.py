@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from everloop.errors import Invalid
+
 API, SERVE, SCHEDULER, TEMPORAL, TEMPORAL_UI = range(5)  # offsets from the port base
 DEFAULT_PORT_BASE = 7700
 
@@ -100,18 +102,30 @@ class Settings:
         return {name: value for name, value in values.items() if value}
 
 
+def _integer(name: str, default: int, allowed: range) -> int:
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return default
+    if not text.isdecimal() or int(text) not in allowed:
+        raise Invalid(f"{name} must be a whole number from {allowed[0]} to {allowed[-1]}, not {text!r}", field=name)
+    return int(text)
+
+
 def load(**overrides: object) -> Settings:
-    """The settings of this process: defaults, then `EVERLOOP_*`, then *overrides* that are not None."""
+    """The settings of this process: defaults, then `EVERLOOP_*`, then *overrides* that are not None.
+
+    Raises `Invalid` with the name of a variable that cannot be read.
+    """
     env = os.environ
     values: dict[str, object] = {
         "data_dir": Path(env.get("EVERLOOP_DATA_DIR") or Path.home() / ".everloop"),
-        "port_base": int(env.get("EVERLOOP_PORT_BASE") or DEFAULT_PORT_BASE),
+        "port_base": _integer("EVERLOOP_PORT_BASE", DEFAULT_PORT_BASE, range(1, 65532)),
         "database_url": env.get("EVERLOOP_DATABASE_URL", ""),
         "artifacts_url": env.get("EVERLOOP_ARTIFACTS_URL", ""),
         "temporal_address": env.get("EVERLOOP_TEMPORAL_ADDRESS", ""),
         "temporal_namespace": env.get("EVERLOOP_TEMPORAL_NAMESPACE") or "default",
         "dask_address": env.get("EVERLOOP_DASK_ADDRESS", ""),
-        "slots": int(env.get("EVERLOOP_SLOTS") or 2),
+        "slots": _integer("EVERLOOP_SLOTS", 2, range(1, 1025)),
         "session": env.get("EVERLOOP_SESSION") or "manual",
         "person": env.get("EVERLOOP_PERSON") or env.get("USER") or "local",
     }

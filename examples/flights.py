@@ -244,7 +244,7 @@ class Demo:
 
         def there() -> bool:
             checks = self.client.model(self.model)["checks"]
-            found[:] = [check for check in checks if str(check["window"]["start"]).startswith(start)]
+            found[:] = [check for check in checks if check["window_start"].startswith(start)]
             return bool(found)
 
         self._until(there, f"the monitor's check of {MONTHS[number - 1]}")
@@ -291,7 +291,7 @@ class Demo:
         staged.replace(path)
 
     def _free_name(self, wanted: str) -> str:
-        taken = {row.get("model") or row.get("name") for row in self.client.models()}
+        taken = {row["model"] for row in self.client.models()}
         taken |= {entry.name for entry in self.folder.iterdir()} if self.folder.exists() else set()
         names = (wanted if n == 1 else f"{wanted}-{n}" for n in range(1, 1000))
         return next(name for name in names if name not in taken)

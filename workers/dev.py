@@ -43,6 +43,7 @@ STEADY_SECONDS = 10.0
 """A child that lives this long has started well: its next end counts as the first again."""
 GIVE_UP_AFTER = 5
 """Ends in a row, each soon after its start, after which a child is not started again."""
+FIRST_PAUSE_SECONDS = 0.25
 SPACE_BYTES = FLOOR_BYTES + (256 << 20)
 GRACE_SECONDS = 4.0
 """How long a group of children may take to end in order."""
@@ -162,7 +163,7 @@ class Stack:
                     f"{last_words(log)}",
                     hint=f"the whole log is {log}",
                 )
-            wait = 0.25 * 2 ** (child.quick_ends - 1)
+            wait = FIRST_PAUSE_SECONDS * 2 ** (child.quick_ends - 1)
             child.again_at = now + wait
             self.say(f"{child.name} ended ({how}): starting it again in {wait:g} s; its log is {log}")
         if now >= child.again_at:
@@ -170,11 +171,10 @@ class Stack:
 
     def stop(self) -> None:
         """End everything in order: who gives work first, who keeps it last. Leaves nothing."""
-        order = (("compute", "control", "api", "serve"), ("slot", "scheduler"))
-        kinds = {child: child.args[0] if child.args else child.module for child in self.children}
-        for group in order:
-            members = [child for child, kind in kinds.items() if kind in group and child.alive()]
-            _end([child.process for child in members if child.process])
+        last = [child for child in self.children if child.args[:1] in (("slot",), ("scheduler",))]
+        first = [child for child in self.children if child not in last]
+        for group in (first, last):
+            _end([child.process for child in group if child.process])
         if self.server is not None:
             self.server.stop()
         left = stack.members(self.settings)

@@ -1,0 +1,264 @@
+"""The data folder: who may start on it, what is refused, what `down` and `reset` do."""
+
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from everloop import settings as configuration
+from everloop import stack
+from everloop.errors import Conflict
+from everloop.settings import Settings
+from everloop.store import Store
+from tests.conftest import free_port_base
+from workers import dev
+from workers.temporal import CannotStart
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Settings:
+    made = configuration.load(data_dir=tmp_path / "data", port_base=free_port_base())
+    stack.claim(made)
+    return made
+
+
+def sleeper(environment: dict[str, str], *, deaf: bool = False) -> "subprocess.Popen[bytes]":
+    code = "import signal, time; " + ("signal.signal(signal.SIGTERM, signal.SIG_IGN); " if deaf else "")
+    process = subprocess.Popen(
+        [sys.executable, "-c", code + "print('on', flush=True); time.sleep(60)"],
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
+
+
+def test_a_folder_with_other_files_is_not_taken(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+
+    with pytest.raises(stack.ForeignFolder):
+        stack.claim(configuration.load(data_dir=tmp_path))
+
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_folder_that_only_holds_another_stacks_folder_is_taken(tmp_path):
+    stack.claim(configuration.load(data_dir=tmp_path / "demo"))
+
+    stack.claim(configuration.load(data_dir=tmp_path))
+
+    assert (tmp_path / stack.MARKER).exists()
+
+
+def test_a_file_is_no_data_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(stack.ForeignFolder, match="is a file"):
+        stack.claim(configuration.load(data_dir=tmp_path / "file"))
+
+
+def test_a_second_launcher_is_refused_while_the_first_holds_the_folder(here):
+    held = stack.lock(here)
+
+    with pytest.raises(stack.AlreadyRunning, match="already runs") as refused:
+        stack.lock(here)
+    owner = stack.owner(here)
+    held.close()
+
+    assert "everloop down" in refused.value.hint
+    assert owner is not None
+    assert owner.pid == os.getpid()
+    assert stack.owner(here) is None
+
+
+def test_up_json_of_a_dead_process_does_not_count(here):
+    process = sleeper({})
+    up = stack.Up(
+        process.pid, stack.start_time(process.pid), "up-1", here.port_base, "a", "b", "c", "d", str(here.data_dir)
+    )
+    stack.announce(up)
+    alive = stack.read(here)
+    process.kill()
+    process.wait()
+
+    assert alive == up
+    assert stack.read(here) is None
+
+
+def test_up_json_of_a_reused_pid_does_not_count(here):
+    stack.announce(stack.Up(os.getpid(), 1, "up-1", here.port_base, "a", "b", "c", "d", str(here.data_dir)))
+
+    assert stack.read(here) is None
+
+
+def test_down_ends_what_an_earlier_launcher_left_and_nothing_else(here):
+    mine = {"EVERLOOP_DATA_DIR": str(here.data_dir)}
+    left = sleeper(mine | {"EVERLOOP_SESSION": "up-abc"}, deaf=True)
+    other = sleeper({"EVERLOOP_DATA_DIR": f"{here.data_dir}-other", "EVERLOOP_SESSION": "up-abc"})
+    shell = sleeper(mine)  # a user's shell has the folder in its environment too
+    try:
+        said = stack.down(here)
+
+        assert str(left.pid) in said
+        assert left.wait(5) == -signal.SIGKILL
+        assert other.poll() is None
+        assert shell.poll() is None
+    finally:
+        for process in (left, other, shell):
+            process.kill()
+            process.wait()
+
+
+def test_down_without_anything_says_so(here):
+    assert "nothing runs" in stack.down(here)
+
+
+def test_reset_empties_only_a_folder_that_everloop_made(here, tmp_path):
+    (here.data_dir / "artifacts").mkdir()
+    (here.data_dir / "artifacts" / "blob").write_text("x")
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.tex").write_text("years of work")
+
+    stack.reset(here)
+    with pytest.raises(stack.ForeignFolder):
+        stack.reset(configuration.load(data_dir=foreign))
+
+    assert list(here.data_dir.iterdir()) == []
+    assert (foreign / "thesis.tex").exists()
+
+
+def test_reset_leaves_another_stacks_folder_inside_alone(here):
+    inner = configuration.load(data_dir=here.data_dir / "demo")
+    stack.claim(inner)
+
+    stack.reset(here)
+
+    assert (inner.data_dir / stack.MARKER).exists()
+    assert not (here.data_dir / stack.MARKER).exists()
+
+
+def test_reset_follows_no_link_out_of_the_folder(here, tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").write_text("x")
+    (here.data_dir / "artifacts").symlink_to(outside)
+
+    stack.reset(here)
+
+    assert (outside / "kept").exists()
+
+
+def test_reset_is_refused_while_the_stack_runs(here):
+    held = stack.lock(here)
+
+    with pytest.raises(Conflict, match="nothing is removed"):
+        stack.reset(here)
+
+    held.close()
+    assert (here.data_dir / stack.MARKER).exists()
+
+
+# --- a start that cannot work says what to do
+
+
+def test_a_taken_port_is_named(here):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", here.port(1)))
+        taken.listen()
+
+        with pytest.raises(CannotStart, match=str(here.port(1))) as refused:
+            dev.check_ports(here)
+
+    assert "--port-base" in refused.value.hint
+
+
+def test_a_database_of_something_else_is_refused(here):
+    with sqlite3.connect(here.data_dir / "everloop.db") as foreign:
+        foreign.execute("CREATE TABLE songs (title TEXT)")
+
+    with pytest.raises(CannotStart, match="not a database of Everloop"):
+        dev.check_database(here)
+
+
+def test_a_file_that_is_no_database_is_refused(here):
+    (here.data_dir / "everloop.db").write_text("not a database, and long enough to be read as one " * 100)
+
+    with pytest.raises(CannotStart, match="cannot be opened"):
+        dev.check_database(here)
+
+
+def test_a_database_of_a_newer_release_is_refused(here):
+    store = Store(here.database)
+    store.migrate()
+    store.close()
+    dev.check_database(here)
+    with sqlite3.connect(here.data_dir / "everloop.db") as newer:
+        newer.execute("UPDATE alembic_version SET version_num = '9999'")
+
+    with pytest.raises(CannotStart, match="newer release"):
+        dev.check_database(here)
+
+
+def test_too_little_space_is_said(here, monkeypatch):
+    usage = shutil.disk_usage(here.data_dir)
+    monkeypatch.setattr(dev.shutil, "disk_usage", lambda _: usage._replace(free=100 << 20))
+
+    with pytest.raises(CannotStart, match="100 MiB are free"):
+        dev.check_space(here.data_dir)
+
+
+def test_a_child_that_ends_at_once_is_given_up_with_its_last_words(here, monkeypatch):
+    here.logs_dir.mkdir()
+    said: list[str] = []
+    broken = dev.Child("broken", "this_module_is_not_there")
+    life = dev.Stack(here, [broken], say=said.append)
+    monkeypatch.setattr(dev, "FIRST_PAUSE_SECONDS", 0.01)
+
+    with pytest.raises(CannotStart, match="No module named this_module_is_not_there"):
+        life.mind()
+
+    assert len(said) == dev.GIVE_UP_AFTER - 1
+
+
+def test_a_child_that_ends_later_is_started_again(here):
+    here.logs_dir.mkdir()
+    said: list[str] = []
+    child = dev.Child("steady", "http.server", (str(here.port(0)), "--bind", "127.0.0.1"))
+    life = dev.Stack(here, [child], say=said.append)
+    child.start(here)
+    first = child.process
+    assert first is not None
+    try:
+        first.kill()
+        first.wait()
+        while child.process is first or child.process is None:
+            life.tend()
+        assert child.alive()
+        assert "SIGKILL" in said[0]
+    finally:
+        life.stop()
+    assert not child.alive()
+
+
+def test_stopping_leaves_no_process_even_if_one_does_not_listen(here, monkeypatch):
+    here.logs_dir.mkdir()
+    monkeypatch.setattr(dev, "GRACE_SECONDS", 0.3)
+    deaf = here.data_dir / "deaf.py"
+    deaf.write_text("import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(60)\n")
+    monkeypatch.setenv("PYTHONPATH", str(here.data_dir))
+    child = dev.Child("deaf", "deaf", ())
+    life = dev.Stack(here, [child])
+    child.start(here)
+
+    life.stop()
+
+    assert not child.alive()
+    assert not stack.members(here)
