@@ -122,7 +122,7 @@ async def decide(
 def approval_page(lifecycle: str, here: Here, person: Person) -> HTMLResponse:
     """The evidence against the champion, and the two buttons."""
     with here.store.read() as session:
-        return _page(here, session, _row(session, lifecycle), person)
+        return _page(here, session, _row(session, lifecycle), person=person)
 
 
 @page.post("/approvals/{lifecycle:path}")
@@ -251,8 +251,8 @@ def _page(
     here: Parts,
     session: Session,
     row: ApprovalRow,
-    person: str,
     *,
+    person: str,
     status: int = 200,
     fault: str = "",
     comment: str = "",
