@@ -244,7 +244,9 @@ def _view(here: Parts, row: ApprovalRow) -> ApprovalView:
 def _again(here: Parts, lifecycle: str, person: str, error: Invalid | EvidenceChanged, comment: str) -> HTMLResponse:
     status = 409 if isinstance(error, EvidenceChanged) else 422
     with here.store.read() as session:
-        return _page(here, session, _row(session, lifecycle), person, status=status, fault=str(error), comment=comment)
+        return _page(
+            here, session, _row(session, lifecycle), person=person, status=status, fault=str(error), comment=comment
+        )
 
 
 def _page(

@@ -175,7 +175,7 @@ async def submit(
     The same key with another body is refused. While Temporal is down nothing is acknowledged (503).
     """
     key = _key(idempotency_key)
-    digest = signing.digest(spec.model_dump(mode="json"))
+    digest = signing.digest(spec)
     known = await run_in_threadpool(_known_digest, here, key)
     if known is None:
         known = await _start(here, key, LifecycleRequest(spec=spec, body_digest=digest, submitted_by=person))

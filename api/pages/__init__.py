@@ -1,6 +1,7 @@
 """Pages: Jinja templates that escape everything, and how they write moments, spans and figures."""
 
 import math
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -80,5 +81,21 @@ def day(value: datetime) -> str:
     return f"{utc:%Y-%m-%d}" if (utc.hour, utc.minute, utc.second) == (0, 0, 0) else f"{utc:%Y-%m-%d %H:%M}"
 
 
-for _filter in (moment, ago, span, figure, signed, words, day):
+def spaced(name: str) -> str:
+    """An event's type as words: `StageFinished` is `stage finished`."""
+    return re.sub(r"(?<!^)(?=[A-Z])", " ", name).lower()
+
+
+def told(event: Any) -> str:  # noqa: ANN401
+    """What an event says, in a few words; the API has all of it."""
+    body = event.body
+    parts = [str(body[name]) for name in TOLD if body.get(name) not in (None, "", [], {})]
+    for name, of in (("wait", "what"), ("comparison", "reason"), ("claim", "person"), ("claim", "verdict")):
+        parts += [str(body[name][of])] if isinstance(body.get(name), dict) and body[name].get(of) else []
+    return " · ".join(parts)[:400]
+
+
+TOLD = ("stage", "outcome", "summary", "error", "message", "reason", "person", "device", "version", "submitted_by")
+
+for _filter in (spaced, told, moment, ago, span, figure, signed, words, day):
     _templates.filters[_filter.__name__] = _filter
