@@ -1,9 +1,15 @@
 """The heavy place: loaded in job children only. A stage is a function `name(request, job)`."""
 
+import ast
+import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from importlib.util import spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Protocol
 
 from everloop.artifacts import Artifacts
@@ -43,3 +49,81 @@ def without(*modules: str) -> Iterator[None]:
 
 
 UNUSED_BY_LIGHTGBM = ("sklearn", "dask", "distributed", "matplotlib", "graphviz", "cffi", "pandas")
+
+
+@contextmanager
+def on_demand(*packages: str) -> Iterator[None]:
+    """In the block, *packages* do not import all that they offer: a name's module is imported when it is asked for.
+
+    Their modules run unchanged. For packages whose `__init__` only gathers names: Evidently gathers a thousand
+    classes that a drift check never touches, 4 of its 7 seconds, in every check.
+    """
+    finder = _OnDemand(frozenset(packages))
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+
+
+class _OnDemand(MetaPathFinder, Loader):
+    def __init__(self, packages: frozenset[str]) -> None:
+        self.packages = packages
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if fullname not in self.packages:
+            return None
+        found = PathFinder.find_spec(fullname, path, target)
+        if found is None or found.origin is None:
+            return None
+        places = list(found.submodule_search_locations or ())
+        return spec_from_file_location(fullname, found.origin, loader=self, submodule_search_locations=places)
+
+    def exec_module(self, module: ModuleType) -> None:
+        source = Path(str(module.__file__)).read_text(encoding="utf-8")
+        gathered = {
+            alias.asname or alias.name: ("." * node.level + (node.module or ""), alias.name)
+            for node in ast.parse(source).body
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
+        }
+
+        def get(name: str) -> object:
+            if name not in gathered:
+                raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
+            where, own = gathered[name]
+            value = _named(importlib.import_module(where, module.__name__), own)
+            setattr(module, name, value)
+            return value
+
+        module.__getattr__ = get  # type: ignore[method-assign]  # PEP 562
+
+
+def _named(module: ModuleType, name: str) -> object:
+    """An attribute or a module of a package, as `from package import name` finds it."""
+    try:
+        return getattr(module, name)
+    except AttributeError:
+        return importlib.import_module(f"{module.__name__}.{name}")
+
+
+GATHERED_BY_EVIDENTLY = tuple(
+    "evidently" + part
+    for part in (
+        "",
+        ".descriptors",
+        ".legacy.descriptors",
+        ".legacy.features",
+        ".legacy.metric_preset",
+        ".legacy.metrics",
+        ".legacy.test_preset",
+        ".legacy.tests",
+        ".legacy.ui",
+        ".llm",
+        ".llm.utils",
+        ".metrics",
+        ".presets",
+        ".tests",
+        ".ui",
+    )
+)

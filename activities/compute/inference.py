@@ -148,6 +148,15 @@ def _reader(field: Field) -> Any:  # noqa: ANN401
     return _code if field.known and all(map(NUMBER_LIKE.match, field.known)) else _text
 
 
+def read_loosely(field: Field, value: object) -> float | str:
+    """A logged value as the raw column holds it; missing where it does not fit the field."""
+    try:
+        read: float | str = _reader(field)(value)
+    except (ValueError, OverflowError):
+        return "" if field.kind == "category" else math.nan
+    return read
+
+
 def _number(value: object) -> float:
     if value is None:
         return math.nan
