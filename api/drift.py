@@ -17,10 +17,13 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from api import pages
 from api.dependencies import RPC_TIMEOUT, Here, Parts, Person, ask
-from everloop import engine, names
+from api.report import REFUSED
+from everloop import engine, errors, names
+from everloop.contracts import DriftRequest
 from everloop.errors import NotFound, Unavailable
-from everloop.records import Version
+from everloop.records import Champion, Version, Window
 from everloop.store import DriftRow, VersionRow
+from workflows.drift import SAMPLE_SEED
 
 router = APIRouter(tags=["drift"])
 page = APIRouter(include_in_schema=False)
@@ -165,50 +168,67 @@ async def rendered(here: Parts, row: DriftRow) -> bytes:
 
 
 async def _render(here: Parts, row: DriftRow, kept: Path) -> None:
-    reference = await run_in_threadpool(_reference, here, row)
+    request = await run_in_threadpool(_request, here, row)
     kept.parent.mkdir(parents=True, exist_ok=True)
     staged = kept.with_name(f"{uuid.uuid4().hex}.part")
-    arguments = [row.report, reference, row.project, row.model, _stamp(row.window_start), _stamp(row.window_end)]
     try:
-        await _run(here, "activities.compute.drift", *arguments, str(staged))
+        await _run(here, staged, request.model_dump_json().encode())
         staged.replace(kept)
-    except FileNotFoundError:
-        raise Unavailable("the report was not rendered", hint="try again") from None
     finally:
         staged.unlink(missing_ok=True)
 
 
-async def _run(here: Parts, module: str, *args: str) -> None:
-    """Run a heavy module as one of the engine's processes, to its end. Raises `Unavailable` when it fails."""
+async def _run(here: Parts, staged: Path, request: bytes) -> None:
+    """Run `api.report` as one of the engine's processes, to its end. Raises what it says, or `Unavailable`."""
     process = await asyncio.create_subprocess_exec(
-        *engine.command(module, *args),
+        *engine.command("api.report", str(staged)),
         env=engine.environment(here.settings.environment()),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
         stderr=sys.stderr,
     )
     try:
         async with asyncio.timeout(RENDER_SECONDS):
-            code = await process.wait()
-    except BaseException as error:
-        process.kill()
-        await process.wait()
-        if isinstance(error, TimeoutError):
-            raise Unavailable("rendering the report took too long", hint="the JSON beside it has the figures") from None
-        raise
-    if code != 0:
+            told, _ = await process.communicate(request)
+    except TimeoutError:
+        raise Unavailable("rendering the report took too long", hint="the JSON beside it has the figures") from None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode == REFUSED:
+        said = json.loads(told)
+        raise errors.by_name(said["error"], said["message"], field=said["field"], hint=said["hint"])
+    if process.returncode != 0:
         raise Unavailable(
             "the report could not be rendered", hint="the log of the API says why; the JSON has the figures"
         )
 
 
-def _reference(here: Parts, row: DriftRow) -> str:
-    """SHA-256 of the sample that the version was released with."""
+def _request(here: Parts, row: DriftRow) -> DriftRequest:
+    """What the check was asked: the same sample of the same window against the same reference."""
     with here.store.read() as session:
-        version = session.get(VersionRow, (row.project, row.model, row.version))
-    if version is None:
+        found = session.get(VersionRow, (row.project, row.model, row.version))
+    if found is None:
         raise NotFound(f"version {row.version} of {row.model} is not registered here", field="window")
-    return Version.model_validate_json(version.record).exported.reference.sha256
+    version = Version.model_validate_json(found.record)
+    return DriftRequest(
+        project=row.project,
+        model=row.model,
+        champion=Champion(
+            version=version.number,
+            model_digest=version.model_digest,
+            model=version.exported.model,
+            signature=version.exported.signature,
+            seen=version.refitted.seen,
+            trained_until=version.refitted.trained_until,
+            release_seq=0,  # the report is about bytes, not about a release
+        ),
+        reference_sha256=version.exported.reference.sha256,
+        window=Window(start=row.window_start, end=row.window_end),
+        minimum_rows=0,
+        seed=SAMPLE_SEED,
+    )
 
 
 def spark(views: list[DriftView], threshold: float | None) -> list[dict[str, Any]]:

@@ -6,7 +6,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup, escape
 from starlette.responses import HTMLResponse
 
 from everloop.errors import EverloopError
@@ -14,9 +15,7 @@ from everloop.errors import EverloopError
 FOLDER = Path(__file__).parent
 STATIC = FOLDER / "static"
 
-_templates = Environment(
-    loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-)
+_templates = Environment(loader=FileSystemLoader(FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True)
 
 
 def render(template: str, status: int = 200, **context: Any) -> HTMLResponse:  # noqa: ANN401
@@ -40,7 +39,9 @@ def ago(value: datetime | None) -> str:
     if value is None:
         return ""
     seconds = (datetime.now(UTC) - value).total_seconds()
-    return "just now" if seconds < 1 else f"{span(seconds)} ago"
+    if seconds < 1:
+        return "just now"
+    return f"{int(seconds)} s ago" if seconds < 60 else f"{' '.join(span(seconds).split()[:2])} ago"  # noqa: PLR2004
 
 
 def span(seconds: float | timedelta) -> str:
@@ -81,6 +82,16 @@ def day(value: datetime) -> str:
     return f"{utc:%Y-%m-%d}" if (utc.hour, utc.minute, utc.second) == (0, 0, 0) else f"{utc:%Y-%m-%d %H:%M}"
 
 
+def ticked(text: str) -> Markup:
+    """*text*, escaped, with what stands in `backticks` as code."""
+    parts = str(text).split("`")
+    if len(parts) % 2 == 0:  # an odd tick: not meant as code
+        return escape(text)
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if n % 2 else escape(part) for n, part in enumerate(parts)
+    )
+
+
 def spaced(name: str) -> str:
     """An event's type as words: `StageFinished` is `stage finished`."""
     return re.sub(r"(?<!^)(?=[A-Z])", " ", name).lower()
@@ -97,5 +108,5 @@ def told(event: Any) -> str:  # noqa: ANN401
 
 TOLD = ("stage", "outcome", "summary", "error", "message", "reason", "person", "device", "version", "submitted_by")
 
-for _filter in (spaced, told, moment, ago, span, figure, signed, words, day):
+for _filter in (spaced, ticked, told, moment, ago, span, figure, signed, words, day):
     _templates.filters[_filter.__name__] = _filter

@@ -1,0 +1,52 @@
+"""Evidently's report as HTML, made in a process of its own: `python -m api.report OUT < request.json`.
+
+It loads pandas and Evidently, which the API never does, and ends with them.
+"""
+
+import json
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from everloop import settings as configuration
+from everloop.artifacts import Artifacts
+from everloop.contracts import DriftRequest
+from everloop.errors import EverloopError
+
+REFUSED = 3
+"""Exit status when the report cannot be made and standard output says why, as JSON."""
+
+
+@dataclass(frozen=True)
+class ReportJob:
+    """What `activities.compute.drift.render` needs beside its request."""
+
+    artifacts: Artifacts
+    predictions_dir: Path
+    scratch: Path
+
+    def report(self, step: int, /, **values: float) -> None:
+        """Progress, which nobody watches here."""
+
+
+def main(out: str) -> int:
+    """Render the request on standard input into the file *out*. Returns the exit status."""
+    from activities.compute.drift import render  # here: what is heavy is loaded in this process only
+
+    settings = configuration.load()
+    request = DriftRequest.model_validate_json(sys.stdin.buffer.read())
+    with tempfile.TemporaryDirectory() as scratch:
+        job = ReportJob(Artifacts(settings.artifacts), settings.predictions_dir, Path(scratch))
+        try:
+            html = job.artifacts.get(render(request, job))
+        except EverloopError as error:
+            told = {"error": type(error).__name__, "message": str(error), "field": error.field, "hint": error.hint}
+            sys.stdout.write(json.dumps(told))
+            return REFUSED
+    Path(out).write_bytes(html)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:2]))
