@@ -479,7 +479,7 @@ def _follow(client: "Client", lifecycle: str, *, until: str, quiet: bool = False
                 break
             time.sleep(0.5)
     if not quiet and not lines:
-        console.out.print(console.lifecycle(found))
+        console.out.print(console.lifecycle(found), crop=False)
     return found
 
 
@@ -508,7 +508,7 @@ def _show(value: object, as_json: bool, render: Callable[[Any], Any]) -> None:
         return
     from everloop import console
 
-    console.out.print(render(console))
+    console.out.print(render(console), crop=False)
 
 
 def _print_json(value: object) -> None:

@@ -206,14 +206,14 @@ class Client:
     ) -> Json:
         """Ask the released version about one row (a mapping) or many. *event_time* is when they happened.
 
-        Further names (`key`, `event_times`, ...) go into the request as they are. Raises `InvalidPrediction`,
+        Further names (`key`, `keys`, `event_times`) go into the request as they are. Raises `InvalidPrediction`,
         which names the field, and `NotFound` when nothing is released under that name.
         """
         when = event_time.isoformat() if isinstance(event_time, datetime) else event_time
-        body: Json = {"row": dict(rows)} if isinstance(rows, Mapping) else {"rows": [dict(row) for row in rows]}
+        body: Json = {"row": rows} if isinstance(rows, Mapping) else {"rows": list(rows)}
         body |= _given(event_time=when, request_id=request_id or secrets.token_hex(8), **more)
-        url = f"{self.serve_url}/models/{_part(model)}/predict"
-        return _object(self._call("POST", url, json=body, params=_given(project=project)))
+        place = f"models/{_part(model)}" if project is None else f"projects/{_part(project)}/models/{_part(model)}"
+        return _object(self._call("POST", f"{self.serve_url}/{place}/predict", json=body))
 
     def serving(self) -> Any:  # noqa: ANN401
         """What the prediction server has loaded."""

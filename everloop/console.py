@@ -77,6 +77,15 @@ def number(value: object) -> str:
     return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
 
 
+def whole(text: str, style: str = "dim") -> Text:
+    """A line that is never broken: it is there to be copied."""
+    return Text(text, style=style, no_wrap=True, overflow="ignore")
+
+
+def command(text: str) -> Text:
+    return whole(f"  $ {text}", style="")
+
+
 def metrics_line(metrics: Json | None) -> str:
     return ", ".join(f"{name} {number(value)}" for name, value in (metrics or {}).items())
 
@@ -113,14 +122,15 @@ def lifecycle(found: Json, now: datetime | None = None) -> RenderableType:
     if found.get("wait"):
         parts.append(Text(str(found["wait"]), style="yellow"))
     if found["status"] == "waiting_approval":
-        parts.append(Text(f"decide: everloop approve {found['id']}   or   everloop reject {found['id']} --comment WHY"))
+        parts.append(command(f"everloop approve {found['id']}"))
+        parts.append(command(f"everloop reject {found['id']} --comment WHY"))
     if found.get("reason") and found["status"] not in ("running", "waiting_approval"):
         parts.append(Text(f"why: {found['reason']}"))
     parts.extend(failure(found))
     links = found.get("links") or {}
     for name, label in (("page", "page"), ("temporal", "in Temporal")):
         if str(links.get(name, "")).startswith("http"):
-            parts.append(Text(f"{label}: {links[name]}", style="dim"))
+            parts.append(whole(f"{label}: {links[name]}"))
     return Group(*parts)
 
 
@@ -165,7 +175,7 @@ def failure(found: Json) -> list[RenderableType]:
         helps = [f"everloop retry {name}"]
         helps += [f"everloop skip {name}"] if stage in SKIPPABLE else []
         helps += [f"everloop abort {name}"]
-        parts.append(Text(f"go on: {'   or   '.join(helps)}   (everloop logs {name} shows the whole log)"))
+        parts.extend(command(text) for text in [*helps, f"everloop logs {name}"])
     return parts
 
 
