@@ -1,4 +1,7 @@
-"""Data: a source's bytes at one moment, and whether they can be learned from. Each is a job in a child process (compute/data.py)."""
+"""Data: a source's bytes at one moment, and whether they can be learned from.
+
+Each is a job in a child process (compute/data.py).
+"""
 
 from temporalio import activity
 

@@ -1,4 +1,7 @@
-"""Evaluation: the candidate on the test part, and against the champion. Each is a job in a child process (compute/evaluation.py)."""
+"""Evaluation: the candidate on the test part, and against the champion.
+
+Each is a job in a child process (compute/evaluation.py).
+"""
 
 from temporalio import activity
 

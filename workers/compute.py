@@ -83,6 +83,7 @@ class Inventory:
         self._client = client
         self._jobs = jobs
         self._seen: dict[str, float] = {}
+        self._addresses: set[str] = set()
         self._reported: list[str] | None = None
 
     async def report(self) -> None:
@@ -106,7 +107,16 @@ class Inventory:
         except (Unavailable, OSError, TimeoutError) as error:
             log.warning("the Dask scheduler does not answer: %s", error)
             return []
-        return [str(each["name"]) for each in identity["workers"].values()]
+        workers = {address: str(each["name"]) for address, each in identity["workers"].items()}
+        await self._warm_up(workers)
+        return list(workers.values())
+
+    async def _warm_up(self, workers: dict[str, str]) -> None:
+        """Each Dask worker, once in its life: its first job then starts as fast as the others."""
+        new = set(workers) - self._addresses
+        self._addresses = set(workers)
+        for address in new:
+            await self._jobs.warm_up(workers[address])
 
     async def _tell(self, present: list[str]) -> None:
         try:

@@ -35,7 +35,7 @@ class ThisJob:
         """An empty folder of this attempt's own; gone when the job is."""
         self._events = events
 
-    def report(self, step: int, **values: float) -> None:
+    def report(self, step: int, /, **values: float) -> None:
         """Show progress: *values* of *step*. Never fails and never waits, whoever listens."""
         if self._events == NO_EVENTS:
             return

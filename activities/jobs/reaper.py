@@ -1,10 +1,9 @@
-"""The parent of one job: `python -I -S reaper.py LIFE EVENTS LOCK GRACE -- COMMAND...` (the first three: fds).
+"""The parent of one job: it starts the job in a session of its own, waits, and leaves nothing behind.
 
-It starts COMMAND in a session of its own and waits. When the lifeline LIFE ends (the Dask worker died) or
-carries a byte (the job is no longer wanted), the job gets SIGTERM, GRACE seconds, then SIGKILL. It ends only
-when every descendant is gone, and holds LOCK (the slot's flock) until then: "gone" means gone.
-
-Single-threaded and standard library only: PR_SET_PDEATHSIG follows the *thread* that made the child.
+When the lifeline ends (the Dask worker died) or carries a byte (the job is no longer wanted), the job gets
+SIGTERM, a grace, then SIGKILL. The reaper ends only when every descendant is gone, and holds the slot's lock
+until then: "gone" means gone. Standard library only, and single-threaded: PR_SET_PDEATHSIG follows the *thread*
+that made the child.
 """
 
 import contextlib
@@ -12,8 +11,6 @@ import ctypes
 import os
 import select
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,18 +22,7 @@ NICENESS = 5  # jobs yield to the processes that heartbeat, answer people and wa
 OOM_SCORE = 800  # when memory runs out the kernel takes the job, not the Dask worker beside it
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
-
-def main(argv: list[str]) -> int:
-    """The job's exit code, or 128 + the signal that killed it."""
-    life, events, lock = (int(fd) for fd in argv[:3])
-    grace, command = float(argv[3]), argv[5:]
-    become_parent()
-
-    def start() -> int:
-        child = subprocess.Popen(command, preexec_fn=become_job(os.getpid()), pass_fds=(events, lock))
-        return child.pid
-
-    return reap(start, life, events, grace)
+Prepare = Callable[[], None]
 
 
 def become_parent() -> None:
@@ -46,7 +32,7 @@ def become_parent() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def become_job(parent: int) -> Callable[[], None]:
+def become_job(parent: int) -> Prepare:
     """What the new process does before it becomes the job: it never outlives *parent*."""
     prctl = ctypes.CDLL(None).prctl
 
@@ -55,9 +41,8 @@ def become_job(parent: int) -> Callable[[], None]:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # died before the line above
             os._exit(111)
-        for number in FORWARDED:  # ignored signals stay ignored across exec
+        for number in FORWARDED:  # the reaper ignores them
             signal.signal(number, signal.SIG_DFL)
-        os.nice(NICENESS)
         with contextlib.suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
 
@@ -66,6 +51,8 @@ def become_job(parent: int) -> Callable[[], None]:
 
 def reap(start: Callable[[], int], life: int, events: int, grace: float) -> int:
     """Start the job, wait for its end or for ours, and leave nothing behind. Its exit code, or 128 + signal."""
+    if select.select([life], [], [], 0)[0]:  # not wanted any more before it began
+        return 128 + signal.SIGTERM
     pid = start()
     os.close(events)  # the supervisor sees the end of the events when the job's tree has closed them
     exited = os.pidfd_open(pid)
@@ -107,7 +94,3 @@ def _parent(pid: int) -> int:
     except OSError:
         return 0
     return int(stat.rpartition(")")[2].split()[1])
-
-
-if __name__ == "__main__":
-    os._exit(main(sys.argv[1:]))

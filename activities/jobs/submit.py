@@ -23,7 +23,7 @@ from distributed.comm import CommClosedError
 from distributed.scheduler import KilledWorker, NoValidWorkerError
 from temporalio import activity
 
-from activities.jobs.supervisor import Order, Outcome, supervise
+from activities.jobs.supervisor import MARK, Order, Outcome, supervise, warm_up
 from everloop import errors
 from everloop.contracts import JobRequest
 from everloop.records import Ran, Result
@@ -97,15 +97,19 @@ class Jobs:
         `ComputeLost` when the place that ran it went away.
         """
         info = activity.info()
-        watch = Watch(
-            request.slot.device,
-            f"{_part(info.workflow_run_id or '', 'run id')}/{_part(info.activity_id, 'activity id')}",
-        )
+        run_id, activity_id = _part(info.workflow_run_id or "", "run id"), _part(info.activity_id, "activity id")
+        watch = Watch(request.slot.device, f"{run_id}/{activity_id}")
         order = self._order(function, request, watch.job, info.attempt)
         async with self._beating(watch):  # first of all: it also beats while Dask is out of reach
             outcome = await self._outcome(order, f"{watch.job}/{info.attempt}-{uuid.uuid4().hex[:8]}", watch)
         result = result_type.model_validate(_result(outcome))
         return result.model_copy(update={"ran": _ran(request, outcome, info.attempt)})
+
+    async def warm_up(self, device: str) -> None:
+        """Have the heavy libraries loaded beside the Dask worker *device*, before its first job needs them."""
+        client = await self.client()
+        key = f"warm-{device}-{uuid.uuid4().hex[:8]}"
+        await client.submit(_warm_up, self._root, self._environment(device), key=key, workers=[device], pure=False)
 
     async def client(self) -> Client:
         """The Dask client, made again when the last one is closed. Raises `Unavailable`."""
@@ -223,14 +227,19 @@ class Jobs:
             "log": f"jobs/{job}/{attempt}.log",
             "logs_dir": str(settings.logs_dir),
             "slots_dir": str(settings.scratch_dir / "slots"),
-            "environment": {
-                "EVERLOOP_DATA_DIR": str(settings.data_dir),
-                "EVERLOOP_ARTIFACTS_URL": settings.artifacts,
-                "EVERLOOP_SESSION": settings.session,  # a launcher knows its own processes by it
-            },
+            "environment": self._environment(request.slot.device),
             "artifacts": settings.artifacts,
             "predictions_dir": str(settings.predictions_dir),
             "grace_seconds": GRACE_SECONDS,
+        }
+
+    def _environment(self, device: str) -> dict[str, str]:
+        """What a job on *device* sees beside what its slot passes on. No credentials."""
+        return {
+            "EVERLOOP_DATA_DIR": str(self._settings.data_dir),
+            "EVERLOOP_ARTIFACTS_URL": self._settings.artifacts,
+            "EVERLOOP_SESSION": self._settings.session,  # a launcher knows its own processes by it
+            MARK: f"{self._settings.scratch_dir}/{device}",
         }
 
 
@@ -242,6 +251,10 @@ def _part(name: str, what: str) -> str:
             hint="use letters, digits, dot, dash and underscore, at most 128",
         )
     return name
+
+
+def _warm_up(root: str, environment: dict[str, str]) -> None:
+    warm_up(root, environment)
 
 
 async def _end(future: Future, watch: Watch) -> None:

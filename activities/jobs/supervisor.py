@@ -14,8 +14,10 @@ import os
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,14 +26,16 @@ from typing import Any, TypedDict
 from distributed import get_worker
 from distributed.core import Status
 
-from activities.jobs import reaper
+from activities.jobs import warm
 from everloop import engine
 
 POLL_SECONDS = 0.1
 RELAY_SECONDS = 0.2
 MOST_LINES = 500  # progress lines in one message; the last ones are kept
 SIGNALLED = 128  # the reaper's exit code for a killed job is this plus the signal
+REAPER_KILLED, NEVER_BEGAN = -1, -2
 MARK = "EVERLOOP_SLOT"
+"""In the environment of every job of a slot: who carries it belongs to that slot."""
 PASSED_ON = ("PATH", "PYTHONPATH", "PYTHONSAFEPATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "CUDA_VISIBLE_DEVICES")
 """All that a job inherits: no database address, no Temporal address, no keys."""
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_MAX_THREADS", "ARROW_NUM_THREADS")
@@ -87,7 +91,7 @@ def supervise(order: Order) -> Outcome:
         kept = _kept(order)
         if kept is not None:
             return kept
-        _end_orphans(order)
+        _end_orphans(order["environment"][MARK])
         job = _prepare(order)
         code = _run(order, task, job, lock)
         outcome = _outcome(order, job, code, unwanted=task.ended)
@@ -96,7 +100,7 @@ def supervise(order: Order) -> Outcome:
 
 
 class Task:
-    """This Dask task, as its worker sees it."""
+    """The Dask task that runs here, as its worker sees it."""
 
     def __init__(self, topic: str) -> None:
         self.worker = get_worker()
@@ -164,80 +168,122 @@ def _prepare(order: Order) -> Path:
 
 
 def _run(order: Order, task: Task, job: Path, lock: int) -> int:
-    """Start reaper and child, relay events until both are gone. The child's exit code, or 128 + signal."""
+    """Start reaper and job, relay events until both are gone. The job's exit code, or 128 + signal.
+
+    `REAPER_KILLED` or `NEVER_BEGAN` when there is none.
+    """
     life_r, life_w = os.pipe()
     events_r, events_w = os.pipe()
+    status_r, status_w = os.pipe()
     os.set_blocking(events_r, False)
     os.set_blocking(events_w, False)  # a slow reader must never stall the job
-    with (Path(order["logs_dir"]) / order["log"]).open("ab") as log:
-        process = subprocess.Popen(
-            _command(job, life_r, events_w, lock, order["grace_seconds"]),
-            stdin=subprocess.DEVNULL,
-            stdout=log,  # written by the job itself: its last words outlive us
-            stderr=log,
-            env=_environment(order),
-            pass_fds=(life_r, events_w, lock),
-            start_new_session=True,  # Ctrl-C in the terminal is not for it
-            close_fds=True,
-        )
-    os.close(life_r)
-    os.close(events_w)
+    log = os.open(Path(order["logs_dir"]) / order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    start: warm.Start = {"name": order["function"], "folder": str(job), "grace_seconds": order["grace_seconds"]}
     try:
-        _relay(task, process, events_r, life_w)
+        try:
+            warm_up(order["root"], order["environment"]).send(start, warm.Pipes(life_r, events_w, lock, log, status_w))
+        finally:
+            for theirs in (life_r, events_w, log, status_w):
+                os.close(theirs)
+        return _relay(task, events_r, life_w, status_r)
     finally:
         os.close(life_w)  # whatever happened here, the job ends with us
-        code = process.wait()
+        while os.read(status_r, 64):
+            pass
+        os.close(status_r)
         os.close(events_r)
         if task.ended:
-            task.tell(gone=code)
-    return code
+            task.tell(gone=True)
 
 
-def _command(job: Path, life: int, events: int, lock: int, grace: float) -> list[str]:
-    script = [sys.executable, "-I", "-S", reaper.__file__, str(life), str(events), str(lock), str(grace), "--"]
-    return [*script, sys.executable, "-m", "activities.jobs.child", str(job), str(events)]
+class Warm:
+    """The process that jobs are forked from, with the heavy place loaded."""
+
+    def __init__(self, root: str, environment: dict[str, str]) -> None:
+        self.environment = environment
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", warm.__name__, root, str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                env=_environment(environment),
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,  # Ctrl-C in the terminal is not for it
+            )
+        self.pid = self._process.pid
+
+    def serves(self, environment: dict[str, str]) -> bool:
+        return self._process.poll() is None and environment == self.environment
+
+    def send(self, start: warm.Start, fds: warm.Pipes) -> None:
+        socket.send_fds(self._control, [json.dumps(start).encode()], fds)
+
+    def close(self) -> None:
+        """It ends by itself; its jobs go on."""
+        self._control.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=1)
 
 
-def _environment(order: Order) -> dict[str, str]:
+_warm: Warm | None = None
+_warming = threading.Lock()
+
+
+def warm_up(root: str, environment: dict[str, str]) -> Warm:
+    """Have the heavy place loaded beside this Dask worker; returns at once, the loading goes on."""
+    global _warm  # noqa: PLW0603  # one per Dask worker process, like the worker itself
+    with _warming:
+        if _warm is not None and not _warm.serves(environment):
+            _warm.close()
+            _warm = None
+        if _warm is None:
+            _warm = Warm(root, environment)
+        return _warm
+
+
+def _environment(extra: dict[str, str]) -> dict[str, str]:
     ours = engine.environment()
     threads = dict.fromkeys(THREADS, "1")  # one thread per slot: the lease says so
-    passed_on = {name: ours[name] for name in PASSED_ON if name in ours}
-    return passed_on | threads | order["environment"] | {MARK: _mark(order)}
+    return {name: ours[name] for name in PASSED_ON if name in ours} | threads | extra
 
 
-def _mark(order: Order) -> str:
-    return f"{order['slots_dir']}/{order['device']}"
-
-
-def _end_orphans(order: Order) -> None:
+def _end_orphans(mark: str) -> None:
     """Kill what a killed reaper has left behind: we hold the slot's lock, so whoever carries its mark is an orphan."""
-    wanted = f"{MARK}={_mark(order)}".encode()
+    wanted = f"{MARK}={mark}".encode()
+    spared = _warm.pid if _warm else 0
     for path in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):
-            if wanted in path.read_bytes().split(b"\0"):
+            if wanted in path.read_bytes().split(b"\0") and int(path.parent.name) != spared:
                 os.kill(int(path.parent.name), signal.SIGKILL)
 
 
-def _relay(task: Task, process: "subprocess.Popen[bytes]", events: int, life: int) -> None:
+def _relay(task: Task, events: int, life: int, status: int) -> int:
     """Pass progress on until the reaper is gone; end the job when the task is no longer wanted."""
-    gone = os.pidfd_open(process.pid)
     progress = Progress(task)
-    sources = [gone, events]
-    try:
-        while True:
-            ready = select.select(sources, [], [], POLL_SECONDS)[0]
-            if events in ready and not progress.read(events):
-                sources.remove(events)
-            if gone in ready:
+    sources = [status, events]
+    told = b""
+    while True:
+        ready = select.select(sources, [], [], POLL_SECONDS)[0]
+        if events in ready and not progress.read(events):
+            sources.remove(events)
+        if status in ready:
+            said = os.read(status, 64)
+            told += said
+            if not said:
                 progress.flush()
-                return
-            if not task.ended and not task.wanted():
-                task.ended = True
-                with contextlib.suppress(BrokenPipeError):
-                    os.write(life, b"K")
-            progress.flush(RELAY_SECONDS)
-    finally:
-        os.close(gone)
+                return _code(told)
+        if not task.ended and not task.wanted():
+            task.ended = True
+            with contextlib.suppress(BrokenPipeError):
+                os.write(life, b"K")
+        progress.flush(RELAY_SECONDS)
+
+
+def _code(told: bytes) -> int:
+    """The exit code that the reaper told, or why it could not."""
+    if not told:
+        return NEVER_BEGAN
+    return int(told.removeprefix(warm.FORKED) or REAPER_KILLED)
 
 
 class Progress:
@@ -266,7 +312,7 @@ class Progress:
 
 
 def _outcome(order: Order, job: Path, code: int, *, unwanted: bool) -> Outcome:
-    """Read what the child has left; its exit code alone is not believed."""
+    """Read what the job has left; its exit code alone is not believed."""
     with contextlib.suppress(OSError, ValueError):
         return _left(json.loads((job / "result.json").read_text()))
     if unwanted:
@@ -274,9 +320,16 @@ def _outcome(order: Order, job: Path, code: int, *, unwanted: bool) -> Outcome:
     with contextlib.suppress(OSError, ValueError):
         error = json.loads((job / "error.json").read_text())
         return _crashed(order, "MemoryError") if error["error"] == "MemoryError" else {"error": error}
-    if code < 0:  # the reaper itself was killed, and the job with it: not the job's fault
-        _end_orphans(order)
-        return {"crash": f"a {_signal(-code)} to its reaper", "crashes": 0}
+    return _ended(order, code)
+
+
+def _ended(order: Order, code: int) -> Outcome:
+    """It left nothing: what its end says."""
+    if code == REAPER_KILLED:  # and the job with it: not the job's fault
+        _end_orphans(order["environment"][MARK])
+        return {"crash": "the end of its reaper", "crashes": 0}
+    if code == NEVER_BEGAN:
+        return _crashed(order, "the end of the process that it is forked from")
     if code > SIGNALLED:
         return _crashed(order, _signal(code - SIGNALLED))
     message = f"the job ended with exit code {code} and left no result"

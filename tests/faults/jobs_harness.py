@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -77,6 +78,15 @@ class Dask:
         cluster.create_certificates(self.settings.keys_dir)
         for name in ("scheduler", "cpu0", "cpu1")[: 1 + self.settings.slots]:
             self.start(name)
+
+        deadline = time.monotonic() + 60
+        while not self.listens():
+            assert time.monotonic() < deadline, (self.settings.logs_dir / "scheduler.log").read_text()
+            time.sleep(0.05)
+
+    def listens(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.settings.port(SCHEDULER))) == 0
 
     def kill(self, name: str) -> None:
         self.processes[name].kill()

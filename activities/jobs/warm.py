@@ -1,0 +1,126 @@
+"""Where jobs come from: `python -m activities.jobs.warm ROOT CONTROL_FD`, one beside each Dask worker.
+
+It loads the heavy place once (seconds of processor time) and then forks for each job (milliseconds): first the
+job's reaper, which forks the job. No job ever runs in this process, so each starts from the same clean state.
+It ends when the Dask worker's end of CONTROL_FD is closed; jobs do not depend on it.
+"""
+
+import contextlib
+import ctypes
+import gc
+import importlib
+import json
+import os
+import pkgutil
+import signal
+import socket
+import sys
+import traceback
+from pathlib import Path
+from typing import NamedTuple, TypedDict
+
+from activities.jobs import child, reaper
+
+PR_SET_NAME = 15
+MESSAGE_BYTES = 1 << 16
+FORKED = b"+"
+
+
+class Start(TypedDict):
+    """One job; `Pipes` travel beside it."""
+
+    name: str
+    folder: str
+    grace_seconds: float
+
+
+class Pipes(NamedTuple):
+    """File descriptors of one job."""
+
+    life: int
+    """Ends, or carries a byte, when the job must end."""
+    events: int
+    """The job's progress."""
+    lock: int
+    """The slot's flock."""
+    log: int
+    status: int
+    """The reaper writes `FORKED` when it begins and the exit code when everything is gone."""
+
+
+def main(root: str, control: socket.socket) -> None:
+    """Load *root*, then fork whenever told to, until *control* is closed at the other end."""
+    os.nice(reaper.NICENESS)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _load(root)
+    gc.freeze()  # what is loaded now stays shared between all jobs
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for reapers: their status pipe tells
+    while True:
+        message, fds, _, _ = socket.recv_fds(control, MESSAGE_BYTES, 5)
+        if not message:
+            return
+        if os.fork() == 0:
+            control.close()
+            os._exit(_reaper(json.loads(message), Pipes(*fds)))
+        for fd in fds:
+            os.close(fd)
+
+
+def _load(root: str) -> None:
+    """Import every module of the package *root*, and what it lists as `PRELOAD`."""
+    package = importlib.import_module(root)
+    modules = [f"{root}.{module.name}" for module in pkgutil.iter_modules(package.__path__)]
+    for name in (*modules, *getattr(package, "PRELOAD", ())):
+        try:
+            importlib.import_module(name)
+        except Exception:  # noqa: BLE001  # the job that needs it will say so
+            traceback.print_exc()
+
+
+def _reaper(start: Start, fds: Pipes) -> int:
+    """In the first fork: be the parent of one job until nothing of it is left."""
+    os.setsid()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for fd in fds:
+        os.set_inheritable(fd, False)
+    os.dup2(fds.log, 1)
+    os.dup2(fds.log, 2)
+    os.close(fds.log)
+    os.write(fds.status, FORKED)
+    reaper.become_parent()
+    prepare = reaper.become_job(os.getpid())
+
+    def fork() -> int:
+        pid = os.fork()
+        if pid == 0:
+            _job(start, prepare, fds)
+        return pid
+
+    code = reaper.reap(fork, fds.life, fds.events, start["grace_seconds"])
+    with contextlib.suppress(BrokenPipeError):
+        os.write(fds.status, str(code).encode())
+    return 0
+
+
+def _job(start: Start, prepare: reaper.Prepare, fds: Pipes) -> None:
+    """In the second fork: be the job. Does not return. The slot's lock stays open: it lasts as long as we do."""
+    code = 1
+    try:
+        prepare()
+        os.close(fds.life)
+        os.close(fds.status)
+        ctypes.CDLL(None).prctl(PR_SET_NAME, start["name"][:15].encode())
+        child.main(Path(start["folder"]), fds.events)
+        code = 0
+    except BaseException:  # noqa: BLE001  # nothing may unwind into the reaper's code
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a log is read while it is written
+    main(sys.argv[1], socket.socket(fileno=int(sys.argv[2])))
