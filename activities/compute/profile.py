@@ -1,0 +1,216 @@
+"""Look at a table and say what it seems to be: `python -m activities.compute.profile FILE --target COLUMN`.
+
+Prints one JSON object: the profile, or `{"error", "message", "field", "hint"}` with exit status 2.
+"""
+
+import argparse
+import contextlib
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from activities.compute.data import (
+    CATEGORY_DISTINCT,
+    MINIMUM_ROWS,
+    Table,
+    Target,
+    check_spec,
+    describe,
+    event_seconds,
+    find,
+    read,
+    row_hashes,
+    target_of,
+    unify,
+)
+from activities.compute.evaluation import auc
+from everloop.errors import DatasetTooSmall, EverloopError, InvalidSpec, TargetUnusable
+from everloop.records import Column
+from everloop.specs import LifecycleSpec, Task
+
+FEW_NUMBERS = 10
+"""A whole-number target with at most this many values is taken for classes."""
+LOOKED_AT = 20_000
+BINS = 50
+LEAK, SUSPICION = 0.999, 0.98
+"""How well one column alone says the target: AUC, share of right classes, or R squared."""
+POSITIVES = frozenset({"1", "true", "yes", "y", "positive", "t"})
+KEY_NAME = re.compile(r"(^|[_\s.-])(id|key|uuid|guid|identifier)$|[a-z](Id|ID)$", re.IGNORECASE)
+TIME_NAME = re.compile(r"time|date|stamp|(^|_)(ts|at|on|day|when)$", re.IGNORECASE)
+
+
+def profile(path: Path, target: str, time: str | None) -> dict[str, Any]:
+    """What the table at *path* seems to be. Raises `InvalidData`, `InvalidSpec`, `TargetUnusable`."""
+    paths = find(path)
+    parts = unify([read(file, file.suffix.lower(), file.name) for file in paths], [file.name for file in paths])
+    rows = pa.concat_tables(parts)
+    table = Table(rows, describe(rows))
+    check_spec(_spec(path, "regression", target, time), rows.column_names)
+    if len(table) < MINIMUM_ROWS:
+        hint = f"at least {MINIMUM_ROWS} rows with a target are needed"
+        raise DatasetTooSmall(f"the data has {len(table)} row{'s' * (len(table) != 1)}", field=str(path.name), hint=hint)
+    task, why = guess_task(table, target)
+    spec = _spec(path, task, target, time)
+    found = target_of(table, spec)
+    if time:
+        event_seconds(table, time)
+    positive = _positive(found) if task == "binary" else None
+    suspects = leaks(table, found, target, time)
+    return {
+        "path": str(path),
+        "rows": len(table),
+        "files": len(paths),
+        "columns": [column.model_dump() for column in table.columns],
+        "target": target,
+        "task": task,
+        "why": why,
+        "classes": list(found.classes),
+        "positive": positive,
+        "time": time,
+        "time_guess": _time_guess(table, target) if not time else None,
+        "key": _key_guess(table, target, time),
+        "suspects": suspects,
+        "exclude": [name for name, score in suspects.items() if score >= LEAK],
+    }
+
+
+def _spec(path: Path, task: Task, target: str, time: str | None) -> LifecycleSpec:
+    if target == time:
+        raise InvalidSpec("the target must not be the time column", field="target", hint="choose another target")
+    return LifecycleSpec.model_validate(
+        {"model": "profile", "task": task, "target": target, "time": time, "source": {"path": str(path)}}
+    )
+
+
+def guess_task(table: Table, target: str) -> tuple[Task, str]:
+    """The task that the target asks for, and why."""
+    column = table.column(target)
+    distinct = column.distinct or 0
+    if distinct == 2:  # noqa: PLR2004
+        return "binary", "the target has two values"
+    if column.kind == "number" and not _few_whole(table, column):
+        return "regression", f"the target is a number with {distinct:,} different values"
+    if distinct > CATEGORY_DISTINCT and column.kind != "number":
+        hint = "choose a target with at most 100 values, or a numeric one"
+        raise TargetUnusable(f"the target {target!r} has {distinct:,} different texts", field=target, hint=hint)
+    return "multiclass", f"the target has {distinct} values"
+
+
+def _few_whole(table: Table, column: Column) -> bool:
+    if not column.distinct or column.distinct > FEW_NUMBERS:
+        return False
+    values = table.arrays([column.name])[column.name]
+    values = values[np.isfinite(values)]
+    return bool((values == np.round(values)).all())
+
+
+def _positive(target: Target) -> str:
+    """The class that people most likely look for: the one that says yes, else the rarer one."""
+    yes = [label for label in target.classes if label.lower() in POSITIVES]
+    if len(yes) == 1:
+        return yes[0]
+    counts = np.bincount(target.values[target.labelled].astype(np.int64), minlength=2)
+    return target.classes[int(counts.argmin())]
+
+
+def _time_guess(table: Table, target: str) -> str | None:
+    """The one datetime column that looks like the time of the event, if there is exactly one."""
+    found = [
+        column.name
+        for column in table.columns
+        if column.kind == "datetime" and column.name != target and column.nulls == 0 and (column.distinct or 0) > 2  # noqa: PLR2004
+    ]
+    named = [name for name in found if TIME_NAME.search(name)]
+    return named[0] if len(named) == 1 else (found[0] if len(found) == 1 else None)
+
+
+def _key_guess(table: Table, target: str, time: str | None) -> str | None:
+    for column in table.columns:
+        if column.name in (target, time) or column.nulls or column.distinct != len(table):
+            continue
+        if column.kind in ("number", "text", "category") and KEY_NAME.search(column.name):
+            return column.name
+    return None
+
+
+# --- leaks --------------------------------------------------------------------------------------
+
+
+def leaks(table: Table, target: Target, goal: str, time: str | None) -> dict[str, float]:
+    """Columns that say the target almost alone, and how well, on rows they were not fitted on."""
+    rows = target.labelled
+    if len(rows) > LOOKED_AT:
+        rows = np.sort(np.random.default_rng(0).choice(rows, LOOKED_AT, replace=False))
+    first = (row_hashes(table)[rows] & np.uint64(1)) == 0
+    values = target.values[rows]
+    found: dict[str, float] = {}
+    for column in table.columns:
+        if column.name in (goal, time):
+            continue
+        raw = table.arrays([column.name], rows)[column.name]
+        score = _alone(raw, values, first, len(target.classes))
+        if score >= SUSPICION:
+            found[column.name] = round(score, 4)
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def _alone(
+    raw: NDArray[Any], values: NDArray[np.float64], first: NDArray[np.bool_], classes: int
+) -> float:
+    """What the mean of the target per bin of one column is worth on the other half of the rows."""
+    bins, count = _bins(raw, first)
+    if count > len(raw) // 10:
+        return 0.0  # a bin for nearly every row proves nothing
+    truth = np.eye(classes)[values.astype(np.int64)] if classes else values[:, None]
+    sums = np.stack([np.bincount(bins[first], truth[first][:, place], count) for place in range(truth.shape[1])], 1)
+    seen = np.bincount(bins[first], minlength=count)[:, None]
+    means = (sums + truth[first].mean(axis=0)) / (seen + 1)
+    told, other = means[bins[~first]], truth[~first]
+    if not len(other):
+        return 0.0
+    if classes == 2:  # noqa: PLR2004
+        return auc(other[:, 1] > 0, told[:, 1]) or 0.0
+    if classes:
+        right = float((told.argmax(1) == other.argmax(1)).mean())
+        return right if right > float(other.mean(axis=0).max()) else 0.0
+    spread = float(((other - other.mean()) ** 2).sum())
+    return 1 - float(((other - told) ** 2).sum()) / spread if spread else 0.0
+
+
+def _bins(raw: NDArray[Any], first: NDArray[np.bool_]) -> tuple[NDArray[np.int64], int]:
+    if raw.dtype == object:
+        _, places = np.unique(raw.astype(str), return_inverse=True)
+        return places, int(places.max()) + 1
+    filled = raw[first & np.isfinite(raw)]
+    if not len(filled):
+        return np.zeros(len(raw), np.int64), 1
+    edges = np.unique(np.quantile(filled, np.linspace(0, 1, 4 * BINS + 1)))
+    places = np.searchsorted(edges, np.where(np.isnan(raw), np.inf, raw), "right")
+    return np.where(np.isnan(raw), len(edges) + 1, places).astype(np.int64), len(edges) + 2
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m activities.compute.profile", description=__doc__)
+    parser.add_argument("path", type=Path)
+    parser.add_argument("--target", required=True)
+    parser.add_argument("--time")
+    given = parser.parse_args(arguments)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # the answer alone goes to stdout
+            found = profile(given.path.absolute(), given.target, given.time)
+    except EverloopError as error:
+        found = {"error": type(error).__name__, "message": str(error), "field": error.field, "hint": error.hint}
+    print(json.dumps(found))
+    return 2 if "error" in found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
+
+

@@ -1,0 +1,166 @@
+"""`everloop init`: look at a table, write a spec that submits as it is and explains itself."""
+
+import json
+import re
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from everloop import engine, errors
+from everloop.specs import METRICS, LifecycleSpec
+
+PATIENCE_SECONDS = 600
+SHOWN = 12
+
+Profile = dict[str, Any]
+
+
+def draft(path: Path, target: str, time: str | None = None, model: str | None = None) -> str:
+    """A commented YAML spec for the table at *path* (a file, or a folder of files).
+
+    Raises what a lifecycle's first stages would: `DatasetMissing`, `InvalidData`, `InvalidSpec`, `TargetUnusable`.
+    """
+    found = _look(path.absolute(), target, time)
+    text = "\n".join(_lines(found, model or name_from(path))) + "\n"
+    LifecycleSpec.model_validate(yaml.safe_load(text))
+    return text
+
+
+def name_from(path: Path) -> str:
+    """A model name from a file's: `Credit Data.csv` is `credit-data`."""
+    words = re.findall(r"[a-z0-9]+", path.name.removesuffix(path.suffix).lower())
+    return "-".join(words)[:63].strip("-") or "model"
+
+
+def _look(path: Path, target: str, time: str | None) -> Profile:
+    """The profile, made in a process of its own: what reads tables is heavy."""
+    arguments = [str(path), f"--target={target}", *([f"--time={time}"] if time else [])]
+    done = subprocess.run(
+        engine.command("activities.compute.profile", *arguments),
+        env=engine.environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+    try:
+        found: Profile = json.loads(done.stdout)
+    except ValueError:
+        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        hint = "pip install 'everloop[compute]'" if "ModuleNotFoundError" in done.stderr else "the data may be damaged"
+        raise errors.InvalidData(f"{path} could not be looked at: {last}", field="path", hint=hint) from None
+    if "error" in found:
+        raise errors.by_name(found["error"], found["message"], field=found["field"], hint=found["hint"])
+    return found
+
+
+def _lines(found: Profile, model: str) -> list[str]:
+    return [
+        *_heading(found),
+        f"model: {_quoted(model)}",
+        *_question(found),
+        "",
+        "source:",
+        "  # This file, or a folder of files with the same columns that may grow.",
+        f"  path: {_quoted(found['path'])}",
+        "",
+        *_time(found),
+        *_key(found),
+        "",
+        *_features(found),
+        "",
+        *_rest(found),
+    ]
+
+
+def _heading(found: Profile) -> list[str]:
+    files = f" in {found['files']} files" if found["files"] > 1 else ""
+    return [
+        f"# {found['rows']:,} rows{files}, {len(found['columns'])} columns. Submit it as it is, or change what is wrong.",
+        "# Columns: " + _listed([f"{_safe(column['name'])} ({column['kind']})" for column in found["columns"]]),
+        "",
+    ]
+
+
+def _question(found: Profile) -> list[str]:
+    lines = [
+        f"# binary, multiclass or regression: {found['why']}.",
+        f"task: {found['task']}",
+        f"target: {_quoted(found['target'])}",
+    ]
+    if found["task"] == "binary":
+        classes = " or ".join(_safe(label) for label in found["classes"])
+        lines += [f"# The class whose probability is answered: {classes}.", f"positive: {_quoted(found['positive'])}"]
+    others = ", ".join(METRICS[found["task"]])
+    return [*lines, f"# A challenger must beat the champion on this: {others}.", f"metric: {METRICS[found['task']][0]}"]
+
+
+def _time(found: Profile) -> list[str]:
+    if found["time"]:
+        return ["# When each row happened: the test part is the latest.", f"time: {_quoted(found['time'])}"]
+    if found["time_guess"]:
+        return [
+            "# Rows are split at random. If this column says when each row happened, name it: the test part is then",
+            "# the latest, as it will be in life.",
+            f"# time: {_quoted(found['time_guess'])}",
+        ]
+    return ["# Rows are split at random: no column says when they happened. (time: COLUMN)"]
+
+
+def _key(found: Profile) -> list[str]:
+    if found["key"]:
+        return ["# Identifies a row: kept beside predictions, never a feature.", f"key: {_quoted(found['key'])}"]
+    return []
+
+
+def _features(found: Profile) -> list[str]:
+    suspects: dict[str, float] = found["suspects"]
+    lines = ["features:", "  # Never name what is known only after the fact: the model would be right in tests alone."]
+    for name, score in list(suspects.items())[:SHOWN]:
+        says = f"{_safe(name)} alone says the target almost perfectly ({score:.3f})"
+        what = "left out; take it off the list if it is known in advance" if name in found["exclude"] else "a leak?"
+        lines.append(f"  # {says}: {what}.")
+    # The key is no feature anyway, and a spec may not say so twice in other words.
+    left_out = [name for name in found["exclude"] if name != found["key"]]
+    if not left_out:
+        return [*lines, "  exclude: []"]
+    return [*lines, "  exclude:", *(f"    - {_quoted(name)}" for name in left_out)]
+
+
+def _rest(found: Profile) -> list[str]:
+    when = found["time"] or "the event time that predict requests carry"
+    return [
+        "training:",
+        "  rounds: 400           # at most; training stops when the validation part gets no better",
+        "  learning_rate: 0.05",
+        "  leaves: 31",
+        "  seed: 0",
+        "",
+        "gate:",
+        "  deadline: P14D        # without a decision by then, nothing is released",
+        "",
+        "monitor:",
+        f"  window: day           # hour, day, week or month of {_safe(when)}",
+        "  share: 0.5            # retrain when at least this share of the columns drifted",
+        "  minimum_rows: 100     # a window with fewer rows says nothing",
+    ]
+
+
+def _quoted(text: str) -> str:
+    """*text* as a YAML scalar on one line."""
+    dumped: str = yaml.safe_dump(text, default_style='"', allow_unicode=True, width=10**9)
+    return dumped.strip()
+
+
+def _safe(text: str) -> str:
+    """*text* in a comment: on one line, and short."""
+    line = "".join(letter if letter.isprintable() else " " for letter in text)
+    return line if len(line) <= 60 else line[:57] + "..."  # noqa: PLR2004
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
