@@ -1,7 +1,6 @@
 """The compute worker: takes activities from its queue, runs each as a job on the slot of its lease."""
 
 import asyncio
-import importlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from temporalio.service import RPCError
 from temporalio.worker import Worker
 
 from activities.data import DataJobs
+from activities.drift import DriftCompute
 from activities.evaluation import EvaluationJobs
 from activities.export import ExportJobs
 from activities.features import FeaturesJobs
@@ -63,7 +63,6 @@ def worker(client: Client, jobs: Jobs) -> Worker:
 def activities(jobs: Jobs) -> Sequence[Callable[..., Any]]:
     data, features, training = DataJobs(jobs), FeaturesJobs(jobs), TrainingJobs(jobs)
     evaluation, export = EvaluationJobs(jobs), ExportJobs(jobs)
-    drift = importlib.import_module("activities.drift").DriftCompute(jobs)
     return (
         data.snapshot,
         data.validate,
@@ -72,7 +71,7 @@ def activities(jobs: Jobs) -> Sequence[Callable[..., Any]]:
         training.refit,
         evaluation.evaluate,
         export.export,
-        drift.measure,
+        DriftCompute(jobs).measure,
     )
 
 
@@ -84,6 +83,7 @@ class Inventory:
         self._jobs = jobs
         self._seen: dict[str, float] = {}
         self._addresses: set[str] = set()
+        self._warming: set[asyncio.Task[None]] = set()
         self._reported: list[str] | None = None
 
     async def report(self) -> None:
@@ -108,15 +108,17 @@ class Inventory:
             log.warning("the Dask scheduler does not answer: %s", error)
             return []
         workers = {address: str(each["name"]) for address, each in identity["workers"].items()}
-        await self._warm_up(workers)
+        self._warm_up(workers)
         return list(workers.values())
 
-    async def _warm_up(self, workers: dict[str, str]) -> None:
+    def _warm_up(self, workers: dict[str, str]) -> None:
         """Each Dask worker, once in its life: its first job then starts as fast as the others."""
         new = set(workers) - self._addresses
         self._addresses = set(workers)
         for address in new:
-            await self._jobs.warm_up(workers[address])
+            warming = asyncio.create_task(self._jobs.warm_up(workers[address]))
+            self._warming.add(warming)
+            warming.add_done_callback(self._warming.discard)
 
     async def _tell(self, present: list[str]) -> None:
         try:

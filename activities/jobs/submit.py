@@ -106,10 +106,14 @@ class Jobs:
         return result.model_copy(update={"ran": _ran(request, outcome, info.attempt)})
 
     async def warm_up(self, device: str) -> None:
-        """Have the heavy libraries loaded beside the Dask worker *device*, before its first job needs them."""
-        client = await self.client()
+        """Have the heavy libraries loaded beside the Dask worker *device*, before its first job needs them.
+
+        Never fails: the first job is then slower.
+        """
         key = f"warm-{device}-{uuid.uuid4().hex[:8]}"
-        await client.submit(_warm_up, self._root, self._environment(device), key=key, workers=[device], pure=False)
+        with contextlib.suppress(errors.Unavailable, FutureCancelledError, *LOST):
+            client = await self.client()
+            await client.submit(_warm_up, self._root, self._environment(device), key=key, workers=[device], pure=False)
 
     async def client(self) -> Client:
         """The Dask client, made again when the last one is closed. Raises `Unavailable`."""

@@ -1,0 +1,189 @@
+"""The parts of a job that need no server: names, certificates, devices, the child, errors, internals we lean on."""
+
+import asyncio
+import json
+import os
+import signal
+import ssl
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+
+import distributed
+import pytest
+from distributed import LocalCluster
+from temporalio.exceptions import ApplicationError
+
+from activities.jobs import child, supervisor
+from activities.jobs.submit import security
+from everloop import engine
+from everloop.errors import ComputeLost, DatasetTooSmall, NotFound, Unavailable
+from everloop.settings import Settings
+from workers import cluster, connect, devices
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return Settings(data_dir=tmp_path, temporal_address="127.0.0.1:9", session="s1")
+
+
+def test_the_certificate_is_ours_alone_made_once_and_good_for_both_ends(settings):
+    first = cluster.create_certificates(settings.keys_dir)
+    content = first.read_bytes()
+
+    assert cluster.create_certificates(settings.keys_dir).read_bytes() == content
+    assert first.stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in settings.keys_dir.iterdir()] == ["dask.pem"]
+    args = security(settings).get_connection_args("client")
+    assert args["require_encryption"]
+    assert args["ssl_context"].verify_mode == ssl.CERT_REQUIRED
+
+
+def test_without_a_certificate_the_error_says_who_makes_it(settings):
+    with pytest.raises(Unavailable, match="dask.pem is missing") as caught:
+        security(settings)
+    assert "everloop up" in caught.value.hint
+
+
+@pytest.mark.parametrize(("slots", "names", "light"), [(1, ["cpu0"], []), (3, ["cpu0", "cpu1", "cpu2"], ["cpu2"])])
+def test_the_last_of_several_cpu_slots_is_for_checks(settings, monkeypatch, slots, names, light):
+    monkeypatch.setattr(devices, "_gpu_uuids", tuple)
+
+    assert devices.slot_names(replace(settings, slots=slots)) == names
+    assert devices.light_slots(replace(settings, slots=slots)) == light
+
+
+def test_a_gpu_slot_sees_its_own_gpu_and_the_check_slot_none():
+    slots = devices.NvmlDevices(("1a-2b",)).slots()
+
+    assert [(slot.name, slot.light) for slot in slots] == [("gpu-1a-2b", False), ("cpu0", True)]
+    assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["GPU-1a-2b", ""]
+
+
+async def test_a_temporal_that_does_not_answer_is_named_with_what_to_do(settings):
+    with pytest.raises(Unavailable, match=r"Temporal at 127\.0\.0\.1:9 does not answer") as caught:
+        await connect.connect(settings, "test", wait_seconds=0.3)
+    assert "everloop up" in caught.value.hint
+
+
+@pytest.mark.parametrize(("error", "final"), [(DatasetTooSmall("few", field="source"), True), (ComputeLost(), False)])
+def test_an_error_crosses_temporal_with_its_class_and_whether_retrying_helps(error, final):
+    failure = connect.as_failure(error)
+
+    assert isinstance(failure, ApplicationError)
+    assert (failure.type, failure.message, failure.non_retryable) == (type(error).__name__, str(error), final)
+    assert tuple(failure.details) == (error.field, error.hint)
+
+
+@pytest.mark.parametrize("name", ["data", "data.snapshot.x", "../x.y", "os.system", "data.__doc__", "Data.snapshot", ""])
+def test_only_public_functions_below_the_root_can_be_named(name):
+    with pytest.raises(NotFound):
+        child.find("activities.compute", name)
+
+
+def test_a_job_folder_can_be_run_by_hand(tmp_path):
+    (tmp_path / "hand_made").mkdir()
+    (tmp_path / "hand_made" / "__init__.py").touch()
+    (tmp_path / "hand_made" / "trial.py").write_text(
+        textwrap.dedent("""
+        from everloop.contracts import JobRequest
+        from everloop.records import Result
+
+        def run(request: JobRequest, job) -> Result:
+            job.report(0, loss=1.0)
+            return Result()
+        """)
+    )
+    order = {"function": "trial.run", "root": "hand_made", "request": {}, "digest": "d", "log": "l"}
+    places = {"artifacts": str(tmp_path / "artifacts"), "predictions_dir": str(tmp_path)}
+    (tmp_path / "request.json").write_text(json.dumps(order | places))
+
+    environment = engine.environment({"PYTHONPATH": f"{engine.source()}{os.pathsep}{tmp_path}"})
+    subprocess.run([sys.executable, "-m", "activities.jobs.child", tmp_path], env=environment, check=True)
+
+    assert json.loads((tmp_path / "result.json").read_text())["result"] == {"ran": None}
+
+
+def test_progress_to_nobody_never_fails_and_never_waits(tmp_path, artifacts):
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    job = child.ThisJob(tmp_path, artifacts, tmp_path, writer)
+    started = time.monotonic()
+    for step in range(20_000):
+        job.report(step, loss=0.1)
+    os.close(reader)
+    job.report(1, loss=0.1)
+
+    assert time.monotonic() - started < 5
+
+
+def state_of_me() -> str:
+    """In a Dask task: the state that the supervisor looks at."""
+    worker = distributed.get_worker()
+    return str(worker.state.tasks[worker.get_current_task()].state)
+
+
+def watch_myself(folder: str) -> None:
+    """In a Dask task: write down when it is no longer wanted."""
+    task = supervisor.Task("topic")
+    open(f"{folder}/begun", "w").close()
+    deadline = time.monotonic() + 20
+    while task.wanted() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    open(f"{folder}/unwanted", "w").write(str(time.monotonic() < deadline))
+
+
+async def test_the_internals_of_distributed_that_tell_a_cancelled_task_are_as_we_know_them(tmp_path):
+    options = {"processes": False, "n_workers": 1, "threads_per_worker": 1, "dashboard_address": None}
+    async with (
+        LocalCluster(**options, asynchronous=True, protocol="inproc") as local,
+        distributed.Client(local, asynchronous=True) as client,
+    ):
+        assert await client.submit(state_of_me) == "executing"
+        future = client.submit(watch_myself, str(tmp_path), pure=False)
+        while not (tmp_path / "begun").exists():
+            await asyncio.sleep(0.02)
+        await future.cancel()
+        for _ in range(100):
+            if (tmp_path / "unwanted").exists():
+                break
+            await asyncio.sleep(0.05)
+
+    assert (tmp_path / "unwanted").read_text() == "True"
+
+
+@pytest.mark.parametrize("process", ["workers.connect", "workers.takeover", "workers.devices"])
+def test_control_side_modules_do_not_load_dask(process):
+    code = f"import sys, {process}; sys.exit('distributed' in sys.modules or 'dask' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], env=engine.environment(), check=True)
+
+
+def test_the_compute_worker_loads_nothing_heavy():
+    code = "import sys, workers.compute, workers.cluster; heavy = {'pandas', 'sklearn', 'lightgbm', 'onnx', 'evidently'}"
+    code += "; sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
+    subprocess.run([sys.executable, "-c", code], env=engine.environment(), check=True)
+
+
+def test_a_process_ends_with_its_parent(tmp_path):
+    """The parent starts it and is killed at once."""
+    code = textwrap.dedent(f"""
+        import subprocess, sys, time
+        inner = "from workers import connect; connect.die_with_parent(); print('up', flush=True); import time; time.sleep(60)"
+        p = subprocess.Popen([sys.executable, "-c", inner], stdout=subprocess.PIPE)
+        p.stdout.readline()
+        open({str(tmp_path / "pid")!r}, "w").write(str(p.pid))
+        time.sleep(60)
+    """)
+    parent = subprocess.Popen([sys.executable, "-c", code], env=engine.environment())
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        time.sleep(0.02)
+    pid = int((tmp_path / "pid").read_text())
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline and os.path.exists(f"/proc/{pid}"):
+        time.sleep(0.02)
+
+    assert not os.path.exists(f"/proc/{pid}")
