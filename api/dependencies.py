@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Annotated, TypeVar
 
 from fastapi import Depends, Request
-from temporalio.client import Client, WorkflowUpdateFailedError
+from temporalio.client import Client, WorkflowUpdateFailedError, WorkflowUpdateRPCTimeoutOrCancelledError
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
@@ -66,7 +66,11 @@ async def ask(call: Awaitable[T], *, missing: str = "", hint: str = "") -> T:
         if error.status == RPCStatusCode.NOT_FOUND:
             raise NotFound(missing or "Temporal does not know it", hint=hint) from None
         raise _unavailable() from error
-    except (TimeoutError, RuntimeError) as error:  # RuntimeError: the client could not connect
+    except (
+        TimeoutError,
+        WorkflowUpdateRPCTimeoutOrCancelledError,
+        RuntimeError,
+    ) as error:  # RuntimeError: the client could not connect
         raise _unavailable() from error
 
 

@@ -22,7 +22,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api import pages, problems
+from api import problems
 from everloop.errors import CrossSite, EverloopError, NotAuthenticated, UnsupportedMedia, WrongHost
 from everloop.settings import Settings
 from everloop.store import AuditRow, CredentialRow, Store
@@ -180,24 +180,19 @@ class Guard:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = uuid.uuid4().hex
         scope["everloop_request_id"] = request_id
+        scope["everloop_pages"] = self.cookies and scope["path"] not in ("/healthz", "/readyz")
         exchange = _Exchange(self, scope, send, request_id)
         try:
             self._check_host(scope)
             await self._admit(scope)
             await self.app(scope, receive, exchange.send)
         except EverloopError as error:
-            await self._refuse(error, scope, receive, exchange)
+            await problems.answer(error, scope)(scope, receive, exchange.send)
         except Exception:
             log.exception("%s: %s %s", request_id, scope["method"], scope["path"])
             if exchange.started:
                 raise
-            await self._refuse(problems.unexpected(request_id), scope, receive, exchange)
-
-    async def _refuse(self, error: EverloopError, scope: Scope, receive: Receive, exchange: "_Exchange") -> None:
-        response: Response = problems.response(error, exchange.request_id)
-        if self.cookies and _wants_page(scope):
-            response = pages.problem(error, problems.status(error), exchange.request_id)
-        await response(scope, receive, exchange.send)
+            await problems.answer(problems.unexpected(request_id), scope)(scope, receive, exchange.send)
 
     def _check_host(self, scope: Scope) -> None:
         """A page elsewhere that makes its own name point to us (DNS rebinding) still sends its own name."""
@@ -305,10 +300,6 @@ def _live(session: Session, wanted: str, kind: str) -> CredentialRow | None:
 
 def _is_open(path: str) -> bool:
     return path in OPEN_PATHS or path.startswith(OPEN_FOLDER)
-
-
-def _wants_page(scope: Scope) -> bool:
-    return not scope["path"].startswith("/api/") and scope["path"] not in ("/healthz", "/readyz")
 
 
 def _cookie(headers: Headers, name: str) -> str:

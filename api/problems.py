@@ -13,7 +13,9 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
+from starlette.types import Scope
 
+from api import pages
 from everloop import errors
 from everloop.errors import EverloopError
 
@@ -34,7 +36,6 @@ STATUS: dict[type[EverloopError], int] = {
     errors.IdempotencyMismatch: 422,
     errors.Permanent: 422,
     errors.IntegrityError: 500,
-    errors.JournalConflict: 500,
     errors.Transient: 503,
     EverloopError: 500,
 }
@@ -69,6 +70,14 @@ def response(error: EverloopError, request_id: str) -> JSONResponse:
     return JSONResponse(body(error, request_id), number, headers, MEDIA_TYPE)
 
 
+def answer(error: EverloopError, scope: Scope) -> Response:
+    """What *error* looks like to who asks: a page under a page's address, else the problem document."""
+    request_id = str(scope.get("everloop_request_id", ""))
+    if scope.get("everloop_pages") and not scope["path"].startswith("/api/"):
+        return pages.problem(error, status(error), request_id)
+    return response(error, request_id)
+
+
 def request_id(request: Request) -> str:
     return str(request.scope.get("everloop_request_id", ""))
 
@@ -84,7 +93,8 @@ def invalid(
     """The first thing that validation found, with its field; how many more there are is said too."""
     faults = list(found.errors())
     first = faults[0]
-    field = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path", "header"))
+    where = first["loc"][1:] if isinstance(found, RequestValidationError) else first["loc"]  # without `query`, `path`
+    field = ".".join(str(part) for part in where)
     message = _printable(str(first["msg"]).removeprefix("Value error, "))
     named = re.match(r"([a-z_.]+): ", message)
     if not field and named:  # a rule over several fields begins its message with the one to change
@@ -102,19 +112,18 @@ def install(app: FastAPI) -> None:
     async def _ours(request: Request, error: EverloopError) -> Response:
         if status(error) == HTTPStatus.INTERNAL_SERVER_ERROR:
             log.error("%s: %s", request_id(request), error, exc_info=error)
-        return response(error, request_id(request))
+        return answer(error, request.scope)
 
     @app.exception_handler(RequestValidationError)
     async def _query(request: Request, error: RequestValidationError) -> Response:
-        return response(invalid(error, errors.Invalid), request_id(request))
+        return answer(invalid(error, errors.Invalid), request.scope)
 
     @app.exception_handler(HTTPException)
     async def _framework(request: Request, error: HTTPException) -> Response:
-        answer = response(_translated(error), request_id(request))
-        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-            problem = body(_translated(error), request_id(request)) | {"status": 405, "code": "method_not_allowed"}
-            answer = JSONResponse(problem, 405, error.headers, MEDIA_TYPE)
-        return answer
+        if error.status_code != HTTPStatus.METHOD_NOT_ALLOWED:
+            return answer(_translated(error), request.scope)
+        problem = body(_translated(error), request_id(request)) | {"status": 405, "code": "method_not_allowed"}
+        return JSONResponse(problem, 405, error.headers, MEDIA_TYPE)
 
 
 def _translated(error: HTTPException) -> EverloopError:

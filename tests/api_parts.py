@@ -233,11 +233,11 @@ def route_row(route: Route) -> RouteRow:
     )
 
 
-def event(type: str, seq: int, workflow_id: str = "credit-1", **body: Any) -> JournalRow:  # noqa: A002
+def event(type: str, seq: int, workflow_id: str = "credit-1", run_id: str = "run-of-credit-1", **body: Any) -> JournalRow:  # noqa: A002
     at = NOW - timedelta(minutes=7 - seq / 3)
     return JournalRow(
         workflow_id=workflow_id,
-        run_id="run-of-credit-1",
+        run_id=run_id,
         seq=seq,
         type=type,
         at=at,

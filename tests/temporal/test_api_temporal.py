@@ -1,0 +1,255 @@
+"""The API against real workflows: submit once, decide once, tell a parked one; 503 when control is down."""
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from temporalio import activity
+from temporalio.client import Client
+from temporalio.worker import Worker
+
+from api.app import create_app
+from everloop import names, signing
+from everloop.contracts import AppendRequest, ApprovalRequest
+from everloop.payloads import converter
+from everloop.store import ApprovalRow, Store
+from tests import api_parts as parts
+from tests.conftest import free_port_base
+from tests.temporal.conftest import Stack
+from workflows.approval import Approval
+
+
+@pytest.fixture
+async def api(stack: Stack) -> Iterator[httpx.AsyncClient]:
+    """The API of the stack's deployment under a real uvicorn, as its owner."""
+    settings = dataclasses.replace(stack.settings, port_base=free_port_base(), person="ada")
+    manager = parts.running(create_app(settings), settings.port_base)
+    url = await asyncio.to_thread(manager.__enter__)
+    headers = {"Authorization": f"Bearer {parts.key_of(settings)}"}
+    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=30, trust_env=False) as client:
+        yield client
+    await asyncio.to_thread(manager.__exit__, None, None, None)
+
+
+async def submit(api: httpx.AsyncClient, stack: Stack, key: str, **changes: object) -> httpx.Response:
+    body = stack.spec(**changes).model_dump(mode="json")
+    return await api.post("/api/v1/lifecycles", json=body, headers={"Idempotency-Key": key})
+
+
+async def test_the_same_key_and_body_is_one_lifecycle_however_often_it_is_sent(api, stack):
+    key = f"{stack.prefix}-same"
+
+    answers = await asyncio.gather(*(submit(api, stack, key) for _ in range(20)))
+    await stack.gate(key)
+    later = await submit(api, stack, key)
+
+    assert {answer.status_code for answer in answers} <= {200, 202}
+    assert len({answer.text for answer in (*answers, later)}) == 1
+    assert answers[0].json()["id"] == key
+    assert later.status_code == 200
+    runs = [run async for run in stack.client.list_workflows(f"WorkflowId = '{key}'")]
+    assert len(runs) == 1
+
+
+async def test_the_same_key_with_another_body_is_refused_before_and_after_it_is_journaled(api, stack):
+    key = f"{stack.prefix}-other"
+
+    assert (await submit(api, stack, key)).status_code == 202
+    at_once = await submit(api, stack, key, target="other")
+    await stack.gate(key)
+    later = await submit(api, stack, key, target="other")
+
+    for answer in (at_once, later):
+        assert answer.status_code == 422
+        assert answer.json()["code"] == "idempotency_mismatch"
+
+
+async def test_a_lifecycle_can_be_looked_at_the_moment_it_is_accepted(api, stack):
+    key = f"{stack.prefix}-early"
+    await submit(api, stack, key)
+
+    found = (await api.get(f"/api/v1/lifecycles/{key}")).json()
+
+    assert found["status"] in ("running", "waiting_approval")
+    assert found["model"] == stack.spec().model
+    assert (await api.get(f"/lifecycles/{key}")).status_code == 200
+    assert (await api.get("/api/v1/lifecycles/nothing-of-that-name")).status_code == 404
+
+
+async def test_a_signed_approval_releases_and_its_repeat_answers_the_same(api, stack):
+    key = f"{stack.prefix}-approve"
+    await submit(api, stack, key)
+    gate = await stack.gate(key)
+    body = {"verdict": "approve", "comment": "looks right", "evidence_digest": gate.evidence_digest}
+
+    first = await api.post(f"/api/v1/approvals/{key}/decision", json=body)
+    at_once = await api.post(f"/api/v1/approvals/{key}/decision", json=body)
+    await stack.status(key, "released")
+    later = await api.post(f"/api/v1/approvals/{key}/decision", json=body)
+    other = await api.post(f"/api/v1/approvals/{key}/decision", json={"verdict": "reject", "comment": "no"})
+
+    assert first.status_code == 200, first.text
+    assert first.json()["self_approved"] is True  # ada submitted it, too
+    assert at_once.json() == first.json() == later.json()
+    assert (other.status_code, other.json()["code"]) == (409, "gate_closed")
+    assert len(stack.approval(key).decisions) == 1
+
+
+async def test_only_one_of_two_opposite_decisions_counts(api, stack):
+    key = f"{stack.prefix}-race"
+    await submit(api, stack, key)
+    await stack.gate(key)
+    made = (await api.post("/api/v1/credentials", json={"person": "grace hopper"})).json()["key"]
+
+    yes, no = await asyncio.gather(
+        api.post(f"/api/v1/approvals/{key}/decision", json={"verdict": "approve"}),
+        api.post(
+            f"/api/v1/approvals/{key}/decision",
+            json={"verdict": "reject", "comment": "no"},
+            headers={"Authorization": f"Bearer {made}"},
+        ),
+    )
+
+    assert sorted((yes.status_code, no.status_code)) == [200, 409]
+    await stack.status(key, "released" if yes.status_code == 200 else "rejected")
+
+
+async def test_other_evidence_than_was_looked_at_is_a_conflict_and_the_gate_stays_open(api, stack):
+    key = f"{stack.prefix}-evidence"
+    await submit(api, stack, key)
+    await stack.gate(key)
+
+    answer = await api.post(
+        f"/api/v1/approvals/{key}/decision", json={"verdict": "approve", "evidence_digest": "0" * 64}
+    )
+
+    assert (answer.status_code, answer.json()["code"]) == (409, "evidence_changed")
+    assert stack.approval(key).status == "open"
+
+
+async def test_a_form_on_the_page_decides_too(api, stack):
+    key = f"{stack.prefix}-form"
+    await submit(api, stack, key)
+    gate = await stack.gate(key)
+
+    answer = await api.post(
+        f"/approvals/{key}",
+        data={"verdict": "reject", "comment": "the target leaks", "evidence_digest": gate.evidence_digest},
+    )
+    await stack.status(key, "rejected")
+
+    assert (answer.status_code, answer.headers["location"]) == (303, f"/approvals/{key}")
+    assert "the target leaks" in (await api.get(f"/approvals/{key}")).text
+
+
+async def test_a_parked_lifecycle_is_told_what_to_do(api, stack):
+    key = f"{stack.prefix}-parked"
+    await submit(api, stack, key)
+    await stack.gate(key)
+
+    not_parked = await api.post(f"/api/v1/lifecycles/{key}/retry")
+    unknown = await api.post("/api/v1/lifecycles/nothing/retry", json={})
+    cancelled = await api.post(f"/api/v1/lifecycles/{key}/cancel", json={"reason": "enough"})
+    await stack.status(key, "cancelled")
+    ended = await api.post(f"/api/v1/lifecycles/{key}/cancel")
+
+    assert (not_parked.status_code, not_parked.json()["code"]) == (409, "not_waiting")
+    assert unknown.status_code == 404
+    assert cancelled.status_code == 202
+    assert (ended.status_code, ended.json()["code"]) == (409, "not_waiting")
+
+
+async def test_other_workflows_cannot_be_cancelled_through_the_door_of_lifecycles(api, stack):
+    pool = names.pool_id(names.DEFAULT_POOL)
+
+    answer = await api.post(f"/api/v1/lifecycles/{pool}/cancel")
+
+    assert answer.status_code == 404
+    assert (await stack.client.get_workflow_handle(pool).describe()).status.name == "RUNNING"
+
+
+async def test_a_model_that_is_not_watched_cannot_be_checked(api, stack):
+    answer = await api.post("/api/v1/models/nothing/check")
+
+    assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+
+
+async def test_while_no_worker_answers_a_decision_is_503_and_the_same_one_settles_it(
+    temporal_server, store: Store, tmp_path
+):
+    settings = parts.settings_in(tmp_path, temporal_server.address)
+    signing.create_keys(settings.keys_dir)
+    client = await Client.connect(temporal_server.address, data_converter=converter)
+    evidence = parts.evidence(lifecycle=f"down-{time.monotonic_ns()}")
+    gate = parts.gate(evidence)
+    request = ApprovalRequest(
+        lifecycle=evidence.lifecycle,
+        evidence=evidence,
+        evidence_digest=gate.evidence_digest,
+        keys=signing.trusted_keys(settings.keys_dir),
+        deadline=gate.deadline,
+    )
+    queue = f"queue-{evidence.lifecycle}"
+    opened = asyncio.Queue()
+
+    @activity.defn(name=names.JOURNAL_APPEND)
+    async def append(request: AppendRequest) -> None:
+        for event in request.events:
+            opened.put_nowait(event)
+
+    handle = await client.start_workflow(names.APPROVAL, request, id=gate.id, task_queue=queue)
+    async with Worker(client, task_queue=queue, workflows=[Approval], activities=[append]):
+        nonce = (await asyncio.wait_for(opened.get(), 10)).nonce
+        await asyncio.sleep(0.2)  # the append's task completes
+    with store.write() as session:
+        session.add(parts.gate(evidence, nonce=nonce))
+    manager = parts.running(create_app(settings), settings.port_base)
+    url = await asyncio.to_thread(manager.__enter__)
+    headers = {"Authorization": f"Bearer {parts.key_of(settings)}"}
+    decision = {"verdict": "approve", "comment": "looks right"}
+    try:
+        async with httpx.AsyncClient(base_url=url, headers=headers, timeout=30, trust_env=False) as api:
+            began = time.monotonic()
+            down = await api.post(f"/api/v1/approvals/{evidence.lifecycle}/decision", json=decision)
+            took = time.monotonic() - began
+            said = store_says(store, gate.id)
+            async with Worker(client, task_queue=queue, workflows=[Approval], activities=[append]):
+                settled = await api.post(f"/api/v1/approvals/{evidence.lifecycle}/decision", json=decision)
+                answer = await asyncio.wait_for(handle.result(), 10)
+    finally:
+        await asyncio.to_thread(manager.__exit__, None, None, None)
+
+    assert (down.status_code, down.json()["code"]) == (503, "unavailable")
+    assert down.headers["retry-after"]
+    assert took < 7
+    assert said == "open"
+    assert settled.status_code == 200, settled.text
+    assert answer["outcome"] == "approved"
+    assert len(answer["decisions"]) == 1
+
+
+def store_says(store: Store, gate: str) -> str:
+    with store.read() as session:
+        return session.get(ApprovalRow, gate).status
+
+
+async def test_while_temporal_is_down_nothing_is_acknowledged(store: Store, tmp_path):
+    settings = parts.settings_in(tmp_path)
+    manager = parts.running(create_app(settings), settings.port_base)
+    url = await asyncio.to_thread(manager.__enter__)
+    try:
+        async with httpx.AsyncClient(base_url=url, timeout=30, trust_env=False) as api:
+            began = time.monotonic()
+            answer = await api.post(
+                "/api/v1/lifecycles",
+                json=parts.SPEC,
+                headers={"Authorization": f"Bearer {parts.key_of(settings)}", "Idempotency-Key": "down"},
+            )
+    finally:
+        await asyncio.to_thread(manager.__exit__, None, None, None)
+
+    assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
+    assert time.monotonic() - began < 7

@@ -1,0 +1,115 @@
+"""Pages: they show what the read models hold, escape all of it, and work without a script."""
+
+import re
+
+import pytest
+
+from api.app import create_app
+from everloop.store import LifecycleRow, Store
+from tests import api_parts as parts
+
+NASTY = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    settings = parts.settings_in(tmp_path_factory.mktemp("pages"))
+    store = Store(settings.database)
+    store.migrate()
+    parts.fill(store)
+    with parts.running(create_app(settings), settings.port_base) as url, parts.client_of(settings, url) as client:
+        yield settings, store, client
+
+
+def test_home_says_what_needs_me_what_runs_and_what_is_live(served):
+    _, _, client = served
+
+    page = client.get("/").text
+
+    assert "auc 0.8312 against 0.7954" in page
+    assert "one row of class" in page
+    assert "Waiting for a slot in pool default" in page
+    assert "2 of 11 stages" in page
+    assert re.search(r"62 %", page)
+    assert 'http-equiv="refresh"' in page  # something runs
+    assert "<script" not in page
+
+
+def test_a_lifecycle_page_shows_stages_failure_and_the_command_that_helps(served):
+    settings, _, client = served
+    log = settings.logs_dir / "jobs/run-of-prices-b2/validate.1/1.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text("".join(f"line {n}\n" for n in range(30)))
+
+    page = client.get("/lifecycles/prices-b2").text
+
+    assert "line 29" in page
+    assert "line 9\n" not in page
+    assert "everloop retry prices-b2" in page
+    assert 'formaction="/lifecycles/prices-b2/skip"' in page  # validate can be done without
+    assert "http-equiv" not in page  # it stands still
+
+
+def test_an_approval_page_shows_the_evidence_and_both_buttons(served):
+    _, _, client = served
+
+    page = client.get("/approvals/credit-1").text
+
+    assert "+0.0358" in page
+    assert 'value="approve"' in page
+    assert 'value="reject"' in page
+    assert parts.gate(parts.evidence(trigger="drift:2024-02-01")).evidence_digest in page
+    assert "marked <b>self-approved</b>" in page  # ada submitted it and looks at it
+
+
+def test_a_rejection_without_a_comment_is_said_on_the_page_and_keeps_nothing(served):
+    _, _, client = served
+
+    answer = client.post("/approvals/credit-1", data={"verdict": "reject", "comment": " "})
+
+    assert answer.status_code == 422
+    assert "a rejection needs a comment" in answer.text
+    assert 'role="alert"' in answer.text
+
+
+def test_a_model_page_shows_drift_window_by_window(served):
+    _, _, client = served
+
+    page = client.get("/models/credit").text
+
+    assert page.count("<rect") == 8
+    assert "Version 1 answers since" in page
+    assert "/models/credit/drift/20240105T000000Z?project=default" in page
+
+
+def test_whatever_data_says_is_text(served):
+    _, store, client = served
+    with store.write() as session:
+        session.add(
+            parts.lifecycle(
+                "nasty",
+                model="nasty",
+                status="needs_attention",
+                submitted_by=NASTY,
+                wait_what=NASTY,
+                wait_since=parts.NOW,
+                wait_unblocks="`" + NASTY + "`",
+                error={"stage": "train", "error": "JobFailed", "message": f"`{NASTY}`", "hint": NASTY, "field": NASTY},
+            )
+        )
+    try:
+        for path in ("/", "/lifecycles/nasty", "/lifecycles/" + NASTY, "/models/" + NASTY, "/approvals/" + NASTY):
+            answer = client.get(path)
+            page = answer.text
+            assert answer.headers["content-type"].startswith("text/html"), path
+            assert "<script" not in page, path
+            assert "<img src=x" not in page, path
+    finally:
+        with store.write() as session:
+            session.delete(session.get(LifecycleRow, "nasty"))
+
+
+def test_a_lifecycle_whose_first_event_is_on_its_way_needs_temporal(served):
+    _, _, client = served
+
+    assert client.get("/lifecycles/unknown").status_code == 503  # this deployment's Temporal is nowhere
