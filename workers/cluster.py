@@ -18,10 +18,11 @@ from urllib.parse import urlsplit
 import dask
 from distributed import Nanny, Scheduler
 
-from activities.jobs.submit import GRACE_SECONDS, security
+from activities.jobs.security import security
+from activities.jobs.supervisor import GRACE_SECONDS
 from everloop.errors import Invalid
 from everloop.settings import Settings
-from workers import connect, devices
+from workers import devices, process
 
 log = logging.getLogger(__name__)
 
@@ -102,13 +103,13 @@ def slot_main(settings: Settings, name: str) -> None:
 
 
 def _begin(role: str) -> None:
-    connect.die_with_parent()
-    connect.log_lines(role, logging.WARNING)
+    process.die_with_parent()
+    process.log_lines(role, logging.WARNING)
     dask.config.set(CONFIG)
 
 
 async def _scheduler(settings: Settings) -> None:
-    stop = connect.told_to_stop()
+    stop = process.told_to_stop()
     address = urlsplit(settings.dask)
     scheduler = Scheduler(
         host=address.hostname,
@@ -125,7 +126,7 @@ async def _scheduler(settings: Settings) -> None:
 
 
 async def _slot(settings: Settings, device: devices.Device) -> int:
-    stop = connect.told_to_stop()
+    stop = process.told_to_stop()
     scratch = settings.scratch_dir / "dask"
     scratch.mkdir(parents=True, exist_ok=True)
     nanny = Nanny(
@@ -142,8 +143,8 @@ async def _slot(settings: Settings, device: devices.Device) -> int:
         death_timeout=f"{LOST_SECONDS}s",
     )
     async with _killed_at_the_end(nanny):
-        await connect.first_of(_started(nanny), stop.wait())
-        await connect.first_of(_lost(nanny), stop.wait())
+        await process.first_of(_started(nanny), stop.wait())
+        await process.first_of(_lost(nanny), stop.wait())
     await _lock_free(settings.scratch_dir / "slots" / f"{device.name}.lock")
     return 0 if stop.is_set() else 1
 

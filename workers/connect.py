@@ -1,15 +1,8 @@
-"""What every worker process needs: a Temporal client, errors that cross, one-line logs, a clean end."""
+"""What every Temporal worker needs: a client, errors that cross, a sandbox; and what every process needs."""
 
 import asyncio
-import ctypes
-import json
 import logging
-import os
-import signal
-import sys
 import time
-from collections.abc import Awaitable
-from datetime import UTC, datetime
 from typing import Any
 
 from temporalio.client import Client
@@ -22,11 +15,14 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxR
 from everloop.errors import EverloopError, Permanent, Unavailable
 from everloop.payloads import converter
 from everloop.settings import Settings
+from workers import process
+from workers.process import die_with_parent, first_of, told_to_stop
+
+__all__ = ["ErrorsCross", "connect", "die_with_parent", "first_of", "log_lines", "sandbox", "told_to_stop"]
 
 WAIT_SECONDS = 30.0
 PASSED_THROUGH = ("everloop", "activities", "cryptography")
 """What workflows use as it is: our words, names of activities, and signatures in a gate's validator."""
-PR_SET_PDEATHSIG = 1
 
 
 async def connect(settings: Settings, role: str = "client", *, wait_seconds: float = WAIT_SECONDS) -> Client:
@@ -82,58 +78,9 @@ def sandbox() -> SandboxedWorkflowRunner:
     return SandboxedWorkflowRunner(restrictions=SandboxRestrictions.default.with_passthrough_modules(*PASSED_THROUGH))
 
 
-class OneLine(logging.Formatter):
-    """A record as one line of JSON."""
-
-    def __init__(self, role: str) -> None:
-        super().__init__()
-        self._role = role
-
-    def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, Any] = {
-            "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "role": self._role,
-            "from": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
-
-
 def log_lines(role: str, level: int = logging.INFO) -> None:
     """Log to stderr, one line of JSON each; Temporal's core says only what is wrong."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(OneLine(role))
-    logging.basicConfig(level=level, handlers=[handler], force=True)
+    process.log_lines(role, level)
     quiet = TelemetryFilter(core_level="ERROR", other_level="ERROR")
     runtime = Runtime(telemetry=TelemetryConfig(logging=LoggingConfig(filter=quiet)))
     Runtime.set_default(runtime, error_if_already_set=False)
-
-
-def die_with_parent() -> None:
-    """Ask the kernel for SIGTERM when the process that started us dies; end now if it is dead already."""
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:
-        raise SystemExit(1)
-
-
-def told_to_stop() -> asyncio.Event:
-    """Set by SIGTERM or SIGINT. Call from within the running loop."""
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    return stop
-
-
-async def first_of(*awaitables: Awaitable[Any]) -> None:
-    """Until one of them ends; the others are cancelled. Raises what the first one raised."""
-    tasks = [asyncio.ensure_future(each) for each in awaitables]
-    done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    for task in pending:
-        task.cancel()
-    await asyncio.gather(*pending, return_exceptions=True)
-    for task in done:
-        task.result()

@@ -14,6 +14,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple, TypedDict
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -22,7 +23,31 @@ NICENESS = 5  # jobs yield to the processes that heartbeat, answer people and wa
 OOM_SCORE = 800  # when memory runs out the kernel takes the job, not the Dask worker beside it
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
+FORKED = b"+"
+
 Prepare = Callable[[], None]
+
+
+class Start(TypedDict):
+    """One job; `Pipes` travel beside it."""
+
+    name: str
+    folder: str
+    grace_seconds: float
+
+
+class Pipes(NamedTuple):
+    """File descriptors of one job."""
+
+    life: int
+    """Ends, or carries a byte, when the job must end."""
+    events: int
+    """The job's progress."""
+    lock: int
+    """The slot's flock."""
+    log: int
+    status: int
+    """The reaper writes `FORKED` when it begins and the exit code when everything is gone."""
 
 
 def become_parent() -> None:

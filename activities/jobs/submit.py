@@ -17,13 +17,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from distributed import Client, Future, Security
+from distributed import Client, Future
 from distributed.client import FutureCancelledError
 from distributed.comm import CommClosedError
 from distributed.scheduler import KilledWorker, NoValidWorkerError
 from temporalio import activity
 
-from activities.jobs.supervisor import MARK, Order, Outcome, supervise, warm_up
+from activities.jobs.security import security
+from activities.jobs.supervisor import GRACE_SECONDS, MARK, Order, Outcome, start_warm, supervise
 from everloop import errors
 from everloop.contracts import JobRequest
 from everloop.records import Ran, Result
@@ -37,22 +38,11 @@ R = TypeVar("R", bound=Result)
 ROOT = "activities.compute"
 CONNECT_SECONDS = 10.0
 BEAT_SECONDS = 1.0
-GRACE_SECONDS = 2.0
-"""From SIGTERM to SIGKILL for a job that is no longer wanted."""
 GONE_SECONDS = GRACE_SECONDS + 3.0
 MOST_CRASHES = 3
 """Of one activity, over all its attempts and tokens."""
 SAFE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 LOST = (KilledWorker, NoValidWorkerError, CommClosedError, OSError, TimeoutError)
-
-
-def security(settings: Settings) -> Security:
-    """Dask's TLS from `keys_dir/dask.pem`: who holds it runs code, so nobody else may read it. Raises `Unavailable`."""
-    pem = settings.keys_dir / "dask.pem"
-    if not pem.exists():
-        raise errors.Unavailable(f"Dask's certificate {pem} is missing", hint="`everloop up` makes it")
-    roles = {f"tls_{role}_{part}": str(pem) for role in ("scheduler", "worker", "client") for part in ("cert", "key")}
-    return Security(require_encryption=True, tls_ca_file=str(pem), **roles)
 
 
 @dataclass
@@ -98,6 +88,8 @@ class Jobs:
         """
         info = activity.info()
         run_id, activity_id = _part(info.workflow_run_id or "", "run id"), _part(info.activity_id, "activity id")
+        if request.slot.holder != f"{info.workflow_id}/{run_id}":  # a Reset replayed the lease of the run before
+            raise errors.LeaseLost("the slot belongs to an earlier run", hint="the stage takes a new lease by itself")
         watch = Watch(request.slot.device, f"{run_id}/{activity_id}")
         order = self._order(function, request, watch.job, info.attempt)
         async with self._beating(watch):  # first of all: it also beats while Dask is out of reach
@@ -113,7 +105,9 @@ class Jobs:
         key = f"warm-{device}-{uuid.uuid4().hex[:8]}"
         with contextlib.suppress(errors.Unavailable, FutureCancelledError, *LOST):
             client = await self.client()
-            await client.submit(_warm_up, self._root, self._environment(device), key=key, workers=[device], pure=False)
+            await client.submit(
+                start_warm, self._root, self._environment(device), key=key, workers=[device], pure=False
+            )
 
     async def client(self) -> Client:
         """The Dask client, made again when the last one is closed. Raises `Unavailable`."""
@@ -255,10 +249,6 @@ def _part(name: str, what: str) -> str:
             hint="use letters, digits, dot, dash and underscore, at most 128",
         )
     return name
-
-
-def _warm_up(root: str, environment: dict[str, str]) -> None:
-    warm_up(root, environment)
 
 
 async def _end(future: Future, watch: Watch) -> None:

@@ -26,14 +26,17 @@ from typing import Any, TypedDict
 from distributed import get_worker
 from distributed.core import Status
 
-from activities.jobs import warm
+from activities.jobs import reaper
 from everloop import engine
 
 POLL_SECONDS = 0.1
 RELAY_SECONDS = 0.2
+GRACE_SECONDS = 2.0
+"""From SIGTERM to SIGKILL for a job that is no longer wanted."""
 MOST_LINES = 500  # progress lines in one message; the last ones are kept
 SIGNALLED = 128  # the reaper's exit code for a killed job is this plus the signal
 REAPER_KILLED, NEVER_BEGAN = -1, -2
+WARM = "activities.jobs.warm"  # not imported: this process stays light
 MARK = "EVERLOOP_SLOT"
 """In the environment of every job of a slot: who carries it belongs to that slot."""
 PASSED_ON = ("PATH", "PYTHONPATH", "PYTHONSAFEPATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "CUDA_VISIBLE_DEVICES")
@@ -178,10 +181,12 @@ def _run(order: Order, task: Task, job: Path, lock: int) -> int:
     os.set_blocking(events_r, False)
     os.set_blocking(events_w, False)  # a slow reader must never stall the job
     log = os.open(Path(order["logs_dir"]) / order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    start: warm.Start = {"name": order["function"], "folder": str(job), "grace_seconds": order["grace_seconds"]}
+    start: reaper.Start = {"name": order["function"], "folder": str(job), "grace_seconds": order["grace_seconds"]}
     try:
         try:
-            warm_up(order["root"], order["environment"]).send(start, warm.Pipes(life_r, events_w, lock, log, status_w))
+            warm_up(order["root"], order["environment"]).send(
+                start, reaper.Pipes(life_r, events_w, lock, log, status_w)
+            )
         finally:
             for theirs in (life_r, events_w, log, status_w):
                 os.close(theirs)
@@ -204,7 +209,7 @@ class Warm:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", warm.__name__, root, str(theirs.fileno())],
+                [sys.executable, "-m", WARM, root, str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 env=_environment(environment),
                 pass_fds=(theirs.fileno(),),
@@ -215,7 +220,7 @@ class Warm:
     def serves(self, environment: dict[str, str]) -> bool:
         return self._process.poll() is None and environment == self.environment
 
-    def send(self, start: warm.Start, fds: warm.Pipes) -> None:
+    def send(self, start: reaper.Start, fds: reaper.Pipes) -> None:
         socket.send_fds(self._control, [json.dumps(start).encode()], fds)
 
     def close(self) -> None:
@@ -239,6 +244,11 @@ def warm_up(root: str, environment: dict[str, str]) -> Warm:
         if _warm is None:
             _warm = Warm(root, environment)
         return _warm
+
+
+def start_warm(root: str, environment: dict[str, str]) -> None:
+    """`warm_up` as a Dask task."""
+    warm_up(root, environment)
 
 
 def _environment(extra: dict[str, str]) -> dict[str, str]:
@@ -283,7 +293,7 @@ def _code(told: bytes) -> int:
     """The exit code that the reaper told, or why it could not."""
     if not told:
         return NEVER_BEGAN
-    return int(told.removeprefix(warm.FORKED) or REAPER_KILLED)
+    return int(told.removeprefix(reaper.FORKED) or REAPER_KILLED)
 
 
 class Progress:

@@ -17,35 +17,11 @@ import socket
 import sys
 import traceback
 from pathlib import Path
-from typing import NamedTuple, TypedDict
 
 from activities.jobs import child, reaper
 
 PR_SET_NAME = 15
 MESSAGE_BYTES = 1 << 16
-FORKED = b"+"
-
-
-class Start(TypedDict):
-    """One job; `Pipes` travel beside it."""
-
-    name: str
-    folder: str
-    grace_seconds: float
-
-
-class Pipes(NamedTuple):
-    """File descriptors of one job."""
-
-    life: int
-    """Ends, or carries a byte, when the job must end."""
-    events: int
-    """The job's progress."""
-    lock: int
-    """The slot's flock."""
-    log: int
-    status: int
-    """The reaper writes `FORKED` when it begins and the exit code when everything is gone."""
 
 
 def main(root: str, control: socket.socket) -> None:
@@ -61,7 +37,7 @@ def main(root: str, control: socket.socket) -> None:
             return
         if os.fork() == 0:
             control.close()
-            os._exit(_reaper(json.loads(message), Pipes(*fds)))
+            os._exit(_reaper(json.loads(message), reaper.Pipes(*fds)))
         for fd in fds:
             os.close(fd)
 
@@ -77,7 +53,7 @@ def _load(root: str) -> None:
             traceback.print_exc()
 
 
-def _reaper(start: Start, fds: Pipes) -> int:
+def _reaper(start: reaper.Start, fds: reaper.Pipes) -> int:
     """In the first fork: be the parent of one job until nothing of it is left."""
     os.setsid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -86,7 +62,7 @@ def _reaper(start: Start, fds: Pipes) -> int:
     os.dup2(fds.log, 1)
     os.dup2(fds.log, 2)
     os.close(fds.log)
-    os.write(fds.status, FORKED)
+    os.write(fds.status, reaper.FORKED)
     reaper.become_parent()
     prepare = reaper.become_job(os.getpid())
 
@@ -102,7 +78,7 @@ def _reaper(start: Start, fds: Pipes) -> int:
     return 0
 
 
-def _job(start: Start, prepare: reaper.Prepare, fds: Pipes) -> None:
+def _job(start: reaper.Start, prepare: reaper.Prepare, fds: reaper.Pipes) -> None:
     """In the second fork: be the job. Does not return. The slot's lock stays open: it lasts as long as we do."""
     code = 1
     try:

@@ -72,7 +72,9 @@ class Dask:
         code = f"from workers import cluster; from everloop import settings; s = settings.load(); cluster.{call}"
         self.settings.logs_dir.mkdir(parents=True, exist_ok=True)
         with (self.settings.logs_dir / f"{name}.log").open("ab") as log:
-            self.processes[name] = subprocess.Popen([sys.executable, "-c", code], env=environment(self.settings), stdout=log, stderr=log)
+            self.processes[name] = subprocess.Popen(
+                [sys.executable, "-c", code], env=environment(self.settings), stdout=log, stderr=log
+            )
 
     def start_all(self) -> None:
         cluster.create_certificates(self.settings.keys_dir)
@@ -125,7 +127,9 @@ class Bridge:
         self.queue = queue
         self.jobs = Jobs(settings, store, root=ROOT)
 
-    async def ask(self, function: str, token: int = 1, device: str = "cpu0", heartbeat: float = 30.0, **values) -> WorkflowHandle:
+    async def ask(
+        self, function: str, token: int = 1, device: str = "cpu0", heartbeat: float = 30.0, **values
+    ) -> WorkflowHandle:
         request = Trial(function=function, values=values, slot=Slot(device=device, token=token, holder="trial"))
         return await self.client.start_workflow(
             "everloop.Trial",

@@ -179,7 +179,9 @@ async def test_a_result_whose_completion_was_lost_is_found_and_nothing_is_done_a
 async def test_two_attempts_never_overlap_on_a_device_even_without_a_common_scheduler(bridge, tmp_path):
     """The first job's Dask worker is killed and its job is stubborn: the second waits for it, not for Dask."""
     diary, family_diary = tmp_path / "diary", tmp_path / "family"
-    first = asyncio.create_task(bridge.jobs_as("run-overlap", "trial.family", diary=str(family_diary), stubborn=True, orphan=True))
+    first = asyncio.create_task(
+        bridge.jobs_as("run-overlap", "trial.family", diary=str(family_diary), stubborn=True, orphan=True)
+    )
     pids = await family(family_diary)
     os.kill(bridge.dask.worker_pid("cpu0"), signal.SIGKILL)
     with pytest.raises(ComputeLost):

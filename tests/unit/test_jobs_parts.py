@@ -17,7 +17,7 @@ from distributed import LocalCluster
 from temporalio.exceptions import ApplicationError
 
 from activities.jobs import child, supervisor
-from activities.jobs.submit import security
+from activities.jobs.security import security
 from everloop import engine
 from everloop.errors import ComputeLost, DatasetTooSmall, NotFound, Unavailable
 from everloop.settings import Settings
@@ -77,7 +77,9 @@ def test_an_error_crosses_temporal_with_its_class_and_whether_retrying_helps(err
     assert tuple(failure.details) == (error.field, error.hint)
 
 
-@pytest.mark.parametrize("name", ["data", "data.snapshot.x", "../x.y", "os.system", "data.__doc__", "Data.snapshot", ""])
+@pytest.mark.parametrize(
+    "name", ["data", "data.snapshot.x", "../x.y", "os.system", "data.__doc__", "Data.snapshot", ""]
+)
 def test_only_public_functions_below_the_root_can_be_named(name):
     with pytest.raises(NotFound):
         child.find("activities.compute", name)
@@ -160,8 +162,16 @@ def test_control_side_modules_do_not_load_dask(process):
     subprocess.run([sys.executable, "-c", code], env=engine.environment(), check=True)
 
 
+def test_dask_processes_load_neither_temporal_nor_the_store():
+    code = "import sys, workers.cluster, activities.jobs.supervisor; heavy = {'temporalio', 'sqlalchemy', 'pydantic'}"
+    code += "; sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
+    subprocess.run([sys.executable, "-c", code], env=engine.environment(), check=True)
+
+
 def test_the_compute_worker_loads_nothing_heavy():
-    code = "import sys, workers.compute, workers.cluster; heavy = {'pandas', 'sklearn', 'lightgbm', 'onnx', 'evidently'}"
+    code = (
+        "import sys, workers.compute, workers.cluster; heavy = {'pandas', 'sklearn', 'lightgbm', 'onnx', 'evidently'}"
+    )
     code += "; sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
     subprocess.run([sys.executable, "-c", code], env=engine.environment(), check=True)
 

@@ -15,7 +15,9 @@ from job_functions.words import Trial, Tried
 
 def echo(request: Trial, job: ThisJob) -> Tried:
     blob = job.artifacts.put(b"bytes")
-    return Tried(values=request.values | {"blob": blob.sha256, "token": request.slot.token, "scratch": str(job.scratch)})
+    return Tried(
+        values=request.values | {"blob": blob.sha256, "token": request.slot.token, "scratch": str(job.scratch)}
+    )
 
 
 def stay(request: Trial, job: ThisJob) -> Tried:
