@@ -386,6 +386,7 @@ def _free(port: int) -> bool:
 
 
 def urls(demo: Demo, settings: Settings) -> None:
+    """Where each step can be seen."""
     api, out = settings.api_url, demo.out
     out.print(f"\nSign in: {demo.client.login_url()}")
     out.print(f"First training: {api}/lifecycles/{demo.first}")
@@ -422,10 +423,7 @@ def main() -> int:
             data_dir=asked.data_dir or Path.home() / ".everloop" / "demo", port_base=asked.port_base or free_port_base()
         )
         with stack_for(settings, out) as (running, ours):
-            demo = _run(running, asked, out)
-            out.print(demo.table())
-            out.print(f"{time.monotonic() - started:.0f} s in all")
-            urls(demo, running)
+            _run(running, asked, out, started)
             if ours and sys.stdin.isatty() and sys.stdout.isatty():
                 out.print("\nThe stack stays up so that the pages open: Ctrl-C ends it.")
                 _rest()
@@ -438,7 +436,7 @@ def main() -> int:
     return 0
 
 
-def _run(settings: Settings, asked: argparse.Namespace, out: Console) -> Demo:
+def _run(settings: Settings, asked: argparse.Namespace, out: Console, started: float) -> None:
     data = load(asked.rows)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with (
@@ -451,7 +449,10 @@ def _run(settings: Settings, asked: argparse.Namespace, out: Console) -> Demo:
         asks = not asked.yes and sys.stdin.isatty()
         demo = Demo(client, approver, asks, settings.data_dir / "demo", data, out, progress)
         demo.run()
-    return demo
+        progress.stop()
+        out.print(demo.table())
+        out.print(f"{time.monotonic() - started:.0f} s in all")
+        urls(demo, settings)
 
 
 def _rest() -> None:
