@@ -12,6 +12,7 @@ import httpx
 import uvicorn
 
 from everloop import names, signing
+from everloop.artifacts import Artifacts
 from everloop.records import (
     Blob,
     Claim,
@@ -19,9 +20,11 @@ from everloop.records import (
     Evaluation,
     Evidence,
     Exported,
+    Field,
     Parity,
     Refitted,
     Route,
+    Signature,
     Snapshot,
     Verdict,
     Version,
@@ -233,15 +236,17 @@ def route_row(route: Route) -> RouteRow:
     )
 
 
-def event(type: str, seq: int, workflow_id: str = "credit-1", run_id: str = "run-of-credit-1", **body: Any) -> JournalRow:  # noqa: A002
+def event(
+    kind: str, seq: int, workflow_id: str = "credit-1", run_id: str = "run-of-credit-1", **body: Any
+) -> JournalRow:
     at = NOW - timedelta(minutes=7 - seq / 3)
     return JournalRow(
         workflow_id=workflow_id,
         run_id=run_id,
         seq=seq,
-        type=type,
+        type=kind,
         at=at,
-        body=signing.canonical({"type": type, "seq": seq, "at": at.isoformat()} | body).decode(),
+        body=signing.canonical({"type": kind, "seq": seq, "at": at.isoformat()} | body).decode(),
     )
 
 
@@ -414,3 +419,76 @@ def fill(store: Store) -> None:
     rows.append(route_row(Route.model_validate(released.model_dump() | {"decisions": [signed]})))
     with store.write() as session:
         session.add_all(rows)
+
+
+def tiny_model(scale: float = 0.01) -> tuple[bytes, Signature]:
+    """A real graph of two columns: p = sigmoid(scale * age), whatever the purpose."""
+    import numpy as np
+    import onnx
+    from onnx import TensorProto, helper
+
+    nodes = [
+        helper.make_node("Mul", ["age", "scale"], ["scaled"]),
+        helper.make_node("Sigmoid", ["scaled"], ["yes"]),
+        helper.make_node("Sub", ["one", "yes"], ["no"]),
+        helper.make_node("Concat", ["no", "yes"], ["probabilities"], axis=1),
+        helper.make_node("Identity", ["purpose"], ["unused"]),
+    ]
+    constants = [
+        onnx.numpy_helper.from_array(np.array([[scale]]), "scale"),
+        onnx.numpy_helper.from_array(np.array([[1.0]]), "one"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [
+            helper.make_tensor_value_info("age", TensorProto.DOUBLE, [None, 1]),
+            helper.make_tensor_value_info("purpose", TensorProto.STRING, [None, 1]),
+        ],
+        [helper.make_tensor_value_info("probabilities", TensorProto.DOUBLE, [None, 2])],
+        constants,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    signature = Signature(
+        task="binary",
+        fields=(Field(name="age", kind="number"), Field(name="purpose", kind="category", known=("car", "house"))),
+        target="status",
+        classes=("bad", "good"),
+        positive="good",
+        time="applied_at",
+        key="account",
+    )
+    return model.SerializeToString(), signature
+
+
+def release(
+    store: Store,
+    artifacts: Artifacts,
+    signer: signing.Signer,
+    *,
+    seq: int = 1,
+    scale: float = 0.01,
+    reference: Blob | None = None,
+    **changes: Any,
+) -> Route:
+    """Register and route a version of the tiny model, approved and signed, as control does it."""
+    data, signature = tiny_model(scale)
+    model = artifacts.put(data, "model.onnx")
+    described = artifacts.put(signature.model_dump_json().encode(), "signature.json")
+    made = version(model, described, reference, number=seq, lifecycle=f"credit-{seq}")
+    said = claim(evidence(lifecycle=made.lifecycle, model_digest=model.sha256))
+    values: dict[str, Any] = {
+        "project": "default",
+        "model": "credit",
+        "version": seq,
+        "model_digest": model.sha256,
+        "release_seq": seq,
+        "lifecycle": made.lifecycle,
+        "decisions": (signer.sign(said),),
+        "released_at": datetime.now(UTC),
+    }
+    route = Route(**(values | changes))
+    with store.write() as session:
+        session.merge(version_row(made))
+        session.merge(route_row(route))
+    return route

@@ -84,7 +84,7 @@ def problem(answer: httpx.Response, status: int) -> dict:
             "metric",
         ),
         (
-            b'{"model": "a", "task": "binary", "target": "t", "source": {"path": "/x.csv"}, "training": {"rounds": 10000}}',
+            b'{"model": "a", "task": "binary", "target": "t", "source": {"path": "/x"}, "training": {"rounds": 10000}}',
             422,
             "invalid_spec",
             "training.rounds",
@@ -157,13 +157,14 @@ def test_hostile_bodies_do_not_hold_up_others(served):
 
     thread = threading.Thread(target=others)
     thread.start()
-    for body in (
-        b"[" * 1_000_000,
-        b'{"a":' * 200_000,
-        b'{"' + b'x":1,"' * 150_000 + b'y":1}',
-        b'"' + b"\\ud800" * 150_000 + b'"',
-    ):
-        assert 400 <= submit(client, body).status_code < 500
+    for _ in range(3):
+        for body in (
+            b"[" * 1_000_000,
+            b'{"a":' * 200_000,
+            b'{"' + b'x":1,"' * 150_000 + b'y":1}',
+            b'"' + b"\\ud800" * 150_000 + b'"',
+        ):
+            assert 400 <= submit(client, body).status_code < 500
     stop.set()
     thread.join()
 

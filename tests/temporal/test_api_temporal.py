@@ -19,6 +19,7 @@ from everloop.store import ApprovalRow, Store
 from tests import api_parts as parts
 from tests.conftest import free_port_base
 from tests.temporal.conftest import Stack
+from workers import connect
 from workflows.approval import Approval
 
 
@@ -201,7 +202,9 @@ async def test_while_no_worker_answers_a_decision_is_503_and_the_same_one_settle
             opened.put_nowait(event)
 
     handle = await client.start_workflow(names.APPROVAL, request, id=gate.id, task_queue=queue)
-    async with Worker(client, task_queue=queue, workflows=[Approval], activities=[append]):
+    async with Worker(
+        client, task_queue=queue, workflows=[Approval], activities=[append], workflow_runner=connect.sandbox()
+    ):
         nonce = (await asyncio.wait_for(opened.get(), 10)).nonce
         await asyncio.sleep(0.2)  # the append's task completes
     with store.write() as session:
@@ -216,7 +219,9 @@ async def test_while_no_worker_answers_a_decision_is_503_and_the_same_one_settle
             down = await api.post(f"/api/v1/approvals/{evidence.lifecycle}/decision", json=decision)
             took = time.monotonic() - began
             said = store_says(store, gate.id)
-            async with Worker(client, task_queue=queue, workflows=[Approval], activities=[append]):
+            async with Worker(
+                client, task_queue=queue, workflows=[Approval], activities=[append], workflow_runner=connect.sandbox()
+            ):
                 settled = await api.post(f"/api/v1/approvals/{evidence.lifecycle}/decision", json=decision)
                 answer = await asyncio.wait_for(handle.result(), 10)
     finally:

@@ -11,7 +11,8 @@ HEAVY = (
 
 def loaded_by(module: str) -> set[str]:
     script = f"import sys, {module}; print(*[name for name in {HEAVY!r} if name in sys.modules])"
-    return set(subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout.split())
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    return set(done.stdout.split())
 
 
 def test_the_api_loads_no_heavy_library():

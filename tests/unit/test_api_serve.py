@@ -1,0 +1,275 @@
+"""The prediction server: approved bytes only, errors that name the field, each answer in the log."""
+
+import concurrent.futures
+import json
+import time
+from datetime import UTC, datetime, timedelta
+
+import httpx
+import pytest
+
+from api import identity, serve
+from everloop import signing
+from everloop.artifacts import Artifacts
+from everloop.predictions import PredictionLog
+from everloop.records import Verdict, Window
+from everloop.settings import SERVE
+from everloop.store import Store
+from tests import api_parts as parts
+
+ALWAYS = Window(start=datetime(1970, 1, 1, tzinfo=UTC), end=datetime(2100, 1, 1, tzinfo=UTC))
+ROW = {"age": 40, "purpose": "car"}
+
+
+class Deployment:
+    """A running prediction server and what it reads."""
+
+    def __init__(self, folder):
+        self.settings = parts.settings_in(folder)
+        self.store = Store(self.settings.database)
+        self.store.migrate()
+        signing.create_keys(self.settings.keys_dir)
+        identity.prepare(self.settings, self.store)
+        self.signer = signing.Signer(self.settings.keys_dir)
+        self.artifacts = Artifacts(self.settings.artifacts)
+        self.client: httpx.Client = httpx.Client()
+
+    def release(self, seq, **changes):
+        return parts.release(self.store, self.artifacts, self.signer, seq=seq, **changes)
+
+    def predict(self, body, path="/models/credit/predict"):
+        return self.client.post(path, json=body)
+
+    def status(self):
+        return self.client.get("/status").json()["models"]
+
+    def wait(self, look, seconds=10):
+        deadline = time.monotonic() + seconds
+        while not (found := look()):
+            assert time.monotonic() < deadline, self.status()
+            time.sleep(0.05)
+        return found
+
+    def log(self):
+        return list(PredictionLog(self.settings.predictions_dir / "default" / "credit").read(ALWAYS))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """Started before there is any route; the first release follows."""
+    made = Deployment(tmp_path_factory.mktemp("serve"))
+    with (
+        parts.running(serve.create_app(made.settings), made.settings.port(SERVE)) as url,
+        parts.client_of(made.settings, url) as client,
+    ):
+        made.client = client
+        assert made.status() == []
+        assert made.predict({"row": ROW}).status_code == 404
+        made.release(1)
+        made.wait(made.status)
+        yield made
+
+
+def test_one_row_is_answered_and_logged(server):
+    answer = server.predict({"row": ROW, "request_id": "one", "key": "a-1", "event_time": "2024-03-05T12:00:00+01:00"})
+
+    assert answer.status_code == 200
+    found = answer.json()
+    assert (found["model"], found["version"], found["release_seq"], found["request_id"]) == ("credit", 1, 1, "one")
+    assert found["predictions"][0]["probability"] == pytest.approx(0.598687, abs=1e-5)
+    (logged,) = [row for row in server.log() if row["request_id"] == "one"]
+    assert logged["event_time"] == "2024-03-05T11:00:00+00:00"
+    assert (logged["key"], logged["version"], logged["row"]) == ("a-1", 1, 0)
+    assert logged["features"] == ROW
+    assert logged["prediction"] == found["predictions"][0]
+
+
+def test_a_batch_carries_its_own_times_and_keys_in_the_rows(server):
+    rows = [
+        ROW | {"applied_at": "2024-01-02 03:04:05", "account": 7},
+        ROW | {"event_time": "2024-01-03T00:00:00Z", "key": "b"},
+        ROW,
+    ]
+
+    answer = server.predict({"rows": rows, "request_id": "batch"})
+
+    assert len(answer.json()["predictions"]) == 3
+    logged = [row for row in server.log() if row["request_id"] == "batch"]
+    times = {row["row"]: row["event_time"] for row in logged}
+    assert times[0] == "2024-01-02T03:04:05+00:00"
+    assert times[1] == "2024-01-03T00:00:00+00:00"
+    assert abs(datetime.fromisoformat(times[2]) - datetime.now(UTC)) < timedelta(minutes=1)
+    assert {row["row"]: row["key"] for row in logged} == {0: 7, 1: "b", 2: None}
+    assert all(row["features"] == ROW for row in logged)
+
+
+def test_the_project_may_stand_in_the_address_or_the_query(server):
+    assert server.predict({"row": ROW}, "/projects/default/models/credit/predict").status_code == 200
+    assert server.predict({"row": ROW}, "/models/credit/predict?project=default").status_code == 200
+    assert server.predict({"row": ROW}, "/projects/other/models/credit/predict").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"row": {"age": 40}}, "purpose"),
+        ({"row": ROW | {"agee": 1}}, "agee"),
+        ({"row": ROW | {"age": "40"}}, "age"),
+        ({"row": ROW | {"age": True}}, "age"),
+        ({"row": ROW | {"age": [1]}}, "age"),
+        ({"row": ROW | {"purpose": 7}}, "purpose"),
+        ({"rows": [ROW, ROW | {"age": {}}]}, "rows[1].age"),
+        ({"rows": []}, "rows"),
+        ({}, "rows"),
+        ({"row": ROW, "rows": [ROW]}, "rows"),
+        ({"rows": [ROW] * 10_001}, "rows"),
+        ({"rows": "x"}, "rows"),
+        ({"row": ROW, "version": 3}, "version"),
+        ({"row": ROW, "event_time": "soon"}, "event_time"),
+        ({"row": ROW, "event_time": "1969-12-31T23:59:59Z"}, "event_time"),
+        ({"row": ROW, "event_time": "9999-12-31T23:59:59Z"}, "event_time"),
+        ({"row": ROW, "event_time": "0001-01-01T00:00:00+14:00"}, "event_time"),
+        ({"row": ROW | {"applied_at": "yesterday"}}, "rows[0].applied_at"),
+        ({"row": ROW | {"applied_at": 5}}, "rows[0].applied_at"),
+        ({"rows": [ROW, ROW], "event_times": ["2024-01-01T00:00:00Z"]}, "event_times"),
+        ({"rows": [ROW, ROW], "keys": ["a"]}, "keys"),
+        ({"row": ROW | {"account": {"a": 1}}}, "rows[0].key"),
+        ({"row": ROW, "request_id": ""}, "request_id"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_its_name_and_not_logged(server, body, field):
+    before = len(server.log())
+
+    answer = server.predict(body)
+
+    assert answer.status_code == 422, answer.text
+    problem = answer.json()
+    assert field in problem["field"], problem
+    assert problem["detail"]
+    assert len(server.log()) == before
+
+
+def test_hostile_bodies_are_refused_and_the_server_stays_up(server):
+    def send(body, **headers):
+        given = {"Content-Type": "application/json"} | {n.replace("_", "-"): v for n, v in headers.items()}
+        return server.client.post("/models/credit/predict", content=body, headers=given)
+
+    assert send(b'{"row": {"age": NaN, "purpose": "car"}}').json()["field"] == "row.age"
+    assert send(b'{"row": {"age": 1e999, "purpose": "car"}}').status_code == 422
+    assert send(b'{"row": {"age": 1, "age": 2}}').status_code == 400
+    assert send(b'{"row": {"purpose": "\\ud800", "age": 1}}').status_code == 422
+    assert send(b'{"row": ' + b" " * (17 << 20) + b"{}}").status_code == 413
+    assert send(b"{}", Content_Type="application/x-npy").status_code == 415
+    assert send(b"{}", Content_Encoding="gzip").status_code == 415
+    assert server.client.get("/healthz").json() == {"status": "ok"}
+
+
+def test_nothing_but_healthz_answers_without_a_key(server):
+    with httpx.Client(base_url=server.client.base_url, trust_env=False) as stranger:
+        assert stranger.get("/healthz").status_code == 200
+        for path in ("/status", "/models/credit/predict", "/openapi.json", "/"):
+            assert stranger.get(path).status_code == 401
+        assert stranger.get("/healthz", headers={"Host": "evil.test"}).status_code == 421
+
+
+def test_swaps_under_load_lose_nothing_and_every_answer_names_its_version(server):
+    scales = {seq: seq / 100 for seq in range(1, 8)}
+
+    def ask(number):
+        answer = server.predict({"row": ROW, "request_id": f"load-{number}"})
+        return answer.status_code, answer.json()
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(ask, number) for number in range(300)]
+        for seq in range(2, 8):
+            server.release(seq, scale=scales[seq])
+            server.wait(lambda seq=seq: server.status()[0]["release_seq"] == seq)
+        answers = [one.result() for one in asked]
+
+    assert {status for status, _ in answers} == {200}
+    import math
+
+    for _, answer in answers:
+        expected = 1 / (1 + math.exp(-40 * scales[answer["version"]]))
+        assert answer["predictions"][0]["probability"] == pytest.approx(expected, abs=1e-6)
+    logged = {row["request_id"]: row for row in server.log() if row["request_id"].startswith("load-")}
+    assert len(logged) == 300
+    assert all(logged[answer["request_id"]]["version"] == answer["version"] for _, answer in answers)
+
+
+def bad_routes():
+    """What a hand in the database could write, by what is wrong with it."""
+    return {
+        "nobody signed": lambda s, route: route.model_copy(update={"decisions": ()}),
+        "a rejection": lambda s, route: with_claim(s, route, verdict=Verdict.REJECT),
+        "other bytes": lambda s, route: with_claim(s, route, model_digest="a" * 64),
+        "another gate": lambda s, route: with_claim(s, route, gate="credit-99/approval"),
+        "a changed person": lambda s, route: route.model_copy(
+            update={
+                "decisions": (
+                    route.decisions[0].model_copy(
+                        update={"claim": route.decisions[0].claim.model_copy(update={"person": "mallory"})}
+                    ),
+                )
+            }
+        ),
+        "bytes that are not there": lambda s, route: with_claim(s, route, model_digest="b" * 64).model_copy(
+            update={"model_digest": "b" * 64}
+        ),
+        "bytes that are no graph": junk,
+    }
+
+
+def with_claim(server, route, **changes):
+    signed = server.signer.sign(route.decisions[0].claim.model_copy(update=changes))
+    return route.model_copy(update={"decisions": (signed,)})
+
+
+def junk(server, route):
+    digest = server.artifacts.put(b"not a graph").sha256
+    return with_claim(server, route, model_digest=digest).model_copy(update={"model_digest": digest})
+
+
+@pytest.mark.parametrize("wrong", list(bad_routes()))
+def test_a_route_that_is_not_proven_is_refused_and_the_last_good_version_answers(server, wrong):
+    seq = 1 + max(model["refused_seq"] or model["release_seq"] for model in server.status())
+    good = server.status()[0]["version"]
+    route = bad_routes()[wrong](
+        server, server.release(seq - 1, scale=0.5).model_copy(update={"release_seq": seq, "version": seq - 1})
+    )
+    server.wait(lambda: server.status()[0]["release_seq"] == seq - 1)
+    good = server.status()[0]["version"]
+    with server.store.write() as session:
+        session.merge(parts.route_row(route))
+
+    (status,) = server.wait(lambda: [model for model in server.status() if model["refused_seq"] == seq])
+    answer = server.predict({"row": ROW}).json()
+
+    assert "refused" in status["error"]
+    assert (status["version"], answer["version"]) == (good, good)
+
+
+def test_a_log_that_cannot_be_written_means_no_answer(server):
+    folder = server.settings.predictions_dir / "default"
+    hidden = folder.with_name("hidden")
+    serving_day = "2031" if datetime.now(UTC).year > 2031 else "2001"
+    folder.rename(hidden)
+    folder.write_text("a file where the folder should be")
+    try:
+        answer = server.predict({"row": ROW, "event_time": f"{serving_day}-01-01T00:00:00Z"})
+    finally:
+        folder.unlink()
+        hidden.rename(folder)
+
+    assert answer.status_code == 503
+    assert "prediction log" in answer.json()["detail"]
+    assert server.predict({"row": ROW}).status_code == 200
+
+
+def test_a_batch_of_ten_thousand_is_answered(server):
+    began = time.monotonic()
+    answer = server.predict({"rows": [ROW | {"age": n % 90} for n in range(10_000)]})
+
+    assert len(answer.json()["predictions"]) == 10_000
+    assert time.monotonic() - began < 10
+    assert json.loads(answer.text)
