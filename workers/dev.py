@@ -11,6 +11,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -118,8 +119,6 @@ class Stack:
         """Start everything and wait until it works. Raises `CannotStart` with what to do."""
         settings = self.settings
         self._launch(Child("scheduler", "workers", ("scheduler",)))
-        for name in devices.slot_names(settings):
-            self._launch(Child(name, "workers", ("slot", name)))
         self.server = self._temporal()
         self._take_over()
         store = Store(settings.database)
@@ -130,7 +129,11 @@ class Stack:
         self._launch(Child("api", "api"))
         self._launch(Child("compute", "workers", ("compute",)))
         self._launch(Child("serve", "api", ("serve",)))
-        self._wait_ready()
+        # A slot gives up on a scheduler that does not answer for some seconds: let it be there first.
+        self._wait_for(lambda: [] if _listens(settings.port(SCHEDULER)) else ["scheduler"])
+        for name in devices.slot_names(settings):
+            self._launch(Child(name, "workers", ("slot", name)))
+        self._wait_for(self.missing)
 
     def mind(self) -> None:
         """Start again what ends; returns never. Raises `CannotStart` when something ends at once too often."""
@@ -208,9 +211,9 @@ class Stack:
         if taken:
             self.say(f"took over {taken} attempt{'s' * (taken > 1)} of the last run")
 
-    def _wait_ready(self) -> None:
+    def _wait_for(self, still_missing: Callable[[], list[str]]) -> None:
         deadline = time.monotonic() + READY_SECONDS
-        while missing := self.missing():
+        while missing := still_missing():
             self.tend()
             if time.monotonic() > deadline:
                 words = "\n".join(f"{n}:\n{last_words(log_of(self.settings, n), 5)}" for n in missing)
@@ -254,6 +257,11 @@ class Stack:
             if not any(settings.session in poller.identity for poller in answer.pollers):
                 waiting.append(name)
         return waiting
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _answers(url: str) -> bool:

@@ -1,0 +1,194 @@
+"""The whole stack as `everloop up` starts it: real processes, a small table, kills."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from everloop import settings as configuration
+from everloop import stack
+from everloop.client import Client
+from everloop.settings import Settings
+from tests.conftest import free_port_base
+
+READY_SECONDS = 60
+"""For a busy CI machine; an idle one needs less than 10."""
+
+
+def everloop(here: Settings, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "everloop.cli", *arguments, "--data-dir", str(here.data_dir)]
+    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120, check=False)
+
+
+class Launcher:
+    """`everloop up` in a process group of its own, as a terminal would have it."""
+
+    def __init__(self, here: Settings) -> None:
+        self.here = here
+        self.output = here.data_dir.parent / "up.out"
+        with self.output.open("w") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "everloop.cli", "up", "--data-dir", str(here.data_dir), "--port-base",
+                 str(here.port_base)],
+                stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
+            )  # fmt: skip
+
+    def ready(self) -> str:
+        deadline = time.monotonic() + READY_SECONDS
+        while "is ready" not in self.output.read_text():
+            assert self.process.poll() is None, self.output.read_text()
+            assert time.monotonic() < deadline, self.output.read_text()
+            time.sleep(0.1)
+        return self.output.read_text()
+
+    def kill_everything(self) -> None:
+        """kill -9 of the launcher and of every process below it, at one moment."""
+        for process in [*stack.members(self.here), stack.Alive(self.process.pid, 0, "")]:
+            try:
+                os.kill(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    folder = tmp_path_factory.mktemp("stack")
+    made = configuration.load(data_dir=folder / "data", port_base=free_port_base())
+    yield made
+    stack.down(made)
+
+
+@pytest.fixture(scope="module")
+def running(here: Settings) -> Launcher:
+    """A ready stack for the tests down to Ctrl-C, which ends it: a start costs what ten requests do not."""
+    launcher = Launcher(here)
+    launcher.ready()
+    return launcher
+
+
+@pytest.fixture(scope="module")
+def spec(here: Settings) -> Path:
+    """A small table with something to learn, and its spec beside it."""
+    numbers = random.Random(0)
+    rows = ["age,plan,left"]
+    for _ in range(600):
+        age, plan = numbers.randint(18, 80), numbers.choice(["basic", "gold"])
+        left = int(age + (20 if plan == "basic" else 0) + numbers.gauss(0, 10) > 60)
+        rows.append(f"{age},{plan},{left}")
+    folder = here.data_dir.parent
+    (folder / "churn.csv").write_text("\n".join(rows) + "\n")
+    path = folder / "churn.yaml"
+    path.write_text("model: churn\ntask: binary\ntarget: left\nsource: {path: churn.csv}\nmonitor: null\n")
+    return path
+
+
+def test_a_table_is_submitted_approved_and_answers_by_the_command_line_alone(running, here, spec):
+    submitted = everloop(here, "submit", str(spec), "--key", "first", "--wait", "--json")
+    assert submitted.returncode == 0, submitted.stderr
+    assert json.loads(submitted.stdout)["status"] == "waiting_approval"
+
+    assert everloop(here, "approve", "first").returncode == 1  # no terminal and no --yes: nobody was asked
+    approved = everloop(here, "approve", "first", "--yes", "--comment", "fine")
+    assert approved.returncode == 0, approved.stderr
+    watched = everloop(here, "watch", "first")
+    assert "released" in watched.stdout
+
+    with Client(data_dir=here.data_dir) as client:
+        deadline = time.monotonic() + 10
+        while not any(model["version"] for model in client.serving()["models"]):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    answer = everloop(here, "predict", "churn", '{"age": 79, "plan": "basic"}', "--json")
+    assert json.loads(answer.stdout)["predictions"][0]["label"] == "1", answer.stderr
+    wrong = everloop(here, "predict", "churn", '{"age": "old", "plan": "basic"}')
+    assert wrong.returncode == 1
+    assert "age" in wrong.stderr
+    assert "Traceback" not in wrong.stderr
+    assert everloop(here, "journal", "verify").returncode == 0
+
+
+def test_the_same_key_is_the_same_lifecycle_and_another_body_is_refused(running, here, spec):
+    other = spec.with_name("other.yaml")
+    other.write_text(spec.read_text() + "training: {rounds: 7}\n")
+
+    again = everloop(here, "submit", str(spec), "--key", "first", "--json")
+    mismatch = everloop(here, "submit", str(other), "--key", "first")
+
+    assert json.loads(again.stdout)["id"] == "first"
+    assert mismatch.returncode == 1
+    assert "the key first" in mismatch.stderr
+
+
+def test_a_second_up_is_refused_with_the_url_of_the_first(running, here):
+    second = everloop(here, "up")
+
+    assert second.returncode == 1
+    assert here.api_url in second.stderr
+    assert "everloop down" in second.stderr
+    assert everloop(here, "reset", "--yes").returncode == 1
+
+
+def test_a_killed_child_is_started_again(running, here):
+    victim = next(process for process in stack.members(here) if process.command.endswith("-m api"))
+
+    os.kill(victim.pid, signal.SIGKILL)
+
+    with Client(data_dir=here.data_dir) as client:
+        assert client.list() is not None  # the client waits out the restart
+    assert "api ended (killed by SIGKILL)" in running.output.read_text()
+
+
+def test_ctrl_c_ends_everything_in_order(running, here):
+    members = stack.members(here)
+
+    started = time.monotonic()
+    os.killpg(running.process.pid, signal.SIGINT)
+    code = running.process.wait(30)
+
+    assert code == 0
+    assert time.monotonic() - started < 15  # 3 s on an idle machine
+    assert len(members) >= 8
+    assert all(process.gone() for process in members)
+    assert not (here.data_dir / "up.json").exists()
+    assert "nothing runs" in everloop(here, "down").stdout
+
+
+def test_after_kill_9_of_everything_the_next_up_goes_on_with_the_same_lifecycle(here, spec):
+    killed = Launcher(here)
+    killed.ready()
+    with Client(data_dir=here.data_dir) as client:
+        lifecycle = client.submit(spec, "killed")["id"]
+        client.wait(lifecycle, until=lambda now: now["stage"] in ("prepare", "train"), timeout=60, every=0.05)
+        assert client.show(lifecycle)["status"] == "running"
+    killed.kill_everything()
+
+    launcher = Launcher(here)
+    launcher.ready()
+    with Client(data_dir=here.data_dir) as client:
+        found = client.wait(lifecycle, until="gate", timeout=60)
+
+    assert found["status"] == "waiting_approval"
+    finished = [stage["stage"] for stage in found["stages"] if stage["status"] == "done"]
+    assert len(finished) == len(set(finished))  # no stage was done twice
+    assert everloop(here, "journal", "verify").returncode == 0
+
+
+def test_kill_9_of_the_launcher_alone_leaves_nothing_and_down_says_so(here):
+    up = stack.read(here)
+    assert up is not None  # the stack of the test above
+    members = stack.members(here)
+
+    os.kill(up.pid, signal.SIGKILL)
+
+    assert not stack.wait_gone(members, 15)
+    assert "nothing runs" in everloop(here, "down").stdout
+    assert everloop(here, "reset", "--yes").returncode == 0
+    assert list(here.data_dir.iterdir()) == []
