@@ -5,7 +5,7 @@ Temporal's history is the truth: an event is in it before it is here, and everyt
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -13,7 +13,6 @@ from typing import Any
 from sqlalchemy import func
 from sqlmodel import Session, SQLModel, col, delete, select
 from temporalio import activity
-from temporalio.api.history.v1 import HistoryEvent
 from temporalio.client import Client, WorkflowExecution, WorkflowHistory
 from temporalio.service import RPCError, RPCStatusCode
 
@@ -38,6 +37,7 @@ from everloop.store import (
 log = logging.getLogger(__name__)
 
 JOURNALED = (names.LIFECYCLE, names.APPROVAL, names.RELEASE, names.DRIFT_CHECK)
+REMEMBERED_RUNS = 10_000
 OVERLAP = timedelta(minutes=10)
 """Visibility is a little late: a sweep looks this much further back than the last archived run."""
 
@@ -49,6 +49,7 @@ class JournalOnControl(JournalActivities):
         self._store = store
         self._artifacts = artifacts
         self._client = client
+        self._starts: dict[str, datetime] = {}
 
     @activity.defn(name=names.JOURNAL_APPEND)
     async def append(self, request: AppendRequest) -> None:
@@ -60,14 +61,24 @@ class JournalOnControl(JournalActivities):
         info = activity.info()
         assert info.workflow_id and info.workflow_run_id  # noqa: S101, PT018  # only workflows append
         key = (info.workflow_id, info.workflow_run_id)
-        if not await asyncio.to_thread(append, self._store, *key, request.events):
+        run = Run(*key, await self._started_at(*key), request.events)
+        if not await asyncio.to_thread(append, self._store, run):
             await self.repair(*key)
 
-    async def repair(self, workflow_id: str, run_id: str, *, superseded: bool = False) -> None:
-        """Append whatever of the run's history is not in the journal yet."""
+    async def repair(self, workflow_id: str, run_id: str) -> None:
+        """Append whatever of an open run's history is not in the journal yet."""
         history = await history_of(self._client, workflow_id, run_id)
-        events = views.project(history.events, converter, superseded=superseded)
-        await asyncio.to_thread(append, self._store, workflow_id, run_id, events)
+        events = tuple(views.project(history.events, converter))
+        started_at = await self._started_at(workflow_id, run_id)
+        await asyncio.to_thread(append, self._store, Run(workflow_id, run_id, started_at, events))
+
+    async def _started_at(self, workflow_id: str, run_id: str) -> datetime:
+        if run_id not in self._starts:
+            if len(self._starts) >= REMEMBERED_RUNS:
+                self._starts.clear()
+            described = await self._client.get_workflow_handle(workflow_id, run_id=run_id).describe()
+            self._starts[run_id] = described.start_time
+        return self._starts[run_id]
 
     async def sweep(self) -> int:
         """Catch what workflows could not write themselves. Returns how many runs were looked at.
@@ -96,65 +107,82 @@ class JournalOnControl(JournalActivities):
         key = (execution.id, execution.run_id)
         history = await history_of(self._client, *key)
         superseded = await _latest_run(self._client, execution.id) not in ("", execution.run_id)
-        events = views.project(history.events, converter, superseded=superseded)
-        await asyncio.to_thread(append, self._store, *key, events)
+        events = tuple(views.project(history.events, converter, superseded=superseded))
+        await asyncio.to_thread(append, self._store, Run(*key, execution.start_time, events))
         blob = await asyncio.to_thread(self._artifacts.put, history.to_json().encode(), "history.json")
         row = HistoryRow(
             workflow_id=execution.id,
             run_id=execution.run_id,
             workflow_type=execution.workflow_type,
+            started_at=execution.start_time,
             closed_at=execution.close_time or execution.start_time,
             sha256=blob.sha256,
         )
         await asyncio.to_thread(_merge, self._store, row)
 
 
+@dataclass(frozen=True)
+class Run:
+    """One run of a journaled workflow, and facts of it in order."""
+
+    workflow_id: str
+    run_id: str
+    started_at: datetime
+    events: tuple[Event, ...]
+
+
 _TYPES = "WorkflowType IN ({})".format(", ".join(f"'{name}'" for name in JOURNALED))
 
 
-def append(store: Store, workflow_id: str, run_id: str, events: Sequence[Event]) -> bool:
-    """Write *events* and the read models they change, in one transaction.
+def append(store: Store, run: Run) -> bool:
+    """Write the run's events and the read models they change, in one transaction.
 
     False, and nothing written, when earlier events of the run are missing. Raises `JournalConflict`.
     """
-    if not events:
+    if not run.events:
         return True
     with store.write() as session:
-        known = _bodies(session, workflow_id, run_id)
-        if events[0].seq > len(known):
+        known = _bodies(session, run)
+        if run.events[0].seq > len(known):
             return False
-        fresh = [event for event in events if _is_new(known, event, workflow_id, run_id)]
-        session.add_all(_row(workflow_id, run_id, event) for event in fresh)
+        fresh = [event for event in run.events if _is_new(known, event, run)]
+        session.add_all(_row(run, event) for event in fresh)
         session.flush()
         if fresh:
-            _refold(session, workflow_id)
+            _refold(session, run.workflow_id)
     return True
 
 
-def _bodies(session: Session, workflow_id: str, run_id: str) -> dict[int, str]:
+def _bodies(session: Session, run: Run) -> dict[int, str]:
     found = session.exec(
         select(JournalRow.seq, JournalRow.body).where(
-            JournalRow.workflow_id == workflow_id, JournalRow.run_id == run_id
+            JournalRow.workflow_id == run.workflow_id, JournalRow.run_id == run.run_id
         )
     )
     return dict(found.all())
 
 
-def _is_new(known: dict[int, str], event: Event, workflow_id: str, run_id: str) -> bool:
+def _is_new(known: dict[int, str], event: Event, run: Run) -> bool:
     if event.seq not in known:
         return True
     if known[event.seq] != views.body(event):
-        log.critical("JOURNAL CONFLICT at %s %s seq %s", workflow_id, run_id, event.seq)
+        log.critical("JOURNAL CONFLICT at %s %s number %s", run.workflow_id, run.run_id, event.seq)
         raise JournalConflict(
-            f"the journal of {workflow_id} holds another event as number {event.seq} of run {run_id}",
+            f"the journal of {run.workflow_id} holds another event as number {event.seq} of run {run.run_id}",
             hint="`everloop journal verify` shows the difference; `everloop journal rebuild` makes the journal again",
         )
     return False
 
 
-def _row(workflow_id: str, run_id: str, event: Event) -> JournalRow:
+def _row(run: Run, event: Event) -> JournalRow:
     return JournalRow(
-        workflow_id=workflow_id, run_id=run_id, seq=event.seq, type=event.type, at=event.at, body=views.body(event)
+        workflow_id=run.workflow_id,
+        run_id=run.run_id,
+        run_started_at=run.started_at,
+        seq=event.seq,
+        type=event.type,
+        at=event.at,
+        body=views.body(event),
     )
 
 
@@ -219,41 +247,32 @@ class Findings:
     differences: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Run:
-    """One run of a journaled workflow, and the facts that its history holds."""
-
-    workflow_id: str
-    run_id: str
-    events: list[Event]
-
-
 async def runs(client: Client, store: Store, artifacts: Artifacts) -> AsyncIterator[Run]:
     """Every run that Temporal still knows, then those that only the archive knows."""
-    seen: set[tuple[str, str]] = set()
-    latest: dict[str, str] = {}
     executions = [execution async for execution in client.list_workflows(_TYPES)]
-    for execution in executions:
-        latest[execution.id] = max(latest.get(execution.id, ""), execution.run_id)
-    for execution in executions:
-        seen.add((execution.id, execution.run_id))
-        history = await history_of(client, execution.id, execution.run_id)
-        yield _run(execution.id, execution.run_id, history.events, latest)
     with store.read() as session:
         archived = session.exec(select(HistoryRow)).all()
+    latest: dict[str, tuple[datetime, str]] = {}
+    for workflow_id, started_at, run_id in [(row.id, row.start_time, row.run_id) for row in executions] + [
+        (row.workflow_id, row.started_at, row.run_id) for row in archived
+    ]:
+        latest[workflow_id] = max(latest.get(workflow_id, (started_at, run_id)), (started_at, run_id))
+    for execution in executions:
+        history = await history_of(client, execution.id, execution.run_id)
+        superseded = latest[execution.id][1] != execution.run_id
+        yield _run(execution.id, execution.run_id, execution.start_time, history, superseded=superseded)
+    known = {(execution.id, execution.run_id) for execution in executions}
     for row in archived:
-        latest.setdefault(row.workflow_id, row.run_id)
-        latest[row.workflow_id] = max(latest[row.workflow_id], row.run_id)
-    for row in archived:
-        if (row.workflow_id, row.run_id) not in seen:
+        if (row.workflow_id, row.run_id) not in known:
             data = await asyncio.to_thread(artifacts.get, row.sha256)
             history = WorkflowHistory.from_json(row.workflow_id, data.decode())
-            yield _run(row.workflow_id, row.run_id, history.events, latest)
+            superseded = latest[row.workflow_id][1] != row.run_id
+            yield _run(row.workflow_id, row.run_id, row.started_at, history, superseded=superseded)
 
 
-def _run(workflow_id: str, run_id: str, history: Iterable[HistoryEvent], latest: dict[str, str]) -> Run:
-    superseded = latest.get(workflow_id, run_id) != run_id
-    return Run(workflow_id, run_id, views.project(history, converter, superseded=superseded))
+def _run(workflow_id: str, run_id: str, started_at: datetime, history: WorkflowHistory, *, superseded: bool) -> Run:
+    events = views.project(history.events, converter, superseded=superseded)
+    return Run(workflow_id, run_id, started_at, tuple(events))
 
 
 async def rebuild(client: Client, store: Store, artifacts: Artifacts) -> int:
@@ -262,7 +281,7 @@ async def rebuild(client: Client, store: Store, artifacts: Artifacts) -> int:
     Stop control first (`everloop journal rebuild` does): nothing may be appended meanwhile.
     """
     found = [run async for run in runs(client, store, artifacts)]
-    rows = [_row(run.workflow_id, run.run_id, event) for run in found for event in run.events]
+    rows = [_row(run, event) for run in found for event in run.events]
     rows.sort(key=lambda row: (row.at, row.workflow_id, row.run_id, row.seq))
     with store.write() as session:
         session.exec(delete(JournalRow))

@@ -27,6 +27,7 @@ from everloop.contracts import (
     PoolStepRequest,
 )
 from everloop.errors import LeaseLost
+from everloop.records import Slot
 from everloop.store import DeviceRow, LeaseRequestRow, LeaseRow, PoolDecisionRow, PoolRow, ResultRow, Store
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,8 @@ OFFER_TTL = timedelta(seconds=15)
 LEASE_TTL = timedelta(seconds=60)
 """How often the pool asks Temporal whether a holder still lives: a terminated one keeps its slot this long at most."""
 FUEL = 10_000
+WAITED_FOR = timedelta(seconds=5)
+"""How often it asks while somebody waits for a slot."""
 LIVE = ("offered", "active")
 LIGHT_SUFFIX = ":light"
 """How compute marks, in the inventory, the slot that is reserved for checks."""
@@ -50,18 +53,18 @@ class LeaseOnControl(LeaseActivities):
     @activity.defn(name="everloop.lease.request")
     async def request(self, request: LeaseRequest) -> None:
         """Put the request in the inbox and wake the pool. The same id again changes nothing."""
-        await asyncio.to_thread(_enqueue, self._store, request)
+        await asyncio.to_thread(_enqueue, self._store, request, *_run())
         await self._wake(request.pool)
 
     @activity.defn(name="everloop.lease.accept")
-    async def accept(self, request: AcceptRequest) -> None:
+    async def accept(self, request: AcceptRequest) -> Slot:
         """Make the offer a lease. Raises `LeaseLost` when it has lapsed."""
-        await asyncio.to_thread(_accept, self._store, request)
+        return await asyncio.to_thread(_accept, self._store, request)
 
     @activity.defn(name="everloop.lease.commit")
     async def commit(self, request: CommitRequest) -> None:
         """Write the pointer to a stage's result. Raises `LeaseLost` when the token is fenced."""
-        await asyncio.to_thread(_commit, self._store, request)
+        await asyncio.to_thread(_commit, self._store, request, *_run())
 
     @activity.defn(name="everloop.lease.release")
     async def release(self, request: AcceptRequest) -> None:
@@ -132,23 +135,30 @@ class LeaseOnControl(LeaseActivities):
                 await asyncio.to_thread(_end, self._store, row.token, "fenced")
 
 
-def check_token(session: Session, holder: str, token: int) -> None:
-    """Raise `LeaseLost` unless *token* is the last one of *holder* and was not taken away.
+def check_token(session: Session, slot: Slot) -> None:
+    """Raise `LeaseLost` unless the slot's token is its holder's last one and was not taken away.
 
     Call it in the transaction that writes the pointer.
     """
     row = session.exec(
-        select(LeaseRow).where(LeaseRow.holder == holder).order_by(col(LeaseRow.token).desc()).limit(1)
+        select(LeaseRow).where(LeaseRow.holder == slot.holder).order_by(col(LeaseRow.token).desc()).limit(1)
     ).first()
-    if row is None or row.token != token or row.state == "fenced":
-        raise LeaseLost(f"token {token} of {holder} is fenced", hint="the stage takes a new lease by itself")
+    if row is None or row.token != slot.token or row.state == "fenced":
+        raise LeaseLost(f"token {slot.token} of {slot.holder} is fenced", hint="the stage takes a new lease by itself")
+
+
+def _run() -> tuple[str, str]:
+    """The workflow run that asks."""
+    info = activity.info()
+    assert info.workflow_id and info.workflow_run_id  # noqa: S101, PT018  # only workflows hold leases
+    return info.workflow_id, info.workflow_run_id
 
 
 def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def _enqueue(store: Store, request: LeaseRequest) -> None:
+def _enqueue(store: Store, request: LeaseRequest, workflow_id: str, run_id: str) -> None:
     with store.write() as session:
         if session.get(LeaseRequestRow, request.id) is not None:
             return
@@ -161,9 +171,9 @@ def _enqueue(store: Store, request: LeaseRequest) -> None:
                 pool=request.pool,
                 arrival=(last or 0) + 1,
                 kind=request.kind,
-                holder=request.holder,
-                workflow_id=request.workflow_id,
-                run_id=request.run_id,
+                holder=f"{workflow_id}/{run_id}",
+                workflow_id=workflow_id,
+                run_id=run_id,
                 state="queued",
                 requested_at=_now(),
             )
@@ -174,24 +184,25 @@ def _lease(session: Session, token: int) -> LeaseRow | None:
     return session.exec(select(LeaseRow).where(LeaseRow.token == token)).first()
 
 
-def _accept(store: Store, request: AcceptRequest) -> None:
+def _accept(store: Store, request: AcceptRequest) -> Slot:
     with store.write() as session:
         row = _lease(session, request.token)
         if row is None or row.state not in LIVE:
             raise LeaseLost(f"the offer with token {request.token} has lapsed")
         row.state, row.expires_at = "active", _now() + LEASE_TTL
         session.add(row)
+        return Slot(device=row.device, token=row.token, holder=row.holder)
 
 
-def _commit(store: Store, request: CommitRequest) -> None:
+def _commit(store: Store, request: CommitRequest, workflow_id: str, run_id: str) -> None:
     with store.write() as session:
-        check_token(session, request.holder, request.token)
+        check_token(session, request.slot)
         session.merge(
             ResultRow(
-                workflow_id=request.workflow_id,
-                run_id=request.run_id,
+                workflow_id=workflow_id,
+                run_id=run_id,
                 stage=request.stage,
-                token=request.token,
+                token=request.slot.token,
                 digest=request.digest,
                 at=_now(),
             )
@@ -241,21 +252,21 @@ def _note_inventory(store: Store, pool: str, inventory: tuple[str, ...]) -> None
 
 
 def _suspects(store: Store, pool: str) -> list[tuple[int, str, str]]:
-    """Leases past their time, and those of an earlier run of a workflow that asks again (a Reset)."""
+    """Leases past their time; all of them while somebody waits."""
     with store.read() as session:
-        asking = {
-            row.workflow_id: row.run_id
-            for row in session.exec(
-                select(LeaseRequestRow).where(LeaseRequestRow.pool == pool, LeaseRequestRow.state == "queued")
-            )
-        }
         live = session.exec(select(LeaseRow).where(LeaseRow.pool == pool, col(LeaseRow.state).in_(LIVE))).all()
-        now = _now()
+        now, waited_for = _now(), _waiting(session, pool) > 0
         return [
             (row.token, row.workflow_id, row.run_id)
             for row in live
-            if (row.expires_at and row.expires_at <= now) or asking.get(row.workflow_id, row.run_id) != row.run_id
+            if waited_for or (row.expires_at and row.expires_at <= now)
         ]
+
+
+def _waiting(session: Session, pool: str) -> int:
+    return session.exec(
+        select(func.count()).where(LeaseRequestRow.pool == pool, LeaseRequestRow.state == "queued")
+    ).one()
 
 
 def _extend(store: Store, token: int) -> None:
@@ -362,13 +373,12 @@ def _offers(store: Store, pool: str) -> list[LeaseRow]:
 def _outlook(store: Store, pool: str) -> tuple[int, float | None]:
     """How many wait, and in how many seconds the next lease is to be looked at."""
     with store.read() as session:
-        waiting = session.exec(
-            select(func.count()).where(LeaseRequestRow.pool == pool, LeaseRequestRow.state == "queued")
-        ).one()
+        waiting = _waiting(session, pool)
         expiries = session.exec(
             select(LeaseRow.expires_at).where(LeaseRow.pool == pool, col(LeaseRow.state).in_(LIVE))
         ).all()
     due = [expiry for expiry in expiries if expiry is not None]
     if not due:
         return waiting, None
-    return waiting, max(0.1, (min(due) - _now()).total_seconds())
+    seconds = max(0.1, (min(due) - _now()).total_seconds())
+    return waiting, min(seconds, WAITED_FOR.total_seconds()) if waiting else seconds

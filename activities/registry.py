@@ -47,7 +47,9 @@ class RegistryOnControl(RegistryActivities):
         when the bytes are not what the export said.
         """
         await asyncio.to_thread(self._check_bytes, request)
-        return await asyncio.to_thread(_register, self._store, request)
+        info = activity.info()
+        assert info.workflow_id and info.workflow_run_id  # noqa: S101, PT018  # only a lifecycle registers
+        return await asyncio.to_thread(_register, self._store, request, info.workflow_id, info.workflow_run_id)
 
     @activity.defn(name="everloop.registry.evidence")
     async def evidence(self, request: EvidenceRequest) -> EvidenceAnswer:
@@ -107,21 +109,21 @@ def evidence_of(version: Version, now: Champion | None, trigger: str, submitted_
     )
 
 
-def _register(store: Store, request: RegisterRequest) -> Version:
+def _register(store: Store, request: RegisterRequest, lifecycle: str, run_id: str) -> Version:
     spec = request.spec
     with store.write() as session:
         known = session.exec(
-            select(VersionRow).where(VersionRow.lifecycle == request.lifecycle, VersionRow.run_id == request.run_id)
+            select(VersionRow).where(VersionRow.lifecycle == lifecycle, VersionRow.run_id == run_id)
         ).first()
         if known is not None:
             return Version.model_validate_json(known.record)
-        check_token(session, request.holder, request.token)
+        check_token(session, request.slot)
         version = Version(
             project=spec.project,
             model=spec.model,
             number=_next_number(session, spec.project, spec.model),
             task=spec.task,
-            lifecycle=request.lifecycle,
+            lifecycle=lifecycle,
             model_digest=request.exported.model.sha256,
             exported=request.exported,
             refitted=request.refitted,
@@ -129,7 +131,7 @@ def _register(store: Store, request: RegisterRequest) -> Version:
             snapshot=request.snapshot,
             registered_at=datetime.now(UTC),
         )
-        session.add(_row(version, request))
+        session.add(_row(version, run_id, request.slot.token))
     return version
 
 
@@ -140,14 +142,14 @@ def _next_number(session: Session, project: str, model: str) -> int:
     return (last or 0) + 1
 
 
-def _row(version: Version, request: RegisterRequest) -> VersionRow:
+def _row(version: Version, run_id: str, token: int) -> VersionRow:
     return VersionRow(
         project=version.project,
         model=version.model,
         number=version.number,
         lifecycle=version.lifecycle,
-        run_id=request.run_id,
-        token=request.token,
+        run_id=run_id,
+        token=token,
         model_digest=version.model_digest,
         record=version.model_dump_json(),
         registered_at=version.registered_at,

@@ -165,12 +165,9 @@ class JournalActivities(ABC):
 
 
 class LeaseRequest(Record):
-    """One CPU slot (or, later, GPUs) for a holder. `id` is the idempotency key."""
+    """One CPU slot (or, later, GPUs) for the run that asks. `id` is the idempotency key."""
 
     id: str
-    holder: str
-    workflow_id: str
-    run_id: str
     kind: Literal["batch", "check"] = "batch"
     """A check may also use the light slot that is reserved for checks."""
     pool: str = names.DEFAULT_POOL
@@ -192,10 +189,7 @@ class AcceptRequest(Record):
 class CommitRequest(Record):
     """A result pointer, written in the transaction that checks the token."""
 
-    token: int
-    holder: str
-    workflow_id: str
-    run_id: str
+    slot: Slot
     stage: str
     digest: str
 
@@ -221,7 +215,7 @@ class LeaseActivities(ABC):
 
     @activity.defn(name="everloop.lease.accept")
     @abstractmethod
-    async def accept(self, request: AcceptRequest) -> None: ...
+    async def accept(self, request: AcceptRequest) -> Slot: ...
 
     @activity.defn(name="everloop.lease.commit")
     @abstractmethod
@@ -251,10 +245,8 @@ class ChampionAnswer(Record):
 
 class RegisterRequest(Record):
     spec: LifecycleSpec
-    lifecycle: str
-    run_id: str
-    token: int
-    holder: str
+    slot: Slot
+    """Of the lease under which the bytes were made, given back or not."""
     snapshot: Snapshot
     evaluation: Evaluation
     refitted: Refitted

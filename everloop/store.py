@@ -51,6 +51,8 @@ class JournalRow(SQLModel, table=True):
     workflow_id: str = Field(index=True)
     run_id: str
     seq: int
+    run_started_at: datetime = moment()
+    """When Temporal started the run: a Reset makes a new run that copies the events of the one before."""
     type: str = Field(index=True)
     at: datetime = moment()
     body: str = Field(sa_type=Text)
@@ -65,6 +67,7 @@ class HistoryRow(SQLModel, table=True):
     workflow_id: str = Field(primary_key=True)
     run_id: str = Field(primary_key=True)
     workflow_type: str
+    started_at: datetime = moment()
     closed_at: datetime = moment(index=True)
     sha256: str
     """Of the history as JSON, in the artifact store."""

@@ -105,13 +105,13 @@ def _said(entry: HistoryEvent) -> str:
 def fold(rows: Iterable[JournalRow]) -> list[SQLModel]:
     """The read-model rows of one workflow, from all its journal rows (any order, any number of runs).
 
-    A lifecycle or gate shows its latest run: Temporal's run ids are UUIDv7, so the greatest is the latest.
+    A lifecycle or gate shows its latest run: the one that started last.
     """
     by_run: dict[str, list[JournalRow]] = {}
     for row in rows:
         by_run.setdefault(row.run_id, []).append(row)
     made: list[SQLModel] = []
-    for run_id in sorted(by_run):
+    for run_id in sorted(by_run, key=lambda run_id: (by_run[run_id][0].run_started_at, run_id)):
         ordered = sorted(by_run[run_id], key=lambda row: row.seq)
         events = [parse(row) for row in ordered]
         workflow_id = ordered[0].workflow_id

@@ -3,6 +3,9 @@
 The update is the decision; tables only show it. One typed by hand into Temporal's UI is refused.
 """
 
+import asyncio
+from typing import Literal
+
 from temporalio import workflow
 from temporalio.exceptions import ApplicationError
 
@@ -12,6 +15,8 @@ from everloop.errors import BadSignature
 from everloop.events import ApprovalClosed, ApprovalDecided, ApprovalOpened
 from everloop.records import Claim, Decision, Verdict, Wait
 from workflows.journal import Journal
+
+Outcome = Literal["approved", "rejected", "expired", "cancelled"]
 
 
 @workflow.defn(name=names.APPROVAL)
@@ -28,11 +33,13 @@ class Approval:
 
     @workflow.run
     async def run(self, _request: ApprovalRequest) -> ApprovalAnswer:
-        await self._open()
-        answer = await self._decided()
-        self._closed = True
-        self._journal.record(ApprovalClosed(outcome=answer.outcome, reason=answer.reason))
-        await self._journal.settle()
+        try:
+            await self._open()
+            answer = await self._decided()
+        except asyncio.CancelledError:
+            await self._close("cancelled", "the lifecycle was cancelled or reset")
+            raise
+        await self._close(answer.outcome, answer.reason)
         await workflow.wait_condition(workflow.all_handlers_finished)
         return answer
 
@@ -77,6 +84,11 @@ class Approval:
             )
         )
         self._journal.say(f"**{self._wait().sentence()}**\n\n{_card(request)}")
+        await self._journal.settle()
+
+    async def _close(self, outcome: Outcome, reason: str) -> None:
+        self._closed = True
+        self._journal.record(ApprovalClosed(outcome=outcome, reason=reason))
         await self._journal.settle()
 
     async def _decided(self) -> ApprovalAnswer:

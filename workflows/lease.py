@@ -18,10 +18,11 @@ from everloop.events import LeaseGranted, LeaseReturned
 from everloop.records import Slot, Wait
 from workflows.journal import Journal
 
+Q = TypeVar("Q")
 R = TypeVar("R")
 
 STEP_TIMEOUT = timedelta(seconds=30)
-PATIENT = RetryPolicy(maximum_interval=timedelta(seconds=10))
+PATIENT = RetryPolicy(maximum_interval=timedelta(seconds=10), non_retryable_error_types=["LeaseLost"])
 QUIET_WAIT = timedelta(seconds=1)
 """A shorter wait for a slot is not worth a journal entry."""
 
@@ -79,16 +80,10 @@ class Lease:
     def __init__(self, journal: Journal, kind: str = "batch") -> None:
         self._journal = journal
         self._kind = kind
-        self._requests = 0
         self._offer: Offer | None = None
         self.slot: Slot | None = None
-        self.last_token = 0
-        """Of the last grant: what a pointer written after the lease must carry."""
-
-    @property
-    def holder(self) -> str:
-        info = workflow.info()
-        return f"{info.workflow_id}/{info.run_id}"
+        self.last: Slot | None = None
+        """Of the last grant, held or not: what a pointer written after the lease must carry."""
 
     def offered(self, offer: Offer) -> None:
         """Take note of the pool's offer (it signals again until the offer is accepted)."""
@@ -113,20 +108,13 @@ class Lease:
         self.slot = None
 
     async def _one_grant(self) -> Slot | None:
-        info = workflow.info()
-        self._requests += 1
-        request = LeaseRequest(
-            id=f"{info.run_id}/{self._requests}",
-            holder=self.holder,
-            workflow_id=info.workflow_id,
-            run_id=info.run_id,
-            kind="check" if self._kind == "check" else "batch",
-        )
+        # Never the run's id here: a Reset replays this under another one, and the offer must still fit.
+        request = LeaseRequest(id=str(workflow.uuid4()), kind="check" if self._kind == "check" else "batch")
         asked = workflow.now()
         await self._call(LeaseActivities.request, request)
         try:
             offer = await self._offer_for(request.id)
-            await self._call(LeaseActivities.accept, AcceptRequest(request_id=request.id, token=offer.token))
+            slot = await self._call(LeaseActivities.accept, AcceptRequest(request_id=request.id, token=offer.token))
         except ActivityError as error:
             if _kind_of(error) == "LeaseLost":
                 return None
@@ -136,8 +124,8 @@ class Lease:
             raise
         waited = (workflow.now() - asked).total_seconds()
         self._journal.record(LeaseGranted(device=offer.device, token=offer.token, waited_seconds=round(waited, 3)))
-        self.last_token = offer.token
-        return Slot(device=offer.device, token=offer.token, holder=self.holder)
+        self.last = slot
+        return slot
 
     async def _offer_for(self, request_id: str) -> Offer:
         def offered() -> bool:
@@ -159,8 +147,8 @@ class Lease:
         with self._journal.waiting(wait):
             await workflow.wait_condition(offered)
 
-    async def _call(self, method: Callable[[LeaseActivities, R], Awaitable[None]], request: R) -> None:
-        await workflow.execute_activity_method(
+    async def _call(self, method: Callable[[LeaseActivities, Q], Awaitable[R]], request: Q) -> R:
+        return await workflow.execute_activity_method(
             method,
             request,
             start_to_close_timeout=STEP_TIMEOUT,

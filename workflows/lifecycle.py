@@ -237,17 +237,14 @@ class Lifecycle:
     async def _register(
         self, snapshot: Snapshot, evaluation: Evaluation, refitted: Refitted, exported: Exported
     ) -> Version:
-        info = workflow.info()
+        assert self._lease.last is not None  # noqa: S101  # export ran under it
         version = _there(
             await self._stages.run(
                 "register",
                 RegistryActivities.register,
                 RegisterRequest(
                     spec=self._spec,
-                    lifecycle=info.workflow_id,
-                    run_id=info.run_id,
-                    token=self._lease.last_token,
-                    holder=self._lease.holder,
+                    slot=self._lease.last,
                     snapshot=snapshot,
                     evaluation=evaluation,
                     refitted=refitted,

@@ -24,7 +24,11 @@ JOB_TIMEOUT = timedelta(days=2)
 HEARTBEAT_TIMEOUT = timedelta(seconds=30)
 """Only a lost machine waits for this: on one machine a takeover fails the dead attempts at once."""
 LIGHT_TIMEOUT = timedelta(seconds=60)
-RETRY = RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(seconds=30))
+RETRY = RetryPolicy(
+    initial_interval=timedelta(seconds=1),
+    maximum_interval=timedelta(seconds=30),
+    non_retryable_error_types=["LeaseLost"],  # helps only with a new lease, which the stage takes
+)
 """Transient errors are tried again for ever: a job that keeps crashing turns permanent by itself."""
 
 Q = TypeVar("Q", bound=Record)
@@ -60,7 +64,7 @@ class Stages:
             except ActivityError as error:
                 if workflow.cancellation_reason() is not None or not isinstance(error.cause, ApplicationError):
                     raise
-                if error.cause.type == "LeaseLost":
+                if error.cause.type == "LeaseLost" and isinstance(request, JobRequest):
                     self._lease.lost()
                     continue
                 if await self._failed(stage, error.cause) == "skip":
@@ -122,17 +126,10 @@ class Stages:
         return f"{stage}.{self._starts[stage]}"
 
     async def _commit(self, stage: Stage, slot: Slot, result: Record) -> None:
-        info = workflow.info()
+        digest = signing.digest(result.model_copy(update={"ran": None}))
         await workflow.execute_activity_method(
             LeaseActivities.commit,
-            CommitRequest(
-                token=slot.token,
-                holder=slot.holder,
-                workflow_id=info.workflow_id,
-                run_id=info.run_id,
-                stage=stage,
-                digest=signing.digest(result.model_copy(update={"ran": None})),
-            ),
+            CommitRequest(slot=slot, stage=stage, digest=digest),
             start_to_close_timeout=STEP_TIMEOUT,
             retry_policy=PATIENT,
         )

@@ -1,6 +1,7 @@
 """A control worker with its real activities, and compute that answers at once."""
 
 import asyncio
+import contextlib
 import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from sqlmodel import select
 from temporalio.client import Client, WorkflowHandle
+from temporalio.service import RPCError
 from temporalio.worker import Worker
 
 from activities.journal import Findings, JournalOnControl, verify
@@ -165,7 +167,11 @@ async def stack(
     )
     made.serve = serve  # type: ignore[attr-defined]
     jobs = Worker(
-        client, task_queue=names.COMPUTE, activities=compute.all(), interceptors=[connect.ErrorsCross()]
+        client,
+        task_queue=names.COMPUTE,
+        activities=compute.all(),
+        interceptors=[connect.ErrorsCross()],
+        max_heartbeat_throttle_interval=timedelta(seconds=0.2),
     )
     async with control.worker(client, [*light, observe]), jobs:
         await client.start_workflow(
@@ -183,7 +189,8 @@ async def stack(
 async def clear(client: Client) -> None:
     """End and forget everything: the server is shared by the session, the store is not."""
     async for found in client.list_workflows("ExecutionStatus = 'Running'"):
-        await client.get_workflow_handle(found.id, run_id=found.run_id).terminate("test over")
+        with contextlib.suppress(RPCError):  # it has ended by itself
+            await client.get_workflow_handle(found.id, run_id=found.run_id).terminate(reason="test over")
 
 
 __all__ = ["LeaseOnControl", "Stack", "eventually"]

@@ -89,6 +89,7 @@ def upgrade() -> None:
     sa.Column('workflow_id', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
     sa.Column('run_id', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
     sa.Column('workflow_type', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
+    sa.Column('started_at', everloop.store.UtcDateTime(timezone=True), nullable=False),
     sa.Column('closed_at', everloop.store.UtcDateTime(timezone=True), nullable=False),
     sa.Column('sha256', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
     sa.PrimaryKeyConstraint('workflow_id', 'run_id')
@@ -101,6 +102,7 @@ def upgrade() -> None:
     sa.Column('workflow_id', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
     sa.Column('run_id', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
     sa.Column('seq', sa.Integer(), nullable=False),
+    sa.Column('run_started_at', everloop.store.UtcDateTime(timezone=True), nullable=False),
     sa.Column('type', sqlmodel.sql.sqltypes.AutoString(), nullable=False),
     sa.Column('at', everloop.store.UtcDateTime(timezone=True), nullable=False),
     sa.Column('body', sa.Text(), nullable=False),

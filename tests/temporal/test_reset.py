@@ -1,0 +1,110 @@
+"""A Reset in Temporal's UI: the lifecycle goes on, and people are asked again."""
+
+import asyncio
+import uuid
+
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.enums.v1 import EventType
+from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
+
+from everloop import names
+from tests.temporal.conftest import Stack, eventually
+
+
+async def workflow_task_after(stack: Stack, lifecycle: str, activity: str = "", *, child: bool = False) -> int:
+    """Event id of the first completed workflow task after *activity* was done (or the child had started)."""
+    history = await stack.client.get_workflow_handle(lifecycle).fetch_history()
+    scheduled = {
+        event.event_id: event.activity_task_scheduled_event_attributes.activity_type.name for event in history.events
+    }
+    seen = False
+    for event in history.events:
+        if event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED and not child:
+            origin = event.activity_task_completed_event_attributes.scheduled_event_id
+            seen = seen or scheduled[origin] == activity
+        if event.event_type == EventType.EVENT_TYPE_CHILD_WORKFLOW_EXECUTION_STARTED and child:
+            seen = True
+        if seen and event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED:
+            return event.event_id
+    raise AssertionError("no such point in the history")
+
+
+async def reset(stack: Stack, lifecycle: str, event_id: int) -> str:
+    """What the UI's Reset button does. Returns the new run's id."""
+    current = await stack.client.get_workflow_handle(lifecycle).describe()
+    answer = await stack.client.workflow_service.reset_workflow_execution(
+        ResetWorkflowExecutionRequest(
+            namespace="default",
+            workflow_execution=WorkflowExecution(workflow_id=lifecycle, run_id=current.run_id),
+            reason="a person reset it",
+            workflow_task_finish_event_id=event_id,
+            request_id=str(uuid.uuid4()),
+        )
+    )
+    return answer.run_id
+
+
+async def test_a_reset_to_before_the_gate_asks_again_and_the_old_answer_does_not_count(stack: Stack) -> None:
+    lifecycle = (await stack.submit()).id
+    old = await stack.gate(lifecycle)
+    event = await workflow_task_after(stack, lifecycle, "everloop.training.train")
+
+    run = await reset(stack, lifecycle, event)
+    fresh = await stack.gate(lifecycle, other_than=old.nonce)
+    row = await stack.status(lifecycle, "waiting_approval")
+
+    assert row.run_id == run
+    assert fresh.nonce != old.nonce
+    await stack.decide(lifecycle)
+    await stack.status(lifecycle, "released")
+    assert (await stack.verified()).differences == []
+
+
+async def test_a_reset_while_the_gate_is_open_returns_to_waiting(stack: Stack) -> None:
+    lifecycle = (await stack.submit()).id
+    old = await stack.gate(lifecycle)
+    event = await workflow_task_after(stack, lifecycle, child=True)
+
+    run = await reset(stack, lifecycle, event)
+    await asyncio.sleep(1)
+    await stack.journal.sweep()
+    row = await stack.status(lifecycle, "waiting_approval")
+
+    assert row.run_id == run
+    assert (await stack.gate(lifecycle)).nonce == old.nonce  # Temporal hands the open gate over to the new run
+    await stack.decide(lifecycle)
+    assert (await stack.client.get_workflow_handle(lifecycle).result())["outcome"] == "released"
+    await stack.status(lifecycle, "released")
+    assert (await stack.verified()).differences == []
+
+
+async def test_a_reset_after_the_release_to_before_the_gate_asks_again(stack: Stack) -> None:
+    handle = await stack.submit()
+    old = await stack.gate(handle.id)
+    await stack.decide(handle.id)
+    await handle.result()
+    event = await workflow_task_after(stack, handle.id, "everloop.registry.evidence")
+
+    await reset(stack, handle.id, event)
+    fresh = await stack.gate(handle.id, other_than=old.nonce)
+    assert fresh.status == "open"
+    await stack.decide(handle.id)
+
+    await stack.status(handle.id, "released")
+    assert (await stack.verified()).differences == []
+
+
+async def test_a_lifecycle_terminated_in_temporals_ui_is_shown_as_such_and_gives_its_slot_back(stack: Stack) -> None:
+    stack.compute.hooks["train"] = lambda: asyncio.sleep(3)
+    handle = await stack.submit()
+    await eventually(lambda: "train" in stack.compute.stages())
+
+    await handle.terminate(reason="by hand")
+    await stack.journal.sweep()
+    row = await stack.status(handle.id, "terminated")
+    assert "by hand" in row.reason
+
+    other = await stack.submit("other")
+    await stack.gate(other.id)
+    assert (await stack.verified()).differences == []
+    assert names.approval_id(other.id)

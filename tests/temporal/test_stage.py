@@ -1,0 +1,162 @@
+"""How stages fail, park, and go on."""
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+from sqlmodel import col, select
+from temporalio.client import WorkflowFailureError, WorkflowUpdateFailedError
+
+from everloop import names
+from everloop.contracts import AttendRequest
+from everloop.errors import ComputeLost, ParityFailed, TargetUnusable
+from everloop.store import LeaseRow
+from tests.temporal.conftest import Stack, eventually
+
+
+def failing(error: Exception, times: int = 10**9) -> Callable[[], None]:
+    left = [times]
+
+    def fail() -> None:
+        if left[0] > 0:
+            left[0] -= 1
+            raise error
+
+    return fail
+
+
+async def attend(stack: Stack, lifecycle: str, action: str, stage: str = "") -> None:
+    request = AttendRequest.model_validate({"action": action, "person": "ada", "stage": stage})
+    await stack.client.get_workflow_handle(lifecycle).execute_update(names.ATTEND, request)
+
+
+def live_leases(stack: Stack) -> int:
+    with stack.store.read() as session:
+        return len(session.exec(select(LeaseRow).where(col(LeaseRow.live_device).is_not(None))).all())
+
+
+async def test_a_permanent_failure_parks_the_lifecycle_without_its_slot_and_says_what_helps(stack: Stack) -> None:
+    stack.compute.hooks["validate"] = failing(TargetUnusable("class 'x' has one row", field="status", hint="drop it"))
+
+    handle = await stack.submit()
+    row = await stack.status(handle.id, "needs_attention")
+
+    assert row.error["error"] == "TargetUnusable"
+    assert (row.error["field"], row.error["hint"]) == ("status", "drop it")
+    assert row.wait_unblocks == f"`everloop retry {handle.id}`, `everloop skip {handle.id}` or `everloop abort {handle.id}`"
+    assert await eventually(lambda: live_leases(stack) == 0)
+    assert stack.compute.stages().count("validate") == 1
+
+
+async def test_retry_runs_the_failed_stage_again_and_nothing_before_it(stack: Stack) -> None:
+    stack.compute.hooks["export"] = failing(ParityFailed("3 rows differ"), times=1)
+    handle = await stack.submit()
+    await stack.status(handle.id, "needs_attention")
+
+    await attend(stack, handle.id, "retry", stage="export")
+    await stack.decide(handle.id)
+    await handle.result()
+
+    stages = stack.compute.stages()
+    assert stages.count("export") == 2
+    assert all(stages.count(stage) == 1 for stage in ("snapshot", "prepare", "train", "refit"))
+    assert (await stack.verified()).differences == []
+
+
+async def test_validate_can_be_skipped_and_train_cannot(stack: Stack) -> None:
+    stack.compute.hooks["validate"] = failing(TargetUnusable("odd"))
+    stack.compute.hooks["train"] = failing(ParityFailed("odd"))
+    handle = await stack.submit()
+    await stack.status(handle.id, "needs_attention")
+
+    await attend(stack, handle.id, "skip")
+    await eventually(lambda: (row := stack.row(handle.id)) and row.error.get("stage") == "train")
+
+    with pytest.raises(WorkflowUpdateFailedError, match="Workflow update failed"):
+        await attend(stack, handle.id, "skip")
+    assert (await stack.status(handle.id, "needs_attention")).stage == "train"
+
+
+async def test_abort_ends_a_parked_lifecycle_with_the_reason(stack: Stack) -> None:
+    stack.compute.hooks["train"] = failing(ParityFailed("no"))
+    handle = await stack.submit()
+    await stack.status(handle.id, "needs_attention")
+
+    await attend(stack, handle.id, "abort")
+
+    assert (await handle.result()).outcome == "aborted"
+    assert (await stack.verified()).differences == []
+
+
+async def test_attending_what_is_not_parked_is_refused(stack: Stack) -> None:
+    handle = await stack.submit()
+    await stack.gate(handle.id)
+
+    with pytest.raises(WorkflowUpdateFailedError):
+        await attend(stack, handle.id, "retry")
+    assert (await stack.status(handle.id, "waiting_approval")).id == handle.id
+
+
+async def test_a_transient_failure_is_tried_again_by_itself(stack: Stack) -> None:
+    stack.compute.hooks["train"] = failing(ComputeLost(), times=1)
+
+    handle = await stack.submit()
+    await stack.gate(handle.id)
+
+    assert stack.compute.stages().count("train") == 2
+
+
+async def test_a_challenger_that_does_not_win_ends_before_anybody_is_asked(stack: Stack) -> None:
+    first = await stack.submit("first")
+    await stack.decide(first.id)
+    await first.result()
+    stack.compute.verdict = "not_better"
+
+    second = await stack.submit("second")
+    answer = await second.result()
+
+    assert (answer.outcome, answer.reason) == ("not_better", "not_better: .8 against .7")
+    assert stack.approval(second.id) is None
+    assert (await stack.verified()).differences == []
+
+
+async def test_cancelling_a_running_stage_ends_the_job_gives_the_slot_back_and_journals_it(stack: Stack) -> None:
+    started, ended = asyncio.Event(), asyncio.Event()
+
+    async def long() -> None:
+        from temporalio import activity
+
+        started.set()
+        try:
+            while True:
+                activity.heartbeat()
+                await asyncio.sleep(0.1)
+        finally:
+            ended.set()
+
+    stack.compute.hooks["train"] = long
+    handle = await stack.submit()
+    await started.wait()
+
+    await handle.cancel()
+    with pytest.raises(WorkflowFailureError):
+        await handle.result()
+
+    assert ended.is_set()
+    assert (await stack.status(handle.id, "cancelled")).reason
+    assert await eventually(lambda: live_leases(stack) == 0)
+    assert (await stack.verified()).differences == []
+
+
+async def test_a_release_that_serve_refuses_is_rolled_back_and_parks(stack: Stack) -> None:
+    stack.serve.refuse = "the bytes do not load"  # type: ignore[attr-defined]
+    handle = await stack.submit()
+    await stack.decide(handle.id)
+
+    row = await stack.status(handle.id, "needs_attention")
+    assert "the bytes do not load" in row.error["message"]
+
+    stack.serve.refuse = ""  # type: ignore[attr-defined]
+    await attend(stack, handle.id, "retry")
+    assert (await handle.result()).outcome == "released"
+    assert (await stack.verified()).differences == []
