@@ -39,8 +39,6 @@ FUEL = 10_000
 WAITED_FOR = timedelta(seconds=5)
 """How often it asks while somebody waits for a slot."""
 LIVE = ("offered", "active")
-LIGHT_SUFFIX = ":light"
-"""How compute marks, in the inventory, the slot that is reserved for checks."""
 
 
 class LeaseOnControl(LeaseActivities):
@@ -242,7 +240,7 @@ def _cancel(store: Store, request_id: str) -> str:
 
 def _note_inventory(store: Store, pool: str, inventory: tuple[str, ...]) -> None:
     """Present are exactly the devices of *inventory*; others stay known, but get no new lease."""
-    light = {name.removesuffix(LIGHT_SUFFIX): name.endswith(LIGHT_SUFFIX) for name in inventory}
+    light = {name.removesuffix(names.LIGHT_SUFFIX): name.endswith(names.LIGHT_SUFFIX) for name in inventory}
     with store.write() as session:
         for row in session.exec(select(DeviceRow).where(DeviceRow.pool == pool)).all():
             row.present = row.name in light

@@ -29,6 +29,7 @@ DECIDE = "decide"  # API -> Approval, signed
 ATTEND = "attend"  # API -> Lifecycle: retry, skip, abort a parked stage
 
 DEFAULT_POOL = "default"
+LIGHT_SUFFIX = ":light"  # how compute marks, in the inventory, the slot that is reserved for checks
 
 PROJECT = SearchAttributeKey.for_keyword("EverloopProject")
 MODEL = SearchAttributeKey.for_keyword("EverloopModel")

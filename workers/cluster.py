@@ -133,7 +133,7 @@ async def _slot(settings: Settings, device: devices.Device) -> int:
         settings.dask,
         name=device.name,
         nthreads=1,
-        resources={"slot": 1},
+        resources={"slot": 1} | ({"light": 1} if device.light else {}),
         memory_limit=MEMORY_LIMIT,
         dashboard=False,
         security=security(settings),

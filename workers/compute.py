@@ -109,7 +109,7 @@ class Inventory:
             return []
         workers = {address: str(each["name"]) for address, each in identity["workers"].items()}
         self._warm_up(workers)
-        return list(workers.values())
+        return [_as_reported(each) for each in identity["workers"].values()]
 
     def _warm_up(self, workers: dict[str, str]) -> None:
         """Each Dask worker, once in its life: its first job then starts as fast as the others."""
@@ -135,3 +135,8 @@ class Inventory:
             log.warning("the pool could not be told of %s: %s", present, error)
             return
         self._reported = present
+
+
+def _as_reported(worker: dict[str, Any]) -> str:
+    """The name the pool keeps; the slot that is reserved for checks says so by a resource."""
+    return str(worker["name"]) + (names.LIGHT_SUFFIX if "light" in worker["resources"] else "")
