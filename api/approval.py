@@ -13,7 +13,7 @@ from starlette.responses import HTMLResponse, RedirectResponse
 
 from api import pages
 from api.bodies import body_schema, json_body, read_form, validated
-from api.dependencies import RPC_TIMEOUT, Here, Parts, Person, ask
+from api.dependencies import RPC_TIMEOUT, Here, Parts, Person, ask, soon
 from api.lifecycle import approval_url, page_url, temporal_url
 from everloop import names
 from everloop.errors import EvidenceChanged, GateClosed, Invalid, NotFound
@@ -134,6 +134,7 @@ async def decide_by_form(lifecycle: str, request: Request, here: Here, person: P
         await settle(here, lifecycle, person, validated(DecisionRequest, given))
     except (Invalid, EvidenceChanged) as error:
         return await run_in_threadpool(_again, here, lifecycle, person, error, given.get("comment", ""))
+    await soon(lambda: bool(_read(here, lifecycle).decisions))
     return RedirectResponse(approval_url(lifecycle), 303)
 
 

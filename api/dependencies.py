@@ -1,12 +1,13 @@
 """What handlers are given: the parts of this process, the person who asks, and Temporal with a deadline."""
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Annotated, TypeVar
 
 from fastapi import Depends, Request
+from starlette.concurrency import run_in_threadpool
 from temporalio.client import Client, WorkflowUpdateFailedError, WorkflowUpdateRPCTimeoutOrCancelledError
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
@@ -20,6 +21,8 @@ from everloop.store import Store
 
 TEMPORAL_SECONDS = 5.0
 """After this long without an answer of Temporal, or of a worker to an update, the caller is told."""
+
+MOMENT_SECONDS = 2.0
 
 RPC_TIMEOUT = timedelta(seconds=TEMPORAL_SECONDS - 1)
 
@@ -72,6 +75,14 @@ async def ask(call: Awaitable[T], *, missing: str = "", hint: str = "") -> T:
         RuntimeError,
     ) as error:  # RuntimeError: the client could not connect
         raise _unavailable() from error
+
+
+async def soon(look: Callable[[], bool]) -> None:
+    """Give the read models a moment until *look* is true: a page that follows a button shows what it did."""
+    for _ in range(int(MOMENT_SECONDS / 0.05)):
+        if await run_in_threadpool(look):
+            return
+        await asyncio.sleep(0.05)
 
 
 def raised(error: WorkflowUpdateFailedError) -> errors.EverloopError:

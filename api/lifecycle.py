@@ -22,7 +22,7 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 
 from api import journal, pages
 from api.bodies import body_schema, json_body, read_form
-from api.dependencies import RPC_TIMEOUT, Here, Parts, Person, ask
+from api.dependencies import RPC_TIMEOUT, Here, Parts, Person, ask, soon
 from everloop import names, signing
 from everloop.contracts import AttendRequest, LifecycleRequest
 from everloop.errors import IdempotencyMismatch, Invalid, NotFound, NotWaiting
@@ -238,7 +238,7 @@ async def attend(
 
 
 @page.get("/")
-def home(here: Here, person: Person) -> HTMLResponse:
+def home(here: Here, person: Person, still: bool = False) -> HTMLResponse:
     """What needs me, what runs, what is live."""
     with here.store.read() as session:
         rows = _latest(session, OPEN, 200)
@@ -246,7 +246,7 @@ def home(here: Here, person: Person) -> HTMLResponse:
         return pages.render(
             "home.html",
             person=person,
-            refresh=REFRESH_SECONDS if running else 0,
+            refresh=REFRESH_SECONDS if running and not still else 0,
             gates=session.exec(
                 select(ApprovalRow).where(ApprovalRow.status == "open").order_by(col(ApprovalRow.opened_at))
             ).all(),
@@ -260,30 +260,38 @@ def home(here: Here, person: Person) -> HTMLResponse:
 
 
 @page.get("/lifecycles/{id:path}")
-async def lifecycle_page(id: str, here: Here, person: Person) -> HTMLResponse:  # noqa: A002
+async def lifecycle_page(id: str, here: Here, person: Person, still: bool = False) -> HTMLResponse:  # noqa: A002
     """A lifecycle: its stages, what it waits for, what happened, what can be done."""
     view = await run_in_threadpool(stored, here, id) or await _not_yet_written(here, id)
-    return await run_in_threadpool(_page, here, person, view)
+    return await run_in_threadpool(_page, here, person, view, still)
 
 
 @page.post("/lifecycles/{id:path}/{action}")
 async def attend_by_form(id: str, action: Action, request: Request, here: Here, person: Person) -> Response:  # noqa: A002
     """A button of the page was pressed."""
     form = await read_form(request)
+    before = await run_in_threadpool(_updated, here, id)
     await tell(
         here, id, action, person, Attend(stage=form.get("stage", "")[:100], reason=form.get("reason", "")[:2000])
     )
+    await soon(lambda: _updated(here, id) != before)
     return RedirectResponse(page_url(id), 303)
 
 
-def _page(here: Parts, person: str, view: LifecycleView) -> HTMLResponse:
+def _updated(here: Parts, id: str) -> datetime | None:  # noqa: A002
+    with here.store.read() as session:
+        row = session.get(LifecycleRow, id)
+        return row.updated_at if row else None
+
+
+def _page(here: Parts, person: str, view: LifecycleView, still: bool) -> HTMLResponse:
     with here.store.read() as session:
         row = session.get(LifecycleRow, view.id)
         events = journal.events_of(session, row) if row else []
     return pages.render(
         "lifecycle.html",
         person=person,
-        refresh=REFRESH_SECONDS if view.status == "running" else 0,
+        refresh=REFRESH_SECONDS if view.status == "running" and not still else 0,
         view=view,
         rail=_rail(view),
         events=events,

@@ -243,6 +243,7 @@ def event(
     return JournalRow(
         workflow_id=workflow_id,
         run_id=run_id,
+        run_started_at=NOW - timedelta(minutes=7),
         seq=seq,
         type=kind,
         at=at,

@@ -18,10 +18,10 @@ STATIC = FOLDER / "static"
 _templates = Environment(loader=FileSystemLoader(FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True)
 
 
-def render(template: str, status: int = 200, **context: Any) -> HTMLResponse:  # noqa: ANN401
-    """The page *template*. What runs may set `refresh` (seconds)."""
-    context.setdefault("refresh", 0)
-    return HTMLResponse(_templates.get_template(template).render(now=datetime.now(UTC), **context), status)
+def render(template: str, status: int = 200, *, refresh: int = 0, **context: Any) -> HTMLResponse:  # noqa: ANN401
+    """The page *template*. The browser asks again after *refresh* seconds, unless it is 0."""
+    text = _templates.get_template(template).render(now=datetime.now(UTC), refresh=refresh, **context)
+    return HTMLResponse(text, status, {"Refresh": str(refresh)} if refresh else {})
 
 
 def problem(error: EverloopError, status: int, request_id: str) -> HTMLResponse:
