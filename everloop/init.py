@@ -79,7 +79,8 @@ def _lines(found: Profile, model: str) -> list[str]:
 def _heading(found: Profile) -> list[str]:
     files = f" in {found['files']} files" if found["files"] > 1 else ""
     return [
-        f"# {found['rows']:,} rows{files}, {len(found['columns'])} columns. Submit it as it is, or change what is wrong.",
+        f"# {found['rows']:,} rows{files}, {len(found['columns'])} columns.",
+        "# This submits as it is; change what is wrong.",
         "# Columns: " + _listed([f"{_safe(column['name'])} ({column['kind']})" for column in found["columns"]]),
         "",
     ]

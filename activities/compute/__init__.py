@@ -70,7 +70,9 @@ class _OnDemand(MetaPathFinder, Loader):
     def __init__(self, packages: frozenset[str]) -> None:
         self.packages = packages
 
-    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         if fullname not in self.packages:
             return None
         found = PathFinder.find_spec(fullname, path, target)

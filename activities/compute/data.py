@@ -1,3 +1,4 @@
+# ruff: noqa: T201  # what a job prints is its log
 """Files become a table: found, kept as they are, read from what was kept, and looked at.
 
 Every stage after `snapshot` reads the canonical table (Parquet blobs of four plain types), never the source:
@@ -18,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,8 +80,12 @@ class Table:
     def __len__(self) -> int:
         return int(self.rows.num_rows)
 
+    @cached_property
+    def _by_name(self) -> dict[str, Column]:
+        return {column.name: column for column in self.columns}
+
     def column(self, name: str) -> Column:
-        return next(column for column in self.columns if column.name == name)
+        return self._by_name[name]
 
     def arrays(self, names: Iterable[str], rows: NDArray[np.int64] | None = None) -> Columns:
         """Raw columns as the model's graph takes them (see `inference.Columns`), optionally of some rows only."""
@@ -252,14 +258,7 @@ def read(path: Path, suffix: str, name: str) -> pa.Table:
     if raw.num_rows == 0:
         raise InvalidData(f"{name} has a header but no rows", field="source.path", hint="add rows, or remove the file")
     guess = _from_text if suffix == ".csv" else _from_typed
-    columns: dict[str, pa.ChunkedArray] = {}
-    for column in raw.column_names:
-        made = guess(raw[column])
-        if made is None:
-            print(f"passed over column {column!r} of {name}: values of type {raw[column].type} are not understood")
-            continue
-        columns[column] = made
-    return pa.table(columns)
+    return pa.table({column: guess(raw[column]) for column in raw.column_names})
 
 
 def _read_csv(path: Path, name: str) -> pa.Table:
@@ -286,7 +285,9 @@ def _read_csv(path: Path, name: str) -> pa.Table:
             ),
         )
     except (pa.ArrowInvalid, pa.ArrowKeyError, OSError) as error:
-        raise InvalidData(_csv_fault(name, bad, str(error)), field="source.path", hint="mend or remove the file") from None
+        raise InvalidData(
+            _csv_fault(name, bad, str(error)), field="source.path", hint="mend or remove the file"
+        ) from None
     return table.rename_columns(header)
 
 
@@ -311,7 +312,9 @@ def _header(path: Path, name: str) -> tuple[list[str], str]:
             header = next(csv.reader(text, delimiter=delimiter), [])
     except (UnicodeDecodeError, csv.Error) as error:
         hint = "save it as CSV in UTF-8"
-        raise InvalidData(f"{name} is not UTF-8 text with a header line ({error})", field="source.path", hint=hint) from None
+        raise InvalidData(
+            f"{name} is not UTF-8 text with a header line ({error})", field="source.path", hint=hint
+        ) from None
     if not any(cell.strip() for cell in header) or any("\0" in cell for cell in header):
         hint = "the first line must name the columns"
         raise InvalidData(f"{name} has no header line", field="source.path", hint=hint)
@@ -333,7 +336,7 @@ def _read_parquet(path: Path, name: str) -> pa.Table:
 def _from_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """A CSV column as what its text says: number, boolean, datetime, else text as it is."""
     if column.null_count == len(column):
-        return column.cast(pa.null())
+        return _nothing(column)
     for values in (column, _null_where(column, NUMBER_BLANKS)):
         if values.null_count == len(values):
             continue
@@ -344,14 +347,18 @@ def _from_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column
 
 
-def _from_typed(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
-    """A Parquet column as one of the canonical types, or None for types that no model understands."""
+def _nothing(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pa.chunked_array([pa.nulls(len(column))])
+
+
+def _from_typed(column: pa.ChunkedArray) -> pa.ChunkedArray:  # noqa: PLR0911  # one type after the other
+    """A Parquet column as one of the canonical types; without values where no model understands the type."""
     kind = column.type
     if pa.types.is_dictionary(kind):
         column = column.cast(kind.value_type)
         kind = column.type
     if column.null_count == len(column):
-        return column.cast(pa.null()) if not pa.types.is_nested(kind) else None
+        return _nothing(column)
     if pa.types.is_boolean(kind):
         return column
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
@@ -363,10 +370,11 @@ def _from_typed(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         text = _null_where(column.cast(pa.string()), sorted(MISSING_TEXT))
         if text.null_count == len(text):
-            return text.cast(pa.null())
+            return _nothing(text)
         times = _times(text)
         return text if times is None else times
-    return None
+    print(f"values of type {kind} are not understood: that column is left out")
+    return _nothing(column)
 
 
 def _utc(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -526,8 +534,8 @@ def nearest(name: str, names: Sequence[str]) -> str:
 # --- columns as arrays --------------------------------------------------------------------------
 
 
-def _take(table: pa.Table, rows: NDArray[np.int64] | None) -> Iterable[pa.ChunkedArray]:
-    return table.columns if rows is None else table.take(pa.array(rows)).columns
+def _take(table: pa.Table, rows: NDArray[np.int64] | None) -> list[pa.ChunkedArray]:
+    return list((table if rows is None else table.take(pa.array(rows))).columns)
 
 
 def array_of(column: pa.ChunkedArray) -> NDArray[Any]:
@@ -646,7 +654,10 @@ def _class_target(column: pa.ChunkedArray, spec: LifecycleSpec) -> Target:
     labels = [label_of(values[place]) for place in order]
     if spec.positive is not None:
         chosen = _positive(labels, spec)
-        order = [*(place for place, label in zip(order, labels, strict=True) if label != chosen), order[labels.index(chosen)]]
+        order = [
+            *(place for place, label in zip(order, labels, strict=True) if label != chosen),
+            order[labels.index(chosen)],
+        ]
         labels = [label_of(values[place]) for place in order]
     index = np.empty(len(values), np.float64)
     index[order] = np.arange(len(values))
@@ -743,7 +754,9 @@ def _target_checks(target: Target, spec: LifecycleSpec) -> list[Check]:
     if missing:
         what = f"{missing:,} rows without a target are not used"
         checks.append(_warn("target", spec.target, what))
-    counts = np.bincount(target.values[target.labelled].astype(np.int64)) if target.classes else []
+    counts: list[int] = []
+    if target.classes:
+        counts = np.bincount(target.values[target.labelled].astype(np.int64)).tolist()
     for label, count in zip(target.classes, counts, strict=True):
         if count < RARE_CLASS:
             checks.append(_warn("target", spec.target, f"the class {label[:80]!r} has only {count} rows"))
@@ -775,7 +788,7 @@ def _ranges(table: Table, spec: LifecycleSpec) -> list[Check]:
 
 
 def _duplicates(table: Table, spec: LifecycleSpec) -> list[Check]:
-    hashes = row_hashes(table)
+    hashes = content_hashes(table)
     double = len(hashes) - len(np.unique(hashes))
     found = []
     if double:
@@ -802,7 +815,22 @@ ODD = np.uint64(0xBF58476D1CE4E5B9)
 
 
 def row_hashes(table: Table) -> NDArray[np.uint64]:
-    """A 64-bit hash of each row's content, the same in every process and snapshot.
+    """Who a row is: its content, and the how-manieth of that content it is. The same in every process and snapshot.
+
+    A folder that grows keeps the identities of the rows it had, also where rows repeat.
+    """
+    content = content_hashes(table)
+    order = np.argsort(content, kind="stable")
+    ranked = content[order]
+    first = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])
+    lengths = np.diff(np.r_[first, len(ranked)])
+    copies = np.empty(len(content), np.uint64)
+    copies[order] = np.arange(len(content), dtype=np.uint64) - np.repeat(first, lengths).astype(np.uint64)
+    return content ^ (copies * ODD)
+
+
+def content_hashes(table: Table) -> NDArray[np.uint64]:
+    """A 64-bit hash of what each row holds.
 
     Columns are hashed by pandas' keyed SipHash (text) or its integer mix (numbers), salted with their name, and
     added: neither the order of columns nor a column's kind while it holds no value matters.

@@ -1,3 +1,4 @@
+# ruff: noqa: T201  # what a job prints is its log
 """Has what is asked for moved away from what was learned? Evidently decides, column by column.
 
 Traps that this file is shaped around: the preset computes everything three times (so: `ValueDrift` per column);
@@ -21,8 +22,8 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from activities.compute import GATHERED_BY_EVIDENTLY, Job, on_demand
-from activities.compute.data import array_of, event_seconds
 from activities.compute.data import Table as Rows
+from activities.compute.data import array_of, event_seconds
 from activities.compute.features import DAY
 from activities.compute.inference import Columns, read_loosely
 from everloop.contracts import DriftRequest
@@ -313,4 +314,3 @@ def _unique(names: Sequence[str]) -> list[str]:
         seen[name] = seen.get(name, 0) + 1
         made.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
     return made
-

@@ -1,3 +1,4 @@
+# ruff: noqa: T201  # what a job prints is its log
 """How good is the candidate, and is it better than the champion on rows that neither has seen?"""
 
 import json
@@ -130,7 +131,7 @@ def auc(positive: NDArray[np.bool_], answers: Floats) -> float | None:
 # --- champion against challenger ----------------------------------------------------------------
 
 
-def _compare(
+def _compare(  # noqa: PLR0917
     request: EvaluateRequest, job: Job, pipeline: Pipeline, values: Floats, answers: Floats, rows: NDArray[np.int64]
 ) -> Comparison:
     champion, spec = request.champion, request.spec
@@ -139,13 +140,15 @@ def _compare(
     signature = Signature.model_validate_json(job.artifacts.get(champion.signature))
     if (signature.task, signature.target) != (spec.task, spec.target):
         was = f"Version {champion.version} answers another question ({signature.task} of {signature.target!r})"
-        return Comparison(verdict="no_champion", reason=f"{was}: nothing to compare.", champion_version=champion.version)
+        reason = f"{was}: nothing to compare."
+        return Comparison(verdict="no_champion", reason=reason, champion_version=champion.version)
     if len(rows) < FRESH_ROWS:
-        reason = f"Only {len(rows)} test rows are new to version {champion.version}; {FRESH_ROWS} are needed to compare."
-        return Comparison(
-            verdict="no_fresh_rows", reason=reason, champion_version=champion.version, rows=len(rows)
+        reason = (
+            f"Only {len(rows)} test rows are new to version {champion.version}; {FRESH_ROWS} are needed to compare."
         )
-    own, theirs = _same_classes(pipeline, signature, answers, _champion_answers(request, job, champion, signature, rows))
+        return Comparison(verdict="no_fresh_rows", reason=reason, champion_version=champion.version, rows=len(rows))
+    told = _champion_answers(request, job, champion, signature, rows)
+    own, theirs = _same_classes(pipeline, signature, answers, told)
     return _verdict(spec, champion, scores(spec.task, values, own), scores(spec.task, values, theirs), len(rows))
 
 
@@ -181,10 +184,9 @@ def _same_classes(pipeline: Pipeline, signature: Signature, own: Floats, theirs:
 def _verdict(
     spec: LifecycleSpec, champion: Champion, own: dict[str, float], theirs: dict[str, float], rows: int
 ) -> Comparison:
-    metric = spec.objective if spec.objective in own else METRICS[spec.task][0]
-    note = ""
+    metric, note = spec.objective, ""
     if metric not in own:
-        metric = "log_loss" if spec.task != "regression" else "rmse"
+        metric = "rmse" if spec.task == "regression" else "log_loss"
         note = f" ({spec.objective} needs more than one class or value in these rows)"
     challenger, best = own[metric], theirs[metric]
     gain = challenger - best if metric in HIGHER_IS_BETTER else best - challenger

@@ -1,3 +1,4 @@
+# ruff: noqa: T201  # what a job prints is its log
 """ONE ONNX graph: raw columns in, probabilities or a value out, proven equal to the trained model row by row.
 
 Known wrong conversions that this file is shaped around: onnxmltools rounds thresholds to the nearest float32,
@@ -26,22 +27,24 @@ from activities.compute.features import (
     FIRST_SECOND,
     LAST_SECOND,
     MISSING,
+    NOTHING,
     OTHER,
     Floats,
     Input,
     Pipeline,
 )
 from activities.compute.inference import Columns, Model
-from activities.compute.training import lightgbm, predicted
+from activities.compute.training import predicted
 from everloop.contracts import ExportRequest
 from everloop.errors import DatasetTooSmall, ParityFailed
 from everloop.records import Exported, Field, Parity, Signature
 from everloop.specs import LifecycleSpec
 
 with without(*UNUSED_BY_LIGHTGBM):
+    import lightgbm
     from onnxmltools.convert import convert_lightgbm
     from onnxmltools.convert.common.data_types import FloatTensorType
-    from onnxmltools.convert.lightgbm.operator_converters import LightGbm as converter
+    from onnxmltools.convert.lightgbm.operator_converters import LightGbm as converter  # noqa: N813  # a module
 
 OPSET, ML_OPSET, IR_VERSION = 18, 3, 9
 REFERENCE_ROWS = 50_000
@@ -178,7 +181,9 @@ def _numbers(graph: Graph, inputs: Sequence[Input]) -> str:
         block = graph.add("Where", graph.add("IsNaN", block), fills, block)
     if any(entry.offset for entry in inputs):
         block = graph.add("Sub", block, graph.constant([[entry.offset for entry in inputs]], np.float64))
-    return graph.add("Cast", block, to=TensorProto.FLOAT)
+    single = graph.add("Cast", block, to=TensorProto.FLOAT)
+    near = graph.add("LessOrEqual", graph.add("Abs", single), graph.constant([[NOTHING]], np.float32))
+    return graph.add("Where", near, graph.constant([[0.0]], np.float32), single)
 
 
 def _dates(graph: Graph, entry: Input) -> list[str]:
@@ -348,9 +353,7 @@ def _deep(work: Callable[[], T]) -> T:
 # --- the proof ----------------------------------------------------------------------------------
 
 
-def prove(
-    pipeline: Pipeline, booster: "lightgbm.Booster", model: Model, table: Table, *, seed: int
-) -> Parity:
+def prove(pipeline: Pipeline, booster: "lightgbm.Booster", model: Model, table: Table, *, seed: int) -> Parity:
     """Compare the graph with the trained model on real rows and on edges, by probability or value.
 
     Real rows: all up to 50,000; fewer than 10,000 are filled up by drawing each column on its own.
@@ -378,10 +381,9 @@ def prove(
     if mismatches:
         print(f"parity failed in {mismatches} rows, for instance {first}")
         hint = "this is a fault of the export, not of the data: report it with the row"
-        raise ParityFailed(
-            f"{mismatches} of {parity.rows + parity.edge_rows} rows differ by up to {worst:.3g}, for instance {first[:500]}",
-            hint=hint,
-        )
+        compared = parity.rows + parity.edge_rows
+        message = f"{mismatches} of {compared} rows differ by up to {worst:.3g}, for instance {first[:500]}"
+        raise ParityFailed(message, hint=hint)
     return parity
 
 
@@ -469,5 +471,3 @@ def _thresholds(pipeline: Pipeline, booster: "lightgbm.Booster") -> dict[str, li
                 if place < len(names):
                     found.setdefault(names[place], set()).add(float(word))
     return {name: sorted(values) for name, values in found.items()}
-
-

@@ -1,3 +1,4 @@
+# ruff: noqa: T201  # what a job prints is its log
 """Raw columns become features, and rows become parts.
 
 The preprocessing is fitted on the train part only and is small enough to be written twice: here in NumPy and in
@@ -6,9 +7,9 @@ The preprocessing is fitted on the train part only and is small enough to be wri
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from activities.compute.data import (
     Target,
     bounded,
     check_spec,
+    content_hashes,
     event_seconds,
     load,
     row_hashes,
@@ -44,6 +46,8 @@ DAY = 86400.0
 FIRST_SECOND, LAST_SECOND = -62135596800.0, 253402300799.0  # years 1 to 9999: calendar arithmetic stays positive
 FAR = 2.0**20
 """A column this many spreads away from 0 is centred in float64 first: float32 would blur its rows together."""
+NOTHING = np.float32(1e-35)
+"""LightGBM takes what is this near to 0 for 0, but only in some of its ways through a tree: so it never sees any."""
 FRESH_ROWS = 30
 """Fewer rows than this that the champion has not seen cannot compare two models."""
 
@@ -158,7 +162,8 @@ def prepare(request: PrepareRequest, job: Job) -> Prepared:
     path = job.scratch / "matrix.npz"
     np.savez(path, X=matrix, y=target.values[rows], part=part, fresh=fresh, rows=rows)
     counts = np.bincount(part, minlength=3)
-    print(f"train {counts[TRAIN]:,}, validation {counts[VALIDATION]:,}, test {counts[TEST]:,} rows; {fresh.sum():,} fresh")
+    print(f"train {counts[TRAIN]:,}, validation {counts[VALIDATION]:,}, test {counts[TEST]:,} rows")
+    print(f"{fresh.sum():,} of the test rows are new to the champion" if request.champion else "there is no champion")
     print(f"{len(pipeline.inputs)} columns become {len(pipeline.names)} features")
     for column in pipeline.dropped:
         print(f"not used: {column.name!r}, {column.reason}")
@@ -192,7 +197,7 @@ def split(spec: LifecycleSpec, table: Table, target: Target, unseen: NDArray[np.
     """The part of each labelled row: 0 train, 1 validation, 2 test.
 
     By time the test part is the latest, and rows of one moment stay together; rows without a time are trained on.
-    Without time the row's hash decides, so equal rows stay together and a row keeps its part in any process.
+    Without time the row's hash decides: the same in any process, and equal rows stay together unless most are.
     Every class has a row in the train part: where it would have none, its earliest rows are moved there.
     """
     rows = target.labelled
@@ -218,7 +223,12 @@ def _order(spec: LifecycleSpec, table: Table, rows: NDArray[np.int64]) -> Floats
         if len(np.unique(seconds[np.isfinite(seconds)])) >= 3:  # noqa: PLR2004  # three parts
             return seconds
         print(f"the times of {spec.time!r} are too few to split by: rows are split by their hash")
-    return (row_hashes(table)[rows] >> np.uint64(11)).astype(np.float64)
+    content = content_hashes(table)[rows]
+    if 2 * len(np.unique(content)) < len(content):
+        content = row_hashes(table)[
+            rows
+        ]  # few different rows, as in a table of categories: copies are drawn one by one
+    return (content >> np.uint64(11)).astype(np.float64)
 
 
 def _test(spec: LifecycleSpec, order: Floats, there: NDArray[np.bool_], unseen: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -241,8 +251,8 @@ def latest(order: Floats, share: float, among: NDArray[np.bool_]) -> NDArray[np.
     including = np.searchsorted(values, border, "left")
     wanted = len(values) * (1 - share)
     if including == 0 or (above < len(values) and abs(above - wanted) < abs(including - wanted)):
-        return among & (order > border)
-    return among & (order >= border)
+        return np.asarray(among & (order > border))
+    return np.asarray(among & (order >= border))
 
 
 def _every_class(codes_: NDArray[np.int64], order: Floats, part: NDArray[np.int8], classes: int) -> None:
@@ -301,7 +311,9 @@ def _candidates(spec: LifecycleSpec, table: Table) -> list[str]:
     return [name for name in names if name not in never and (chosen is None or name in chosen)]
 
 
-def _fit_column(column: Column, values: NDArray[np.generic], spec: LifecycleSpec) -> Input | str:
+def _fit_column(  # noqa: PLR0911  # one return per reason
+    column: Column, values: NDArray[np.generic], spec: LifecycleSpec
+) -> Input | str:
     """The column as an input, or why it is none."""
     asked = spec.features.include is not None
     if values.dtype == object:
@@ -386,7 +398,8 @@ def numbers(inputs: Sequence[Input], columns: Columns, rows: int) -> Matrix:
     fills = np.array([np.nan if entry.nullable else entry.fill for entry in inputs])
     offsets = np.array([entry.offset for entry in inputs])
     with np.errstate(over="ignore", invalid="ignore"):
-        return (np.where(np.isnan(block), fills, block) - offsets).astype(np.float32)
+        single = (np.where(np.isnan(block), fills, block) - offsets).astype(np.float32)
+        return np.where(np.abs(single) <= NOTHING, np.float32(0), single)
 
 
 def dates(entry: Input, seconds: NDArray[np.generic]) -> Matrix:
@@ -397,7 +410,7 @@ def dates(entry: Input, seconds: NDArray[np.generic]) -> Matrix:
     missing = np.isnan(raw)
     exact = np.clip(np.where(missing, 0.0, raw), FIRST_SECOND, LAST_SECOND)
     whole = np.floor(exact).astype(np.int64) - int(FIRST_SECOND)
-    parts = {
+    parts: dict[Part, Callable[[], NDArray[Any]]] = {
         "hour": lambda: whole % 86400 // 3600,
         "weekday": lambda: whole // 86400 % 7,  # 1 January of year 1 was a Monday
         "day": lambda: _day_and_month(whole)[0],
@@ -423,5 +436,3 @@ def codes(entry: Input, values: NDArray[np.generic]) -> Matrix:
     table = {value: place for place, value in enumerate(entry.known, FIRST)} | {"": MISSING}
     found = [table.get(value, OTHER) for value in values.tolist()]
     return np.array(found, np.float32).reshape(-1, 1)
-
-

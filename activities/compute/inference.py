@@ -6,7 +6,7 @@ Raw columns are the same thing here as in training: `Columns` maps a field's nam
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -19,6 +19,7 @@ from everloop.errors import IntegrityError, InvalidPrediction
 from everloop.records import Field, Signature
 
 Columns = dict[str, NDArray[Any]]
+Reader = Callable[[object], float | str]
 
 MISSING_TEXT = frozenset({"", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "NaT", "null", "NULL"})
 """Text that stands for a missing value, in data and in requests alike. `None` is not here: tables use it as a value."""
@@ -64,13 +65,14 @@ class Model:
         options.log_severity_level = 3
         try:
             self.session = onnxruntime.InferenceSession(onnx_bytes, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's own errors share no base class but this
+        except Exception as error:  # noqa: BLE001  # ONNX Runtime's own errors share no other base
             raise IntegrityError(f"the model's bytes are not a graph: {str(error)[:200]}") from None
         self.signature = signature
         self.inputs = [entry.name for entry in self.session.get_inputs()]
         self.output = self.session.get_outputs()[0].name
         if len(self.inputs) != len(signature.fields):
-            raise IntegrityError(f"the graph has {len(self.inputs)} inputs, its signature {len(signature.fields)} fields")
+            fields = len(signature.fields)
+            raise IntegrityError(f"the graph has {len(self.inputs)} inputs, its signature {fields} fields")
         self.known = frozenset(field.name for field in signature.fields)
         named = (signature.target, signature.time, signature.key, *signature.ignored)
         self.ignored = frozenset(name for name in named if name) - self.known
@@ -91,7 +93,8 @@ class Model:
 
     def predict(self, columns: Columns) -> Predictions:
         """Answer for columns that `check` made, or for raw arrays of the same kinds (also [rows, 1])."""
-        feed = [(name, columns[field.name].reshape(-1, 1)) for name, field in zip(self.inputs, self.signature.fields, strict=True)]
+        named = zip(self.inputs, self.signature.fields, strict=True)
+        feed = [(name, columns[field.name].reshape(-1, 1)) for name, field in named]
         rows = len(feed[0][1])
         parts = [
             self.session.run([self.output], {name: values[start : start + BATCH_ROWS] for name, values in feed})[0]
@@ -102,21 +105,27 @@ class Model:
 
     def _names(self, place: int, row: Mapping[str, object], *, timed: bool) -> None:
         if not isinstance(row, Mapping):
-            raise InvalidPrediction(f"row {place} is not an object", field=f"rows[{place}]", hint='send {"column": value}')
+            raise InvalidPrediction(
+                f"row {place} is not an object", field=f"rows[{place}]", hint='send {"column": value}'
+            )
         missing = [name for name in self.known - row.keys() if not (timed and name == self.signature.time)]
         if missing:
             shown = _listed(field.name for field in self.signature.fields if field.name in missing)
             hint = f"send {shown}; null where a value is not known"
-            raise InvalidPrediction(f"row {place} lacks {shown}", field=f"rows[{place}].{sorted(missing)[0]}", hint=hint)
+            raise InvalidPrediction(f"row {place} lacks {shown}", field=f"rows[{place}].{min(missing)}", hint=hint)
         extra = row.keys() - self.known - self.ignored
         if extra:
             hint = f"the model's columns are {_listed(field.name for field in self.signature.fields)}"
             shown = _listed(sorted(map(str, extra)))
             message = f"row {place} has columns that the model does not know: {shown}"
-            raise InvalidPrediction(message, field=f"rows[{place}].{sorted(map(str, extra))[0]}", hint=hint)
+            raise InvalidPrediction(message, field=f"rows[{place}].{min(map(str, extra))}", hint=hint)
 
     def _column(
-        self, field: Field, read: Any, rows: Sequence[Mapping[str, object]], event_times: Sequence[datetime] | None  # noqa: ANN401
+        self,
+        field: Field,
+        read: Reader,
+        rows: Sequence[Mapping[str, object]],
+        event_times: Sequence[datetime] | None,
     ) -> NDArray[Any]:
         column = np.empty((len(rows), 1), object if field.kind == "category" else np.float64)
         for place, row in enumerate(rows):
@@ -129,16 +138,16 @@ class Model:
                 raise InvalidPrediction(
                     f"row {place}: {field.name[:SHOWN]!r} is {_shown(row[field.name])}",
                     field=f"rows[{place}].{field.name}",
-                    hint=f"expected {error.args[0] if isinstance(error, _Expected) else 'a smaller number'}",
+                    hint=f"expected {error.args[0] if isinstance(error, _ExpectedError) else 'a smaller number'}",
                 ) from None
         return column
 
 
-class _Expected(ValueError):
+class _ExpectedError(ValueError):
     """What a value should have been."""
 
 
-def _reader(field: Field) -> Any:  # noqa: ANN401
+def _reader(field: Field) -> Reader:
     if field.kind == "number":
         return _number
     if field.kind == "boolean":
@@ -151,19 +160,18 @@ def _reader(field: Field) -> Any:  # noqa: ANN401
 def read_loosely(field: Field, value: object) -> float | str:
     """A logged value as the raw column holds it; missing where it does not fit the field."""
     try:
-        read: float | str = _reader(field)(value)
+        return _reader(field)(value)
     except (ValueError, OverflowError):
         return "" if field.kind == "category" else math.nan
-    return read
 
 
 def _number(value: object) -> float:
     if value is None:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _Expected("a number or null")
+        raise _ExpectedError("a number or null")
     if not math.isfinite(value):
-        raise _Expected("a finite number or null")
+        raise _ExpectedError("a finite number or null")
     return float(value)
 
 
@@ -172,17 +180,18 @@ def _boolean(value: object) -> float:
         return math.nan
     if isinstance(value, bool) or (isinstance(value, int | float) and value in (0, 1)):
         return float(value)
-    raise _Expected("true, false or null")
+    raise _ExpectedError("true, false or null")
 
 
 def _text(value: object) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise _Expected("text or null")
+        raise _ExpectedError("text or null")
     if value in MISSING_TEXT:
         return ""
-    return value if value.isascii() else value.encode("utf-8", "replace").decode()  # JSON may hold half a surrogate pair
+    # JSON may hold half of a surrogate pair, which is no text.
+    return value if value.isascii() else value.encode("utf-8", "replace").decode()
 
 
 def _code(value: object) -> str:
@@ -190,7 +199,7 @@ def _code(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return _text(value)
     if not math.isfinite(value):
-        raise _Expected("text, a finite number or null")
+        raise _ExpectedError("text, a finite number or null")
     return str(int(value)) if float(value).is_integer() else repr(value)
 
 
@@ -202,14 +211,14 @@ def _datetime(value: object) -> float:
             return _seconds(datetime.fromisoformat(value.strip()))
         except ValueError:
             pass
-    raise _Expected("ISO 8601 text such as 2013-01-31T12:00:00Z, or null")
+    raise _ExpectedError("ISO 8601 text such as 2013-01-31T12:00:00Z, or null")
 
 
 def _seconds(moment: datetime) -> float:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
-def _listed(names: Iterator[str] | Sequence[str]) -> str:
+def _listed(names: Iterable[str]) -> str:
     every = [name[:SHOWN] for name in names]
     more = f" and {len(every) - 10} more" if len(every) > 10 else ""  # noqa: PLR2004
     return ", ".join(map(repr, every[:10])) + more

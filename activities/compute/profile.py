@@ -1,3 +1,4 @@
+# ruff: noqa: T201  # what a job prints is its log
 """Look at a table and say what it seems to be: `python -m activities.compute.profile FILE --target COLUMN`.
 
 Prints one JSON object: the profile, or `{"error", "message", "field", "hint"}` with exit status 2.
@@ -54,7 +55,9 @@ def profile(path: Path, target: str, time: str | None) -> dict[str, Any]:
     check_spec(_spec(path, "regression", target, time), rows.column_names)
     if len(table) < MINIMUM_ROWS:
         hint = f"at least {MINIMUM_ROWS} rows with a target are needed"
-        raise DatasetTooSmall(f"the data has {len(table)} row{'s' * (len(table) != 1)}", field=str(path.name), hint=hint)
+        raise DatasetTooSmall(
+            f"the data has {len(table)} row{'s' * (len(table) != 1)}", field=str(path.name), hint=hint
+        )
     task, why = guess_task(table, target)
     spec = _spec(path, task, target, time)
     found = target_of(table, spec)
@@ -160,9 +163,7 @@ def leaks(table: Table, target: Target, goal: str, time: str | None) -> dict[str
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
-def _alone(
-    raw: NDArray[Any], values: NDArray[np.float64], first: NDArray[np.bool_], classes: int
-) -> float:
+def _alone(raw: NDArray[Any], values: NDArray[np.float64], first: NDArray[np.bool_], classes: int) -> float:
     """What the mean of the target per bin of one column is worth on the other half of the rows."""
     bins, count = _bins(raw, first)
     if count > len(raw) // 10:
@@ -212,5 +213,3 @@ def main(arguments: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
-
-

@@ -1,3 +1,4 @@
+# ruff: noqa: T201  # what a job prints is its log
 """LightGBM on one thread: fitted on the train part until validation says stop, then on everything.
 
 Inputs are float32: the exported graph compares float32 with its thresholds, and only a model that was fitted
@@ -48,9 +49,7 @@ def train(request: TrainRequest, job: Job) -> Trained:
     metrics = score(pipeline, values[judged], predicted(booster, pipeline, matrix[judged], iterations))
     print(f"{iterations} of at most {spec.training.rounds} rounds; validation: {_told(metrics)}")
     text = booster.model_to_string(num_iteration=iterations)
-    return Trained(
-        model=job.artifacts.put(text.encode(), "model.txt"), iterations=max(1, iterations), metrics=metrics
-    )
+    return Trained(model=job.artifacts.put(text.encode(), "model.txt"), iterations=max(1, iterations), metrics=metrics)
 
 
 def refit(request: RefitRequest, job: Job) -> Refitted:
@@ -74,7 +73,8 @@ def refit(request: RefitRequest, job: Job) -> Refitted:
     np.save(path, seen)
     seconds = event_seconds(table, spec.time)[rows] if spec.time else np.array([np.nan])
     until = moment(float(np.nanmax(seconds))) if np.isfinite(seconds).any() else None
-    print(f"{len(rows):,} rows, {booster.current_iteration()} rounds" + (f", until {until:%Y-%m-%d %H:%M}" if until else ""))
+    when = f", until {until:%Y-%m-%d %H:%M}" if until else ""
+    print(f"{len(rows):,} rows, {booster.current_iteration()} rounds{when}")
     return Refitted(
         model=job.artifacts.put(booster.model_to_string().encode(), "model.txt"),
         pipeline=job.artifacts.put(pipeline.dump(), "pipeline.json"),
