@@ -79,7 +79,7 @@ def test_every_answered_row_survives_kill_9(tmp_path):
     script = f"""
 import sys, datetime
 from pathlib import Path
-sys.path.insert(0, {os.getcwd()!r})
+sys.path.insert(0, {str(Path.cwd())!r})
 from everloop.predictions import PredictionLog
 log = PredictionLog(Path({str(tmp_path)!r}))
 for number in range(10**9):
@@ -142,7 +142,8 @@ def test_a_full_disk_is_said_and_the_next_append_begins_another_file(log):
     (written,) = log.folder.glob("day=*/*.jsonl")
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (written.stat().st_size + 50, limit[1]))  # the second line is cut off by the kernel
+    # The second line is cut off by the kernel.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (written.stat().st_size + 50, limit[1]))
     try:
         with pytest.raises((StorageLow, Unavailable)):
             log.append([row("b")])
@@ -172,4 +173,5 @@ def test_rows_reach_the_disk_within_about_a_second(log, monkeypatch):
     while not synced and time.monotonic() < began + 5:
         time.sleep(0.05)
 
-    assert synced and synced[0] - began < 2.5
+    assert synced
+    assert synced[0] - began < 2.5
