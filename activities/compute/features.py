@@ -44,7 +44,7 @@ LEAST_COUNT = 2
 MISSING, OTHER, FIRST = 0, 1, 2  # codes of a category
 DAY = 86400.0
 FIRST_SECOND, LAST_SECOND = -62135596800.0, 253402300799.0  # years 1 to 9999: calendar arithmetic stays positive
-FAR = 2.0**20
+FAR = 2.0**12
 """A column this many spreads away from 0 is centred in float64 first: float32 would blur its rows together."""
 NOTHING = np.float32(1e-35)
 """LightGBM takes what is this near to 0 for 0, but only in some of its ways through a tree: so it never sees any."""
@@ -333,7 +333,8 @@ def _fit_column(  # noqa: PLR0911  # one return per reason
         return "it only counts the rows"
     low, high = float(filled.min()), float(filled.max())
     middle = float(np.median(filled))
-    far = column.kind == "number" and abs(middle) > FAR * float(np.float32(filled.std()) or 1.0) / 256
+    with np.errstate(over="ignore"):
+        far = column.kind == "number" and abs(middle) > FAR * float(filled.std() or 1.0)
     return Input(
         name=column.name,
         kind="boolean" if column.kind == "boolean" else "number",

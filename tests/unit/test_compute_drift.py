@@ -1,0 +1,230 @@
+"""Drift: Evidently's word per column, on what the prediction log holds."""
+
+import io
+import json
+import math
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from activities.compute import drift
+from activities.compute.drift import Pair
+from everloop import engine
+from everloop.artifacts import Artifacts
+from everloop.contracts import DriftRequest
+from everloop.errors import DatasetMissing
+from everloop.predictions import PredictionLog
+from everloop.records import Champion, Field, Signature, Slot, Window
+
+START = datetime(2024, 3, 1, tzinfo=UTC)
+WINDOW = Window(start=START, end=START + timedelta(days=1))
+ROWS = 1500
+RANDOM = np.random.default_rng(0)
+
+FIELDS = (
+    Field(name="steady", kind="number"),
+    Field(name="moved", kind="number"),
+    Field(name="word", kind="category", known=("a", "b", "c")),
+    Field(name="</script><script>alert(1)</script>", kind="category", known=("a", "b")),
+    Field(name="constant", kind="number"),
+    Field(name="gone", kind="number"),
+    Field(name="never", kind="number"),
+    Field(name="flag", kind="boolean"),
+    Field(name="ordered", kind="datetime"),
+    Field(name="at", kind="datetime"),
+)
+SIGNATURE = Signature(task="binary", fields=FIELDS, target="y", classes=("0", "1"), positive="1", time="at")
+
+
+class FolderJob:
+    def __init__(self, root: Path) -> None:
+        self.artifacts = Artifacts(str(root / "artifacts"))
+        self.predictions_dir = root / "predictions"
+        self.scratch = root
+
+    def report(self, step: int, /, **values: float) -> None: ...
+
+
+def reference() -> pa.Table:
+    at = np.array([datetime(2023, 1, 1, tzinfo=UTC) + timedelta(hours=int(hour)) for hour in range(ROWS)])
+    moment = pa.timestamp("us", "UTC")
+    return pa.table(
+        {
+            "steady": RANDOM.normal(size=ROWS),
+            "moved": RANDOM.normal(size=ROWS),
+            "word": RANDOM.choice(list("abc"), ROWS),
+            "</script><script>alert(1)</script>": RANDOM.choice(["a", "b"], ROWS),
+            "constant": np.full(ROWS, 3.0),
+            "gone": RANDOM.normal(size=ROWS),
+            "never": pa.nulls(ROWS, pa.float64()),
+            "flag": RANDOM.random(ROWS) < 0.5,
+            "ordered": pa.array([each - timedelta(days=int(RANDOM.integers(1, 9))) for each in at], moment),
+            "at": pa.array(at, moment),
+        }
+    )
+
+
+def logged(place: int) -> dict[str, object]:
+    at = START + timedelta(seconds=place * 80 % 86400)
+    features = {
+        "steady": float(RANDOM.normal()),
+        "moved": float(RANDOM.normal() + 1),
+        "word": str(RANDOM.choice(list("abc"))),
+        "</script><script>alert(1)</script>": "</script><script>alert(2)</script>",
+        "constant": 3.0,
+        "gone": None,
+        "never": None,
+        "flag": bool(RANDOM.random() < 0.5),
+        "ordered": (at - timedelta(days=int(RANDOM.integers(1, 9)))).isoformat(),
+        "at": at.isoformat(),
+    }
+    return {
+        "request_id": f"r{place}",
+        "row": 0,
+        "key": None,
+        "event_time": at.isoformat(),
+        "version": 1,
+        "features": features,
+        "prediction": {},
+    }
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> FolderJob:
+    return FolderJob(tmp_path)
+
+
+def asked(job: FolderJob, rows: int = ROWS) -> DriftRequest:
+    buffer = io.BytesIO()
+    pa.parquet.write_table(reference(), buffer)
+    kept = job.artifacts.put(buffer.getvalue())
+    signature = job.artifacts.put(SIGNATURE.model_dump_json().encode())
+    if rows:
+        PredictionLog(job.predictions_dir / "p" / "m").append([logged(place) for place in range(rows)])
+    champion = Champion(
+        version=1, model_digest="0" * 64, model=signature, signature=signature, seen=signature, release_seq=1
+    )
+    return DriftRequest(
+        project="p",
+        model="m",
+        champion=champion,
+        reference_sha256=kept.sha256,
+        window=WINDOW,
+        minimum_rows=100,
+        seed=0,
+        slot=Slot(device="cpu0", token=1, holder="w/r"),
+    )
+
+
+def test_what_moved_is_found_and_what_is_steady_is_not(job: FolderJob) -> None:
+    report = drift.measure(asked(job), job)
+
+    found = {column.column: column for column in report.columns}
+    drifted = {name for name, column in found.items() if column.drifted}
+    assert drifted == {"moved", "</script><script>alert(1)</script>", "gone"}
+    assert found.keys() == {field.name for field in FIELDS} - {"at"}  # time goes on: that is no drift
+    assert report.share == pytest.approx(3 / 9)
+    assert (report.rows, report.reference_rows) == (ROWS, ROWS)
+    assert found["moved"].method == "Wasserstein distance (normed)"
+    assert found["moved"].score > found["moved"].threshold
+    assert report.report is not None
+    assert json.loads(job.artifacts.get(report.report))["evidently"]
+
+
+def test_a_window_with_few_rows_says_so(job: FolderJob) -> None:
+    report = drift.measure(asked(job, rows=99), job)
+
+    assert report.insufficient == "99 rows in the window, 100 are needed"
+    assert report.report is None
+
+
+def test_the_picture_holds_no_text_that_could_run(job: FolderJob) -> None:
+    blob = drift.render(asked(job), job)
+
+    text = job.artifacts.get(blob).decode()
+    assert "alert(1)" in text  # the column is there
+    assert "<script>alert" not in text
+    assert "</script><script>alert" not in text
+
+
+def test_a_window_without_rows_has_no_picture(job: FolderJob) -> None:
+    with pytest.raises(DatasetMissing, match="no predictions"):
+        drift.render(asked(job, rows=0), job)
+
+
+def test_small_samples_are_judged_by_p_values_the_other_way_round() -> None:
+    same = Pair("same", True, RANDOM.normal(size=500), RANDOM.normal(size=500))
+    other = Pair("other", True, RANDOM.normal(size=500), RANDOM.normal(size=500) + 1)
+
+    (steady, moved), _ = drift.judge([same, other])
+
+    assert steady.method == moved.method == "K-S p_value"
+    assert (steady.drifted, moved.drifted) == (False, True)
+    assert moved.score < moved.threshold < steady.score
+
+
+def test_a_nearly_constant_column_is_compared_as_usual_or_other() -> None:
+    before = np.zeros(2000)
+    before[:5] = 300.0
+    now = np.zeros(2000)
+    now[:6] = 2672.0
+
+    ((column), *_), _ = drift.judge([drift._pair(Field(name="n", kind="number"), before, now)])
+
+    assert not column.drifted
+    assert column.score < 0.1
+
+
+def test_a_sample_is_bounded_seeded_and_fair() -> None:
+    rows = [{"n": number} for number in range(10_000)]
+
+    chosen = drift.sample(iter(rows), 1000, seed=1)
+
+    assert len(chosen) == 1000
+    assert chosen == drift.sample(iter(rows), 1000, seed=1)
+    assert chosen != drift.sample(iter(rows), 1000, seed=2)
+    assert math.isclose(np.mean([row["n"] for row in chosen]), 5000, rel_tol=0.1)
+
+
+WORD = """
+import json, sys
+import numpy as np, pandas as pd
+{how}
+random = np.random.default_rng(0)
+frames = [
+    pd.DataFrame({{"n": random.normal(size=2000) + shift, "c": random.choice(list("abc"), 2000)}})
+    for shift in (0, .3)
+]
+definition = DataDefinition(numerical_columns=["n"], categorical_columns=["c"])
+sides = [Dataset.from_pandas(frame, data_definition=definition) for frame in frames]
+told = json.loads(Report([ValueDrift(column="n"), ValueDrift(column="c")], include_tests=True).run(*sides).json())
+print([(metric["value"], metric["config"]) for metric in told["metrics"]], [test["status"] for test in told["tests"]])
+"""
+WHOLE = "from evidently import DataDefinition, Dataset, Report\nfrom evidently.metrics import ValueDrift"
+LEAN = """from activities.compute import GATHERED_BY_EVIDENTLY, on_demand
+with on_demand(*GATHERED_BY_EVIDENTLY):
+    from evidently import DataDefinition, Dataset, Report
+    from evidently.metrics import ValueDrift
+assert "evidently.legacy.tests.recsys_tests" not in sys.modules"""
+
+
+def test_evidently_says_the_same_however_it_is_imported() -> None:
+    words = [
+        subprocess.run(
+            [sys.executable, "-c", WORD.format(how=how)],
+            env=engine.environment(),
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for how in (WHOLE, LEAN)
+    ]
+
+    assert words[0] == words[1]
+    assert "FAIL" in words[0]
