@@ -17,7 +17,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -431,19 +431,19 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def main(arguments: Sequence[str] = ()) -> None:
-    """Run the stack until Ctrl-C or SIGTERM. Raises `SystemExit`: 1 and one clear message when it cannot run."""
-    if arguments:
-        sys.exit(f"the launcher takes no arguments, only settings: {' '.join(arguments)}")
+def main() -> int:
+    """Run the stack until Ctrl-C or SIGTERM; the exit code. 1, after one clear message, when it cannot run."""
     for kind in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(kind, _interrupt)
     try:
         _run()
     except KeyboardInterrupt:
-        sys.exit(0)
+        return 0
     except EverloopError as error:
         hint = f"\n  hint: {error.hint}" if error.hint else ""
-        sys.exit(f"error: {error}{hint}")
+        print(f"error: {error}{hint}", file=sys.stderr, flush=True)  # noqa: T201
+        return 1
+    return 0
 
 
 def _run() -> None:
@@ -456,4 +456,4 @@ def _run() -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main())
