@@ -47,9 +47,11 @@ class TrialJobs:
 class TrialWorkflow:
     @workflow.run
     async def run(self, request: Trial, heartbeat_seconds: float, queue: str) -> Tried:
+        info = workflow.info()
+        slot = request.slot.model_copy(update={"holder": f"{info.workflow_id}/{info.run_id}"})
         return await workflow.execute_activity(
             "everloop.trial",
-            request,
+            request.model_copy(update={"slot": slot}),
             activity_id="trial.1",
             result_type=Tried,
             task_queue=queue,
@@ -130,7 +132,7 @@ class Bridge:
     async def ask(
         self, function: str, token: int = 1, device: str = "cpu0", heartbeat: float = 30.0, **values
     ) -> WorkflowHandle:
-        request = Trial(function=function, values=values, slot=Slot(device=device, token=token, holder="trial"))
+        request = Trial(function=function, values=values, slot=Slot(device=device, token=token, holder=""))
         return await self.client.start_workflow(
             "everloop.Trial",
             args=[request, heartbeat, self.queue],
@@ -147,9 +149,11 @@ class Bridge:
         self, run_id: str, function: str, token: int = 1, device: str = "cpu0", activity_id: str = "trial.1", **values
     ) -> Tried:
         """Run a job as an activity of a run and id of our choice."""
-        request = Trial(function=function, values=values, slot=Slot(device=device, token=token, holder="trial"))
+        info = replace(ActivityEnvironment.default_info(), workflow_run_id=run_id, activity_id=activity_id)
+        slot = Slot(device=device, token=token, holder=f"{info.workflow_id}/{run_id}")
+        request = Trial(function=function, values=values, slot=slot)
         surroundings = ActivityEnvironment()
-        surroundings.info = replace(ActivityEnvironment.default_info(), workflow_run_id=run_id, activity_id=activity_id)
+        surroundings.info = info
         return await surroundings.run(self.jobs.run, function, request, Tried)
 
     def control(self) -> Worker:

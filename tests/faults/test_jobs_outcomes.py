@@ -6,10 +6,13 @@ import pytest
 from sqlmodel import select
 from temporalio.client import WorkflowFailureError
 from temporalio.exceptions import ApplicationError
+from temporalio.testing import ActivityEnvironment
 
-from everloop.errors import ComputeLost, Invalid
+from everloop.errors import ComputeLost, Invalid, LeaseLost
+from everloop.records import Slot
 from everloop.store import MetricRow
 from tests.faults import jobs_harness as harness
+from tests.faults.jobs_harness import Trial, Tried
 
 
 @pytest.fixture(scope="module")
@@ -132,8 +135,17 @@ async def test_a_result_of_an_older_token_is_kept_and_one_of_a_newer_token_is_no
 
 
 async def test_an_activity_id_that_is_no_folder_name_is_refused(bridge):
-    with pytest.raises(Invalid, match="activity id '../up' cannot be a folder's name"):
+    with pytest.raises(Invalid, match=r"activity id \'\.\./up\' cannot"):
         await bridge.jobs_as("run-1", "trial.echo", activity_id="../up")
+
+
+async def test_a_slot_of_an_earlier_run_is_not_used(bridge):
+    """A Reset replays the lease of the run before."""
+    slot = Slot(device="cpu0", token=1, holder="some-workflow/another-run")
+    surroundings = ActivityEnvironment()
+
+    with pytest.raises(LeaseLost, match="earlier run"):
+        await surroundings.run(bridge.jobs.run, "trial.echo", Trial(function="trial.echo", slot=slot), Tried)
 
 
 async def test_a_device_that_is_not_there_is_compute_lost_within_half_a_minute(bridge):

@@ -129,12 +129,13 @@ async def test_the_pool_is_told_of_dask_workers_at_the_start_and_when_that_chang
     control = Worker(
         client, task_queue=names.CONTROL, workflows=[HeardByPool], workflow_runner=UnsandboxedWorkflowRunner()
     )
-    command = [sys.executable, "-c", "import asyncio; from workers import compute; from everloop import settings; "
-               "asyncio.run(compute.main(settings.load()))"]  # fmt: skip
+    code = "import asyncio; from workers import compute; from everloop import settings as s; "
+    code += "asyncio.run(compute.main(s.load()))"
+    command = [sys.executable, "-c", code]
     store = harness.Store(dask.settings.database)
     store.migrate()
     store.close()
-    compute = subprocess.Popen(command, env=harness.environment(dask.settings))
+    compute = subprocess.Popen(command, env=harness.environment(dask.settings))  # noqa: ASYNC220
     handle = client.get_workflow_handle(names.pool_id(names.DEFAULT_POOL))
     try:
         async with control:

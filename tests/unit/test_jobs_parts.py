@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import distributed
 import pytest
@@ -42,7 +43,7 @@ def test_the_certificate_is_ours_alone_made_once_and_good_for_both_ends(settings
 
 
 def test_without_a_certificate_the_error_says_who_makes_it(settings):
-    with pytest.raises(Unavailable, match="dask.pem is missing") as caught:
+    with pytest.raises(Unavailable, match=r"dask\.pem is missing") as caught:
         security(settings)
     assert "everloop up" in caught.value.hint
 
@@ -130,11 +131,11 @@ def state_of_me() -> str:
 def watch_myself(folder: str) -> None:
     """In a Dask task: write down when it is no longer wanted."""
     task = supervisor.Task("topic")
-    open(f"{folder}/begun", "w").close()
+    Path(folder, "begun").touch()
     deadline = time.monotonic() + 20
     while task.wanted() and time.monotonic() < deadline:
         time.sleep(0.02)
-    open(f"{folder}/unwanted", "w").write(str(time.monotonic() < deadline))
+    Path(folder, "unwanted").write_text(str(time.monotonic() < deadline))
 
 
 async def test_the_internals_of_distributed_that_tell_a_cancelled_task_are_as_we_know_them(tmp_path):
@@ -145,7 +146,9 @@ async def test_the_internals_of_distributed_that_tell_a_cancelled_task_are_as_we
     ):
         assert await client.submit(state_of_me) == "executing"
         future = client.submit(watch_myself, str(tmp_path), pure=False)
-        while not (tmp_path / "begun").exists():
+        for _ in range(500):
+            if (tmp_path / "begun").exists():
+                break
             await asyncio.sleep(0.02)
         await future.cancel()
         for _ in range(100):
@@ -180,7 +183,8 @@ def test_a_process_ends_with_its_parent(tmp_path):
     """The parent starts it and is killed at once."""
     code = textwrap.dedent(f"""
         import subprocess, sys, time
-        inner = "from workers import connect; connect.die_with_parent(); print('up', flush=True); import time; time.sleep(60)"
+        inner = "import time; from workers import process; process.die_with_parent(); print(1, flush=True)"
+        inner += "; time.sleep(60)"
         p = subprocess.Popen([sys.executable, "-c", inner], stdout=subprocess.PIPE)
         p.stdout.readline()
         open({str(tmp_path / "pid")!r}, "w").write(str(p.pid))
@@ -193,7 +197,7 @@ def test_a_process_ends_with_its_parent(tmp_path):
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     deadline = time.monotonic() + 5
-    while time.monotonic() < deadline and os.path.exists(f"/proc/{pid}"):
+    while time.monotonic() < deadline and Path(f"/proc/{pid}").exists():
         time.sleep(0.02)
 
-    assert not os.path.exists(f"/proc/{pid}")
+    assert not Path(f"/proc/{pid}").exists()

@@ -36,6 +36,11 @@ def note(diary: Path, what: str) -> None:
         target.write(f"{what} {os.getpid()} {time.time()}\n")
 
 
+def tick(request: Trial) -> None:
+    with Path(request.values["diary"]).open("a") as target:
+        target.write("x")
+
+
 def family(request: Trial, job: ThisJob) -> Tried:
     """Descendants of every kind: in the group, in a session of its own, and an orphan of a dead parent."""
     diary = Path(request.values["diary"])
@@ -60,20 +65,20 @@ def small(request: Trial, job: ThisJob) -> Tried:
 
 
 def full(request: Trial, job: ThisJob) -> Tried:
-    Path(request.values["diary"]).open("a").write("x")
+    tick(request)
     if len(Path(request.values["diary"]).read_text()) < 2:
         raise StorageLow("1 MiB is free")
     return Tried(values={})
 
 
 def segfault(request: Trial, job: ThisJob) -> Tried:
-    Path(request.values["diary"]).open("a").write("x")
+    tick(request)
     ctypes.string_at(0)
     return Tried(values={})
 
 
 def memory(request: Trial, job: ThisJob) -> Tried:
-    Path(request.values["diary"]).open("a").write("x")
+    tick(request)
     raise MemoryError
 
 
@@ -86,7 +91,7 @@ def other(request: Trial, job: ThisJob) -> Tried:
 
 
 def chat(request: Trial, job: ThisJob) -> Tried:
-    print("hello from the job", flush=True)
+    print("hello from the job", flush=True)  # noqa: T201
     for step in range(request.values["steps"]):
         job.report(step, loss=1.0 / (step + 1), nothing=float("nan"))
     return Tried(values={})

@@ -8,7 +8,7 @@ from everloop.records import Result
 
 class Trial(JobRequest):
     function: str
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {}  # noqa: RUF012
 
 
 class Tried(Result):
