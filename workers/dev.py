@@ -118,7 +118,8 @@ class Stack:
     def start(self) -> None:
         """Start everything and wait until it works. Raises `CannotStart` with what to do."""
         settings = self.settings
-        self._launch(Child("scheduler", "workers", ("scheduler",)))
+        if not settings.dask_address:  # else somebody else's cluster, with workers of its own
+            self._launch(Child("scheduler", "workers", ("scheduler",)))
         self.server = self._temporal()
         self._take_over()
         store = Store(settings.database)
@@ -129,11 +130,11 @@ class Stack:
         self._launch(Child("api", "api"))
         self._launch(Child("compute", "workers", ("compute",)))
         self._launch(Child("serve", "api", ("serve",)))
-        # A slot gives up on a scheduler that does not answer for some seconds: let it be there first.
-        self._wait_for(lambda: [] if _listens(settings.port(SCHEDULER)) else ["scheduler"])
-        for name in devices.slot_names(settings):
-            self._launch(Child(name, "workers", ("slot", name)))
         self._wait_for(self.missing)
+        # Last, when the cores are free for it: a slot whose worker does not come up in seconds starts all over.
+        for name in [] if settings.dask_address else devices.slot_names(settings):
+            self._launch(Child(name, "workers", ("slot", name)))
+        self._wait_for(self.missing_slots)
 
     def mind(self) -> None:
         """Start again what ends; returns never. Raises `CannotStart` when something ends at once too often."""
@@ -224,17 +225,19 @@ class Stack:
             time.sleep(0.1)
 
     def missing(self) -> list[str]:
-        """Names of the processes that do not answer yet."""
+        """Names of the processes that do not answer yet, the slots not counted."""
         settings = self.settings
-        waiting = []
+        waiting = [] if settings.dask_address or _listens(settings.port(SCHEDULER)) else ["scheduler"]
         if not _answers(f"{settings.api_url}/readyz") or not (settings.keys_dir / "login.url").exists():
             waiting.append("api")
         if not _answers(f"{settings.serve_url}/healthz"):
             waiting.append("serve")
-        return waiting or asyncio.run(self._missing_workers()) or self._missing_slots()
+        return waiting or asyncio.run(self._missing_workers())
 
-    def _missing_slots(self) -> list[str]:
+    def missing_slots(self) -> list[str]:
         """Slots that the pool does not know of: a job could not be given to them."""
+        if self.settings.dask_address:
+            return []
         store = Store(self.settings.database)
         with store.read() as session:
             present = set(session.exec(select(DeviceRow.name).where(DeviceRow.present)))
@@ -308,7 +311,9 @@ def check_space(folder: Path) -> None:
 
 def check_ports(settings: Settings) -> None:
     """Raise `CannotStart` when one of our ports is taken."""
-    offsets = [API, SERVE, SCHEDULER] + ([] if settings.temporal_address else [TEMPORAL, TEMPORAL_UI])
+    offsets = [API, SERVE]
+    offsets += [] if settings.dask_address else [SCHEDULER]
+    offsets += [] if settings.temporal_address else [TEMPORAL, TEMPORAL_UI]
     for offset in offsets:
         temporal.check_port(settings.port(offset))
 
