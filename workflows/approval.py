@@ -4,6 +4,7 @@ The update is the decision; tables only show it. One typed by hand into Temporal
 """
 
 import asyncio
+import contextlib
 from typing import Literal
 
 from temporalio import workflow
@@ -85,6 +86,8 @@ class Approval:
         )
         self._journal.say(f"**{self._wait().sentence()}**\n\n{_card(request)}")
         await self._journal.settle()
+        with contextlib.suppress(ApplicationError):  # the lifecycle is gone: the deadline ends this gate
+            await workflow.get_external_workflow_handle(request.lifecycle).signal(names.GATE_OPENED)
 
     async def _close(self, outcome: Outcome, reason: str) -> None:
         self._closed = True

@@ -1,5 +1,6 @@
 """A lifecycle: one durable pass of a model from data to release. Start reading here."""
 
+import contextlib
 from datetime import datetime, timedelta
 from typing import TypeVar
 
@@ -60,6 +61,7 @@ from workflows.stage import LIGHT_TIMEOUT, RETRY, Aborted, Stages
 
 R = TypeVar("R", bound=Record)
 
+GATE_OPENS = timedelta(seconds=10)
 ROLLOUT_RETRY = timedelta(seconds=2)
 """How often a lifecycle looks whether the model's other rollout has ended."""
 
@@ -84,6 +86,7 @@ class Lifecycle:
         self._lease = Lease(self._journal)
         self._stages = Stages(self._journal, self._lease)
         self._version: int | None = None
+        self._gate_open = False
 
     @workflow.run
     async def run(self, request: LifecycleRequest) -> LifecycleAnswer:
@@ -121,6 +124,10 @@ class Lifecycle:
     @workflow.signal(name=names.LEASE_OFFERED, description="The pool's offer of a slot")
     def lease_offered(self, offer: Offer) -> None:
         self._lease.offered(offer)
+
+    @workflow.signal(name=names.GATE_OPENED, description="The approval can be decided now")
+    def gate_opened(self) -> None:
+        self._gate_open = True
 
     @workflow.update(name=names.ATTEND, description="Retry, skip or abort the stage that failed")
     async def attend(self, request: AttendRequest) -> str:
@@ -280,9 +287,8 @@ class Lifecycle:
         self._stages.started("approve")
         deadline = workflow.now() + self._spec.gate.deadline
         workflow.upsert_search_attributes([names.NEEDS_APPROVAL.value_set(True), names.DEADLINE.value_set(deadline)])
-        with self._journal.waiting(self._gate_wait(), needs="approval"):
-            await self._journal.settle()
-            answer = await self._gate(evidence, deadline)
+        await self._journal.settle()
+        answer = await self._gate(evidence, deadline)
         workflow.upsert_search_attributes([names.NEEDS_APPROVAL.value_set(False)])
         if answer.outcome != "approved":
             raise Ended(self._answer(answer.outcome, answer.reason))
@@ -291,27 +297,35 @@ class Lifecycle:
 
     async def _gate(self, evidence: EvidenceAnswer, deadline: datetime) -> ApprovalAnswer:
         """The gate's answer. One that is cancelled or terminated under us (a Reset does that) is opened again."""
-        lifecycle = workflow.info().workflow_id
         while True:
             try:
-                return await workflow.execute_child_workflow(
-                    Approval.run,
-                    ApprovalRequest(
-                        lifecycle=lifecycle,
-                        evidence=evidence.evidence,
-                        evidence_digest=evidence.digest,
-                        keys=evidence.keys,
-                        deadline=deadline,
-                    ),
-                    id=names.approval_id(lifecycle),
-                    id_reuse_policy=WorkflowIDReusePolicy.TERMINATE_IF_RUNNING,
-                    parent_close_policy=ParentClosePolicy.REQUEST_CANCEL,
-                    static_summary=f"Release version {self._version} of {self._spec.model}?",
-                )
+                return await self._asked(evidence, deadline)
             except ChildWorkflowError as error:
                 ended_by_others = isinstance(error.cause, CancelledError | TerminatedError)
                 if workflow.cancellation_reason() is not None or not ended_by_others:
                     raise
+
+    async def _asked(self, evidence: EvidenceAnswer, deadline: datetime) -> ApprovalAnswer:
+        lifecycle = workflow.info().workflow_id
+        self._gate_open = False
+        gate = await workflow.start_child_workflow(
+            Approval.run,
+            ApprovalRequest(
+                lifecycle=lifecycle,
+                evidence=evidence.evidence,
+                evidence_digest=evidence.digest,
+                keys=evidence.keys,
+                deadline=deadline,
+            ),
+            id=names.approval_id(lifecycle),
+            id_reuse_policy=WorkflowIDReusePolicy.TERMINATE_IF_RUNNING,
+            parent_close_policy=ParentClosePolicy.REQUEST_CANCEL,
+            static_summary=f"Release version {self._version} of {self._spec.model}?",
+        )
+        with contextlib.suppress(TimeoutError):  # a Reset can lose the signal: then the wait is said all the same
+            await workflow.wait_condition(lambda: self._gate_open, timeout=GATE_OPENS, timeout_summary="the gate opens")
+        with self._journal.waiting(self._gate_wait(), needs="approval"):
+            return await gate
 
     async def _released(self, version: Version, evidence: EvidenceAnswer, approval: ApprovalAnswer) -> ReleaseAnswer:
         while True:
