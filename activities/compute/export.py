@@ -25,6 +25,7 @@ from activities.compute.features import (
     DAY,
     FIRST,
     FIRST_SECOND,
+    LARGEST,
     LAST_SECOND,
     MISSING,
     NOTHING,
@@ -181,6 +182,10 @@ def _numbers(graph: Graph, inputs: Sequence[Input]) -> str:
         block = graph.add("Where", graph.add("IsNaN", block), fills, block)
     if any(entry.offset for entry in inputs):
         block = graph.add("Sub", block, graph.constant([[entry.offset for entry in inputs]], np.float64))
+    # Where and not Clip: what Clip makes of a missing value is not said.
+    most, least = graph.constant([[LARGEST]], np.float64), graph.constant([[-LARGEST]], np.float64)
+    block = graph.add("Where", graph.add("Greater", block, most), most, block)
+    block = graph.add("Where", graph.add("Less", block, least), least, block)
     single = graph.add("Cast", block, to=TensorProto.FLOAT)
     near = graph.add("LessOrEqual", graph.add("Abs", single), graph.constant([[NOTHING]], np.float32))
     return graph.add("Where", near, graph.constant([[0.0]], np.float32), single)

@@ -46,6 +46,8 @@ DAY = 86400.0
 FIRST_SECOND, LAST_SECOND = -62135596800.0, 253402300799.0  # years 1 to 9999: calendar arithmetic stays positive
 FAR = 2.0**12
 """A column this many spreads away from 0 is centred in float64 first: float32 would blur its rows together."""
+LARGEST = float(np.finfo(np.float32).max)
+"""Numbers are kept within float32: LightGBM's infinite threshold ("missing or not") is exported as 1e300."""
 NOTHING = np.float32(1e-35)
 """LightGBM takes what is this near to 0 for 0, but only in some of its ways through a tree: so it never sees any."""
 FRESH_ROWS = 30
@@ -398,8 +400,10 @@ def numbers(inputs: Sequence[Input], columns: Columns, rows: int) -> Matrix:
         block[:, place] = columns[entry.name]
     fills = np.array([np.nan if entry.nullable else entry.fill for entry in inputs])
     offsets = np.array([entry.offset for entry in inputs])
-    with np.errstate(over="ignore", invalid="ignore"):
-        single = (np.where(np.isnan(block), fills, block) - offsets).astype(np.float32)
+    with np.errstate(invalid="ignore"):
+        wide = np.where(np.isnan(block), fills, block) - offsets
+        wide = np.where(wide > LARGEST, LARGEST, wide)
+        single = np.where(wide < -LARGEST, -LARGEST, wide).astype(np.float32)
         return np.where(np.abs(single) <= NOTHING, np.float32(0), single)
 
 

@@ -563,3 +563,15 @@ def test_a_snapshot_loads_no_learning_library() -> None:
     )
 
     assert done.stdout.strip() == "[]"
+
+
+def test_a_number_that_is_there_or_not_is_exported_with_its_infinite_threshold(tmp_path: Path, job: FolderJob) -> None:
+    # LightGBM splits "missing or not" at infinity, and its JSON says 1e300.
+    frame = table(400).assign(x=lambda f: f.x.where(f.y == 1))
+
+    passed = Passed(job, spec_of(csv(tmp_path, frame), "binary", "y", training={"rounds": 5}))
+
+    assert "threshold=inf" in job.artifacts.get(passed.refitted.model).decode()
+    rows = [{"x": value, "c": "a"} for value in (1e308, -1e308, 0.0, None)]
+    answers = [row["label"] for row in passed.model.predict(passed.model.check(rows)).rows()]
+    assert answers == ["1", "1", "1", "0"]
