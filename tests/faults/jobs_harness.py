@@ -79,14 +79,15 @@ class Dask:
             )
 
     def start_all(self) -> None:
+        """In the launcher's order: a slot gives up on a scheduler that does not answer for some seconds."""
         cluster.create_certificates(self.settings.keys_dir)
-        for name in ("scheduler", "cpu0", "cpu1")[: 1 + self.settings.slots]:
-            self.start(name)
-
+        self.start("scheduler")
         deadline = time.monotonic() + 60
         while not self.listens():
             assert time.monotonic() < deadline, (self.settings.logs_dir / "scheduler.log").read_text()
             time.sleep(0.05)
+        for index in range(self.settings.slots):
+            self.start(f"cpu{index}")
 
     def listens(self) -> bool:
         with socket.socket() as probe:

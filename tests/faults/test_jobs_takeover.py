@@ -50,8 +50,10 @@ async def test_after_a_kill_of_everything_the_job_goes_on_without_waiting_for_a_
     async with harness.bridge(dask.settings, dask, compute=False) as bridge:
         compute = compute_process(bridge)
         handle = await bridge.ask("trial.stay", heartbeat=120.0, diary=str(diary), seconds=1.0)
-        first = await until(lambda: running(diary), 40)
-        kill_all([compute, *dask.processes.values()])
+        try:
+            first = await until(lambda: running(diary), 40)
+        finally:
+            kill_all([compute, *dask.processes.values()])
         second = replace(dask.settings, session="second")
 
         killed = time.monotonic()
@@ -91,8 +93,10 @@ async def test_a_cancel_that_the_dead_cannot_answer_is_answered_for_them(dask, t
     async with harness.bridge(dask.settings, dask, compute=False) as bridge:
         compute = compute_process(bridge)
         handle = await bridge.ask("trial.stay", heartbeat=120.0, diary=str(diary), seconds=30.0)
-        await until(lambda: running(diary), 40)
-        kill_all([compute])
+        try:
+            await until(lambda: running(diary), 40)
+        finally:
+            kill_all([compute])
         await handle.cancel()
         await asyncio.sleep(0.5)  # the workflow hands the cancel on to its activity
         second = replace(dask.settings, session="second")
@@ -121,6 +125,15 @@ async def test_dask_processes_end_soon_after_sigterm_and_leave_no_job(dask, tmp_
         assert time.monotonic() - told < 4  # 2 s and a busy machine
         assert not alive(job)
         await until(lambda: not [each.pid for each in tree if alive(each.pid)], 2, "something is left")
+
+
+async def test_a_slot_without_a_scheduler_ends_with_1_for_its_launcher_to_start_it_again(dask):
+    dask.stop()
+    dask.start("cpu0")
+
+    await until(lambda: dask.processes["cpu0"].poll() is not None, 20, "it waits for ever")
+
+    assert dask.processes["cpu0"].returncode == 1
 
 
 async def test_the_pool_is_told_of_dask_workers_at_the_start_and_when_that_changes(dask, temporal_server):
