@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 JOURNALED = (names.LIFECYCLE, names.APPROVAL, names.RELEASE, names.DRIFT_CHECK)
 REMEMBERED_RUNS = 10_000
+REBUILDS = 5
 OVERLAP = timedelta(minutes=10)
 """Visibility is a little late: a sweep looks this much further back than the last archived run."""
 
@@ -276,10 +277,19 @@ def _run(workflow_id: str, run_id: str, started_at: datetime, history: WorkflowH
 
 
 async def rebuild(client: Client, store: Store, artifacts: Artifacts) -> int:
-    """Make the journal and all read models again from the histories, in one transaction. Returns the events.
+    """Make the journal and all read models again from the histories. Returns the number of events.
 
-    Stop control first (`everloop journal rebuild` does): nothing may be appended meanwhile.
+    Each try is one transaction. Control may go on meanwhile: what it appended between the reading of the
+    histories and the transaction is found missing afterwards, and the next try has it.
     """
+    for _ in range(REBUILDS):
+        events = await _rebuild(client, store, artifacts)
+        if not (await _compare(client, store, artifacts)).differences:
+            break
+    return events
+
+
+async def _rebuild(client: Client, store: Store, artifacts: Artifacts) -> int:
     found = [run async for run in runs(client, store, artifacts)]
     rows = [_row(run, event) for run in found for event in run.events]
     rows.sort(key=lambda row: (row.at, row.workflow_id, row.run_id, row.seq))

@@ -367,15 +367,15 @@ def check(
 
 
 @journal.command()
-def rebuild(data_dir: DataDir = None, port_base: PortBase = None) -> None:
+def rebuild(as_json: AsJson = False, data_dir: DataDir = None, port_base: PortBase = None) -> None:
     """Make the read models again from Temporal's histories."""
-    _become("workers", _settings(data_dir, port_base), "journal", "rebuild")
+    _become("workers", _settings(data_dir, port_base), "journal", "rebuild", *(["--json"] if as_json else []))
 
 
 @journal.command()
-def verify(data_dir: DataDir = None, port_base: PortBase = None) -> None:
+def verify(as_json: AsJson = False, data_dir: DataDir = None, port_base: PortBase = None) -> None:
     """Compare the read models with Temporal's histories; exit code 1 when they differ."""
-    _become("workers", _settings(data_dir, port_base), "journal", "verify")
+    _become("workers", _settings(data_dir, port_base), "journal", "verify", *(["--json"] if as_json else []))
 
 
 @worker.command()

@@ -31,10 +31,10 @@ def main(arguments: list[str]) -> None:
             from workers import dev
 
             sys.exit(dev.main())
-        case ["journal", ("rebuild" | "verify") as action]:
+        case ["journal", ("rebuild" | "verify") as action, *flags]:
             from workers import journal
 
-            asyncio.run(journal.main(here, action))
+            asyncio.run(journal.main(here, action, as_json="--json" in flags))
         case _:
             sys.exit(__doc__)
 

@@ -50,9 +50,13 @@ class Journal:
         self.say(f"**{wait.sentence()}**")
         try:
             yield
-        finally:
+        except GeneratorExit:  # the worker stops and drops the workflow from its memory: nothing has happened
+            raise
+        except BaseException:
             self.record(WaitEnded())
-            self.say("Going on.")
+            raise
+        self.record(WaitEnded())
+        self.say("Going on.")
 
     def post(self) -> None:
         """Start appending what was recorded; appends of one run never overtake each other."""
