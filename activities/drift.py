@@ -233,7 +233,9 @@ def _decide(session: Session, request: TriggerRequest) -> TriggerAnswer:
         return TriggerAnswer(verdict="quiet", reason=figures)
     running = _open_retraining(session, request)
     if running:
-        return TriggerAnswer(verdict="already_triggered", reason=f"{figures}; {running} is still open", lifecycle=running)
+        return TriggerAnswer(
+            verdict="already_triggered", reason=f"{figures}; {running} is still open", lifecycle=running
+        )
     lifecycle = names.retrain_id(request.project, request.model, request.window.start)
     return TriggerAnswer(verdict="retrain", reason=figures, lifecycle=lifecycle)
 

@@ -160,9 +160,7 @@ def _enqueue(store: Store, request: LeaseRequest, workflow_id: str, run_id: str)
     with store.write() as session:
         if session.get(LeaseRequestRow, request.id) is not None:
             return
-        last = session.exec(
-            select(func.max(LeaseRequestRow.arrival)).where(LeaseRequestRow.pool == request.pool)
-        ).one()
+        last = session.exec(select(func.max(LeaseRequestRow.arrival)).where(LeaseRequestRow.pool == request.pool)).one()
         session.add(
             LeaseRequestRow(
                 id=request.id,
@@ -313,13 +311,12 @@ def _grant(store: Store, pool: str) -> int:
         grants = decide(state, int(now.timestamp() * 1000), Policy(), FUEL)
         if not grants:
             return 0
-        if _committed(store, pool, version, state, grants, now):
+        if _committed(store, pool, version, state, grants):
             return len(grants)
 
 
-def _committed(
-    store: Store, pool: str, version: int, state: PoolState, grants: tuple[Grant, ...], now: datetime
-) -> bool:
+def _committed(store: Store, pool: str, version: int, state: PoolState, grants: tuple[Grant, ...]) -> bool:
+    now = _now()
     with store.write() as session:
         row = session.get(PoolRow, pool) or PoolRow(id=pool)
         if row.version != version or _state(session, pool) != state:

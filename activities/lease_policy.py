@@ -45,7 +45,6 @@ class Policy(Record):
     """What an operator may set: nothing yet."""
 
 
-
 def decide(state: PoolState, _now_ms: int, _policy: Policy, fuel: int) -> tuple[Grant, ...]:
     """Grants in order of arrival, at most *fuel* requests examined.
 

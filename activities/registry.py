@@ -35,9 +35,7 @@ class RegistryOnControl(RegistryActivities):
     @activity.defn(name="everloop.registry.champion")
     async def champion(self, request: ChampionRequest) -> ChampionAnswer:
         """The version that takes the model's traffic now, if there is one."""
-        return ChampionAnswer(
-            champion=await asyncio.to_thread(champion, self._store, request.project, request.model)
-        )
+        return ChampionAnswer(champion=await asyncio.to_thread(champion, self._store, request.project, request.model))
 
     @activity.defn(name="everloop.registry.register")
     async def register(self, request: RegisterRequest) -> Version:
@@ -56,9 +54,7 @@ class RegistryOnControl(RegistryActivities):
         """What the gate shows and what a decision signs, as things are now."""
         now = await asyncio.to_thread(champion, self._store, request.version.project, request.version.model)
         made = evidence_of(request.version, now, request.trigger, request.submitted_by)
-        return EvidenceAnswer(
-            evidence=made, digest=signing.digest(made), keys=signing.trusted_keys(self._keys_dir)
-        )
+        return EvidenceAnswer(evidence=made, digest=signing.digest(made), keys=signing.trusted_keys(self._keys_dir))
 
     def _check_bytes(self, request: RegisterRequest) -> None:
         exported = request.exported

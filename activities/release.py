@@ -50,7 +50,9 @@ class ReleaseOnControl(ReleaseActivities):
                 return
             if model.get("error") and int(model.get("refused_seq") or 0) >= request.release_seq:
                 raise IntegrityError(f"serve refuses the release: {model['error']}")
-        raise Unavailable("serve has not loaded the release yet", hint="it does so by itself; is `everloop serve` running?")
+        raise Unavailable(
+            "serve has not loaded the release yet", hint="it does so by itself; is `everloop serve` running?"
+        )
 
     @activity.defn(name="everloop.release.roll_back")
     async def roll_back(self, request: RollBackRequest) -> None:

@@ -114,7 +114,9 @@ class Artifacts:
         Path(self.root).mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.root).free
         if free - size < FLOOR_BYTES:
-            raise StorageLow(f"{free >> 20} MiB are free below {self.root}", hint="free some space; the stage goes on by itself")
+            raise StorageLow(
+                f"{free >> 20} MiB are free below {self.root}", hint="free some space; the stage goes on by itself"
+            )
 
 
 def _digest(path: Path) -> str:

@@ -54,7 +54,7 @@ class Settings:
 
     @cached_property
     def artifacts(self) -> str:
-        """fsspec URL (or absolute path) of the artifact store."""
+        """Fsspec URL (or absolute path) of the artifact store."""
         return self.artifacts_url or str(self.data_dir / "artifacts")
 
     @cached_property

@@ -182,7 +182,7 @@ def _apply_to_stages(workflow_id: str, stages: list[StageRow], event: Event) -> 
             )
         )
         return
-    if not stages or stages[-1].ended_at is not None and not isinstance(event, StageSkipped):
+    if not stages or (stages[-1].ended_at is not None and not isinstance(event, StageSkipped)):
         return
     current = stages[-1]
     match event:

@@ -77,7 +77,13 @@ def check_port(port: int, flag: str = "--port-base") -> None:
 
 
 def start(
-    database: Path, port: int, ui_port: int | None, log: Path, *, time_skipping: bool = False, namespace: str = "default"
+    database: Path,
+    port: int,
+    ui_port: int | None,
+    log: Path,
+    *,
+    time_skipping: bool = False,
+    namespace: str = "default",
 ) -> Server:
     """Start the server on loopback with *database* as its file and wait until it answers.
 

@@ -139,9 +139,7 @@ class NamespaceServer:
 
 
 @pytest.fixture
-async def stack(
-    temporal_server: Server, store: Store, artifacts: Artifacts, tmp_path: Path
-) -> AsyncIterator[Stack]:
+async def stack(temporal_server: Server, store: Store, artifacts: Artifacts, tmp_path: Path) -> AsyncIterator[Stack]:
     """Control with real activities against the session's Temporal server, and quick compute."""
     from temporalio import activity
 
@@ -158,9 +156,7 @@ async def stack(
         await serve.observe(request)
 
     light = [
-        one
-        for one in control.activities(client, store, artifacts, settings, journal)
-        if one.__name__ != "observe"
+        one for one in control.activities(client, store, artifacts, settings, journal) if one.__name__ != "observe"
     ]
     made = Stack(
         client, store, artifacts, settings, compute, journal, signing.Signer(settings.keys_dir), uuid.uuid4().hex[:8]

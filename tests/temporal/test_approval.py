@@ -4,9 +4,8 @@ import base64
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from temporalio.api.common.v1 import Payload, Payloads
+from temporalio.api.common.v1 import Payload, Payloads, WorkflowExecution
 from temporalio.api.update.v1 import Input, Meta, Request, WaitPolicy
-from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.workflowservice.v1 import UpdateWorkflowExecutionRequest
 from temporalio.client import WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError

@@ -43,7 +43,10 @@ async def test_a_permanent_failure_parks_the_lifecycle_without_its_slot_and_says
 
     assert row.error["error"] == "TargetUnusable"
     assert (row.error["field"], row.error["hint"]) == ("status", "drop it")
-    assert row.wait_unblocks == f"`everloop retry {handle.id}`, `everloop skip {handle.id}` or `everloop abort {handle.id}`"
+    assert (
+        row.wait_unblocks
+        == f"`everloop retry {handle.id}`, `everloop skip {handle.id}` or `everloop abort {handle.id}`"
+    )
     assert await eventually(lambda: live_leases(stack) == 0)
     assert stack.compute.stages().count("validate") == 1
 

@@ -26,9 +26,7 @@ waiting = st.lists(
     unique_by=lambda request: request.id,
     max_size=12,
 )
-states = st.builds(
-    PoolState, devices=devices.map(tuple), waiting=waiting.map(tuple)
-)
+states = st.builds(PoolState, devices=devices.map(tuple), waiting=waiting.map(tuple))
 
 
 def grants(state: PoolState, fuel: int = 1000) -> dict[str, str]:
