@@ -101,10 +101,10 @@ class Artifacts:
         path = self._path(digest)
         self.fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
         if self.local:
-            os.chmod(staged, 0o400)  # a blob never changes, not even by its owner's mistake
-            with open(staged, "rb") as written:
+            Path(staged).chmod(0o400)  # a blob never changes, not even by its owner's mistake
+            with Path(staged).open("rb") as written:
                 os.fsync(written.fileno())
-            os.replace(staged, path)
+            Path(staged).replace(path)
         else:
             self.fs.mv(staged, path)
 

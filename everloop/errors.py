@@ -44,11 +44,11 @@ def _rebuild(kind: type["EverloopError"], message: str, field: str, hint: str) -
     return kind(message, field=field, hint=hint)
 
 
-class Permanent(EverloopError):
+class Permanent(EverloopError):  # noqa: N818  # the family says what it is
     """Trying again will not help."""
 
 
-class Transient(EverloopError):
+class Transient(EverloopError):  # noqa: N818
     """Trying again helps."""
 
 
@@ -105,7 +105,7 @@ class Conflict(Permanent):
 
 
 class IdempotencyMismatch(Conflict):
-    """This key was used before with another body."""
+    """The key was used before with another body."""
 
 
 class GateClosed(Conflict):

@@ -4,7 +4,7 @@ An event is the input of the activity `journal.append`, so it is in Temporal's h
 `seq` counts from 0 within one run of one workflow.
 """
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -12,12 +12,14 @@ from pydantic import Field
 from everloop.records import Claim, Comparison, Evidence, Ran, Record, Wait, Window
 from everloop.specs import Stage
 
+UNSET = datetime.min.replace(tzinfo=UTC)
+
 
 class Fact(Record):
     """What every event has. `seq` and `at` are set by the workflow's journal."""
 
     seq: int = -1
-    at: datetime = datetime.min
+    at: datetime = UNSET
 
 
 class LifecycleSubmitted(Fact):
@@ -43,8 +45,8 @@ class StageFinished(Fact):
     stage: Stage
     summary: str
     """One sentence of what came out."""
-    metrics: dict[str, float] = {}
-    blobs: dict[str, str] = {}
+    metrics: dict[str, float] = Field(default_factory=dict)
+    blobs: dict[str, str] = Field(default_factory=dict)
     """Name to SHA-256 of what the stage stored."""
     ran: Ran | None = None
 

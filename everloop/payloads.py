@@ -22,8 +22,9 @@ class BoundedPayloads(PydanticPayloadConverter):
         payloads = super().to_payloads(values)
         for value, payload in zip(values, payloads, strict=True):
             if len(payload.data) > LIMIT_BYTES:
+                size = f"{len(payload.data):,} bytes; the limit is {LIMIT_BYTES:,}"
                 raise ApplicationError(
-                    f"{type(value).__name__}{_largest(value)} is {len(payload.data):,} bytes; the limit is {LIMIT_BYTES:,}",
+                    f"{type(value).__name__}{_largest(value)} is {size}",
                     type="TooLarge",
                     non_retryable=True,
                 )

@@ -92,7 +92,7 @@ def spec_of(model: str, source: Path, *, watched: bool) -> Json:
         "source": {"path": str(source)},
         "features": {"include": list(FEATURES)},
         "metric": "auc",
-        "training": {"seed": SEED},
+        "training": {"seed": SEED, "learning_rate": 0.03, "early_stopping": 60},
         "gate": {"deadline": "P1D"},
         # Event time runs fast here: a month is over when nothing more of it has come for two seconds.
         "monitor": {"every": "PT2S", "window": "month", "idle": "PT2S", "share": SHARE} if watched else None,

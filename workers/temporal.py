@@ -30,7 +30,7 @@ from everloop.errors import EverloopError
 READY_TIMEOUT_SECONDS = 30
 
 
-class CannotStart(EverloopError):
+class CannotStart(EverloopError):  # noqa: N818
     """The Temporal server cannot be started."""
 
 
@@ -102,7 +102,7 @@ def start(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            preexec_fn=_die_with_parent,
+            preexec_fn=_die_with_parent,  # noqa: PLW1509  # called before any thread is
         )
     server = Server(process, f"127.0.0.1:{port}", f"http://127.0.0.1:{ui_port}" if ui_port else "", lock)
     try:

@@ -146,9 +146,7 @@ class Lifecycle:
                 "snapshot",
                 DataActivities.snapshot,
                 SnapshotRequest(spec=self._spec),
-                lambda made: (
-                    f"{made.rows:,} rows in {made.files} file{'s' if made.files != 1 else ''}, {made.size_bytes:,} bytes"
-                ),
+                lambda made: f"{made.rows:,} rows; files: {made.files}; {made.size_bytes:,} bytes",
             )
         )
 
@@ -234,7 +232,8 @@ class Lifecycle:
                 ExportRequest(spec=self._spec, snapshot=snapshot, refitted=refitted),
                 lambda made: (
                     f"ONNX {made.model.sha256[:12]}, equal to the trained model on "
-                    f"{made.parity.rows + made.parity.edge_rows:,} rows (max difference {made.parity.max_difference:.1e})"
+                    f"{made.parity.rows + made.parity.edge_rows:,} rows "
+                    f"(max difference {made.parity.max_difference:.1e})"
                 ),
             )
         )

@@ -52,7 +52,7 @@ async def test_a_kill_after_the_commit_and_a_cancel_meanwhile_leave_a_clean_jour
     spec = LifecycleSpec.model_validate(SPEC | {"model": f"kill-{moment.lower()}"})
 
     with control(tmp_path, temporal_server.address) as first:
-        await eventually(lambda: (tmp_path / "ready").exists())
+        await eventually((tmp_path / "ready").exists)
         handle = await client.start_workflow(
             names.LIFECYCLE,
             LifecycleRequest(spec=spec, body_digest="0", submitted_by="ada"),
