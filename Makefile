@@ -23,7 +23,8 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format
 
 bench: $(VENV)/.dev  ## what Everloop costs beside plain Temporal
-	$(BIN)/python bench/orchestration.py
+	PYTHONPATH=. $(BIN)/python bench/orchestration.py
+	PYTHONPATH=. $(BIN)/python bench/recovery.py
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

@@ -258,11 +258,17 @@ async def runs(client: Client, store: Store, artifacts: Artifacts) -> AsyncItera
         (row.workflow_id, row.started_at, row.run_id) for row in archived
     ]:
         latest[workflow_id] = max(latest.get(workflow_id, (started_at, run_id)), (started_at, run_id))
+    known: set[tuple[str, str]] = set()
     for execution in executions:
-        history = await history_of(client, execution.id, execution.run_id)
+        try:
+            history = await history_of(client, execution.id, execution.run_id)
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND:
+                continue  # retention has just taken it: the archive has it
+            raise
+        known.add((execution.id, execution.run_id))
         superseded = latest[execution.id][1] != execution.run_id
         yield _run(execution.id, execution.run_id, execution.start_time, history, superseded=superseded)
-    known = {(execution.id, execution.run_id) for execution in executions}
     for row in archived:
         if (row.workflow_id, row.run_id) not in known:
             data = await asyncio.to_thread(artifacts.get, row.sha256)

@@ -184,6 +184,8 @@ async def stack(temporal_server: Server, store: Store, artifacts: Artifacts, tmp
 
 async def clear(client: Client) -> None:
     """End and forget everything: the server is shared by the session, the store is not."""
+    async for schedule in await client.list_schedules():
+        await client.get_schedule_handle(schedule.id).delete()
     async for found in client.list_workflows("ExecutionStatus = 'Running'"):
         with contextlib.suppress(RPCError):  # it has ended by itself
             await client.get_workflow_handle(found.id, run_id=found.run_id).terminate(reason="test over")

@@ -1,0 +1,160 @@
+"""The monitor: each closed window once, and at most one retraining for it."""
+
+import asyncio
+import uuid
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlmodel import select
+from temporalio.client import Client, WorkflowExecutionStatus
+
+from everloop import names
+from everloop.contracts import CheckRequest
+from everloop.predictions import PredictionLog
+from everloop.records import Verdict
+from everloop.store import DriftRow, TriggerRow
+from tests.fakes import at
+from tests.temporal.conftest import Stack, eventually
+
+MONITOR = {"every": "PT1H", "window": "day", "idle": "PT1H", "share": 0.5, "minimum_rows": 1}
+
+
+async def released(stack: Stack, **monitor: Any) -> str:
+    handle = await stack.submit("first", monitor=MONITOR | monitor)
+    await stack.decide(handle.id)
+    await handle.result()
+    return stack.spec().model
+
+
+def traffic(stack: Stack, model: str, *moments: datetime) -> None:
+    log = PredictionLog(stack.settings.predictions_dir / "default" / model)
+    log.append(
+        [
+            {
+                "request_id": uuid.uuid4().hex,
+                "row": 0,
+                "event_time": moment.isoformat(),
+                "logged_at": moment.isoformat(),
+                "version": 1,
+                "features": {},
+                "prediction": {},
+            }
+            for moment in moments
+        ]
+    )
+    log.close()
+
+
+async def check(stack: Stack, model: str) -> int:
+    """One check, as the schedule starts it."""
+    return await stack.client.execute_workflow(
+        names.DRIFT_CHECK,
+        CheckRequest(project="default", model=model),
+        id=f"check-{stack.prefix}-{uuid.uuid4().hex}",
+        task_queue=names.CONTROL,
+        result_type=int,
+    )
+
+
+def checks(stack: Stack, model: str) -> list[DriftRow]:
+    with stack.store.read() as session:
+        query = select(DriftRow).where(DriftRow.model == model).order_by(DriftRow.window_start)
+        return list(session.exec(query).all())
+
+
+async def retrainings(client: Client, model: str) -> list[str]:
+    found = client.list_workflows(f"WorkflowType = '{names.LIFECYCLE}' AND {names.MODEL.name} = '{model}'")
+    return [execution.id async for execution in found if execution.id.startswith("retrain/")]
+
+
+async def test_every_window_that_has_closed_is_checked_once_and_an_open_one_is_not(stack: Stack) -> None:
+    model = await released(stack)
+    traffic(stack, model, at(2026, 1, 1), at(2026, 1, 2) + timedelta(hours=5), at(2026, 1, 4), at(2026, 1, 6))
+
+    first, second = await check(stack, model), await check(stack, model)
+
+    rows = checks(stack, model)
+    assert (first, second) == (3, 0)
+    assert [row.window_start for row in rows] == [at(2026, 1, 1), at(2026, 1, 2), at(2026, 1, 4)]
+    assert {row.verdict for row in rows} == {"quiet"}
+    assert (await stack.verified()).differences == []
+
+
+async def test_a_window_waits_for_late_rows_and_closes_by_silence_when_nothing_comes(stack: Stack) -> None:
+    model = await released(stack, lateness="PT6H")
+    traffic(stack, model, at(2026, 1, 1), at(2026, 1, 2) + timedelta(hours=5))
+    assert await check(stack, model) == 0
+
+    traffic(stack, model, at(2026, 1, 2) + timedelta(hours=7))
+    assert await check(stack, model) == 1
+
+    await released(stack, idle="PT0S")  # the spec of the model's next release
+    assert await check(stack, model) == 1
+
+
+async def test_fifty_checks_of_a_drifted_window_are_one_retraining(stack: Stack) -> None:
+    model = await released(stack)
+    stack.compute.share = 0.9
+    traffic(stack, model, at(2026, 1, 1), at(2026, 1, 2))
+
+    await asyncio.gather(*(check(stack, model) for _ in range(50)))
+
+    assert await eventually_ids(stack, model) == [f"retrain/default/{model}/20260101T000000Z"]
+    with stack.store.read() as session:
+        assert len(session.exec(select(TriggerRow).where(TriggerRow.model == model)).all()) == 1
+
+
+async def eventually_ids(stack: Stack, model: str) -> list[str]:
+    for _ in range(100):
+        if found := await retrainings(stack.client, model):
+            return found
+        await asyncio.sleep(0.1)
+    raise TimeoutError("no retraining was started")
+
+
+async def test_while_a_retraining_is_open_another_drifted_window_starts_none(stack: Stack) -> None:
+    model = await released(stack)
+    stack.compute.share = 0.9
+    traffic(stack, model, at(2026, 1, 1), at(2026, 1, 2), at(2026, 1, 3))
+
+    await check(stack, model)
+
+    assert [row.verdict for row in checks(stack, model)] == ["retrain", "already_triggered"]
+    assert len(await eventually_ids(stack, model)) == 1
+
+    retraining = f"retrain/default/{model}/20260101T000000Z"
+    await stack.decide(retraining, Verdict.REJECT, comment="not now")
+    await stack.status(retraining, "rejected")
+    traffic(stack, model, at(2026, 1, 4))
+    await check(stack, model)
+    assert checks(stack, model)[-1].verdict == "retrain"
+    assert (await stack.verified()).differences == []
+
+
+async def test_a_retraining_ends_by_itself_when_the_challenger_is_not_better(stack: Stack) -> None:
+    model = await released(stack)
+    stack.compute.share, stack.compute.verdict = 0.9, "not_better"
+    traffic(stack, model, at(2026, 1, 1), at(2026, 1, 2))
+
+    await check(stack, model)
+    row = await stack.status(f"retrain/default/{model}/20260101T000000Z", "not_better")
+
+    assert (row.trigger, row.submitted_by) == ("drift:2026-01-01T00:00:00Z", "monitor")
+    assert row.reason == "not_better: .8 against .7"
+
+
+async def test_the_schedule_starts_checks_and_survives_the_next_release(stack: Stack) -> None:
+    model = await released(stack)
+    handle = stack.client.get_schedule_handle(names.monitor_id("default", model))
+    await handle.pause(note="by a person")
+    traffic(stack, model, at(2026, 1, 1), at(2026, 1, 2))
+
+    await released(stack, every="PT2H")
+    described = await handle.describe()
+    await handle.trigger()
+    await eventually(lambda: checks(stack, model))
+
+    assert described.schedule.state.paused  # a person's pause stays
+    assert described.schedule.spec.intervals[0].every == timedelta(hours=2)
+    async for found in stack.client.list_workflows(f"TemporalScheduledById = '{handle.id}'"):
+        assert found.status in (WorkflowExecutionStatus.COMPLETED, WorkflowExecutionStatus.RUNNING)

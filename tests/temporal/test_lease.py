@@ -1,0 +1,133 @@
+"""Leases: one holder per slot, a token that only grows, and nothing committed by who has lost it."""
+
+import asyncio
+from datetime import UTC, datetime
+from itertools import pairwise
+
+import pytest
+from sqlalchemy.exc import IntegrityError
+from sqlmodel import col, select
+
+from activities.lease import check_token
+from activities.lease_policy import Grant, Policy, PoolState, decide
+from everloop import signing
+from everloop.errors import LeaseLost
+from everloop.records import Slot
+from everloop.store import LeaseRow, PoolDecisionRow, ResultRow, Store
+from tests.temporal.conftest import Stack, eventually
+
+
+def leases(stack: Stack) -> list[LeaseRow]:
+    with stack.store.read() as session:
+        return list(session.exec(select(LeaseRow).order_by(col(LeaseRow.token))).all())
+
+
+async def test_lifecycles_take_the_one_batch_slot_in_turn_and_each_grant_has_a_greater_token(stack: Stack) -> None:
+    stack.compute.hooks["train"] = lambda: asyncio.sleep(0.3)
+
+    handles = [await stack.submit(f"turn-{number}") for number in range(3)]
+    for handle in handles:
+        await stack.gate(handle.id)
+
+    rows = leases(stack)
+    assert [row.token for row in rows] == [1, 2, 3]
+    assert {row.device for row in rows} == {"cpu0"}  # cpu1 is the light slot
+    for before, after in pairwise(rows):
+        assert before.ended_at is not None
+        assert before.ended_at <= after.granted_at
+    assert [row.workflow_id for row in rows] == [handle.id for handle in handles]
+
+
+async def test_a_waiting_lifecycle_says_what_it_waits_for_and_what_unblocks_it(stack: Stack) -> None:
+    stack.compute.hooks["train"] = lambda: asyncio.sleep(3)
+    await stack.submit("holder")
+    await eventually(lambda: "train" in stack.compute.stages())
+
+    waiting = await stack.submit("waiting")
+
+    row = await eventually(lambda: (row := stack.row(waiting.id)) and row.wait_what == "a free slot" and row)
+    assert "when a running job ends" in row.wait_unblocks
+    await stack.gate(waiting.id)
+
+
+async def test_a_lease_taken_away_commits_nothing_and_the_stage_runs_again_under_a_new_one(stack: Stack) -> None:
+    async def fence() -> None:
+        if len(leases(stack)) > 1:
+            return
+        with stack.store.write() as session:
+            row = session.exec(select(LeaseRow)).one()
+            row.state, row.live_device = "fenced", None
+            session.add(row)
+
+    stack.compute.hooks["train"] = fence
+    handle = await stack.submit()
+    await stack.gate(handle.id)
+
+    with stack.store.read() as session:
+        tokens = {row.stage: row.token for row in session.exec(select(ResultRow)).all()}
+    assert tokens["prepare"] == 1
+    assert tokens["train"] == 2
+    assert stack.compute.stages().count("train") == 2
+    assert stack.compute.stages().count("prepare") == 1
+    assert (await stack.verified()).differences == []
+
+
+def test_the_database_itself_refuses_a_second_live_lease_of_a_device(store: Store) -> None:
+    def lease(token: int) -> LeaseRow:
+        return LeaseRow(
+            pool="default",
+            token=token,
+            request_id=str(token),
+            holder="w/r",
+            workflow_id="w",
+            run_id="r",
+            device="cpu0",
+            live_device="cpu0",
+            state="active",
+            granted_at=datetime.now(UTC),
+        )
+
+    with store.write() as session:
+        session.add(lease(1))
+    with pytest.raises(IntegrityError), store.write() as session:
+        session.add(lease(2))
+
+
+def test_an_older_token_of_the_same_holder_is_fenced(store: Store) -> None:
+    with store.write() as session:
+        for token in (1, 2):
+            session.add(
+                LeaseRow(
+                    pool="default",
+                    token=token,
+                    request_id=str(token),
+                    holder="w/r",
+                    workflow_id="w",
+                    run_id="r",
+                    device="cpu0",
+                    state="released",
+                    granted_at=datetime.now(UTC),
+                )
+            )
+    with store.read() as session:
+        check_token(session, Slot(device="cpu0", token=2, holder="w/r"))
+        for slot in (Slot(device="cpu0", token=1, holder="w/r"), Slot(device="cpu0", token=2, holder="w/other")):
+            with pytest.raises(LeaseLost):
+                check_token(session, slot)
+
+
+async def test_every_decision_record_replays_to_the_same_decisions(stack: Stack) -> None:
+    for number in range(3):
+        await stack.submit(f"r-{number}")
+    for number in range(3):
+        await stack.gate(f"{stack.prefix}-r-{number}")
+
+    with stack.store.read() as session:
+        records = session.exec(select(PoolDecisionRow)).all()
+    assert len(records) == 3
+    for record in records:
+        state = PoolState.model_validate_json(record.input)
+        assert signing.digest(state) == record.input_digest
+        grants = decide(state, 0, Policy(), 10_000)
+        assert signing.canonical([grant.model_dump() for grant in grants]).decode() == record.decisions
+        assert all(isinstance(grant, Grant) for grant in grants)

@@ -1,0 +1,92 @@
+"""Histories of released code still replay, and so do those that were made just now.
+
+`EVERLOOP_RECORD=1 pytest tests/temporal/test_replay.py` writes the histories again; do so only when a change
+of a workflow is not meant to carry runs that are open, and say so in the changelog.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from temporalio.client import WorkflowHistory
+from temporalio.worker import Replayer
+
+from everloop import names
+from everloop.contracts import AttendRequest
+from everloop.errors import ParityFailed
+from everloop.payloads import converter
+from everloop.records import Verdict
+from tests.fakes import at
+from tests.temporal.conftest import Stack
+from tests.temporal.test_drift import MONITOR, check, traffic
+from tests.temporal.test_reset import reset, workflow_task_after
+from tests.temporal.test_stage import failing
+from workers import connect, control
+
+HISTORIES = Path(__file__).with_name("histories")
+RECORDED = sorted(HISTORIES.glob("*.json"))
+
+
+def replayer() -> Replayer:
+    return Replayer(workflows=control.WORKFLOWS, data_converter=converter, workflow_runner=connect.sandbox())
+
+
+def test_there_is_a_stored_history_of_each_workflow() -> None:
+    started = [json.loads(path.read_text())["events"][0] for path in RECORDED]
+    types = {event["workflowExecutionStartedEventAttributes"]["workflowType"]["name"] for event in started}
+
+    assert types == {names.LIFECYCLE, names.APPROVAL, names.RELEASE, names.DRIFT_CHECK, names.GPU_POOL}
+
+
+@pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
+async def test_a_stored_history_replays_on_this_code(path: Path) -> None:
+    history = json.loads(path.read_text())
+    await replayer().replay_workflow(WorkflowHistory.from_json(history.pop("workflowId"), history))
+
+
+async def test_everything_that_was_just_made_replays(stack: Stack) -> None:
+    await every_kind_of_run(stack)
+
+    seen: dict[str, int] = {}
+    async for execution in stack.client.list_workflows():
+        if stack.prefix not in execution.id and execution.workflow_type != names.GPU_POOL:
+            continue
+        history = await stack.client.get_workflow_handle(execution.id, run_id=execution.run_id).fetch_history()
+        await replayer().replay_workflow(history)
+        kind = execution.workflow_type.rsplit(".", 1)[-1].lower()
+        seen[kind] = seen.get(kind, 0) + 1
+        if os.environ.get("EVERLOOP_RECORD") and (kind != "gpupool" or seen[kind] == 1):
+            HISTORIES.mkdir(exist_ok=True)
+            stored = {"workflowId": execution.id} | json.loads(history.to_json())
+            (HISTORIES / f"{kind}-{seen[kind]}.json").write_text(json.dumps(stored))
+    assert seen["lifecycle"] >= 5
+    assert seen["approval"] >= 3
+    assert seen["driftcheck"] == 1
+
+
+async def every_kind_of_run(stack: Stack) -> None:
+    """Released, parked and retried, reset at its gate, rejected, cancelled, drifted and retrained."""
+    stack.compute.hooks["export"] = failing(ParityFailed("3 rows differ"), times=1)
+    first = await stack.submit("first", monitor=MONITOR)
+    await stack.status(first.id, "needs_attention")
+    retry = AttendRequest(action="retry", person="ada", stage="export")
+    await first.execute_update(names.ATTEND, retry)
+    old = await stack.gate(first.id)
+    await reset(stack, first.id, await workflow_task_after(stack, first.id, "everloop.training.train"))
+    await stack.gate(first.id, other_than=old.nonce)
+    await stack.decide(first.id)
+    await stack.status(first.id, "released")
+
+    rejected, cancelled = await stack.submit("rejected"), await stack.submit("cancelled")
+    await stack.gate(rejected.id)
+    await stack.decide(rejected.id, Verdict.REJECT, comment="no")
+    await stack.gate(cancelled.id)
+    await cancelled.cancel()
+    await stack.status(cancelled.id, "cancelled")
+
+    stack.compute.share, stack.compute.verdict = 0.9, "not_better"
+    model = stack.spec().model
+    traffic(stack, model, at(2026, 1, 1), at(2026, 1, 2))
+    await check(stack, model)
+    await stack.status(f"retrain/default/{model}/20260101T000000Z", "not_better")

@@ -1,0 +1,40 @@
+"""What each process may load: control, the CLI and the workflows start without anything heavy."""
+
+import subprocess
+import sys
+
+import pytest
+
+from everloop import engine
+
+HEAVY = {"torch", "evidently", "sklearn", "pandas", "lightgbm", "onnx", "onnxruntime", "onnxmltools", "skl2onnx"}
+NUMBERS = {"numpy", "pyarrow", "scipy"}
+DASK = {"dask", "distributed"}
+
+
+def loaded_by(*modules: str) -> set[str]:
+    """Top-level names in `sys.modules` of a fresh process that imported *modules*."""
+    code = f"import {', '.join(modules)}, sys; print(' '.join({{name.partition('.')[0] for name in sys.modules}}))"
+    command = [sys.executable, "-c", code]
+    return set(
+        subprocess.run(command, env=engine.environment(), capture_output=True, text=True, check=True).stdout.split()
+    )
+
+
+@pytest.mark.parametrize(
+    ("modules", "forbidden"),
+    [
+        (("workers.control", "workers.__main__", "workers.journal"), HEAVY | NUMBERS | DASK),
+        (("everloop.client", "everloop.store", "everloop.views"), HEAVY | NUMBERS | DASK),
+        (("everloop.cli",), HEAVY | NUMBERS | DASK | {"temporalio", "sqlalchemy"}),
+        (("workers.compute",), HEAVY),
+        (("activities.jobs.supervisor", "activities.jobs.reaper"), HEAVY | {"temporalio", "sqlalchemy", "pydantic"}),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_a_process_loads_nothing_that_it_has_no_use_for(modules: tuple[str, ...], forbidden: set[str]) -> None:
+    assert loaded_by(*modules) & forbidden == set()
+
+
+def test_the_guard_itself_sees_what_is_loaded() -> None:
+    assert {"numpy", "pandas", "lightgbm"} <= loaded_by("lightgbm", "pandas")
