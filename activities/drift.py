@@ -83,7 +83,7 @@ class DriftLedger(DriftActivities):
         except ScheduleAlreadyRunningError:
             await handle.update(_replace_by(schedule))
         return Watched(
-            sentence=f"checks each closed {spec.monitor.window} of event time, looking every {spec.monitor.every}"
+            sentence=f"checks each closed {spec.monitor.window} of event time, looking every {_spoken(spec.monitor.every)}"
         )
 
     @activity.defn(name="everloop.drift.next_window")
@@ -148,6 +148,14 @@ def window_of(moment: datetime, size: str) -> Window:
         return Window(start=start, end=start + timedelta(days=7))
     start = day.replace(day=1)
     return Window(start=start, end=(start + timedelta(days=32)).replace(day=1))
+
+
+def _spoken(span: timedelta) -> str:
+    seconds = span.total_seconds()
+    for unit, length in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
+        if seconds >= length and seconds % length == 0:
+            return f"{seconds / length:g} {unit}{'s' if seconds > length else ''}"
+    return f"{seconds:g} seconds"
 
 
 def _keep_monitor(store: Store, spec: LifecycleSpec) -> None:

@@ -4,6 +4,7 @@ Every setting has a default that works on one machine. Past one machine the same
 other values of the four addresses: database, artifacts, Temporal, Dask.
 """
 
+import getpass
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -111,6 +112,13 @@ def _integer(name: str, default: int, allowed: range) -> int:
     return int(text)
 
 
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's uid without a name
+        return "local"
+
+
 def load(**overrides: object) -> Settings:
     """The settings of this process: defaults, then `EVERLOOP_*`, then *overrides* that are not None.
 
@@ -127,7 +135,7 @@ def load(**overrides: object) -> Settings:
         "dask_address": env.get("EVERLOOP_DASK_ADDRESS", ""),
         "slots": _integer("EVERLOOP_SLOTS", 2, range(1, 1025)),
         "session": env.get("EVERLOOP_SESSION") or "manual",
-        "person": env.get("EVERLOOP_PERSON") or env.get("USER") or "local",
+        "person": env.get("EVERLOOP_PERSON") or _user(),
     }
     values |= {name: value for name, value in overrides.items() if value is not None}
     values["data_dir"] = Path(str(values["data_dir"])).expanduser().absolute()

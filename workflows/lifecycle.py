@@ -416,7 +416,8 @@ def _checks(made: Validation) -> str:
     warnings = [check for check in made.checks if check.level == "warning"]
     if not warnings:
         return f"{len(made.checks)} checks passed"
-    return f"{len(made.checks)} checks, {len(warnings)} warnings: " + "; ".join(check.message for check in warnings[:3])
+    said = "; ".join(check.message for check in warnings[:3])
+    return f"{len(made.checks)} checks, {len(warnings)} warning{'s' if len(warnings) > 1 else ''}: {said}"
 
 
 def _there(result: R | None) -> R:
