@@ -82,9 +82,8 @@ class DriftLedger(DriftActivities):
             await self._client.create_schedule(names.monitor_id(spec.project, spec.model), schedule)
         except ScheduleAlreadyRunningError:
             await handle.update(_replace_by(schedule))
-        return Watched(
-            sentence=f"checks each closed {spec.monitor.window} of event time, looking every {_spoken(spec.monitor.every)}"
-        )
+        every = _spoken(spec.monitor.every)
+        return Watched(sentence=f"checks each closed {spec.monitor.window} of event time, looking every {every}")
 
     @activity.defn(name="everloop.drift.next_window")
     async def next_window(self, request: CheckRequest) -> NextWindow:

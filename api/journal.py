@@ -135,7 +135,7 @@ def log_path(session: Session, row: LifecycleRow, stage: str, logs_dir: Path) ->
             return _newest(logs_dir, row.run_id, found.stage)
         named = str(found.error.get("log") or found.ran.get("log") or "")
         if named:
-            return _below(logs_dir, named)
+            return _log_at(logs_dir, named)
     return None
 
 
@@ -146,6 +146,15 @@ def tail_of(path: Path, lines: int) -> list[str]:
         source.seek(max(0, size - LOG_BYTES))
         text = source.read(LOG_BYTES).decode("utf-8", "replace")
     return [_plain(line) for line in deque(text.splitlines(), maxlen=lines)]
+
+
+def _log_at(logs_dir: Path, name: str) -> Path | None:
+    """The log that a row names: a file, or a folder with a log for each attempt, of which the newest counts."""
+    path = _below(logs_dir, name)
+    if path is None or not path.is_dir():
+        return path
+    newest = max(path.glob("*.log"), key=lambda log: log.stat().st_mtime, default=None)
+    return None if newest is None else _below(logs_dir, f"{name}/{newest.name}")
 
 
 def _newest(logs_dir: Path, run_id: str, stage: str) -> Path | None:

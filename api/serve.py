@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints
 from sqlmodel import select
 from starlette.concurrency import run_in_threadpool
 
-from activities.compute.inference import Model
+from activities.compute.inference import Model, moment
 from api import problems
 from api.bodies import body_schema, json_body
 from api.identity import KNOWN_SECONDS, Guard
@@ -293,6 +293,12 @@ def status(serving: Serving) -> StatusView:
     return serving.status()
 
 
+@router.get("/models/{model}/schema")
+def schema(model: str, serving: Serving, project: Annotated[str, Query(max_length=63)] = "default") -> Signature:
+    """The columns that the released version takes, and what it answers."""
+    return serving.get((project, model)).signature
+
+
 @router.post("/models/{model}/predict", openapi_extra=_BODY)
 async def predict(
     model: str, serving: Serving, body: Body, project: Annotated[str, Query(max_length=63)] = "default"
@@ -367,21 +373,20 @@ def _moments(body: PredictRequest, rows: Sequence[Row], signature: Signature, no
             where, value = f"event_times.{index}", body.event_times[index]
         for name in filter(None, (signature.time, None if "event_time" in columns else "event_time")):
             if row.get(name) is not None:
-                where, value = f"rows[{index}].{name}", _moment(row[name], f"rows[{index}].{name}")
+                layouts = signature.time_layouts if name == signature.time else ()
+                where, value = f"rows[{index}].{name}", _moment(row[name], layouts, f"rows[{index}].{name}")
                 break
         found.append(_bounded(value, where, now))
     return found
 
 
-def _moment(value: object, where: str) -> datetime:
+def _moment(value: object, layouts: Sequence[str], where: str) -> datetime:
     try:
-        if isinstance(value, str):
-            return datetime.fromisoformat(value.strip())
+        return moment(value, layouts)
     except ValueError:
-        pass
-    raise InvalidPrediction(
-        f"{where} is not a moment", field=where, hint="expected ISO 8601 text such as 2013-01-31T12:00:00Z"
-    )
+        raise InvalidPrediction(
+            f"{where} is not a moment", field=where, hint="expected ISO 8601 text such as 2013-01-31T12:00:00Z"
+        ) from None
 
 
 def _bounded(value: datetime, where: str, now: datetime) -> datetime:

@@ -4,7 +4,6 @@ Imports stand inside the commands: `--help` and completion must not load HTTP, Y
 """
 
 import json
-import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -50,7 +49,6 @@ Comment = Annotated[str, typer.Option("--comment", "-m", help="Written on the de
 Reason = Annotated[str, typer.Option("--reason", help="Written on the record.")]
 
 BATCH_ROWS = 1000
-NUMBER = re.compile(r"-?(0|[1-9]\d{0,17})(\.\d+)?([eE][+-]?\d{1,2})?")
 
 
 def main() -> None:
@@ -335,7 +333,7 @@ def predict(  # noqa: PLR0917  # options of a command, given by name
 ) -> None:
     """Ask the released version of a model."""
     with _client(data_dir) as client:
-        asked = _rows(rows)
+        asked = _rows(rows, lambda: client.schema(model, project))
         answers = [
             client.predict(model, asked[at : at + BATCH_ROWS], event_time=event_time, project=project)
             for at in range(0, len(asked), BATCH_ROWS)
@@ -522,8 +520,8 @@ def _ask(question: str) -> bool:
     return typer.confirm(question)
 
 
-def _rows(text: str) -> list[Json]:
-    """Rows from JSON text, a file or stdin."""
+def _rows(text: str, schema: Callable[[], Json]) -> list[Json]:
+    """Rows from JSON text, a file or stdin. *schema* answers the model's: a CSV alone does not say what it means."""
     if text.lstrip()[:1] in ("{", "["):
         return _parsed(text, "the argument")
     if text == "-":
@@ -537,8 +535,10 @@ def _rows(text: str) -> list[Json]:
             field="rows",
             hint="give JSON, or a .json, .jsonl or .csv file",
         ) from None
-    if path.suffix == ".csv":
-        return _csv(content, path)
+    if path.suffix.lower() == ".csv":
+        from everloop import rows
+
+        return rows.from_csv(content, path.name, schema())
     return _parsed(content, str(path))
 
 
@@ -554,24 +554,6 @@ def _parsed(text: str, where: str) -> list[Json]:
     if not rows or not all(isinstance(row, dict) for row in rows):
         raise Invalid(f"{where} must hold one row ({{...}}) or a list of rows", field="rows")
     return rows
-
-
-def _csv(text: str, path: Path) -> list[Json]:
-    """Rows of a CSV: empty is null, and what reads as a number is one."""
-    import csv
-    import io
-
-    rows = [{name: _cell(value) for name, value in row.items() if name} for row in csv.DictReader(io.StringIO(text))]
-    if not rows:
-        raise Invalid(f"{path} has no rows", field="rows")
-    return rows
-
-
-def _cell(text: str | None) -> str | int | float | None:
-    text = (text or "").strip()
-    if not NUMBER.fullmatch(text):  # `007` is a code and `nan` a name: only what is plainly a number is one
-        return text or None
-    return int(text) if text.lstrip("-").isdecimal() else float(text)
 
 
 if __name__ == "__main__":

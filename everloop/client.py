@@ -215,6 +215,10 @@ class Client:
         place = f"models/{_part(model)}" if project is None else f"projects/{_part(project)}/models/{_part(model)}"
         return _object(self._call("POST", f"{self.serve_url}/{place}/predict", json=body))
 
+    def schema(self, model: str, project: str = "default") -> Json:
+        """The columns that the released version of a model takes, and what it answers."""
+        return _object(self._call("GET", f"{self.serve_url}/models/{_part(model)}/schema", params={"project": project}))
+
     def serving(self) -> Any:  # noqa: ANN401
         """What the prediction server has loaded."""
         return self._call("GET", f"{self.serve_url}/status")

@@ -62,6 +62,8 @@ class Column(Record):
     kind: Literal["number", "category", "boolean", "datetime", "text"]
     nulls: int = 0
     distinct: int | None = None
+    layouts: tuple[str, ...] = ()
+    """How its times were written where not in ISO 8601, as strptime says it."""
 
 
 class Snapshot(Result):
@@ -172,6 +174,8 @@ class Field(Record):
     """Range in training; outside of it is answered but marked."""
     known: tuple[str, ...] = ()
     """For a category: the values (at most 100) that training knew; others are answered as unseen."""
+    layouts: tuple[str, ...] = ()
+    """For a datetime: how the table wrote it where not in ISO 8601, as strptime says it. Both are understood."""
 
 
 class Signature(Record):
@@ -183,6 +187,8 @@ class Signature(Record):
     classes: tuple[str, ...] = ()
     positive: str = ""
     time: str | None = None
+    time_layouts: tuple[str, ...] = ()
+    """How the table wrote the time where not in ISO 8601: as strptime says it, or a number's unit (`seconds`, ...)."""
     key: str | None = None
     ignored: tuple[str, ...] = ()
     """Other columns of the training table: a predict request may carry them, the model does not look at them."""

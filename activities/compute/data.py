@@ -31,7 +31,7 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from activities.compute import Job
-from activities.compute.inference import MISSING_TEXT, Columns
+from activities.compute.inference import Columns
 from everloop.artifacts import Artifacts
 from everloop.contracts import SnapshotRequest, ValidateRequest
 from everloop.errors import (
@@ -43,6 +43,7 @@ from everloop.errors import (
     TargetUnusable,
 )
 from everloop.records import Blob, Check, Column, Snapshot, Validation
+from everloop.rows import MISSING_TEXT, NUMBER_BLANKS, column_names, delimiter_of
 from everloop.specs import LifecycleSpec
 
 Raw = Literal["number", "boolean", "datetime", "text"]
@@ -58,8 +59,8 @@ BLOCK_BYTES = 16 << 20
 """A CSV row must fit into one block."""
 
 PARTIAL = (".tmp", ".part", ".partial", ".crdownload", ".swp", "~")
-NUMBER_BLANKS = ("None", "none", "?", "-", ".")
-"""Stand for a missing value, but only in a column that otherwise holds numbers, booleans or times."""
+LAYOUTS = b"everloop_layouts"
+"""Of a datetime column: how its text was written, where that was not ISO 8601."""
 
 ARROW: dict[Raw, pa.DataType] = {
     "number": pa.float64(),
@@ -258,7 +259,21 @@ def read(path: Path, suffix: str, name: str) -> pa.Table:
     if raw.num_rows == 0:
         raise InvalidData(f"{name} has a header but no rows", field="source.path", hint="add rows, or remove the file")
     guess = _from_text if suffix == ".csv" else _from_typed
-    return pa.table({column: guess(raw[column]) for column in raw.column_names})
+    guessed = [guess(raw[column]) for column in raw.column_names]
+    fields = [
+        _field(column, values.type, [layout] if layout else [])
+        for column, (values, layout) in zip(raw.column_names, guessed, strict=True)
+    ]
+    return pa.table([values for values, _ in guessed], pa.schema(fields))
+
+
+def _field(name: str, kind: pa.DataType, layouts: Sequence[str]) -> pa.Field:
+    return pa.field(name, kind, metadata={LAYOUTS: json.dumps(layouts)} if layouts else None)
+
+
+def _layouts(field: pa.Field) -> list[str]:
+    found: list[str] = json.loads((field.metadata or {}).get(LAYOUTS, b"[]"))
+    return found
 
 
 def _read_csv(path: Path, name: str) -> pa.Table:
@@ -307,7 +322,7 @@ def _header(path: Path, name: str) -> tuple[list[str], str]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as text:
             first = text.readline()
-            delimiter = max(",;\t", key=first.count)  # the comma wins a draw
+            delimiter = delimiter_of(first)
             text.seek(0)
             header = next(csv.reader(text, delimiter=delimiter), [])
     except (UnicodeDecodeError, csv.Error) as error:
@@ -318,7 +333,7 @@ def _header(path: Path, name: str) -> tuple[list[str], str]:
     if not any(cell.strip() for cell in header) or any("\0" in cell for cell in header):
         hint = "the first line must name the columns"
         raise InvalidData(f"{name} has no header line", field="source.path", hint=hint)
-    return [cell or f"unnamed_{place + 1}" for place, cell in enumerate(header)], delimiter
+    return column_names(header), delimiter
 
 
 def _read_parquet(path: Path, name: str) -> pa.Table:
@@ -333,30 +348,46 @@ def _read_parquet(path: Path, name: str) -> pa.Table:
     return table.select([column for column in table.column_names if not column.startswith("__index_level_")])
 
 
-def _from_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+Guess = tuple[pa.ChunkedArray, str]
+"""A column's values, and the layout of its times where that is not ISO 8601."""
+
+
+def _from_text(column: pa.ChunkedArray) -> Guess:
     """A CSV column as what its text says: number, boolean, datetime, else text as it is."""
     if column.null_count == len(column):
-        return _nothing(column)
+        return _nothing(column), ""
     for values in (column, _null_where(column, NUMBER_BLANKS)):
         if values.null_count == len(values):
             continue
-        for attempt in (_numbers, _booleans, _times):
+        for attempt in (_numbers, _booleans):
             made = attempt(values)
             if made is not None:
-                return made
-    return column
+                return made, ""
+        times = _times(values)
+        if times is not None:
+            return times
+    return column, ""
 
 
 def _nothing(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pa.chunked_array([pa.nulls(len(column))])
 
 
-def _from_typed(column: pa.ChunkedArray) -> pa.ChunkedArray:  # noqa: PLR0911  # one type after the other
+def _from_typed(column: pa.ChunkedArray) -> Guess:
     """A Parquet column as one of the canonical types; without values where no model understands the type."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
     kind = column.type
-    if pa.types.is_dictionary(kind):
-        column = column.cast(kind.value_type)
-        kind = column.type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+        return _from_values(column), ""
+    text = _null_where(column.cast(pa.string()), sorted(MISSING_TEXT))
+    if text.null_count == len(text):
+        return _nothing(text), ""
+    return _times(text) or (text, "")
+
+
+def _from_values(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    kind = column.type
     if column.null_count == len(column):
         return _nothing(column)
     if pa.types.is_boolean(kind):
@@ -367,12 +398,6 @@ def _from_typed(column: pa.ChunkedArray) -> pa.ChunkedArray:  # noqa: PLR0911  #
         return _utc(column)
     if pa.types.is_duration(kind):
         return column.cast(pa.duration("us"), safe=False).cast(pa.int64()).cast(pa.float64())
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-        text = _null_where(column.cast(pa.string()), sorted(MISSING_TEXT))
-        if text.null_count == len(text):
-            return _nothing(text)
-        times = _times(text)
-        return text if times is None else times
     print(f"values of type {kind} are not understood: that column is left out")
     return _nothing(column)
 
@@ -411,12 +436,13 @@ def _booleans(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
 
 
 ISO = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d+)?)?( ?(Z|UTC|GMT|[+-]\d{2}:?\d{2}|[+-]\d{2}))?)?$"
+MONTH_FIRST, DAY_FIRST = "%m/%d/%Y", "%d/%m/%Y"
 OTHER_TIMES = tuple(
     (re.compile(shape + clock + "$"), day + time)
     for shape, day in (
         (r"^\d{4}/\d{1,2}/\d{1,2}", "%Y/%m/%d"),
-        (r"^\d{1,2}/\d{1,2}/\d{4}", "%m/%d/%Y"),  # the month first, unless that is impossible
-        (r"^\d{1,2}/\d{1,2}/\d{4}", "%d/%m/%Y"),
+        (r"^\d{1,2}/\d{1,2}/\d{4}", MONTH_FIRST),  # unless that is impossible
+        (r"^\d{1,2}/\d{1,2}/\d{4}", DAY_FIRST),
         (r"^\d{1,2}\.\d{1,2}\.\d{4}", "%d.%m.%Y"),
         (r"^\d{1,2}-[A-Za-z]{3}-\d{4}", "%d-%b-%Y"),
     )
@@ -424,16 +450,17 @@ OTHER_TIMES = tuple(
 )
 
 
-def _times(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
-    first = pc.drop_null(column.slice(0, 1000) if column.null_count < len(column) else column)
+def _times(column: pa.ChunkedArray) -> Guess | None:
+    first = pc.drop_null(column.slice(0, 1000))
     sample = (first if len(first) else pc.drop_null(column))[0].as_py()
     if re.match(ISO, sample):
-        return _iso_times(column)
+        times = _iso_times(column)
+        return None if times is None else (times, "")
     for shape, layout in OTHER_TIMES:
         if not shape.match(sample):
             continue
         try:
-            return pc.strptime(column, format=layout, unit="us").cast(ARROW["datetime"])
+            return pc.strptime(column, format=layout, unit="us").cast(ARROW["datetime"]), layout
         except pa.ArrowInvalid:
             continue
     return None
@@ -459,8 +486,43 @@ def unify(parts: Sequence[pa.Table], names: Sequence[str]) -> list[pa.Table]:
     _same_columns(parts, names)
     order = parts[0].column_names
     kinds = {column: _kind_of(column, parts, names) for column in order}
-    schema = pa.schema([(column, ARROW[kinds[column]]) for column in order])
+    parts = _one_order_of_days(parts, names)
+    layouts = {
+        column: sorted({one for part in parts for one in _layouts(part.schema.field(column))}) for column in order
+    }
+    schema = pa.schema([_field(column, ARROW[kinds[column]], layouts[column]) for column in order])
     return [part.select(order).cast(schema) for part in parts]
+
+
+def _one_order_of_days(parts: Sequence[pa.Table], names: Sequence[str]) -> list[pa.Table]:
+    """03/04/2013 is one day in all files: where one file can only be day first, all are read so."""
+    day_first = {
+        field.name
+        for part in parts
+        for field in part.schema
+        if any(layout.startswith(DAY_FIRST) for layout in _layouts(field))
+    }
+    if not day_first:
+        return list(parts)
+    return [_day_first(part, day_first, name) for part, name in zip(parts, names, strict=True)]
+
+
+def _day_first(part: pa.Table, columns: set[str], name: str) -> pa.Table:
+    for place, field in enumerate(part.schema):
+        layouts = _layouts(field)
+        if field.name not in columns or not any(layout.startswith(MONTH_FIRST) for layout in layouts):
+            continue
+        whole, swapped = "%m/%d/%Y %H:%M:%S", "%d/%m/%Y %H:%M:%S"
+        written = pc.strftime(part[field.name].cast(pa.timestamp("s")), format=whole)
+        try:
+            times = pc.strptime(written, format=swapped, unit="us").cast(ARROW["datetime"])
+        except pa.ArrowInvalid:
+            message = f"{name}: the column {field.name!r} writes the month first, in the other files the day"
+            hint = "write its days as 2013-01-31 in all files"
+            raise SchemaMismatch(message, field=field.name, hint=hint) from None
+        renamed = [layout.replace(MONTH_FIRST, DAY_FIRST) for layout in layouts]
+        part = part.set_column(place, _field(field.name, times.type, renamed), times)
+    return part
 
 
 def _same_columns(parts: Sequence[pa.Table], names: Sequence[str]) -> None:
@@ -496,10 +558,10 @@ def _raw(kind: pa.DataType) -> Raw | None:
 
 def describe(table: pa.Table) -> tuple[Column, ...]:
     """Each column's kind, nulls and number of different values."""
-    return tuple(_describe(name, table[name]) for name in table.column_names)
+    return tuple(_describe(field, table[field.name]) for field in table.schema)
 
 
-def _describe(name: str, values: pa.ChunkedArray) -> Column:
+def _describe(field: pa.Field, values: pa.ChunkedArray) -> Column:
     distinct = int(pc.count_distinct(values, mode="only_valid").as_py())
     kind = _raw(values.type)
     if kind == "text":
@@ -507,7 +569,9 @@ def _describe(name: str, values: pa.ChunkedArray) -> Column:
         kind_named: Any = "category" if distinct <= max(CATEGORY_DISTINCT, filled // 2) else "text"
     else:
         kind_named = kind
-    return Column(name=name, kind=kind_named, nulls=values.null_count, distinct=distinct)
+    return Column(
+        name=field.name, kind=kind_named, nulls=values.null_count, distinct=distinct, layouts=tuple(_layouts(field))
+    )
 
 
 def check_spec(spec: LifecycleSpec, names: Sequence[str]) -> None:
@@ -568,17 +632,40 @@ def event_seconds(table: Table, time: str) -> NDArray[np.float64]:
         sample = next((value for value in column.to_pylist()[:1000] if value is not None), None)
         raise InvalidData(f"the column {time!r} does not hold times (for instance {sample!r})", field="time", hint=hint)
     values = _floats(column)
+    unit = _unit(values)
+    if unit is None:
+        low, high = np.nanmin(values), np.nanmax(values)
+        message = f"the column {time!r} holds numbers from {low:g} to {high:g}, not times"
+        raise InvalidData(message, field="time", hint=hint)
+    if unit == "year":
+        return _calendar(values, values * 0 + 1, values * 0 + 1)
+    if unit == "day":
+        return _calendar(values // 10000, values // 100 % 100, values % 100)
+    return values / 1e3 if unit == "milliseconds" else values
+
+
+def _unit(values: NDArray[np.float64]) -> str | None:
+    """What the numbers of a time column are (see `inference.UNITS`)."""
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
     whole = bool(np.nanmax(np.abs(values - np.round(values))) == 0)
     if whole and YEARS[0] <= low and high <= YEARS[1]:
-        return _calendar(values, values * 0 + 1, values * 0 + 1)
+        return "year"
     if whole and DAYS[0] <= low and high <= DAYS[1]:
-        return _calendar(values // 10000, values // 100 % 100, values % 100)
+        return "day"
     if SECONDS[0] <= low and high < SECONDS[1]:
-        return values
+        return "seconds"
     if MILLISECONDS[0] <= low and high < MILLISECONDS[1]:
-        return values / 1e3
-    raise InvalidData(f"the column {time!r} holds numbers from {low:g} to {high:g}, not times", field="time", hint=hint)
+        return "milliseconds"
+    return None
+
+
+def time_layouts(table: Table, time: str) -> tuple[str, ...]:
+    """How a predict request may write the time column besides ISO 8601: as the table does."""
+    column = table.rows[time]
+    if pa.types.is_timestamp(column.type):
+        return table.column(time).layouts
+    unit = _unit(_floats(column))
+    return (unit,) if unit else ()
 
 
 def _calendar(

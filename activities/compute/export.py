@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from activities.compute import UNUSED_BY_LIGHTGBM, Job, without
-from activities.compute.data import Table, load, target_of
+from activities.compute.data import Table, load, target_of, time_layouts
 from activities.compute.features import (
     DAY,
     FIRST,
@@ -95,6 +95,7 @@ def signature_of(spec: LifecycleSpec, pipeline: Pipeline, table: Table) -> Signa
                 minimum=entry.low if entry.kind == "number" else None,
                 maximum=entry.high if entry.kind == "number" else None,
                 known=entry.known[:MOST_KNOWN],
+                layouts=table.column(entry.name).layouts,
             )
             for entry in pipeline.inputs
         ),
@@ -102,6 +103,7 @@ def signature_of(spec: LifecycleSpec, pipeline: Pipeline, table: Table) -> Signa
         classes=pipeline.classes,
         positive=pipeline.positive,
         time=spec.time,
+        time_layouts=time_layouts(table, spec.time) if spec.time else (),
         key=spec.key,
         ignored=tuple(column.name for column in table.columns if column.name not in names),
     )

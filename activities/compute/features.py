@@ -267,14 +267,21 @@ def _every_class(codes_: NDArray[np.int64], order: Floats, part: NDArray[np.int8
 # --- fitting ------------------------------------------------------------------------------------
 
 
-def fit(spec: LifecycleSpec, table: Table, target: Target, rows: NDArray[np.int64]) -> Pipeline:
-    """The preprocessing of the columns that the spec allows, fitted on *rows*. Raises `InvalidData`, `InvalidSpec`."""
-    names = _candidates(spec, table)
+def fit(
+    spec: LifecycleSpec, table: Table, target: Target, rows: NDArray[np.int64], like: Pipeline | None = None
+) -> Pipeline:
+    """The preprocessing of the columns that the spec allows, fitted on *rows*. Raises `InvalidData`, `InvalidSpec`.
+
+    With *like*, of the columns that an earlier fit looks at: more rows must not bring in others.
+    """
+    chosen = {entry.name for entry in like.inputs} if like else None
+    names = [name for name in _candidates(spec, table) if chosen is None or name in chosen]
     columns = table.arrays(names, rows)
     inputs: list[Input] = []
-    dropped: list[Dropped] = []
+    dropped: list[Dropped] = list(like.dropped) if like else []
+    asked = spec.features.include is not None or like is not None
     for name in names:
-        fitted = _fit_column(table.column(name), columns[name], spec)
+        fitted = _fit_column(table.column(name), columns[name], spec, asked=asked)
         if isinstance(fitted, Input):
             inputs.append(fitted)
         else:
@@ -314,10 +321,9 @@ def _candidates(spec: LifecycleSpec, table: Table) -> list[str]:
 
 
 def _fit_column(  # noqa: PLR0911  # one return per reason
-    column: Column, values: NDArray[np.generic], spec: LifecycleSpec
+    column: Column, values: NDArray[np.generic], spec: LifecycleSpec, *, asked: bool
 ) -> Input | str:
-    """The column as an input, or why it is none."""
-    asked = spec.features.include is not None
+    """The column as an input, or why it is none. One that was *asked* for may be an identifier."""
     if values.dtype == object:
         return _fit_category(column, values, asked=asked)
     filled = np.asarray(values, np.float64)

@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 
 from everloop.errors import IntegrityError, InvalidPrediction
 from everloop.records import Field, Signature
+from everloop.rows import MISSING_TEXT
 
 Columns = dict[str, NDArray[Any]]
 Reader = Callable[[object], float | str]
 
-MISSING_TEXT = frozenset({"", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "NaT", "null", "NULL"})
-"""Text that stands for a missing value, in data and in requests alike. `None` is not here: tables use it as a value."""
 NUMBER_LIKE = re.compile(r"^[+-]?\d+(\.\d+)?$")
 BATCH_ROWS = 8192
 """Rows that go through the graph at once: bounds memory for wide tables."""
@@ -81,9 +80,10 @@ class Model:
     def check(self, rows: Sequence[Mapping[str, object]], event_times: Sequence[datetime] | None = None) -> Columns:
         """JSON rows as columns. A field takes what its kind says, or null:
 
-        number: a number; boolean: true, false, 0 or 1; category: text, and where training knew number-like values
-        also a number; datetime: ISO 8601 text, UTC unless it says otherwise. A row without the model's time column
-        takes it from *event_times*. Raises `InvalidPrediction` whose `field` is like `rows[3].age`.
+        number: a number; boolean: true, false, 0 or 1; category: text, and where training knew a number-like value
+        also a number; datetime: ISO 8601 text or as the table wrote it, UTC unless it says otherwise. A row without
+        the model's time column takes it from *event_times*. Raises `InvalidPrediction` whose `field` is like
+        `rows[3].age`.
         """
         if not rows:
             raise InvalidPrediction("there are no rows", field="rows", hint="send at least one row")
@@ -153,8 +153,8 @@ def _reader(field: Field) -> Reader:
     if field.kind == "boolean":
         return _boolean
     if field.kind == "datetime":
-        return _datetime
-    return _code if field.known and all(map(NUMBER_LIKE.match, field.known)) else _text
+        return lambda value: _datetime(value, field.layouts)
+    return _code if any(map(NUMBER_LIKE.match, field.known)) else _text
 
 
 def read_loosely(field: Field, value: object) -> float | str:
@@ -195,7 +195,7 @@ def _text(value: object) -> str:
 
 
 def _code(value: object) -> str:
-    """A category whose known values look like numbers: 7 is the text `7`."""
+    """A category with a known value that looks like a number: 7 is the text `7`."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return _text(value)
     if not math.isfinite(value):
@@ -203,15 +203,41 @@ def _code(value: object) -> str:
     return str(int(value)) if float(value).is_integer() else repr(value)
 
 
-def _datetime(value: object) -> float:
-    if value is None:
+def _datetime(value: object, layouts: Sequence[str]) -> float:
+    if value is None or (isinstance(value, str) and value in MISSING_TEXT):
         return math.nan
-    if isinstance(value, str):
-        try:
-            return _seconds(datetime.fromisoformat(value.strip()))
-        except ValueError:
-            pass
-    raise _ExpectedError("ISO 8601 text such as 2013-01-31T12:00:00Z, or null")
+    try:
+        return _seconds(moment(value, layouts))
+    except ValueError:
+        raise _ExpectedError("ISO 8601 text such as 2013-01-31T12:00:00Z, or null") from None
+
+
+UNITS: dict[str, Callable[[float], datetime]] = {
+    "year": lambda value: datetime(int(value), 1, 1, tzinfo=UTC),
+    "day": lambda value: datetime(int(value) // 10000, int(value) // 100 % 100, int(value) % 100, tzinfo=UTC),
+    "seconds": lambda value: datetime.fromtimestamp(value, UTC),
+    "milliseconds": lambda value: datetime.fromtimestamp(value / 1e3, UTC),
+}
+"""What a number in a time column may be (`day` is YYYYMMDD)."""
+
+
+def moment(value: object, layouts: Sequence[str] = ()) -> datetime:
+    """When *value* says: ISO 8601 text, or one of *layouts* (of strptime, or of `UNITS`). Raises `ValueError`."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        for unit in (name for name in layouts if name in UNITS):
+            try:
+                return UNITS[unit](value)
+            except OverflowError:
+                break
+    elif isinstance(value, str):
+        text = value.strip()
+        for layout in layouts:
+            try:
+                return datetime.strptime(text, layout).replace(tzinfo=UTC)
+            except ValueError:
+                continue
+        return datetime.fromisoformat(text)
+    raise ValueError("not a moment")
 
 
 def _seconds(moment: datetime) -> float:

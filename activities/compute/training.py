@@ -62,7 +62,7 @@ def refit(request: RefitRequest, job: Job) -> Refitted:
     check_spec(spec, table.rows.column_names)
     target = target_of(table, spec)
     rows = target.labelled
-    pipeline = fit(spec, table, target, rows)
+    pipeline = fit(spec, table, target, rows, like=Pipeline.read(job.artifacts, request.prepared.pipeline))
     matrix = pipeline.transform(table.arrays([entry.name for entry in pipeline.inputs], rows))
     goal = (target.values[rows] - pipeline.center) / pipeline.scale
     params = parameters(spec, pipeline, len(rows))

@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from everloop.artifacts import Artifacts
-from everloop.errors import EverloopError, JobFailed, NotFound
+from everloop.errors import EverloopError, Invalid, JobFailed, NotFound
 
 NO_EVENTS = -1
 FUNCTION = re.compile(r"[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*")
@@ -54,7 +54,7 @@ def main(folder: Path, events: int = NO_EVENTS) -> None:
         job = ThisJob(folder, Artifacts(order["artifacts"]), Path(order["predictions_dir"]), events)
         result = _call(find(order["root"], order["function"]), order["request"], job)
     except BaseException as error:  # noqa: BLE001  # SystemExit of a library is a failed job too
-        traceback.print_exc()
+        _log(error)
         _leave(folder / "error.json", _told(error))
         return
     left = {"result": result, "digest": order["digest"], "log": order["log"], "seconds": time.monotonic() - started}
@@ -85,6 +85,14 @@ def _call(function: Callable[..., Any], request: dict[str, Any], job: ThisJob) -
     if not isinstance(result, returns):
         raise JobFailed(f"{function.__name__} returned {type(result).__name__}, not {returns.__name__}")
     return result.model_dump(mode="json")
+
+
+def _log(error: BaseException) -> None:
+    """What went wrong, into the log. Of a wrong request or wrong data people need no stack: it is not our code's."""
+    if isinstance(error, Invalid):
+        print(f"{type(error).__name__}: {error}", *([f"  {error.hint}"] if error.hint else []), sep="\n")  # noqa: T201
+    else:
+        traceback.print_exc()
 
 
 def _told(error: BaseException) -> dict[str, str]:

@@ -23,7 +23,8 @@ READY_SECONDS = 60
 
 
 def everloop(here: Settings, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "everloop.cli", *arguments, "--data-dir", str(here.data_dir)]
+    place = [] if arguments[0] == "init" else ["--data-dir", str(here.data_dir)]  # `init` needs no stack
+    command = [sys.executable, "-m", "everloop.cli", *arguments, *place]
     return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120, check=False)
 
 
