@@ -61,7 +61,11 @@ class DriftCheck:
 
     async def _next(self, request: CheckRequest) -> NextWindow:
         return await workflow.execute_activity_method(
-            DriftActivities.next_window, request, start_to_close_timeout=LIGHT_TIMEOUT, retry_policy=RETRY
+            DriftActivities.next_window,
+            request,
+            start_to_close_timeout=LIGHT_TIMEOUT,
+            retry_policy=RETRY,
+            summary="has a window closed?",
         )
 
     async def _check(self, request: CheckRequest, found: NextWindow, window: Window, number: int) -> None:
@@ -114,6 +118,7 @@ class DriftCheck:
             ),
             start_to_close_timeout=LIGHT_TIMEOUT,
             retry_policy=RETRY,
+            summary="one decision per window",
         )
 
     async def _retrain(self, found: NextWindow, window: Window, lifecycle: str) -> None:

@@ -69,6 +69,7 @@ class GpuPool:
             PoolStepRequest(pool=pool, inventory=inventory),
             start_to_close_timeout=STEP_TIMEOUT,
             retry_policy=PATIENT,
+            summary="look at the ledger and decide",
         )
         workflow.set_current_details(f"{step.waiting} waiting; {step.granted} granted by the last step.")
         return step.next_wake_seconds
@@ -101,7 +102,11 @@ class Lease:
             return
         slot, self.slot = self.slot, None
         self._journal.record(LeaseReturned(device=slot.device, token=slot.token))
-        await asyncio.shield(self._call(LeaseActivities.release, AcceptRequest(request_id="", token=slot.token)))
+        await asyncio.shield(
+            self._call(
+                LeaseActivities.release, AcceptRequest(request_id="", token=slot.token), f"give {slot.device} back"
+            )
+        )
 
     def lost(self) -> None:
         """Forget a lease whose token is fenced; the next `take` asks for another."""
@@ -111,16 +116,17 @@ class Lease:
         # Never the run's id here: a Reset replays this under another one, and the offer must still fit.
         request = LeaseRequest(id=str(workflow.uuid4()), kind="check" if self._kind == "check" else "batch")
         asked = workflow.now()
-        await self._call(LeaseActivities.request, request)
+        await self._call(LeaseActivities.request, request, "ask for a slot")
         try:
             offer = await self._offer_for(request.id)
-            slot = await self._call(LeaseActivities.accept, AcceptRequest(request_id=request.id, token=offer.token))
+            accepted = AcceptRequest(request_id=request.id, token=offer.token)
+            slot = await self._call(LeaseActivities.accept, accepted, f"take {offer.device}")
         except ActivityError as error:
             if _kind_of(error) == "LeaseLost":
                 return None
             raise
         except asyncio.CancelledError:
-            await asyncio.shield(self._call(LeaseActivities.cancel, request.id))
+            await asyncio.shield(self._call(LeaseActivities.cancel, request.id, "take the request back"))
             raise
         waited = (workflow.now() - asked).total_seconds()
         self._journal.record(LeaseGranted(device=offer.device, token=offer.token, waited_seconds=round(waited, 3)))
@@ -147,12 +153,13 @@ class Lease:
         with self._journal.waiting(wait):
             await workflow.wait_condition(offered)
 
-    async def _call(self, method: Callable[[LeaseActivities, Q], Awaitable[R]], request: Q) -> R:
+    async def _call(self, method: Callable[[LeaseActivities, Q], Awaitable[R]], request: Q, summary: str) -> R:
         return await workflow.execute_activity_method(
             method,
             request,
             start_to_close_timeout=STEP_TIMEOUT,
             retry_policy=PATIENT,
+            summary=summary,
         )
 
 

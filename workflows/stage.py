@@ -132,6 +132,7 @@ class Stages:
             CommitRequest(slot=slot, stage=stage, digest=digest),
             start_to_close_timeout=STEP_TIMEOUT,
             retry_policy=PATIENT,
+            summary=f"the result of {stage}, if token {slot.token} still holds",
         )
 
     async def _failed(self, stage: Stage, cause: ApplicationError) -> str:
