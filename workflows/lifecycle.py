@@ -57,7 +57,7 @@ from workflows.approval import Approval
 from workflows.journal import Journal
 from workflows.lease import Lease
 from workflows.release import Release
-from workflows.stage import LIGHT_TIMEOUT, RETRY, Aborted, Stages
+from workflows.stage import LIGHT_TIMEOUT, RETRY, Aborted, ReadAgain, Stages
 
 R = TypeVar("R", bound=Record)
 
@@ -92,7 +92,7 @@ class Lifecycle:
     async def run(self, request: LifecycleRequest) -> LifecycleAnswer:
         self._journal.record(_submitted(request))
         try:
-            answer = await self.stages()
+            answer = await self._until_the_data_will_do()
         except Ended as end:
             answer = end.answer
         except Aborted as end:
@@ -104,6 +104,11 @@ class Lifecycle:
             raise
         await self._close(answer.outcome, answer.reason)
         return answer
+
+    async def _until_the_data_will_do(self) -> LifecycleAnswer:
+        while True:
+            with contextlib.suppress(ReadAgain):
+                return await self.stages()
 
     async def stages(self) -> LifecycleAnswer:
         """One line per stage."""

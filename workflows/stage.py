@@ -14,9 +14,10 @@ from temporalio.workflow import ActivityCancellationType
 
 from everloop import names, signing
 from everloop.contracts import AttendRequest, CommitRequest, JobRequest, LeaseActivities
+from everloop.errors import InvalidData, family
 from everloop.events import StageFailed, StageFinished, StageRetried, StageSkipped, StageStarted
 from everloop.records import Blob, Record, Result, Slot, Wait
-from everloop.specs import SKIPPABLE, Stage
+from everloop.specs import SKIPPABLE, STAGES, Stage
 from workflows.journal import Journal
 from workflows.lease import PATIENT, STEP_TIMEOUT, Lease
 
@@ -31,12 +32,19 @@ RETRY = RetryPolicy(
 )
 """Transient errors are tried again for ever: a job that keeps crashing turns permanent by itself."""
 
+DATA_FAULTS = frozenset(family(InvalidData))
+"""Errors that the source is to blame for, not the stage."""
+
 Q = TypeVar("Q", bound=Record)
 R = TypeVar("R", bound=Record)
 
 
 class Aborted(Exception):  # noqa: N818  # control flow: a person ended a parked lifecycle
     """A person ended the lifecycle at a failed stage."""
+
+
+class ReadAgain(Exception):  # noqa: N818  # control flow: back to the first stage
+    """A person retries a stage that could not use the data: what was wrong is mended at the source, if anywhere."""
 
 
 class Stages:
@@ -56,7 +64,10 @@ class Stages:
         request: Q,
         summary: Callable[[R], str],
     ) -> R | None:
-        """The stage's result, or None when a person skipped it. Raises `Aborted` when a person ended it here."""
+        """The stage's result, or None when a person skipped it.
+
+        Raises `Aborted` when a person ended it here, `ReadAgain` when one retries what the data was to blame for.
+        """
         while True:
             self.started(stage)
             try:
@@ -69,6 +80,8 @@ class Stages:
                     continue
                 if await self._failed(stage, error.cause) == "skip":
                     return None
+                if stage != STAGES[0] and error.cause.type in DATA_FAULTS:
+                    raise ReadAgain from None
             else:
                 self.finished(stage, summary(result), result)
                 return result

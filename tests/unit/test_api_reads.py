@@ -1,7 +1,10 @@
 """The HTTP API reads what control wrote."""
 
+import os
+
 import pytest
 
+from api import journal
 from api.app import create_app
 from everloop.store import MetricRow, Store
 from tests import api_parts as parts
@@ -64,6 +67,19 @@ def test_a_parked_lifecycle_shows_its_last_log_lines(served):
     assert found["error"]["log_tail"] == [f"line {n}" for n in range(10, 30)]
     assert text.text == "line 28\nline 29\n"
     assert text.headers["content-type"].startswith("text/plain")
+
+
+def test_a_failed_stage_may_name_the_folder_of_its_attempts(served):
+    settings, _, _ = served
+    folder = settings.logs_dir / "jobs/some/snapshot.1"
+    folder.mkdir(parents=True)
+
+    assert journal._log_at(settings.logs_dir, "jobs/some/none") is None
+    assert journal._log_at(settings.logs_dir, "jobs/some/snapshot.1") is None
+    for name in ("1.log", "2.log"):
+        (folder / name).write_text(name)
+    os.utime(folder / "1.log", (0, 0))
+    assert journal._log_at(settings.logs_dir, "jobs/some/snapshot.1") == folder / "2.log"
 
 
 def test_the_log_of_a_running_stage_is_the_newest_of_its_attempts(served):

