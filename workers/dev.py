@@ -438,7 +438,7 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
 
 def main() -> int:
     """Run the stack until Ctrl-C or SIGTERM; the exit code. 1, after one clear message, when it cannot run."""
-    for kind in (signal.SIGTERM, signal.SIGHUP):
+    for kind in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # also where a script's `&` has SIGINT ignored
         signal.signal(kind, _interrupt)
     try:
         _run()
