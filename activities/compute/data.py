@@ -857,7 +857,7 @@ def _nulls(table: Table, spec: LifecycleSpec) -> list[Check]:
         share = column.nulls / len(table)
         if column.name == spec.target or share <= MANY_NULLS:
             continue
-        what = "has no values" if share == 1 else f"is missing in {share:.0%} of the rows"
+        what = "has no usable values" if share == 1 else f"is missing in {share:.0%} of the rows"
         found.append(_warn("nulls", column.name, f"{column.name!r} {what}"))
     return found or [_ok("nulls", "no column is mostly missing")]
 

@@ -330,7 +330,7 @@ def _fit_column(  # noqa: PLR0911  # one return per reason
     nulls = int(np.isnan(filled).sum())
     filled = filled[np.isfinite(filled)]
     if not len(filled):
-        return "it has no values"
+        return "it has no usable values"
     if column.name == spec.time and column.kind != "datetime":
         return "it is the time, as a number"
     if filled.min() == filled.max() and not nulls:
@@ -365,7 +365,7 @@ def _fit_category(column: Column, values: NDArray[np.generic], *, asked: bool) -
     counts = Counter(values.tolist())
     nulls = counts.pop("", 0)
     if not counts:
-        return "it has no values"
+        return "it has no usable values"
     if len(counts) == 1 and not nulls:
         return "it is always the same"
     filled = len(values) - nulls

@@ -76,7 +76,7 @@ BAD = {
         one(table(target=lambda row: "no" if row else "yes")), "TargetUnusable", "y", "one row of the class", "validate"
     ),
     "null-features": Bad(
-        good, "InvalidData", "features", "it has no values", "prepare", {"features": {"include": ["void"]}}
+        good, "InvalidData", "features", "it has no usable values", "prepare", {"features": {"include": ["void"]}}
     ),
 }
 
