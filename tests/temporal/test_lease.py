@@ -13,7 +13,7 @@ from activities.lease_policy import Grant, Policy, PoolState, decide
 from everloop import signing
 from everloop.errors import LeaseLost
 from everloop.records import Slot
-from everloop.store import LeaseRow, PoolDecisionRow, ResultRow, Store
+from everloop.store import LeaseRequestRow, LeaseRow, PoolDecisionRow, ResultRow, Store
 from tests.temporal.conftest import Stack, eventually
 
 
@@ -35,7 +35,10 @@ async def test_lifecycles_take_the_one_batch_slot_in_turn_and_each_grant_has_a_g
     for before, after in pairwise(rows):
         assert before.ended_at is not None
         assert before.ended_at <= after.granted_at
-    assert [row.workflow_id for row in rows] == [handle.id for handle in handles]
+    with stack.store.read() as session:
+        asked = session.exec(select(LeaseRequestRow).order_by(col(LeaseRequestRow.arrival))).all()
+    assert [row.workflow_id for row in rows] == [request.workflow_id for request in asked]
+    assert {row.workflow_id for row in rows} == {handle.id for handle in handles}
 
 
 async def test_a_waiting_lifecycle_says_what_it_waits_for_and_what_unblocks_it(stack: Stack) -> None:
