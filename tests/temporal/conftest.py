@@ -116,7 +116,7 @@ class Stack:
         return await verify(self.client, self.store, self.artifacts)
 
 
-async def eventually(look: Callable[[], Any], seconds: float = 20) -> Any:
+async def eventually(look: Callable[[], Any], seconds: float = 60) -> Any:
     """What *look* returns, once it is true."""
     for _ in range(int(seconds / 0.05)):
         if found := look():
