@@ -10,7 +10,7 @@ demo: $(VENV)/.demo  ## the whole loop on a real year of data
 	$(BIN)/everloop demo $(ARGS)
 
 test: $(VENV)/.dev  ## unit, Temporal, loop and kill tests on the real parts
-	$(BIN)/pytest -q -n 2 --dist loadfile $(ARGS)
+	$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(VENV)/.dev  ## style, types, import rules
 	$(BIN)/ruff check
