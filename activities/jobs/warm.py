@@ -12,23 +12,28 @@ import importlib
 import json
 import os
 import pkgutil
+import select
 import signal
 import socket
 import sys
+import threading
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 from activities.jobs import child, reaper
 
 PR_SET_NAME = 15
 MESSAGE_BYTES = 1 << 16
+WATCH_MILLISECONDS = 200
 
 
 def main(root: str, control: socket.socket) -> None:
     """Load *root*, then fork whenever told to, until *control* is closed at the other end."""
     os.nice(reaper.NICENESS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _load(root)
+    with _ending_with(control):
+        _load(root)
     gc.freeze()  # what is loaded now stays shared between all jobs
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for reapers: their status pipe tells
     while True:
@@ -40,6 +45,30 @@ def main(root: str, control: socket.socket) -> None:
             os._exit(_reaper(json.loads(message), reaper.Pipes(*fds)))
         for fd in fds:
             os.close(fd)
+
+
+@contextlib.contextmanager
+def _ending_with(control: socket.socket) -> Iterator[None]:
+    """While the block runs (loading takes seconds): end at once when the Dask worker's end is closed.
+
+    A message that waits meanwhile carries the lock of its slot: an orphan that went on would hold it.
+    """
+    loaded = threading.Event()
+
+    def watch() -> None:
+        hung_up = select.poll()
+        hung_up.register(control, select.POLLRDHUP | select.POLLHUP)
+        while not loaded.is_set():
+            if hung_up.poll(WATCH_MILLISECONDS):
+                os._exit(0)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        loaded.set()
+        watcher.join()  # no thread is left when the first job is forked
 
 
 def _load(root: str) -> None:

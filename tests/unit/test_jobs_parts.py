@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -201,3 +202,17 @@ def test_a_process_ends_with_its_parent(tmp_path):
         time.sleep(0.02)
 
     assert not Path(f"/proc/{pid}").exists()
+
+
+def test_the_warm_process_ends_with_its_dask_worker_even_while_it_loads():
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    command = [sys.executable, "-m", "activities.jobs.warm", "activities.compute", str(theirs.fileno())]
+    process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=engine.environment())
+    theirs.close()
+    loading = f"/proc/{process.pid}/maps"
+    while "numpy" not in Path(loading).read_text():
+        time.sleep(0.01)  # it has begun to load, which goes on for seconds
+
+    ours.close()
+
+    assert process.wait(10) == 0
