@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from sqlmodel import Session, col, select
+from sqlmodel import col, select
 from temporalio import activity
 from temporalio.client import (
     Client,
@@ -18,12 +18,13 @@ from temporalio.client import (
     ScheduleSpec,
     ScheduleUpdate,
     ScheduleUpdateInput,
+    WorkflowExecutionStatus,
 )
 from temporalio.common import SearchAttributePair, TypedSearchAttributes
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.registry import champion
-from everloop import names, views
+from everloop import names
 from everloop.contracts import (
     CheckRequest,
     DriftActivities,
@@ -39,11 +40,13 @@ from everloop.predictions import PredictionLog
 from everloop.records import DriftReport, Version, Window
 from everloop.settings import Settings
 from everloop.specs import LifecycleSpec, Monitor
-from everloop.store import LifecycleRow, MonitorRow, Store, TriggerRow, VersionRow
+from everloop.store import MonitorRow, Store, TriggerRow, VersionRow
 
 if TYPE_CHECKING:  # control uses this file too, and starts without Dask
     from activities.jobs.submit import Jobs
 
+STARTING = timedelta(seconds=30)
+"""A retraining may be decided and not started for this long."""
 CATCH_UP = timedelta(minutes=10)
 """Ticks missed for longer are not made up: one check drains all windows that have closed meanwhile."""
 
@@ -93,7 +96,24 @@ class DriftLedger(DriftActivities):
     @activity.defn(name="everloop.drift.trigger")
     async def trigger(self, request: TriggerRequest) -> TriggerAnswer:
         """One row and one verdict per (model, window), and the cursor moves on. Asked again: the same answer."""
-        return await asyncio.to_thread(_trigger, self._store, request)
+        running = await self._open_retraining(request)
+        return await asyncio.to_thread(_trigger, self._store, request, running)
+
+    async def _open_retraining(self, request: TriggerRequest) -> str:
+        """The model's retraining that has not ended yet: a second one would only learn the same.
+
+        Temporal says whether it runs: a check that was ended between its verdict and the start left none.
+        """
+        started = await asyncio.to_thread(_last_retraining, self._store, request)
+        if started is None:
+            return ""
+        try:
+            described = await self._client.get_workflow_handle(started.lifecycle).describe()
+        except RPCError as error:
+            if error.status is not RPCStatusCode.NOT_FOUND:
+                raise
+            return started.lifecycle if datetime.now(UTC) - started.decided_at < STARTING else ""
+        return started.lifecycle if described.status is WorkflowExecutionStatus.RUNNING else ""
 
     def _next_window(self, request: CheckRequest) -> NextWindow:
         with self._store.read() as session:
@@ -205,13 +225,13 @@ async def _gone(deletion: Awaitable[None]) -> None:
             raise
 
 
-def _trigger(store: Store, request: TriggerRequest) -> TriggerAnswer:
+def _trigger(store: Store, request: TriggerRequest, running: str) -> TriggerAnswer:
     with store.write() as session:
         key = (request.project, request.model, request.window.start)
         known = session.get(TriggerRow, key)
         if known is not None:
             return TriggerAnswer.model_validate(known, from_attributes=True)
-        answer = _decide(session, request)
+        answer = _decide(request, running)
         session.add(
             TriggerRow(
                 project=request.project,
@@ -232,13 +252,14 @@ def _trigger(store: Store, request: TriggerRequest) -> TriggerAnswer:
         return answer
 
 
-def _decide(session: Session, request: TriggerRequest) -> TriggerAnswer:
+def _decide(request: TriggerRequest, running: str) -> TriggerAnswer:
+    if request.failed:
+        return TriggerAnswer(verdict="failed", reason=request.failed)
     if request.share is None:
         return TriggerAnswer(verdict="insufficient_data", reason=request.insufficient)
     figures = f"{request.share:.0%} of the columns drifted; the threshold is {request.threshold:.0%}"
     if request.share < request.threshold:
         return TriggerAnswer(verdict="quiet", reason=figures)
-    running = _open_retraining(session, request)
     if running:
         return TriggerAnswer(
             verdict="already_triggered", reason=f"{figures}; {running} is still open", lifecycle=running
@@ -247,18 +268,14 @@ def _decide(session: Session, request: TriggerRequest) -> TriggerAnswer:
     return TriggerAnswer(verdict="retrain", reason=figures, lifecycle=lifecycle)
 
 
-def _open_retraining(session: Session, request: TriggerRequest) -> str:
-    """The model's retraining that has not ended yet: a second one would only learn the same."""
-    started = session.exec(
-        select(TriggerRow)
-        .where(
-            TriggerRow.project == request.project,
-            TriggerRow.model == request.model,
-            TriggerRow.verdict == "retrain",
-        )
-        .order_by(col(TriggerRow.window_start).desc())
-    ).first()
-    if started is None:
-        return ""
-    row = session.get(LifecycleRow, started.lifecycle)
-    return started.lifecycle if row is None or row.status in views.OPEN_STATUSES else ""
+def _last_retraining(store: Store, request: TriggerRequest) -> TriggerRow | None:
+    with store.read() as session:
+        return session.exec(
+            select(TriggerRow)
+            .where(
+                TriggerRow.project == request.project,
+                TriggerRow.model == request.model,
+                TriggerRow.verdict == "retrain",
+            )
+            .order_by(col(TriggerRow.window_start).desc())
+        ).first()

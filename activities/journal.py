@@ -88,13 +88,13 @@ class JournalOnControl(JournalActivities):
         its copied events; each closed run's history is archived before Temporal's retention takes it.
         """
         swept = 0
-        async for execution in self._unarchived():
-            swept += 1
-            await self._archive(execution)
         async for execution in self._client.list_workflows(f"{_TYPES} AND ExecutionStatus = 'Running'"):
             if await asyncio.to_thread(_unknown, self._store, execution.id, execution.run_id):
                 swept += 1
                 await self.repair(execution.id, execution.run_id)
+        async for execution in self._unarchived():  # last: what is shown goes straight to a run that a Reset made
+            swept += 1
+            await self._archive(execution)
         return swept
 
     async def _unarchived(self) -> AsyncIterator[WorkflowExecution]:
@@ -107,8 +107,7 @@ class JournalOnControl(JournalActivities):
     async def _archive(self, execution: WorkflowExecution) -> None:
         key = (execution.id, execution.run_id)
         history = await history_of(self._client, *key)
-        superseded = await _latest_run(self._client, execution.id) not in ("", execution.run_id)
-        events = tuple(views.project(history.events, converter, superseded=superseded))
+        events = tuple(views.project(history.events, converter))
         await asyncio.to_thread(append, self._store, Run(*key, execution.start_time, events))
         blob = await asyncio.to_thread(self._artifacts.put, history.to_json().encode(), "history.json")
         row = HistoryRow(
@@ -221,15 +220,6 @@ def _merge(store: Store, row: SQLModel) -> None:
         session.merge(row)
 
 
-async def _latest_run(client: Client, workflow_id: str) -> str:
-    try:
-        return (await client.get_workflow_handle(workflow_id).describe()).run_id
-    except RPCError as error:
-        if error.status is RPCStatusCode.NOT_FOUND:
-            return ""
-        raise
-
-
 async def history_of(client: Client, workflow_id: str, run_id: str) -> WorkflowHistory:
     """The whole history of one run, from Temporal."""
     return await client.get_workflow_handle(workflow_id, run_id=run_id).fetch_history()
@@ -253,11 +243,6 @@ async def runs(client: Client, store: Store, artifacts: Artifacts) -> AsyncItera
     executions = [execution async for execution in client.list_workflows(_TYPES)]
     with store.read() as session:
         archived = session.exec(select(HistoryRow)).all()
-    latest: dict[str, tuple[datetime, str]] = {}
-    for workflow_id, started_at, run_id in [(row.id, row.start_time, row.run_id) for row in executions] + [
-        (row.workflow_id, row.started_at, row.run_id) for row in archived
-    ]:
-        latest[workflow_id] = max(latest.get(workflow_id, (started_at, run_id)), (started_at, run_id))
     known: set[tuple[str, str]] = set()
     for execution in executions:
         try:
@@ -267,18 +252,16 @@ async def runs(client: Client, store: Store, artifacts: Artifacts) -> AsyncItera
                 continue  # retention has just taken it: the archive has it
             raise
         known.add((execution.id, execution.run_id))
-        superseded = latest[execution.id][1] != execution.run_id
-        yield _run(execution.id, execution.run_id, execution.start_time, history, superseded=superseded)
+        yield _run(execution.id, execution.run_id, execution.start_time, history)
     for row in archived:
         if (row.workflow_id, row.run_id) not in known:
             data = await asyncio.to_thread(artifacts.get, row.sha256)
             history = WorkflowHistory.from_json(row.workflow_id, data.decode())
-            superseded = latest[row.workflow_id][1] != row.run_id
-            yield _run(row.workflow_id, row.run_id, row.started_at, history, superseded=superseded)
+            yield _run(row.workflow_id, row.run_id, row.started_at, history)
 
 
-def _run(workflow_id: str, run_id: str, started_at: datetime, history: WorkflowHistory, *, superseded: bool) -> Run:
-    events = views.project(history.events, converter, superseded=superseded)
+def _run(workflow_id: str, run_id: str, started_at: datetime, history: WorkflowHistory) -> Run:
+    events = views.project(history.events, converter)
     return Run(workflow_id, run_id, started_at, tuple(events))
 
 

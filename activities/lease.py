@@ -101,7 +101,10 @@ class LeaseOnControl(LeaseActivities):
         )
 
     async def _bury_the_dead(self, pool: str) -> None:
-        """End leases and requests whose holder's run is closed: a terminate gives nothing back by itself."""
+        """End leases whose holder's run is closed (a terminate gives nothing back) or whose device stays away."""
+        for token in await asyncio.to_thread(_on_lost_devices, self._store, pool):
+            log.warning("the device of lease %s is gone: the lease is fenced", token)
+            await asyncio.to_thread(_end, self._store, token, "fenced")
         for token, workflow_id, run_id in await asyncio.to_thread(_suspects, self._store, pool):
             if await self._lives(workflow_id, run_id):
                 await asyncio.to_thread(_extend, self._store, token)
@@ -257,6 +260,17 @@ def _suspects(store: Store, pool: str) -> list[tuple[int, str, str]]:
             for row in live
             if waited_for or (row.expires_at and row.expires_at <= now)
         ]
+
+
+def _on_lost_devices(store: Store, pool: str) -> list[int]:
+    """Leases past their time whose Dask worker is not there: it may be away for a moment, not for a whole lease."""
+    with store.read() as session:
+        lost = select(DeviceRow.name).where(DeviceRow.pool == pool, col(DeviceRow.present).is_(False))
+        rows = session.exec(
+            select(LeaseRow).where(LeaseRow.pool == pool, col(LeaseRow.state).in_(LIVE), col(LeaseRow.device).in_(lost))
+        ).all()
+        now = _now()
+        return [row.token for row in rows if row.expires_at and row.expires_at <= now]
 
 
 def _waiting(session: Session, pool: str) -> int:

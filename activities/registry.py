@@ -20,7 +20,7 @@ from everloop.contracts import (
     RegistryActivities,
 )
 from everloop.errors import IntegrityError
-from everloop.records import Champion, Evidence, Version
+from everloop.records import Champion, Comparison, Evidence, Version
 from everloop.store import RouteRow, Store, VersionRow
 
 
@@ -96,12 +96,26 @@ def evidence_of(version: Version, now: Champion | None, trigger: str, submitted_
         champion_version=now.version if now else None,
         task=version.task,
         metrics=evaluation.metrics,
-        comparison=evaluation.comparison,
+        comparison=_comparison_now(evaluation.comparison, now),
         parity=version.exported.parity,
         rows=version.refitted.rows,
         trained_until=version.refitted.trained_until,
         trigger=trigger,
         submitted_by=submitted_by,
+    )
+
+
+def _comparison_now(made: Comparison, now: Champion | None) -> Comparison:
+    """The comparison as far as it still speaks of the champion: one with an earlier champion proves nothing now."""
+    if now is None or made.champion_version == now.version:
+        return made
+    before = (
+        f"it was compared with version {made.champion_version}" if made.champion_version else "there was none before"
+    )
+    return Comparison(
+        verdict="no_fresh_rows",
+        reason=f"Version {now.version} became champion after the evaluation ({before}): the two were never compared.",
+        champion_version=now.version,
     )
 
 

@@ -8,14 +8,15 @@ from typing import Any
 import httpx
 from sqlmodel import Session
 from temporalio import activity
+from temporalio.client import Client
 
 from activities.registry import champion, evidence_of
-from everloop import signing
+from everloop import names, signing, views
 from everloop.contracts import ObserveRequest, ReleaseActivities, ReleaseRequest, RollBackRequest
 from everloop.errors import BadSignature, EvidenceChanged, IntegrityError, NotFound, Unavailable
 from everloop.records import Route, Verdict
 from everloop.settings import Settings
-from everloop.store import RouteRow, Store, VersionRow
+from everloop.store import LifecycleRow, RouteRow, Store, VersionRow
 
 ANSWER_SECONDS = 5
 
@@ -23,8 +24,9 @@ ANSWER_SECONDS = 5
 class ReleaseOnControl(ReleaseActivities):
     """Changes routes and looks at what serve makes of them."""
 
-    def __init__(self, store: Store, settings: Settings) -> None:
+    def __init__(self, store: Store, settings: Settings, client: Client) -> None:
         self._store = store
+        self._client = client
         self._settings = settings
 
     @activity.defn(name="everloop.release.route")
@@ -34,6 +36,7 @@ class ReleaseOnControl(ReleaseActivities):
         Raises `BadSignature` when no approval is signed by this deployment for exactly these bytes, and
         `EvidenceChanged` when the champion or the evidence is another than the people saw.
         """
+        await self._asked_by_its_lifecycle(request)
         return await asyncio.to_thread(_route, self._store, self._settings.keys_dir, request)
 
     @activity.defn(name="everloop.release.observe")
@@ -59,6 +62,15 @@ class ReleaseOnControl(ReleaseActivities):
         """Put the route before back, unless the route has moved on."""
         await asyncio.to_thread(_roll_back, self._store, request)
 
+    async def _asked_by_its_lifecycle(self, request: ReleaseRequest) -> None:
+        """Only the lifecycle of the version may roll it out: a Release started by hand is refused."""
+        info = activity.info()
+        assert info.workflow_id  # noqa: S101  # only a Release routes
+        handle = self._client.get_workflow_handle(info.workflow_id, run_id=info.workflow_run_id)
+        parent = (await handle.describe()).parent_id
+        if parent != request.version.lifecycle or request.gate != names.approval_id(request.version.lifecycle):
+            raise BadSignature("this rollout was not started by the lifecycle of the version")
+
     async def _serve_status(self) -> dict[str, Any]:
         key = self._settings.keys_dir / "client.key"
         headers = {"Authorization": f"Bearer {key.read_text().strip()}"} if key.exists() else {}
@@ -80,6 +92,7 @@ def _route(store: Store, keys_dir: Path, request: ReleaseRequest) -> Route:
         if row is not None and (row.lifecycle, row.version) == (version.lifecycle, version.number):
             return Route.model_validate_json(row.record)
         _check_version(session, request)
+        _check_lifecycle(session, request)
         if (row.model_digest if row else "") != request.champion_digest:
             raise EvidenceChanged("another version has become champion since the approval", hint="decide again")
         evidence = evidence_of(version, now, request.trigger, request.submitted_by)
@@ -125,6 +138,15 @@ def _check_version(session: Session, request: ReleaseRequest) -> None:
         raise NotFound(f"version {version.number} of {version.model} is not registered")
     if known.record != version.model_dump_json():
         raise IntegrityError("the registered version is another than the approved one")
+
+
+def _check_lifecycle(session: Session, request: ReleaseRequest) -> None:
+    """The lifecycle is open, and was submitted by whom the evidence says: self-approval hangs on it."""
+    row = session.get(LifecycleRow, request.version.lifecycle)
+    if row is None or row.status not in views.OPEN_STATUSES:
+        raise BadSignature("the lifecycle of this version has ended: nothing of it is released any more")
+    if (row.submitted_by, row.trigger) != (request.submitted_by, request.trigger):
+        raise BadSignature("the rollout names another submitter than the lifecycle has")
 
 
 def _row(route: Route, previous: str) -> RouteRow:

@@ -18,8 +18,10 @@ from api.lifecycle import approval_url, page_url, temporal_url
 from everloop import names
 from everloop.errors import EvidenceChanged, GateClosed, Invalid, NotFound
 from everloop.records import Claim, Decision, Evidence, Verdict
+from everloop.signing import digest
 from everloop.specs import HIGHER_IS_BETTER, METRICS
 from everloop.store import ApprovalRow, DriftRow, LifecycleRow, VersionRow
+from everloop.views import OPEN_STATUSES
 
 router = APIRouter(tags=["approvals"])
 page = APIRouter(include_in_schema=False)
@@ -150,7 +152,9 @@ async def settle(here: Parts, lifecycle: str, person: str, body: DecisionRequest
     if earlier is not None:
         return earlier
     _must_fit(row, body)
-    decision = here.signer.sign(_claim(row, person, body))
+    submitted_by = await run_in_threadpool(_submitter, here, row)
+    await _must_be_the_lifecycles(here, row)
+    decision = here.signer.sign(_claim(row, person, body, submitted_by))
     update = here.temporal.get_workflow_handle(row.id).execute_update(
         names.DECIDE, decision, id=update_id(decision), result_type=dict, rpc_timeout=RPC_TIMEOUT
     )
@@ -187,7 +191,33 @@ def _must_fit(row: ApprovalRow, body: DecisionRequest) -> None:
         raise EvidenceChanged(field="evidence_digest", hint="look at the evidence again, then decide")
 
 
-def _claim(row: ApprovalRow, person: str, body: DecisionRequest) -> Claim:
+def _submitter(here: Parts, row: ApprovalRow) -> str:
+    """Who submitted the lifecycle. Nothing is signed for one that has ended, or about evidence that does not add up."""
+    with here.store.read() as session:
+        lifecycle = session.get(LifecycleRow, row.lifecycle)
+    if lifecycle is None or lifecycle.status not in OPEN_STATUSES:
+        raise GateClosed(f"lifecycle {row.lifecycle} has ended", hint="submit again for a new version")
+    if digest(Evidence.model_validate(row.evidence)) != row.evidence_digest:
+        raise EvidenceChanged(
+            "the evidence is not what its digest says", hint="reject it: somebody made this gate by hand"
+        )
+    return lifecycle.submitted_by
+
+
+async def _must_be_the_lifecycles(here: Parts, row: ApprovalRow) -> None:
+    """A gate that somebody started by hand in Temporal is nobody's gate."""
+    missing = f"the gate of {row.lifecycle} is closed"
+    try:
+        described = await ask(
+            here.temporal.get_workflow_handle(row.id).describe(rpc_timeout=RPC_TIMEOUT), missing=missing
+        )
+    except NotFound as error:
+        raise GateClosed(str(error), hint="look at the page again") from None
+    if described.parent_id != row.lifecycle:
+        raise GateClosed("this gate was not opened by its lifecycle", hint="somebody started it by hand in Temporal")
+
+
+def _claim(row: ApprovalRow, person: str, body: DecisionRequest, submitted_by: str) -> Claim:
     evidence = Evidence.model_validate(row.evidence)
     now = datetime.now(UTC)
     return Claim(
@@ -201,7 +231,7 @@ def _claim(row: ApprovalRow, person: str, body: DecisionRequest) -> Claim:
         comment=body.comment,
         decided_at=now,
         expires_at=now + DECISION_LASTS,
-        self_approved=person == evidence.submitted_by,
+        self_approved=person == submitted_by,
     )
 
 

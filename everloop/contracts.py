@@ -359,11 +359,13 @@ class TriggerRequest(Record):
     share: float | None
     threshold: float
     insufficient: str = ""
+    failed: str = ""
+    """Why the window could not be measured; the cursor moves on all the same."""
     spec: LifecycleSpec
 
 
 class TriggerAnswer(Record):
-    verdict: Literal["quiet", "retrain", "insufficient_data", "already_triggered"]
+    verdict: Literal["quiet", "retrain", "insufficient_data", "already_triggered", "failed"]
     reason: str
     lifecycle: str = ""
     """Id of the retraining to start, when the verdict is retrain."""

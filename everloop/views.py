@@ -53,10 +53,10 @@ def parse(row: JournalRow) -> Event:
     return EVENT.validate_json(row.body)
 
 
-def project(history: Iterable[HistoryEvent], converter: DataConverter, *, superseded: bool = False) -> list[Event]:
+def project(history: Iterable[HistoryEvent], converter: DataConverter) -> list[Event]:
     """The domain events of one run, in order: what its appends were given, and how it was ended from outside.
 
-    *superseded*: a later run of the same workflow exists (a Reset), so the end of this one is no fact of its own.
+    The same whenever it is asked: a run that a Reset ended has that end for a fact too; `fold` shows the later run.
     """
     found: list[Event] = []
     ended: HistoryEvent | None = None
@@ -68,7 +68,7 @@ def project(history: Iterable[HistoryEvent], converter: DataConverter, *, supers
                 found.extend(request.events)
         elif entry.event_type in _ENDINGS:
             ended = entry
-    if ended is not None and found and not superseded:
+    if ended is not None and found:
         found += _ended_from_outside(ended, found)
     return found
 

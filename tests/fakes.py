@@ -105,7 +105,13 @@ class QuickCompute(
     async def evaluate(self, request: EvaluateRequest) -> Evaluation:
         await self._called("evaluate", request)
         verdict = self.verdict if request.champion else "no_champion"
-        comparison = Comparison.model_validate({"verdict": verdict, "reason": f"{verdict}: .8 against .7"})
+        comparison = Comparison.model_validate(
+            {
+                "verdict": verdict,
+                "reason": f"{verdict}: .8 against .7",
+                "champion_version": request.champion.version if request.champion else None,
+            }
+        )
         return Evaluation(metrics={"auc": 0.8}, rows=20, comparison=comparison, report=self.artifacts.put(b"{}"))
 
     @activity.defn(name="everloop.export.export")

@@ -71,7 +71,7 @@ def activities(
     """The light activities, each bound to what it needs."""
     lease = LeaseOnControl(store, client)
     registry = RegistryOnControl(store, artifacts, settings.keys_dir)
-    release = ReleaseOnControl(store, settings)
+    release = ReleaseOnControl(store, settings, client)
     drift = DriftLedger(store, settings, client)
     return (
         journal.append,

@@ -69,18 +69,30 @@ class DriftCheck:
         )
 
     async def _check(self, request: CheckRequest, found: NextWindow, window: Window, number: int) -> None:
-        try:
-            report = await self._measured(request, found, window, number)
-        except ActivityError as error:
-            self._journal.record(_failure(request, found, window, error))
-            raise
-        answer = await self._triggered(found, window, report)
+        report, failed = await self._measured_or_why_not(request, found, window, number)
+        answer = await self._triggered(found, window, report, failed)
         self._journal.record(_checked(request, found, report, answer))
         self._journal.post()
         workflow.upsert_search_attributes([names.DRIFT_SHARE.value_set(report.share)])
         if answer.verdict == "retrain":
             await self._journal.settle()
             await self._retrain(found, window, answer.lifecycle)
+
+    async def _measured_or_why_not(
+        self, request: CheckRequest, found: NextWindow, window: Window, number: int
+    ) -> tuple[DriftReport, str]:
+        """A window that cannot be measured is said to have failed, and does not keep the next ones waiting."""
+        while True:
+            try:
+                return await self._measured(request, found, window, number), ""
+            except ActivityError as error:
+                if workflow.cancellation_reason() is not None or not isinstance(error.cause, ApplicationError):
+                    raise
+                if error.cause.type != "LeaseLost":
+                    return DriftReport(
+                        window=window, rows=0, reference_rows=0, columns=(), share=0
+                    ), error.cause.message
+                self._lease.lost()
 
     async def _measured(self, request: CheckRequest, found: NextWindow, window: Window, number: int) -> DriftReport:
         assert found.champion and found.monitor  # noqa: S101, PT018  # there whenever there is a window
@@ -102,7 +114,7 @@ class DriftCheck:
             f"drift of **{request.model}** since {window.start:%Y-%m-%d %H:%M}",
         )
 
-    async def _triggered(self, found: NextWindow, window: Window, report: DriftReport) -> TriggerAnswer:
+    async def _triggered(self, found: NextWindow, window: Window, report: DriftReport, failed: str) -> TriggerAnswer:
         assert found.champion and found.monitor and found.spec  # noqa: S101, PT018
         return await workflow.execute_activity_method(
             DriftActivities.trigger,
@@ -111,9 +123,10 @@ class DriftCheck:
                 model=found.spec.model,
                 version=found.champion.version,
                 window=window,
-                share=None if report.insufficient else report.share,
+                share=None if report.insufficient or failed else report.share,
                 threshold=found.monitor.share,
                 insufficient=report.insufficient,
+                failed=failed,
                 spec=found.spec,
             ),
             start_to_close_timeout=LIGHT_TIMEOUT,
@@ -167,24 +180,10 @@ def _checked(request: CheckRequest, found: NextWindow, report: DriftReport, answ
         version=found.champion.version if found.champion else 0,
         window=report.window,
         rows=report.rows,
-        share=None if report.insufficient else report.share,
+        share=None if report.insufficient or answer.verdict == "failed" else report.share,
         drifted=tuple(column.column for column in report.columns if column.drifted),
         report=report.report.sha256 if report.report else "",
         verdict=answer.verdict,
         reason=answer.reason,
         lifecycle=answer.lifecycle,
-    )
-
-
-def _failure(request: CheckRequest, found: NextWindow, window: Window, error: ActivityError) -> DriftChecked:
-    cause = error.cause
-    return DriftChecked(
-        project=request.project,
-        model=request.model,
-        version=found.champion.version if found.champion else 0,
-        window=window,
-        rows=0,
-        share=None,
-        verdict="failed",
-        reason=cause.message if isinstance(cause, ApplicationError) else str(cause),
     )

@@ -21,6 +21,7 @@ from distributed import Client, Future
 from distributed.client import FutureCancelledError
 from distributed.comm import CommClosedError
 from distributed.scheduler import KilledWorker, NoValidWorkerError
+from sqlmodel import select
 from temporalio import activity
 
 from activities.jobs.security import security
@@ -29,7 +30,7 @@ from everloop import errors
 from everloop.contracts import JobRequest
 from everloop.records import Ran, Result
 from everloop.settings import Settings
-from everloop.store import MetricRow, Store
+from everloop.store import LeaseRow, MetricRow, Store
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +91,8 @@ class Jobs:
         run_id, activity_id = _part(info.workflow_run_id or "", "run id"), _part(info.activity_id, "activity id")
         if request.slot.holder != f"{info.workflow_id}/{run_id}":  # a Reset replayed the lease of the run before
             raise errors.LeaseLost("the slot belongs to an earlier run", hint="the stage takes a new lease by itself")
+        if await asyncio.to_thread(_fenced, self._store, request.slot.token):
+            raise errors.LeaseLost("the lease was taken away", hint="the stage takes a new lease by itself")
         watch = Watch(request.slot.device, f"{run_id}/{activity_id}")
         order = self._order(function, request, watch.job, info.attempt)
         async with self._beating(watch):  # first of all: it also beats while Dask is out of reach
@@ -306,3 +309,10 @@ def _write_steps(store: Store, job: str, steps: dict[int, dict[str, float]]) -> 
         for step, values in steps.items():
             finite = {name: value for name, value in values.items() if math.isfinite(value)}  # JSON has no NaN
             session.merge(MetricRow(job=job, step=step, values=finite, at=now))
+
+
+def _fenced(store: Store, token: int) -> bool:
+    """The pool took the lease away: its holder or its device was gone."""
+    with store.read() as session:
+        row = session.exec(select(LeaseRow).where(LeaseRow.token == token)).first()
+        return row is not None and row.state == "fenced"

@@ -4,14 +4,17 @@ import base64
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from sqlmodel import select
 from temporalio.api.common.v1 import Payload, Payloads, WorkflowExecution
 from temporalio.api.update.v1 import Input, Meta, Request, WaitPolicy
 from temporalio.api.workflowservice.v1 import UpdateWorkflowExecutionRequest
-from temporalio.client import WorkflowUpdateFailedError
+from temporalio.client import WorkflowFailureError, WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError
 
 from everloop import names, signing
-from everloop.records import Verdict
+from everloop.contracts import ReleaseRequest
+from everloop.records import Verdict, Version
+from everloop.store import RouteRow, VersionRow
 from tests.temporal.conftest import Stack, eventually
 
 
@@ -147,3 +150,50 @@ async def test_cancelling_a_lifecycle_at_its_gate_closes_both(stack: Stack) -> N
 
     await eventually(lambda: (row := stack.approval(handle.id)) and row.status == "cancelled")
     assert (await stack.verified()).differences == []
+
+
+async def test_a_rollout_started_by_hand_releases_nothing_even_with_a_signed_approval(stack: Stack) -> None:
+    handle = await stack.submit()
+    await stack.decide(handle.id, Verdict.REJECT, comment="no")
+    await handle.result()
+    row = stack.approval(handle.id)
+    assert row is not None
+    with stack.store.read() as session:
+        version = Version.model_validate_json(session.exec(select(VersionRow)).one().record)
+    signed = stack.decision(row)  # as if the API had signed an approval of exactly this
+
+    made_up = ReleaseRequest(
+        version=version,
+        submitted_by="ada",
+        trigger="manual",
+        evidence_digest=row.evidence_digest,
+        champion_digest="",
+        nonce=row.nonce,
+        gate=row.id,
+        decisions=(signed,),
+    )
+    with pytest.raises(WorkflowFailureError) as caught:
+        await stack.client.execute_workflow(
+            names.RELEASE,
+            made_up,
+            id=names.release_id("default", version.model),
+            task_queue=names.CONTROL,
+        )
+
+    assert "not started by the lifecycle" in str(caught.value.cause.cause)  # type: ignore[union-attr]
+    with stack.store.read() as session:
+        assert session.exec(select(RouteRow)).all() == []
+
+
+async def test_after_a_change_of_champion_the_evidence_claims_no_comparison_with_it(stack: Stack) -> None:
+    first, second = await stack.submit("first"), await stack.submit("second")
+    await stack.gate(first.id)
+    old = await stack.gate(second.id)
+    await stack.decide(first.id)
+    await stack.status(first.id, "released")
+    await stack.client.get_workflow_handle(old.id).execute_update(names.DECIDE, stack.decision(old))
+
+    fresh = await stack.gate(second.id, other_than=old.nonce)
+
+    assert fresh.evidence["comparison"]["verdict"] == "no_fresh_rows"
+    assert "were never compared" in fresh.evidence["comparison"]["reason"]

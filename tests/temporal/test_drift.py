@@ -10,11 +10,13 @@ from temporalio.client import Client, WorkflowExecutionStatus
 
 from everloop import names
 from everloop.contracts import CheckRequest
+from everloop.errors import JobFailed
 from everloop.predictions import PredictionLog
 from everloop.records import Verdict
 from everloop.store import DriftRow, TriggerRow
 from tests.fakes import at
 from tests.temporal.conftest import Stack, eventually
+from tests.temporal.test_stage import failing
 
 MONITOR = {"every": "PT1H", "window": "day", "idle": "PT1H", "share": 0.5, "minimum_rows": 1}
 
@@ -158,3 +160,39 @@ async def test_the_schedule_starts_checks_and_survives_the_next_release(stack: S
     assert described.schedule.spec.intervals[0].every == timedelta(hours=2)
     async for found in stack.client.list_workflows(f"TemporalScheduledById = '{handle.id}'"):
         assert found.status in (WorkflowExecutionStatus.COMPLETED, WorkflowExecutionStatus.RUNNING)
+
+
+async def test_a_window_that_cannot_be_measured_is_said_to_have_failed_and_the_next_is_checked(stack: Stack) -> None:
+    model = await released(stack)
+    stack.compute.hooks["measure"] = failing(JobFailed("ValueError: too many bins"), times=1)
+    traffic(stack, model, at(2026, 1, 1), at(2026, 1, 2), at(2026, 1, 3))
+
+    assert await check(stack, model) == 2
+
+    assert [(row.verdict, row.share) for row in checks(stack, model)] == [("failed", None), ("quiet", 0.0)]
+    assert checks(stack, model)[0].reason == "ValueError: too many bins"
+
+
+async def test_a_retraining_that_was_decided_and_never_started_does_not_block_the_next(stack: Stack) -> None:
+    model = await released(stack)
+    with stack.store.write() as session:
+        session.add(
+            TriggerRow(
+                project="default",
+                model=model,
+                window_start=at(2025, 12, 31),
+                window_end=at(2026, 1, 1),
+                version=1,
+                share=0.9,
+                verdict="retrain",
+                reason="a check that was terminated before it started the lifecycle",
+                lifecycle=f"retrain/default/{model}/20251231T000000Z",
+                decided_at=at(2026, 1, 1),
+            )
+        )
+    stack.compute.share = 0.9
+    traffic(stack, model, at(2026, 1, 1), at(2026, 1, 2))
+
+    await check(stack, model)
+
+    assert [row.verdict for row in checks(stack, model)] == ["retrain"]

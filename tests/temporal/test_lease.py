@@ -10,7 +10,7 @@ from sqlmodel import col, select
 
 from activities.lease import check_token
 from activities.lease_policy import Grant, Policy, PoolState, decide
-from everloop import signing
+from everloop import names, signing
 from everloop.errors import LeaseLost
 from everloop.records import Slot
 from everloop.store import LeaseRequestRow, LeaseRow, PoolDecisionRow, ResultRow, Store
@@ -134,3 +134,24 @@ async def test_every_decision_record_replays_to_the_same_decisions(stack: Stack)
         grants = decide(state, 0, Policy(), 10_000)
         assert signing.canonical([grant.model_dump() for grant in grants]).decode() == record.decisions
         assert all(isinstance(grant, Grant) for grant in grants)
+
+
+async def test_a_lease_on_a_device_that_stays_away_is_fenced_and_another_is_taken(stack: Stack) -> None:
+    async def device_gone() -> None:
+        if len(leases(stack)) > 1:
+            return
+        pool = stack.client.get_workflow_handle(names.pool_id(names.DEFAULT_POOL))
+        await pool.signal(names.POOL_INVENTORY, ["cpu2", "cpu1:light"])
+        with stack.store.write() as session:
+            row = session.exec(select(LeaseRow)).one()
+            row.expires_at = datetime.now(UTC)  # the lease has come to its time
+            session.add(row)
+        await asyncio.sleep(0.5)
+        await pool.signal(names.POOL_WAKE)
+        await eventually(lambda: leases(stack)[0].state == "fenced")
+
+    stack.compute.hooks["train"] = device_gone
+    handle = await stack.submit()
+    await stack.gate(handle.id)
+
+    assert [row.device for row in leases(stack)] == ["cpu0", "cpu2"]

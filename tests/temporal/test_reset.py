@@ -94,6 +94,21 @@ async def test_a_reset_after_the_release_to_before_the_gate_asks_again(stack: St
     assert (await stack.verified()).differences == []
 
 
+async def test_a_reset_of_a_terminated_lifecycle_leaves_a_clean_journal(stack: Stack) -> None:
+    handle = await stack.submit()
+    old = await stack.gate(handle.id)
+    event = await workflow_task_after(stack, handle.id, "everloop.training.train")
+    await handle.terminate(reason="by hand")
+    await stack.journal.sweep()
+    await stack.status(handle.id, "terminated")
+
+    await reset(stack, handle.id, event)
+    await stack.gate(handle.id, other_than=old.nonce)
+    await stack.status(handle.id, "waiting_approval")
+
+    assert (await stack.verified()).differences == []
+
+
 async def test_a_lifecycle_terminated_in_temporals_ui_is_shown_as_such_and_gives_its_slot_back(stack: Stack) -> None:
     stack.compute.hooks["train"] = lambda: asyncio.sleep(3)
     handle = await stack.submit()
