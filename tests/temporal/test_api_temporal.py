@@ -7,19 +7,18 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from temporalio import activity
+from temporalio import activity, workflow
 from temporalio.client import Client
-from temporalio.worker import Worker
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from api.app import create_app
 from everloop import names, signing
-from everloop.contracts import AppendRequest, ApprovalRequest
+from everloop.contracts import AppendRequest, ApprovalAnswer, ApprovalRequest
 from everloop.payloads import converter
 from everloop.store import ApprovalRow, Store
 from tests import api_parts as parts
 from tests.conftest import free_port_base
 from tests.temporal.conftest import Stack
-from workers import connect
 from workflows.approval import Approval
 
 
@@ -178,6 +177,16 @@ async def test_a_model_that_is_not_watched_cannot_be_checked(api, stack):
     assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
 
 
+@workflow.defn
+class Asking:
+    """Opens a gate and waits for it, as a lifecycle does: a gate without its lifecycle is nobody's."""
+
+    @workflow.run
+    async def run(self, request: ApprovalRequest) -> ApprovalAnswer:
+        gate = names.approval_id(request.lifecycle)
+        return await workflow.execute_child_workflow(Approval.run, request, id=gate)
+
+
 async def test_while_no_worker_answers_a_decision_is_503_and_the_same_one_settles_it(
     temporal_server, store: Store, tmp_path
 ):
@@ -201,14 +210,19 @@ async def test_while_no_worker_answers_a_decision_is_503_and_the_same_one_settle
         for event in request.events:
             opened.put_nowait(event)
 
-    handle = await client.start_workflow(names.APPROVAL, request, id=gate.id, task_queue=queue)
+    handle = await client.start_workflow(Asking.run, request, id=evidence.lifecycle, task_queue=queue)
     async with Worker(
-        client, task_queue=queue, workflows=[Approval], activities=[append], workflow_runner=connect.sandbox()
+        client,
+        task_queue=queue,
+        workflows=[Approval, Asking],
+        activities=[append],
+        workflow_runner=UnsandboxedWorkflowRunner(),
     ):
         nonce = (await asyncio.wait_for(opened.get(), 10)).nonce
         await asyncio.sleep(0.2)  # the append's task completes
     with store.write() as session:
         session.add(parts.gate(evidence, nonce=nonce))
+        session.add(parts.lifecycle(evidence.lifecycle, status="waiting_approval"))
     manager = parts.running(create_app(settings), settings.port_base)
     url = await asyncio.to_thread(manager.__enter__)
     headers = {"Authorization": f"Bearer {parts.key_of(settings)}"}
@@ -220,7 +234,11 @@ async def test_while_no_worker_answers_a_decision_is_503_and_the_same_one_settle
             took = time.monotonic() - began
             said = store_says(store, gate.id)
             async with Worker(
-                client, task_queue=queue, workflows=[Approval], activities=[append], workflow_runner=connect.sandbox()
+                client,
+                task_queue=queue,
+                workflows=[Approval, Asking],
+                activities=[append],
+                workflow_runner=UnsandboxedWorkflowRunner(),
             ):
                 settled = await api.post(f"/api/v1/approvals/{evidence.lifecycle}/decision", json=decision)
                 answer = await asyncio.wait_for(handle.result(), 10)
@@ -232,7 +250,7 @@ async def test_while_no_worker_answers_a_decision_is_503_and_the_same_one_settle
     assert took < 7
     assert said == "open"
     assert settled.status_code == 200, settled.text
-    assert answer["outcome"] == "approved"
+    assert answer.outcome == "approved"
     assert len(answer["decisions"]) == 1
 
 
