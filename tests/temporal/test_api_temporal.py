@@ -251,7 +251,7 @@ async def test_while_no_worker_answers_a_decision_is_503_and_the_same_one_settle
     assert said == "open"
     assert settled.status_code == 200, settled.text
     assert answer.outcome == "approved"
-    assert len(answer["decisions"]) == 1
+    assert len(answer.decisions) == 1
 
 
 def store_says(store: Store, gate: str) -> str:
