@@ -214,13 +214,18 @@ def _end(store: Store, token: int, state: str) -> str:
         row = _lease(session, token)
         if row is None or row.state not in LIVE:
             return ""
-        row.state, row.live_device, row.expires_at, row.ended_at = state, None, None, _now()
-        session.add(row)
+        _ended(session, row, state)
         request = session.get(LeaseRequestRow, row.request_id)
         if request is not None:
             request.state = "done"
             session.add(request)
         return row.pool
+
+
+def _ended(session: Session, row: LeaseRow, state: str) -> None:
+    """The lease lives no more: its device is free for the next grant."""
+    row.state, row.live_device, row.expires_at, row.ended_at = state, None, None, _now()
+    session.add(row)
 
 
 def _cancel(store: Store, request_id: str) -> str:
@@ -232,8 +237,7 @@ def _cancel(store: Store, request_id: str) -> str:
             select(LeaseRow).where(LeaseRow.request_id == request_id, col(LeaseRow.state).in_(LIVE))
         ).all()
         for row in granted:
-            row.state, row.live_device, row.expires_at, row.ended_at = "released", None, None, _now()
-            session.add(row)
+            _ended(session, row, "released")
         request.state = "cancelled"
         session.add(request)
         return request.pool
@@ -321,8 +325,7 @@ def _grant(store: Store, pool: str) -> int:
             row = session.get(PoolRow, pool)
             version = row.version if row else 0
             state = _state(session, pool)
-        now = _now()
-        grants = decide(state, int(now.timestamp() * 1000), Policy(), FUEL)
+        grants = decide(state, int(_now().timestamp() * 1000), Policy(), FUEL)
         if not grants:
             return 0
         if _committed(store, pool, version, state, grants):

@@ -75,43 +75,31 @@ async def test_a_lease_taken_away_commits_nothing_and_the_stage_runs_again_under
     assert (await stack.verified()).differences == []
 
 
-def test_the_database_itself_refuses_a_second_live_lease_of_a_device(store: Store) -> None:
-    def lease(token: int) -> LeaseRow:
-        return LeaseRow(
-            pool="default",
-            token=token,
-            request_id=str(token),
-            holder="w/r",
-            workflow_id="w",
-            run_id="r",
-            device="cpu0",
-            live_device="cpu0",
-            state="active",
-            granted_at=datetime.now(UTC),
-        )
+def lease_row(token: int, state: str, live_device: str | None) -> LeaseRow:
+    return LeaseRow(
+        pool="default",
+        token=token,
+        request_id=str(token),
+        holder="w/r",
+        workflow_id="w",
+        run_id="r",
+        device="cpu0",
+        live_device=live_device,
+        state=state,
+        granted_at=datetime.now(UTC),
+    )
 
+
+def test_the_database_itself_refuses_a_second_live_lease_of_a_device(store: Store) -> None:
     with store.write() as session:
-        session.add(lease(1))
+        session.add(lease_row(1, "active", "cpu0"))
     with pytest.raises(IntegrityError), store.write() as session:
-        session.add(lease(2))
+        session.add(lease_row(2, "active", "cpu0"))
 
 
 def test_an_older_token_of_the_same_holder_is_fenced(store: Store) -> None:
     with store.write() as session:
-        for token in (1, 2):
-            session.add(
-                LeaseRow(
-                    pool="default",
-                    token=token,
-                    request_id=str(token),
-                    holder="w/r",
-                    workflow_id="w",
-                    run_id="r",
-                    device="cpu0",
-                    state="released",
-                    granted_at=datetime.now(UTC),
-                )
-            )
+        session.add_all(lease_row(token, "released", None) for token in (1, 2))
     with store.read() as session:
         check_token(session, Slot(device="cpu0", token=2, holder="w/r"))
         for slot in (Slot(device="cpu0", token=1, holder="w/r"), Slot(device="cpu0", token=2, holder="w/other")):
