@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# pip compiles every file one by one; all at once on every core, without what is never imported, is twice as fast.
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+COMPILE = { $(BIN)/python -m compileall -q -j 0 -x '/(plotly|faker|litestar|pip|tests)/' $(VENV)/lib >/dev/null || true; }
 
 .PHONY: demo test check format bench
 
@@ -33,9 +35,10 @@ $(BIN)/python:
 
 # A stamp is newer than pyproject.toml once its extra is installed; `dev` holds everything that `demo` does.
 $(VENV)/.demo: pyproject.toml | $(BIN)/python
-	test $(VENV)/.dev -nt pyproject.toml || $(PIP) -e '.[compute,demo]'
+	test $(VENV)/.dev -nt pyproject.toml || { $(PIP) -e '.[compute,demo]' && $(COMPILE); }
 	touch $@
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(PIP) -e '.[dev]'
+	@$(COMPILE)
 	touch $@
