@@ -5,13 +5,14 @@ import sys
 
 import uvicorn
 
+from everloop import logs
 from everloop import settings as configuration
 from everloop.settings import API, SERVE
 
 
 def main(which: str = "api") -> None:
     settings = configuration.load()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", force=True)
+    logs.log_lines(which)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     if which == "serve":
         from api.serve import create_app as create

@@ -49,16 +49,11 @@ def status(error: EverloopError) -> int:
 
 def body(error: EverloopError, request_id: str) -> dict[str, Any]:
     """The problem document of *error*."""
-    code = errors.code(type(error))
     return {
-        "type": f"urn:everloop:problem:{code}",
-        "title": (type(error).__doc__ or "").strip().rstrip("."),
+        "type": f"urn:everloop:problem:{errors.code(type(error))}",
         "status": status(error),
-        "detail": str(error),
-        "code": code,
-        "field": error.field,
-        "hint": error.hint,
         "request_id": request_id,
+        **errors.told(error),
     }
 
 

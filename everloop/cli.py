@@ -1,4 +1,5 @@
-"""The command line: `everloop --help`. Each command that prints data has `--json`; errors are a line and a hint.
+"""The command line: `everloop --help`. Each command that ends by itself has `--json`; errors are a line and a hint,
+with `--json` an object on stderr. Workers, `api` and `serve` write their log as lines of JSON anyway.
 
 Imports stand inside the commands: `--help` and completion must not load HTTP, YAML or Temporal.
 """
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from everloop.errors import EverloopError, Invalid
+from everloop.errors import EverloopError, Invalid, sentence
 
 if TYPE_CHECKING:
     from everloop.client import Client
@@ -56,7 +57,7 @@ def main() -> None:
     try:
         app()
     except EverloopError as error:
-        complain(error)
+        typer.echo(sentence(error, as_json="--json" in sys.argv), err=True)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -65,20 +66,13 @@ def main() -> None:
         sys.exit(0)
 
 
-def complain(error: EverloopError) -> None:
-    field = f" [{error.field}]" if error.field and error.field not in str(error) else ""
-    typer.echo(f"error: {error}{field}", err=True)
-    if error.hint:
-        typer.echo(f"  hint: {error.hint}", err=True)
-
-
 # --- the stack
 
 
 @app.command()
-def up(data_dir: DataDir = None, port_base: PortBase = None) -> None:
-    """Start the whole stack on this machine and mind it until Ctrl-C."""
-    _become("workers.dev", _settings(data_dir, port_base))
+def up(data_dir: DataDir = None, port_base: PortBase = None, as_json: AsJson = False) -> None:
+    """Start the whole stack on this machine and mind it until Ctrl-C. With --json: its addresses, once it is ready."""
+    _become("workers.dev", _settings(data_dir, port_base), *(["--json"] if as_json else []))
 
 
 @app.command()
@@ -91,19 +85,18 @@ def down(data_dir: DataDir = None, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def reset(data_dir: DataDir = None, yes: Yes = False) -> None:
+def reset(data_dir: DataDir = None, yes: Yes = False, as_json: AsJson = False) -> None:
     """Forget everything: remove what is in the data folder."""
     from everloop import stack
 
     settings = _settings(data_dir)
-    if not settings.data_dir.exists():
-        typer.echo(f"nothing is there: {settings.data_dir}")
-        return
-    if not yes and not _ask(f"Remove all data, models and history in {settings.data_dir}?"):
-        typer.echo("nothing is removed")
+    there = settings.data_dir.exists()
+    if there and not yes and not _ask(f"Remove all data, models and history in {settings.data_dir}?"):
+        typer.echo("nothing is removed", err=True)
         raise typer.Exit(1)
     stack.reset(settings)
-    typer.echo(f"removed everything in {settings.data_dir}")
+    said = f"removed everything in {settings.data_dir}" if there else f"nothing is there: {settings.data_dir}"
+    _print_json({"done": said, "removed": there}) if as_json else typer.echo(said)
 
 
 @app.command()
@@ -125,11 +118,12 @@ def demo(
         typer.Option("--data-dir", help="Data folder of the demo [default ~/.everloop/demo]", metavar="DIR"),
     ] = None,
     port_base: PortBase = None,
+    as_json: AsJson = False,
 ) -> None:
     """Show the whole loop on a real year of data: train, approve, release, drift, retrain by itself."""
     from everloop import engine
 
-    arguments = ["--yes"] if yes else []
+    arguments = [flag for flag, given in (("--yes", yes), ("--json", as_json)) if given]
     for name, value in (("--rows", rows), ("--data-dir", data_dir), ("--port-base", port_base)):
         arguments += [name, str(value)] if value is not None else []
     engine.become("examples", *arguments)
@@ -146,6 +140,7 @@ def init(  # noqa: PLR0917  # options of a command, given by name
     model: Annotated[str | None, typer.Option("--model", help="Name of the model [default: from the file].")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to write [default: MODEL.yaml].")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Look at a table and write a commented spec that submits as it is."""
     import yaml
@@ -153,17 +148,24 @@ def init(  # noqa: PLR0917  # options of a command, given by name
     from everloop.init import draft
 
     text = draft(path, target, time, model)
-    place = output or Path(f"{yaml.safe_load(text)['model']}.yaml")
-    if str(place) == "-":
-        typer.echo(text)
-        return
-    if place.exists() and not force:
+    spec = yaml.safe_load(text)
+    place = output or Path(f"{spec['model']}.yaml")
+    on_stdout = str(place) == "-"
+    if not on_stdout:
+        _write_new(place, text, overwrite=force)
+    if as_json:
+        _print_json({"file": None if on_stdout else str(place), "spec": spec})
+    else:
+        typer.echo(text if on_stdout else f"wrote {place}; now: everloop submit {place}")
+
+
+def _write_new(place: Path, text: str, *, overwrite: bool) -> None:
+    if place.exists() and not overwrite:
         raise Invalid(f"{place} exists", field="--output", hint="--force overwrites it, --output FILE writes elsewhere")
     try:
         place.write_text(text)
     except OSError as error:
         raise Invalid(f"cannot write {place}: {error.strerror}", field="--output") from None
-    typer.echo(f"wrote {place}; now: everloop submit {place}")
 
 
 @app.command()

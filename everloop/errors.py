@@ -24,6 +24,7 @@ EverloopError
     └── Unavailable              Temporal, the store or a process does not answer
 """
 
+import json
 from typing import Any
 
 
@@ -191,6 +192,27 @@ def family(root: type[EverloopError] = EverloopError) -> dict[str, type[Everloop
 def code(kind: type[EverloopError]) -> str:
     """The machine-readable name of an error class: `GateClosed` is `gate_closed`."""
     return "".join("_" + c.lower() if c.isupper() else c for c in kind.__name__).lstrip("_")
+
+
+def told(error: EverloopError) -> dict[str, str]:
+    """What programs are told about *error*, by HTTP and by `--json` alike."""
+    kind = type(error)
+    return {
+        "code": code(kind),
+        "title": (kind.__doc__ or "").strip().rstrip("."),
+        "detail": str(error),
+        "field": error.field,
+        "hint": error.hint,
+    }
+
+
+def sentence(error: EverloopError, *, as_json: bool = False) -> str:
+    """What a person reads on stderr: a line and a hint. *as_json*: what a program reads, one line."""
+    if as_json:
+        return json.dumps({"error": told(error)}, ensure_ascii=False)
+    field = f" [{error.field}]" if error.field and error.field not in str(error) else ""
+    hint = f"\n  hint: {error.hint}" if error.hint else ""
+    return f"error: {error}{field}{hint}"
 
 
 def by_name(name: str, message: str, *, field: str = "", hint: str = "") -> EverloopError:

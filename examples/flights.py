@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import ctypes
 import importlib.util
+import json
 import os
 import select
 import signal
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from everloop import console as shown
 from everloop import engine, stack
 from everloop import settings as configuration
 from everloop.client import Client
-from everloop.errors import EverloopError, NotFound, Unavailable
+from everloop.errors import EverloopError, NotFound, Unavailable, sentence
 from everloop.settings import Settings
 
 Json = dict[str, Any]
@@ -308,6 +309,28 @@ class Demo:
 
     # --- the end
 
+    def result(self) -> Json:
+        """The table as data; AUC in 0..1, `share` the part of the columns that drifted."""
+        frozen, live = self.means()
+        return {
+            "model": self.model,
+            "first": self.first,
+            "months": [asdict(month) for month in self.months],
+            "frozen_auc": frozen,
+            "live_auc": live,
+            "retrainings": self.retrainings(),
+        }
+
+    def means(self) -> tuple[float, float]:
+        """Mean AUC over the months: frozen, live."""
+        return (
+            float(np.mean([month.frozen for month in self.months])),
+            float(np.mean([month.live for month in self.months])),
+        )
+
+    def retrainings(self) -> int:
+        return sum(1 for month in self.months if month.lifecycle)
+
     def table(self) -> Table:
         made = shown.table("month", "flights", "frozen AUC", "live AUC", "by", "drift share", "what happened")
         for month in self.months:
@@ -316,13 +339,10 @@ class Demo:
                 month.name, f"{month.rows:,}", f"{month.frozen:.3f}", f"{month.live:.3f}", f"v{month.version}", share,
                 month.what,
             )  # fmt: skip
-        frozen = float(np.mean([month.frozen for month in self.months]))
-        live = float(np.mean([month.live for month in self.months]))
-        retrains = sum(1 for month in self.months if month.lifecycle)
+        frozen, live = self.means()
         made.add_section()
-        made.add_row(
-            "mean", "", f"{frozen:.3f}", f"{live:.3f}", "", "", f"{retrains} retrainings, {live - frozen:+.3f} AUC"
-        )
+        gain = f"{self.retrainings()} retrainings, {live - frozen:+.3f} AUC"
+        made.add_row("mean", "", f"{frozen:.3f}", f"{live:.3f}", "", "", gain)
         return made
 
 
@@ -401,6 +421,7 @@ def urls(demo: Demo, settings: Settings) -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="everloop demo", description=__doc__)
     parser.add_argument("--yes", action="store_true")
+    parser.add_argument("--json", action="store_true", help="the table as JSON on stdout, all else on stderr")
     parser.add_argument("--rows", type=int, default=ROWS)
     parser.add_argument("--data-dir", type=Path, default=None)
     parser.add_argument("--port-base", type=int, default=None)
@@ -416,7 +437,7 @@ def main() -> int:
     for kind in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(kind, _interrupt)
     asked = _arguments()
-    out = Console(highlight=False, soft_wrap=True)
+    out = Console(highlight=False, soft_wrap=True, stderr=asked.json)
     started = time.monotonic()
     try:
         settings = configuration.load(
@@ -428,7 +449,7 @@ def main() -> int:
                 out.print("\nThe stack stays up so that the pages open: Ctrl-C ends it.")
                 _rest()
     except EverloopError as error:
-        out.print(f"everloop demo: {error}\n  {error.hint}", style="red")
+        print(sentence(error, as_json=asked.json), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         out.print("stopped")
@@ -450,6 +471,8 @@ def _run(settings: Settings, asked: argparse.Namespace, out: Console, started: f
         demo = Demo(client, approver, asks, settings.data_dir / "demo", data, out, progress)
         demo.run()
         progress.stop()
+        if asked.json:
+            print(json.dumps(demo.result(), indent=2))
         out.print(demo.table())
         out.print(f"{time.monotonic() - started:.0f} s in all")
         urls(demo, settings)

@@ -4,7 +4,7 @@ import asyncio
 import sys
 
 from everloop import settings
-from everloop.errors import EverloopError
+from everloop.errors import EverloopError, sentence
 
 
 def main(arguments: list[str]) -> None:
@@ -27,10 +27,10 @@ def main(arguments: list[str]) -> None:
             from workers import cluster
 
             cluster.slot_main(here, name)
-        case ["dev"]:
+        case ["dev", *flags]:
             from workers import dev
 
-            sys.exit(dev.main())
+            sys.exit(dev.main(as_json="--json" in flags))
         case ["journal", ("rebuild" | "verify") as action, *flags]:
             from workers import journal
 
@@ -43,4 +43,4 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except EverloopError as error:
-        sys.exit(f"{error}\n{error.hint}".strip())
+        sys.exit(sentence(error, as_json="--json" in sys.argv))

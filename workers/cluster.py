@@ -20,6 +20,7 @@ from distributed import Nanny, Scheduler
 
 from activities.jobs.security import security
 from activities.jobs.supervisor import GRACE_SECONDS
+from everloop import logs
 from everloop.errors import Invalid
 from everloop.settings import Settings
 from workers import devices, process
@@ -104,7 +105,7 @@ def slot_main(settings: Settings, name: str) -> None:
 
 def _begin(role: str) -> None:
     process.die_with_parent()
-    process.log_lines(role, logging.WARNING)
+    logs.log_lines(role, logging.WARNING)
     dask.config.set(CONFIG)
 
 

@@ -12,10 +12,10 @@ from temporalio.service import RPCError
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
+from everloop import logs
 from everloop.errors import EverloopError, Permanent, Unavailable
 from everloop.payloads import converter
 from everloop.settings import Settings
-from workers import process
 from workers.process import die_with_parent, first_of, told_to_stop
 
 __all__ = ["ErrorsCross", "connect", "die_with_parent", "first_of", "log_lines", "sandbox", "told_to_stop"]
@@ -80,7 +80,7 @@ def sandbox() -> SandboxedWorkflowRunner:
 
 def log_lines(role: str, level: int = logging.INFO) -> None:
     """Log to stderr, one line of JSON each; Temporal's core says only what is wrong."""
-    process.log_lines(role, level)
+    logs.log_lines(role, level)
     quiet = TelemetryFilter(core_level="ERROR", other_level="ERROR")
     runtime = Runtime(telemetry=TelemetryConfig(logging=LoggingConfig(filter=quiet)))
     Runtime.set_default(runtime, error_if_already_set=False)

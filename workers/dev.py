@@ -7,6 +7,7 @@ by the kernel to die with the parent, so that a kill -9 of the parent leaves not
 
 import asyncio
 import ctypes
+import json
 import os
 import secrets
 import shutil
@@ -19,7 +20,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -32,7 +33,7 @@ from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
 from everloop import engine, names, signing, stack
 from everloop import settings as configuration
 from everloop.artifacts import FLOOR_BYTES
-from everloop.errors import EverloopError
+from everloop.errors import EverloopError, sentence
 from everloop.settings import API, SCHEDULER, SERVE, TEMPORAL, TEMPORAL_UI, Settings
 from everloop.store import DeviceRow, Store
 from workers import connect, devices, takeover, temporal
@@ -436,29 +437,30 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def main() -> int:
+def main(*, as_json: bool = False) -> int:
     """Run the stack until Ctrl-C or SIGTERM; the exit code. 1, after one clear message, when it cannot run."""
     for kind in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # also where a script's `&` has SIGINT ignored
         signal.signal(kind, _interrupt)
     try:
-        _run()
+        _run(as_json=as_json)
     except KeyboardInterrupt:
         return 0
     except EverloopError as error:
-        hint = f"\n  hint: {error.hint}" if error.hint else ""
-        print(f"error: {error}{hint}", file=sys.stderr, flush=True)  # noqa: T201
+        print(sentence(error, as_json=as_json), file=sys.stderr, flush=True)  # noqa: T201
         return 1
     return 0
 
 
-def _run() -> None:
+def _run(*, as_json: bool) -> None:
     started = time.monotonic()
     with running(configuration.load()) as life:
         login = (life.settings.keys_dir / "login.url").read_text().strip()
-        seconds = time.monotonic() - started
-        print(f"Everloop is ready ({seconds:.1f} s): {login}  Temporal UI: {life.settings.temporal_ui_url}", flush=True)  # noqa: T201
+        seconds = round(time.monotonic() - started, 1)
+        up = {"login_url": login, "seconds": seconds, **asdict(_up(life.settings))}
+        line = f"Everloop is ready ({seconds} s): {login}  Temporal UI: {life.settings.temporal_ui_url}"
+        print(json.dumps(up) if as_json else line, flush=True)  # noqa: T201
         life.mind()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(as_json="--json" in sys.argv))

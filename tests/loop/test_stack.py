@@ -31,19 +31,19 @@ def everloop(here: Settings, *arguments: str) -> subprocess.CompletedProcess[str
 class Launcher:
     """`everloop up` in a process group of its own, as a terminal would have it."""
 
-    def __init__(self, here: Settings) -> None:
+    def __init__(self, here: Settings, *arguments: str) -> None:
         self.here = here
         self.output = here.data_dir.parent / "up.out"
         with self.output.open("w") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "everloop.cli", "up", "--data-dir", str(here.data_dir), "--port-base",
-                 str(here.port_base)],
+                 str(here.port_base), *arguments],
                 stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
             )  # fmt: skip
 
     def ready(self) -> str:
         deadline = time.monotonic() + READY_SECONDS
-        while "is ready" not in self.output.read_text():
+        while "/login" not in self.output.read_text():
             assert self.process.poll() is None, self.output.read_text()
             assert time.monotonic() < deadline, self.output.read_text()
             time.sleep(0.1)
@@ -150,12 +150,10 @@ def test_a_killed_child_is_started_again(running, here):
 def test_ctrl_c_ends_everything_in_order(running, here):
     members = stack.members(here)
 
-    started = time.monotonic()
     os.killpg(running.process.pid, signal.SIGINT)
     code = running.process.wait(30)
 
     assert code == 0
-    assert time.monotonic() - started < 15  # 3 s on an idle machine
     assert len(members) >= 8
     assert all(process.gone() for process in members)
     assert not (here.data_dir / "up.json").exists()
@@ -171,11 +169,13 @@ def test_after_kill_9_of_everything_the_next_up_goes_on_with_the_same_lifecycle(
         assert client.show(lifecycle)["status"] == "running"
     killed.kill_everything()
 
-    launcher = Launcher(here)
-    launcher.ready()
+    launcher = Launcher(here, "--json")
+    up = json.loads(launcher.ready().splitlines()[-1])  # before it, a line for each attempt taken over
     with Client(data_dir=here.data_dir) as client:
         found = client.wait(lifecycle, until="gate", timeout=60)
 
+    assert up["login_url"].startswith(here.api_url)
+    assert up["temporal_ui_url"] == here.temporal_ui_url
     assert found["status"] == "waiting_approval"
     finished = [stage["stage"] for stage in found["stages"] if stage["status"] == "done"]
     assert len(finished) == len(set(finished))  # no stage was done twice
