@@ -385,7 +385,8 @@ def _clipped(text: str, limit_bytes: int) -> str:
 async def tell(here: Parts, id: str, action: Action, person: str, body: Attend) -> None:  # noqa: A002
     """Do *action*. Raises `NotWaiting` when the lifecycle has ended or is not parked."""
     if not await run_in_threadpool(_is_open, here, id):
-        await _not_yet_written(here, id)  # other workflows have ids too: nobody may cancel a pool from here
+        # Other workflows have ids too: nobody may cancel a pool from here.
+        _must_be_open(id, (await _not_yet_written(here, id)).status)
     handle = here.temporal.get_workflow_handle(id)
     missing, hint = f"no running lifecycle {id}", "`everloop list` shows what there is"
     if action == "cancel":
@@ -406,11 +407,15 @@ def _is_open(here: Parts, id: str) -> bool:  # noqa: A002
         row = session.get(LifecycleRow, id)
     if row is None:
         return False
-    if row.status not in OPEN:
-        raise NotWaiting(
-            f"{id} has already ended ({pages.words(row.status)})", hint="submit again to start a new lifecycle"
-        )
+    _must_be_open(id, row.status)
     return True
+
+
+def _must_be_open(id: str, status: str) -> None:  # noqa: A002
+    if status not in OPEN:
+        raise NotWaiting(
+            f"{id} has already ended ({pages.words(status)})", hint="submit again to start a new lifecycle"
+        )
 
 
 # --- looking ------------------------------------------------------------------------------------

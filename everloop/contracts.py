@@ -11,7 +11,7 @@ from typing import Literal
 from temporalio import activity
 
 from everloop import names
-from everloop.events import Event
+from everloop.events import Event, LifecycleSubmitted
 from everloop.records import (
     Champion,
     Decision,
@@ -43,6 +43,18 @@ class LifecycleRequest(Record):
     trigger: str = "manual"
     window: Window | None = None
     """The drifted window, when drift started this."""
+
+    def submitted(self) -> LifecycleSubmitted:
+        """The first fact of the lifecycle."""
+        return LifecycleSubmitted(
+            project=self.spec.project,
+            model=self.spec.model,
+            task=self.spec.task,
+            trigger=self.trigger,
+            submitted_by=self.submitted_by,
+            body_digest=self.body_digest,
+            spec=self.spec.model_dump_json(),
+        )
 
 
 # --- compute: each is one job in a child process on the slot of a lease -------------------------

@@ -5,7 +5,7 @@ Used alike by the live append, by `journal rebuild`, by `journal verify` and by 
 """
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -15,7 +15,7 @@ from temporalio.api.history.v1 import HistoryEvent
 from temporalio.converter import DataConverter
 
 from everloop import names
-from everloop.contracts import AppendRequest
+from everloop.contracts import AppendRequest, LifecycleRequest
 from everloop.events import (
     ApprovalClosed,
     ApprovalDecided,
@@ -60,14 +60,19 @@ def project(history: Iterable[HistoryEvent], converter: DataConverter) -> list[E
     """
     found: list[Event] = []
     ended: HistoryEvent | None = None
+    started: HistoryEvent | None = None
     for entry in history:
-        if entry.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED:
+        if entry.event_type == EventType.EVENT_TYPE_WORKFLOW_EXECUTION_STARTED:
+            started = entry
+        elif entry.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED:
             attributes = entry.activity_task_scheduled_event_attributes
             if attributes.activity_type.name == names.JOURNAL_APPEND:
                 (request,) = converter.payload_converter.from_payloads(attributes.input.payloads, [AppendRequest])
                 found.extend(request.events)
         elif entry.event_type in _ENDINGS:
             ended = entry
+    if ended is not None and started is not None and not found:
+        found += _never_begun(started, converter)
     if ended is not None and found:
         found += _ended_from_outside(ended, found)
     return found
@@ -79,6 +84,15 @@ _ENDINGS = {
     EventType.EVENT_TYPE_WORKFLOW_EXECUTION_FAILED: "failed",
     EventType.EVENT_TYPE_WORKFLOW_EXECUTION_CANCELED: "cancelled",
 }
+
+
+def _never_begun(started: HistoryEvent, converter: DataConverter) -> list[Event]:
+    """The first fact of a lifecycle that was ended before it could write one."""
+    attributes = started.workflow_execution_started_event_attributes
+    if attributes.workflow_type.name != names.LIFECYCLE:
+        return []
+    (request,) = converter.payload_converter.from_payloads(attributes.input.payloads, [LifecycleRequest])
+    return [request.submitted().model_copy(update={"seq": 0, "at": started.event_time.ToDatetime(tzinfo=UTC)})]
 
 
 def _ended_from_outside(entry: HistoryEvent, found: Sequence[Event]) -> list[Event]:

@@ -39,7 +39,7 @@ from everloop.contracts import (
     TrainRequest,
     ValidateRequest,
 )
-from everloop.events import ChallengerCompared, LifecycleFinished, LifecycleSubmitted, VersionRegistered
+from everloop.events import ChallengerCompared, LifecycleFinished, VersionRegistered
 from everloop.records import (
     Champion,
     Evaluation,
@@ -90,7 +90,7 @@ class Lifecycle:
 
     @workflow.run
     async def run(self, request: LifecycleRequest) -> LifecycleAnswer:
-        self._journal.record(_submitted(request))
+        self._journal.record(request.submitted())
         try:
             answer = await self._until_the_data_will_do()
         except Ended as end:
@@ -403,18 +403,6 @@ class Lifecycle:
             since=workflow.now(),
             unblocks=f"`everloop approve {me}` or `everloop reject {me}`, or the approval page",
         )
-
-
-def _submitted(request: LifecycleRequest) -> LifecycleSubmitted:
-    return LifecycleSubmitted(
-        project=request.spec.project,
-        model=request.spec.model,
-        task=request.spec.task,
-        trigger=request.trigger,
-        submitted_by=request.submitted_by,
-        body_digest=request.body_digest,
-        spec=request.spec.model_dump_json(),
-    )
 
 
 def _checks(made: Validation) -> str:

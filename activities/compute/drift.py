@@ -231,8 +231,8 @@ def _ask(pairs: Sequence[Pair], found: dict[str, ColumnDrift], job: Job | None) 
     if job is not None:
         job.report(1, columns=len(pairs))
     with _undrawn():
-        told = json.loads(_report(pairs, [f"c{place}" for place in range(len(pairs))]).json())
-    for pair, metric, test in zip(pairs, told["metrics"], told["tests"], strict=True):
+        told = _told(pairs)
+    for pair, (metric, test) in zip(pairs, told, strict=True):
         config = metric["config"]
         found[pair.name] = ColumnDrift(
             column=pair.name,
@@ -241,7 +241,35 @@ def _ask(pairs: Sequence[Pair], found: dict[str, ColumnDrift], job: Job | None) 
             threshold=float(config["threshold"]),
             drifted=test["status"] == "FAIL",
         )
-    return [metric | {"column": pair.name} for pair, metric in zip(pairs, told["metrics"], strict=True)]
+    return [metric | {"column": pair.name} for pair, (metric, _) in zip(pairs, told, strict=True)]
+
+
+def _told(pairs: Sequence[Pair]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Metric and test of each pair.
+
+    Evidently fails as a whole on numbers that a float cannot cut into bins (all near 1e18, say): then each column
+    is asked alone, and such a one in standard units, which no method of Evidently's minds.
+    """
+    try:
+        return _metrics(pairs)
+    except ValueError:
+        if len(pairs) > 1:
+            return [told for pair in pairs for told in _told([pair])]
+        return _metrics([_standardized(pairs[0])])
+
+
+def _metrics(pairs: Sequence[Pair]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    told = json.loads(_report(pairs, [f"c{place}" for place in range(len(pairs))]).json())
+    return list(zip(told["metrics"], told["tests"], strict=True))
+
+
+def _standardized(pair: Pair) -> Pair:
+    if not pair.numeric:
+        return pair
+    filled = pair.reference[np.isfinite(pair.reference)]
+    middle, width = np.median(filled), np.std(filled) or 1.0
+    sides = [np.clip((side - middle) / width, -1e6, 1e6) for side in (pair.reference, pair.current)]
+    return Pair(pair.name, numeric=True, reference=sides[0], current=sides[1])
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
 
 from everloop import names
+from everloop.contracts import LifecycleRequest
 from tests.temporal.conftest import Stack, eventually
 
 
@@ -123,3 +124,20 @@ async def test_a_lifecycle_terminated_in_temporals_ui_is_shown_as_such_and_gives
     await stack.gate(other.id)
     assert (await stack.verified()).differences == []
     assert names.approval_id(other.id)
+
+
+async def test_a_lifecycle_terminated_before_it_could_write_anything_is_in_the_list_all_the_same(stack: Stack) -> None:
+    handle = await stack.client.start_workflow(
+        names.LIFECYCLE,
+        LifecycleRequest(spec=stack.spec(), body_digest="0" * 64, submitted_by="ann"),
+        id=f"{stack.prefix}-never-begun",
+        task_queue="nobody-polls-this-queue",
+    )
+    await handle.terminate(reason="by hand")
+
+    await stack.journal.sweep()
+
+    row = await stack.status(handle.id, "terminated")
+    assert (row.submitted_by, row.model) == ("ann", stack.spec().model)
+    assert "by hand" in row.reason
+    assert (await stack.verified()).differences == []

@@ -181,6 +181,20 @@ def test_a_nearly_constant_column_is_compared_as_usual_or_other() -> None:
     assert column.score < 0.1
 
 
+@pytest.mark.parametrize("rows", [500, 2000])
+def test_a_column_of_numbers_too_large_to_be_cut_into_bins_spoils_no_other(rows: int) -> None:
+    large = Pair("large", True, RANDOM.normal(size=rows) * 1e3, np.full(rows, 1e18) + np.arange(rows) % 2)
+    steady = Pair("steady", True, RANDOM.normal(size=rows), RANDOM.normal(size=rows))
+    with pytest.raises(ValueError, match="bins"):
+        drift._metrics([large, steady])
+
+    (far, near), evidence = drift.judge([large, steady])
+
+    assert (far.column, far.drifted) == ("large", True)
+    assert (near.column, near.drifted) == ("steady", False)
+    assert [metric["column"] for metric in evidence] == ["large", "steady"]
+
+
 def test_a_sample_is_bounded_seeded_and_fair() -> None:
     rows = [{"n": number} for number in range(10_000)]
 
