@@ -118,15 +118,15 @@ class Monitor(Strict):
     @field_validator("every")
     @classmethod
     def _not_too_often(cls, value: timedelta) -> timedelta:
-        if value < timedelta(seconds=1):
-            raise ValueError("must be at least 1 second")
+        if not timedelta(seconds=1) <= value <= timedelta(days=31):
+            raise ValueError("must be from 1 second to 31 days")
         return value
 
     @field_validator("lateness", "idle")
     @classmethod
     def _not_negative(cls, value: timedelta) -> timedelta:
-        if value < timedelta(0):
-            raise ValueError("must not be negative")
+        if not timedelta(0) <= value <= timedelta(days=366):
+            raise ValueError("must be from 0 to 366 days")
         return value
 
 

@@ -10,7 +10,9 @@ import datetime as dt
 import fcntl
 import logging
 import os
+import shutil
 import signal
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -29,7 +31,11 @@ log = logging.getLogger(__name__)
 
 CERTIFICATE_DAYS = 3650
 CLOSE_SECONDS = 1.5
-LOST_SECONDS = 5.0
+START_SECONDS = 15.0
+"""How long a Dask worker may take to start (usual: 2 s) before its slot starts all over."""
+KEPT_SECONDS = 48 * 3600.0
+"""A finished job's folder outlives every attempt of its activity; without it the job would only run again."""
+TIDY_SECONDS = 3600.0
 MEMORY_LIMIT = "1 GiB"
 """Of the Dask worker itself: jobs are other processes."""
 CONFIG = {
@@ -141,13 +147,28 @@ async def _slot(settings: Settings, device: devices.Device) -> int:
         local_directory=str(scratch),
         env=device.environment,
         plugins=devices.find(settings).plugins(device),
-        death_timeout=f"{LOST_SECONDS}s",
+        death_timeout=f"{START_SECONDS}s",
     )
     async with _killed_at_the_end(nanny):
         await process.first_of(_started(nanny), stop.wait())
-        await process.first_of(_lost(nanny), stop.wait())
+        await process.first_of(_lost(nanny), stop.wait(), _tidied(settings.scratch_dir / "jobs"))
     await _lock_free(settings.scratch_dir / "slots" / f"{device.name}.lock")
     return 0 if stop.is_set() else 1
+
+
+async def _tidied(jobs: Path) -> None:
+    """For ever: remove the folders of old jobs, `<run id>/<activity id>`."""
+    while True:
+        await asyncio.to_thread(tidy, jobs, time.time() - KEPT_SECONDS)
+        await asyncio.sleep(TIDY_SECONDS)
+
+
+def tidy(jobs: Path, before: float) -> None:
+    """Remove each run's folder below *jobs* in which nothing has changed since *before* (seconds since 1970)."""
+    for run in jobs.glob("*"):
+        with contextlib.suppress(OSError):  # another slot may tidy too
+            if max(path.stat().st_mtime for path in (run, *run.rglob("*"))) < before:
+                shutil.rmtree(run)
 
 
 async def _started(nanny: Nanny) -> None:

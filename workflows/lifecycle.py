@@ -1,5 +1,6 @@
 """A lifecycle: one durable pass of a model from data to release. Start reading here."""
 
+import asyncio
 import contextlib
 from datetime import datetime, timedelta
 from typing import TypeVar
@@ -97,7 +98,7 @@ class Lifecycle:
             answer = end.answer
         except Aborted as end:
             answer = self._answer("aborted", str(end))
-        except BaseException:
+        except (asyncio.CancelledError, Exception):  # not GeneratorExit: the worker drops the workflow, nothing ended
             if workflow.cancellation_reason() is None:
                 raise
             await self._close("cancelled", workflow.cancellation_reason() or "cancelled by a person")

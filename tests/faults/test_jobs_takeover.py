@@ -131,7 +131,7 @@ async def test_a_slot_without_a_scheduler_ends_with_1_for_its_launcher_to_start_
     dask.stop()
     dask.start("cpu0")
 
-    await until(lambda: dask.processes["cpu0"].poll() is not None, 20, "it waits for ever")
+    await until(lambda: dask.processes["cpu0"].poll() is not None, 40, "it waits for ever")
 
     assert dask.processes["cpu0"].returncode == 1
 

@@ -49,6 +49,20 @@ def test_without_a_certificate_the_error_says_who_makes_it(settings):
     assert "everloop up" in caught.value.hint
 
 
+def test_only_folders_of_jobs_that_ended_long_ago_are_removed(tmp_path):
+    for run, age_seconds in (("old", 7200), ("new", 0), ("old-but-busy", 7200)):
+        folder = tmp_path / run / "3" / "1"
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text("{}")
+        for path in (folder / "result.json", folder, folder.parent, folder.parent.parent):
+            os.utime(path, (time.time() - age_seconds,) * 2)
+    (tmp_path / "old-but-busy" / "3" / "1" / "request.json").write_text("{}")
+
+    cluster.tidy(tmp_path, time.time() - 3600)
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "old-but-busy"]
+
+
 @pytest.mark.parametrize(("slots", "names", "light"), [(1, ["cpu0"], []), (3, ["cpu0", "cpu1", "cpu2"], ["cpu2"])])
 def test_the_last_of_several_cpu_slots_is_for_checks(settings, monkeypatch, slots, names, light):
     monkeypatch.setattr(devices, "_gpu_uuids", tuple)
