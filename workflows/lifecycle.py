@@ -351,7 +351,10 @@ class Lifecycle:
             if answer.outcome == "rolled_back":
                 await self._stages.failed_outright("release", answer.reason, "see serve's log; the old version answers")
                 continue
-            self._stages.finished("release", answer.reason)
+            if answer.outcome == "void":
+                self._stages.undone("release", answer.reason)
+            else:
+                self._stages.finished("release", answer.reason)
             return answer
 
     async def _rollout(self, request: ReleaseRequest) -> ReleaseAnswer:

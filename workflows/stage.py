@@ -101,6 +101,10 @@ class Stages:
             StageFinished(stage=stage, summary=summary, metrics=metrics, blobs=_blobs(result), ran=ran)
         )
 
+    def undone(self, stage: Stage, reason: str) -> None:
+        """Say that *stage* has come to nothing and an earlier one comes again by itself."""
+        self._journal.record(StageFailed(stage=stage, error="EvidenceChanged", message=reason))
+
     async def failed_outright(self, stage: Stage, message: str, hint: str) -> str:
         """Park because of something that no activity raised. Returns `retry` or `skip`."""
         return await self._failed(stage, ApplicationError(message, "", hint, type="JobFailed"))

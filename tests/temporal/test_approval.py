@@ -130,6 +130,11 @@ async def test_an_approval_signed_for_an_older_champion_opens_the_gate_again(sta
     assert fresh.evidence["champion_version"] == (await stack.status(first, "released")).version
     await stack.decide(second)
     await stack.status(second, "released")
+    releases = [
+        (row.status, row.error.get("message", "")) for row in stack.stage_rows(second) if row.stage == "release"
+    ]
+    assert [status for status, _ in releases] == ["failed", "done"]
+    assert "champion" in releases[0][1]
     assert (await stack.verified()).differences == []
 
 
