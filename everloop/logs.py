@@ -1,10 +1,14 @@
-"""The log of every process: lines of JSON on stderr."""
+"""The log of every process: lines of JSON on stderr, and the end of such a log."""
 
 import json
 import logging
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
+
+LAST_WORDS = 20
+TAIL_BYTES = 16384
 
 
 class OneLine(logging.Formatter):
@@ -32,3 +36,12 @@ def log_lines(role: str, level: int = logging.INFO) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(OneLine(role))
     logging.basicConfig(level=level, handlers=[handler], force=True)
+
+
+def last_words(log: Path, lines: int = LAST_WORDS) -> str:
+    """The end of a log file, indented, or that there is none."""
+    try:
+        text = log.read_bytes()[-TAIL_BYTES:].decode(errors="replace")
+    except OSError:
+        return "    (no log)"
+    return "\n".join(f"    {line}" for line in text.splitlines()[-lines:]) or "    (the log is empty)"

@@ -30,7 +30,7 @@ from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
 
-from everloop import engine, names, signing, stack
+from everloop import engine, logs, names, signing, stack
 from everloop import settings as configuration
 from everloop.artifacts import FLOOR_BYTES
 from everloop.errors import EverloopError, sentence
@@ -49,7 +49,6 @@ FIRST_PAUSE_SECONDS = 0.25
 SPACE_BYTES = FLOOR_BYTES + (256 << 20)
 GRACE_SECONDS = 4.0
 """How long a group of children may take to end in order."""
-LAST_WORDS = 20
 
 _LIBC = ctypes.CDLL(None)  # loaded before any fork: loading it between fork and exec may dead-lock
 _PR_SET_PDEATHSIG = 1
@@ -96,15 +95,6 @@ def _dies_with(parent: int) -> Callable[[], None]:
 
 def log_of(settings: Settings, name: str) -> Path:
     return settings.logs_dir / f"{name}.log"
-
-
-def last_words(log: Path, lines: int = LAST_WORDS) -> str:
-    """The end of a log file, indented, or that there is none."""
-    try:
-        text = log.read_bytes()[-16384:].decode(errors="replace")
-    except OSError:
-        return "    (no log)"
-    return "\n".join(f"    {line}" for line in text.splitlines()[-lines:]) or "    (the log is empty)"
 
 
 @dataclass
@@ -165,7 +155,7 @@ class Stack:
             if child.quick_ends >= GIVE_UP_AFTER:
                 raise CannotStart(
                     f"{child.name} ended {GIVE_UP_AFTER} times soon after its start ({how}). Its last words:\n"
-                    f"{last_words(log)}",
+                    f"{logs.last_words(log)}",
                     hint=f"the whole log is {log}",
                 )
             wait = FIRST_PAUSE_SECONDS * 2 ** (child.quick_ends - 1)
@@ -218,7 +208,7 @@ class Stack:
         while missing := still_missing():
             self.tend()
             if time.monotonic() > deadline:
-                words = "\n".join(f"{n}:\n{last_words(log_of(self.settings, n), 5)}" for n in missing)
+                words = "\n".join(f"{n}:\n{logs.last_words(log_of(self.settings, n), 5)}" for n in missing)
                 raise CannotStart(
                     f"not ready after {READY_SECONDS:.0f} s: {', '.join(missing)}\n{words}",
                     hint=f"the logs are in {self.settings.logs_dir}",

@@ -24,10 +24,11 @@ from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
 from temporalio.client import Client
 from temporalio.service import RPCError
 
-from everloop import engine, names
+from everloop import engine, logs, names
 from everloop.errors import EverloopError
 
 READY_TIMEOUT_SECONDS = 30
+SQLITE = b"SQLite format 3\0"
 
 
 class CannotStart(EverloopError):  # noqa: N818
@@ -76,6 +77,21 @@ def check_port(port: int, flag: str = "--port-base") -> None:
             )
 
 
+def check_file(database: Path) -> None:
+    """Raise `CannotStart` when *database* is a file of something else. An empty one is removed."""
+    if not database.exists():
+        return
+    with database.open("rb") as file:
+        begins = file.read(len(SQLITE))
+    if not begins:
+        database.unlink()  # an empty file kills the server ("no such table: namespaces")
+    elif begins != SQLITE:
+        raise CannotStart(
+            f"{database} is not a SQLite database: Temporal's histories in it are lost",
+            hint="restore it from a backup, or `everloop reset` to begin anew, or choose another --data-dir",
+        )
+
+
 def start(
     database: Path,
     port: int,
@@ -93,8 +109,7 @@ def start(
     for taken in filter(None, (port, ui_port)):
         check_port(taken)
     lock = _lock(database)
-    if database.exists() and database.stat().st_size == 0:
-        database.unlink()  # an empty file kills the server ("no such table: namespaces")
+    check_file(database)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         process = subprocess.Popen(
@@ -161,14 +176,20 @@ async def _ready(server: Server, log: Path, namespace: str) -> None:
     deadline = time.monotonic() + READY_TIMEOUT_SECONDS
     while True:
         if server.process.poll() is not None:
-            raise CannotStart("the Temporal server ended at once", hint=f"its last words are in {log}")
+            raise CannotStart(
+                f"the Temporal server ended at once. Its last words:\n{logs.last_words(log, 5)}",
+                hint=f"the whole log is {log}",
+            )
         try:
             client = await Client.connect(server.address, namespace=namespace)
             await client.service_client.check_health()
             await _prepare(client)
         except (RuntimeError, RPCError):
             if time.monotonic() > deadline:
-                raise CannotStart("the Temporal server does not answer", hint=f"its last words are in {log}") from None
+                raise CannotStart(
+                    f"the Temporal server does not answer. Its last words:\n{logs.last_words(log, 5)}",
+                    hint=f"the whole log is {log}",
+                ) from None
             await asyncio.sleep(0.05)
         else:
             return

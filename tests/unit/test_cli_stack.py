@@ -17,7 +17,7 @@ from everloop.errors import Conflict
 from everloop.settings import Settings
 from everloop.store import Store
 from tests.conftest import free_port_base
-from workers import dev
+from workers import dev, temporal
 from workers.temporal import CannotStart
 
 
@@ -262,3 +262,24 @@ def test_stopping_leaves_no_process_even_if_one_does_not_listen(here, monkeypatc
 
     assert not child.alive()
     assert not stack.members(here)
+
+
+def test_a_temporal_file_that_is_something_else_is_refused_and_kept(here):
+    database = here.data_dir / "temporal.db"
+    database.write_bytes(b"years of work" * 1000)
+
+    with pytest.raises(CannotStart, match="not a SQLite database") as refused:
+        temporal.start(database, here.port(3), None, here.logs_dir / "temporal.log")
+
+    assert "backup" in refused.value.hint
+    assert database.read_bytes() == b"years of work" * 1000
+
+
+def test_a_server_that_ends_at_once_says_its_last_words(here):
+    database = here.data_dir / "temporal.db"
+    with sqlite3.connect(database) as connection:
+        connection.execute("CREATE TABLE something_else (a)")
+    connection.close()
+
+    with pytest.raises(CannotStart, match="no such table"):
+        temporal.start(database, here.port(3), None, here.logs_dir / "temporal.log")
