@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from everloop import settings as configuration
+from everloop import stack
 from everloop.artifacts import Artifacts
+from everloop.settings import Settings
 from everloop.store import Store
 from workers import temporal
 
@@ -57,3 +60,11 @@ def store(tmp_path: Path) -> Iterator[Store]:
 def artifacts(tmp_path: Path) -> Artifacts:
     """An empty artifact store on local disk."""
     return Artifacts(str(tmp_path / "artifacts"))
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Iterator[Settings]:
+    """A data folder and ports for a stack of its own, which is ended afterwards."""
+    made = configuration.load(data_dir=tmp_path / "data", port_base=free_port_base())
+    yield made
+    stack.down(made)

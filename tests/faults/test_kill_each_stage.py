@@ -4,33 +4,22 @@ import json
 import os
 import random
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from sqlmodel import select
 
-from everloop import settings as configuration
-from everloop import stack
 from everloop.client import Client
 from everloop.errors import EverloopError
 from everloop.settings import Settings
 from everloop.specs import STAGES
 from everloop.store import LifecycleRow, StageRow, Store, VersionRow
-from tests.conftest import free_port_base
 from tests.loop.test_stack import Launcher, everloop
 
 SEED = int(os.environ.get("EVERLOOP_TEST_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
 STAGE_SECONDS = 60
 LIFECYCLES = 5
 """A stage that was over before the kill came is killed in the next lifecycle; each hits most of what is left."""
-
-
-@pytest.fixture
-def here(tmp_path: Path) -> Iterator[Settings]:
-    made = configuration.load(data_dir=tmp_path / "data", port_base=free_port_base())
-    yield made
-    stack.down(made)
 
 
 def write_table(folder: Path, numbers: random.Random) -> Path:

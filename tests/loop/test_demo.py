@@ -4,26 +4,15 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from everloop import settings as configuration
 from everloop import stack
 from everloop.settings import Settings
-from tests.conftest import free_port_base
 from tests.loop.test_stack import Launcher, everloop
 
 ROWS = "2000"
 MONTHS = ["Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
-
-
-@pytest.fixture
-def here(tmp_path: Path) -> Iterator[Settings]:
-    made = configuration.load(data_dir=tmp_path / "data", port_base=free_port_base())
-    yield made
-    stack.down(made)
 
 
 @pytest.mark.timeout(400)
