@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import BaseModel, ConfigDict, StrictInt, StrictStr, StringConstraints
 from sqlmodel import select
 from starlette.concurrency import run_in_threadpool
 
@@ -48,13 +48,14 @@ AGAIN_SECONDS = 5.0
 PREDICT_BYTES = 16 << 20
 MAX_ROWS = 10_000
 AHEAD = timedelta(days=1)
-EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
+EARLIEST = datetime(1500, 1, 1, tzinfo=UTC)
+"""What a table may say too, see `activities.compute.data`."""
 
 Name = tuple[str, str]
 """Project and model."""
 Row = dict[str, Any]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=200)]
-Key = str | int | None
+Key = StrictStr | StrictInt | None
 
 
 class PredictRequest(BaseModel):
@@ -370,7 +371,7 @@ def _moments(body: PredictRequest, rows: Sequence[Row], signature: Signature, no
     for index, row in enumerate(rows):
         where, value = "event_time", body.event_time or now
         if body.event_times is not None:
-            where, value = f"event_times.{index}", body.event_times[index]
+            where, value = f"event_times[{index}]", body.event_times[index]
         for name in filter(None, (signature.time, None if "event_time" in columns else "event_time")):
             if row.get(name) is not None:
                 layouts = signature.time_layouts if name == signature.time else ()
@@ -396,7 +397,7 @@ def _bounded(value: datetime, where: str, now: datetime) -> datetime:
         moment = None
     if moment is None or not EARLIEST <= moment <= now + AHEAD:
         raise InvalidPrediction(
-            f"{where} must lie between 1970 and a day from now", field=where, hint="send when it happened, in UTC"
+            f"{where} must lie between 1500 and a day from now", field=where, hint="send when it happened, in UTC"
         )
     return moment
 
