@@ -1,9 +1,11 @@
 """What tests share: real parts. A missing part skips on a laptop and fails in CI."""
 
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -13,6 +15,9 @@ from everloop.artifacts import Artifacts
 from everloop.settings import Settings
 from everloop.store import Store
 from workers import temporal
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 
 def free_port_base(count: int = 5) -> int:
@@ -45,6 +50,20 @@ def temporal_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tempor
     server = temporal.start(folder / "temporal.db", free_port_base(), None, folder / "temporal.log", time_skipping=True)
     yield server
     server.stop()
+
+
+@pytest.fixture
+def browser() -> Iterator["Browser"]:
+    """A real Chromium."""
+    path = shutil.which("chromium")
+    if path is None:
+        missing("chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=path, args=["--disable-gpu", "--no-first-run"])
+        yield opened
+        opened.close()
 
 
 @pytest.fixture

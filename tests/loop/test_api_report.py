@@ -117,30 +117,18 @@ def test_the_page_shows_the_report_in_a_frame_without_an_origin(served):
     assert '<iframe class="report" sandbox="allow-scripts"' in page
 
 
-def test_in_a_browser_the_report_draws_and_the_page_stays_ours(served):
-    import shutil
-
-    from tests.conftest import missing
-
-    browser_path = shutil.which("chromium")
-    if browser_path is None:
-        missing("chromium")
-    from playwright.sync_api import sync_playwright
-
+def test_in_a_browser_the_report_draws_and_the_page_stays_ours(served, browser):
     settings, store, client = served
     client.get("/api/v1/models/credit/drift/1/report", timeout=180)
     violations = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=browser_path, args=["--disable-gpu", "--no-first-run"])
-        page = browser.new_page()
-        page.on("console", lambda message: violations.append(message.text) if message.type == "error" else None)
-        page.goto(identity.login_link(settings, store, "ada")[0])
-        page.goto(f"{client.base_url}/models/credit/drift/1")
-        frame = page.frames[1]
-        frame.wait_for_selector("text=age", timeout=60_000)
-        title = page.title()
-        origin = frame.evaluate("self.origin")
-        browser.close()
+    page = browser.new_page()
+    page.on("console", lambda message: violations.append(message.text) if message.type == "error" else None)
+    page.goto(identity.login_link(settings, store, "ada")[0])
+    page.goto(f"{client.base_url}/models/credit/drift/1")
+    frame = page.frames[1]
+    frame.wait_for_selector("text=age", timeout=60_000)
+    title = page.title()
+    origin = frame.evaluate("self.origin")
 
     assert title.startswith("credit · drift 2024-03-05")
     assert origin == "null"

@@ -128,6 +128,48 @@ def test_the_same_key_is_the_same_lifecycle_and_another_body_is_refused(running,
     assert "the key first" in mismatch.stderr
 
 
+def test_people_decide_on_the_pages_without_javascript(running, here, spec, browser):
+    """Every button is pressed in a real browser: what a page says of itself is not what a browser sends."""
+    paged = spec.with_name("paged.yaml")
+    paged.write_text(spec.read_text().replace("model: churn", "model: paged"))
+    assert everloop(here, "submit", str(paged), "--key", "paged", "--wait").returncode == 0
+    page = browser.new_context(java_script_enabled=False).new_page()
+    page.goto(json.loads(everloop(here, "login", "--json").stdout)["url"])
+
+    page.get_by_role("link", name="Look and decide").click()
+    page.get_by_role("button", name="Reject").click()
+    assert "comment" in page.get_by_role("alert").inner_text()
+    page.get_by_label("Comment").fill("fine by me")
+    page.get_by_role("button", name="Approve and release").click()
+
+    assert "fine by me" in page.inner_text("main")
+    assert "released" in everloop(here, "watch", "paged").stdout
+    page.get_by_role("button", name="Sign out").click()
+    page.goto(f"{here.api_url}/lifecycles/paged")
+    assert "fine by me" not in page.content()
+
+
+def test_a_parked_lifecycle_is_retried_and_aborted_on_its_page(running, here, spec, browser):
+    constant = spec.with_name("constant.csv")
+    constant.write_text("age,left\n" + "\n".join(f"{n},1" for n in range(200)) + "\n")
+    parked = spec.with_name("constant.yaml")
+    parked.write_text("model: constant\ntask: binary\ntarget: left\nsource: {path: constant.csv}\n")
+    assert everloop(here, "submit", str(parked), "--key", "parked", "--wait").returncode == 1
+    page = browser.new_context(java_script_enabled=False).new_page()
+    page.goto(json.loads(everloop(here, "login", "--json").stdout)["url"])
+
+    page.get_by_role("link", name="See the log, retry or abort").click()
+    page.get_by_role("button", name="Retry").click()
+    with Client(data_dir=here.data_dir) as client:
+        again = client.wait("parked", until=lambda now: now["status"] == "needs_attention" and len(now["stages"]) > 2)
+        page.goto(f"{here.api_url}/lifecycles/parked")
+        page.get_by_role("button", name="Abort the lifecycle").click()
+        ended = client.wait("parked")
+
+    assert "left" in again["error"]["message"]
+    assert ended["status"] == "aborted"
+
+
 def test_a_second_up_is_refused_with_the_url_of_the_first(running, here):
     second = everloop(here, "up")
 
