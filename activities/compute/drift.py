@@ -4,10 +4,12 @@
 Traps that this file is shaped around: the preset computes everything three times (so: `ValueDrift` per column);
 a column that is nearly constant gives a normed distance without bound (so: it is compared as usual or other);
 a date moves on by itself (so: its distance from the event is compared, and the event time not at all);
-columns of at most 1,000 values are judged by p-values, where small means drift (so: by the method's own word).
+a distance between two samples of the same thing grows as they shrink, and Evidently looks at the reference's size
+only (so: where either side is small, or the categories are many, a test of two samples decides; see `method_of`).
 """
 
 import json
+import math
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -38,6 +40,16 @@ SUMMARY_BYTES = 16 << 10
 """Columns listed in the result, which travels through Temporal; the report blob has all."""
 HTML_COLUMNS = 100
 MISSING = "missing"
+SMALL = 1000
+"""Rows up to which Evidently too prefers a test over a distance; here of the smaller side."""
+SIGNIFICANCE = 0.01
+"""Of those tests. At Evidently's 0.05 a model of one column would be trained again every twentieth quiet window."""
+NOISE = 0.05
+"""Jensen-Shannon distance, half the threshold: what two samples of the same categories may have by chance alone."""
+CONTINGENCY = "two_sample_chisquare"
+NAMES = {"ks": "K-S p_value", CONTINGENCY: "two-sample chi-square p_value"}
+EXPECTED = 5.0
+"""Rows that a category should have on each side for chi-square to hold; rarer ones count as one."""
 
 
 @dataclass(frozen=True)
@@ -236,7 +248,7 @@ def _ask(pairs: Sequence[Pair], found: dict[str, ColumnDrift], job: Job | None) 
         config = metric["config"]
         found[pair.name] = ColumnDrift(
             column=pair.name,
-            method=str(config["method"]),
+            method=NAMES.get(config["method"], str(config["method"])),
             score=float(metric["value"]),
             threshold=float(config["threshold"]),
             drifted=test["status"] == "FAIL",
@@ -292,6 +304,7 @@ def _report(pairs: Sequence[Pair], names: Sequence[str]) -> Any:  # noqa: ANN401
         from evidently import DataDefinition, Dataset, Report
         from evidently.metrics import ValueDrift
 
+    _register_contingency()
     numeric = [name for name, pair in zip(names, pairs, strict=True) if pair.numeric]
     categories = [name for name, pair in zip(names, pairs, strict=True) if not pair.numeric]
     definition = DataDefinition(numerical_columns=numeric, categorical_columns=categories)
@@ -299,8 +312,54 @@ def _report(pairs: Sequence[Pair], names: Sequence[str]) -> Any:  # noqa: ANN401
         Dataset.from_pandas(pd.DataFrame(dict(zip(names, values, strict=True))), data_definition=definition)
         for values in ([pair.current for pair in pairs], [pair.reference for pair in pairs])
     ]
-    report = Report([ValueDrift(column=name) for name in names], include_tests=True)
-    return report.run(sides[0], sides[1])
+    asked = [
+        ValueDrift(column=name, method=method, threshold=SIGNIFICANCE if method else None)
+        for name, method in zip(names, map(method_of, pairs), strict=True)
+    ]
+    return Report(asked, include_tests=True).run(sides[0], sides[1])
+
+
+def method_of(pair: Pair) -> str | None:
+    """Evidently's name of the test for *pair*, or None for the distance that it takes by itself.
+
+    Evidently's chi-square takes the reference for the truth and not for a sample: ours compares two samples.
+    """
+    if pair.numeric:
+        smaller = min(int(np.isfinite(side).sum()) for side in (pair.reference, pair.current))
+        return "ks" if smaller <= SMALL else None
+    sizes = [len(side) for side in (pair.reference, pair.current)]
+    categories = len(set(pair.reference.tolist()) | set(pair.current.tolist()))
+    by_chance = math.sqrt((categories - 1) / 8 * sum(1 / size for size in sizes))
+    return CONTINGENCY if min(sizes) <= SMALL or by_chance > NOISE else None
+
+
+def _register_contingency() -> None:
+    """Make our test known to Evidently by its name."""
+    from evidently.legacy.calculations.stattests.registry import StatTest, register_stattest
+    from evidently.legacy.core import ColumnType
+
+    register_stattest(
+        StatTest(
+            name=CONTINGENCY,
+            display_name=NAMES[CONTINGENCY],
+            allowed_feature_types=[ColumnType.Categorical],
+            default_threshold=SIGNIFICANCE,
+        ),
+        _contingency,
+    )
+
+
+def _contingency(reference: pd.Series, current: pd.Series, _: object, threshold: float) -> tuple[float, bool]:
+    """The p-value of both samples having the same shares of categories, and whether it is below *threshold*."""
+    from scipy.stats import chi2_contingency
+
+    counts = pd.concat([reference.value_counts(), current.value_counts()], axis=1).fillna(0).to_numpy().T
+    shares = counts.sum(axis=0) / counts.sum()
+    often = shares * counts.sum(axis=1).min() >= EXPECTED
+    table = np.column_stack([counts[:, often], counts[:, ~often].sum(axis=1)])
+    table = table[:, table.sum(axis=0) > 0]
+    value = float(chi2_contingency(table, correction=False).pvalue) if table.shape[1] > 1 else 1.0
+    return value, value < threshold
 
 
 # --- the picture --------------------------------------------------------------------------------

@@ -169,6 +169,57 @@ def test_small_samples_are_judged_by_p_values_the_other_way_round() -> None:
     assert moved.score < moved.threshold < steady.score
 
 
+@pytest.mark.parametrize("reference", [900, 2000, 50_000])
+@pytest.mark.parametrize("rows", [100, 300, 1001])
+def test_a_window_of_the_same_rows_is_steady_however_small(reference: int, rows: int) -> None:
+    draw = np.random.default_rng(reference + rows)
+    letters = np.array(list("abcdefghijklmnopqrstuvwxyz"), object)
+    skewed = np.arange(26, 0, -1) ** 2 / np.sum(np.arange(26, 0, -1) ** 2)
+    numbers = [Pair(f"n{n}", True, draw.normal(size=reference), draw.normal(size=rows)) for n in range(30)]
+    words = [
+        Pair(f"c{n}", False, draw.choice(letters, reference, p=skewed), draw.choice(letters, rows, p=skewed))
+        for n in range(30)
+    ]
+
+    found, _ = drift.judge([*numbers, *words])
+
+    assert sum(column.drifted for column in found) <= 4  # of 60; at 1 % each, more than 4 in one of 250 runs
+
+
+@pytest.mark.parametrize("rows", [100, 1001])
+def test_a_small_window_that_did_move_is_found(rows: int) -> None:
+    draw = np.random.default_rng(rows)
+    ages = Pair("age", True, draw.normal(40, 10, 5000), draw.normal(48, 10, rows))
+    plans = [draw.choice(["a", "b"], size, p=[share, 1 - share]) for size, share in ((5000, 0.5), (rows, 0.8))]
+        "plan", False, draw.choice(["a", "b"], 5000, p=[0.5, 0.5]), draw.choice(["a", "b"], rows, p=[0.8, 0.2])
+    )
+
+    found, _ = drift.judge([ages, Pair("plan", False, *plans)])
+
+    assert [column.drifted for column in found] == [True, True]
+
+
+def test_many_categories_are_no_drift_of_their_own() -> None:
+    draw = np.random.default_rng(0)
+    codes = np.array([f"code-{n}" for n in range(400)], object)
+
+    (found, *_), _ = drift.judge([Pair("code", False, draw.choice(codes, 20_000), draw.choice(codes, 3000))])
+
+    assert not found.drifted
+
+
+def test_the_picture_is_drawn_of_small_samples_too() -> None:
+    draw = np.random.default_rng(0)
+    words = np.array(["a", "b"], object)
+    pairs = [Pair("n", True, draw.normal(size=200), draw.normal(size=100))]
+    pairs += [Pair("c", False, draw.choice(words, 200), draw.choice(words, 100))]
+
+    text = drift.render_html(pairs).decode()
+
+    assert "two-sample chi-square" in text
+    assert "K-S" in text
+
+
 def test_a_nearly_constant_column_is_compared_as_usual_or_other() -> None:
     before = np.zeros(2000)
     before[:5] = 300.0
