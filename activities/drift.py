@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from sqlmodel import col, select
@@ -131,8 +132,16 @@ class DriftLedger(DriftActivities):
         with self._store.read() as session:
             version = session.get_one(VersionRow, (request.project, request.model, now.version))
         reference = Version.model_validate_json(version.record).exported.reference
+        needed = spec.monitor.minimum_rows
+        rows = sum(1 for _ in islice(log.read(window), needed))
         return NextWindow(
-            window=window, champion=now, reference_sha256=reference.sha256, monitor=spec.monitor, spec=spec
+            window=window,
+            champion=now,
+            reference_sha256=reference.sha256,
+            monitor=spec.monitor,
+            spec=spec,
+            rows=rows,
+            insufficient=f"{rows} rows in the window, {needed} are needed" if rows < needed else "",
         )
 
 

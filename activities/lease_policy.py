@@ -49,15 +49,17 @@ def decide(state: PoolState, _now_ms: int, _policy: Policy, fuel: int) -> tuple[
     """Grants in order of arrival, at most *fuel* requests examined.
 
     A batch request that finds no slot holds back the batch requests behind it (first come, first served),
-    but not checks: they may use the light slot, which no batch request may take.
+    but not checks: they have the light slot, which no batch request may take. Only a pool without one gives them
+    another: a backlog of checks must not keep a person's training waiting.
     """
+    has_light = any(device.light and device.present for device in state.devices)
     free = [device for device in sorted(state.devices, key=lambda device: device.name) if _usable(device)]
     grants: list[Grant] = []
     blocked: list[str] = []
     for request in sorted(state.waiting, key=lambda request: (request.arrival, request.id))[:fuel]:
         if request.kind in blocked:
             continue
-        device = _choose(free, request.kind)
+        device = _choose(free, wants_light=request.kind == "check" and has_light)
         if device is None:
             blocked.append(request.kind)
             continue
@@ -70,7 +72,5 @@ def _usable(device: Device) -> bool:
     return device.present and not device.taken
 
 
-def _choose(free: list[Device], kind: str) -> Device | None:
-    if kind == "check":
-        return next((device for device in free if device.light), free[0] if free else None)
-    return next((device for device in free if not device.light), None)
+def _choose(free: list[Device], *, wants_light: bool) -> Device | None:
+    return next((device for device in free if device.light == wants_light), None)

@@ -359,6 +359,10 @@ class NextWindow(Record):
     reference_sha256: str = ""
     monitor: Monitor | None = None
     spec: LifecycleSpec | None = None
+    rows: int = 0
+    """In the window, counted up to the monitor's `minimum_rows`."""
+    insufficient: str = ""
+    """Why the window is not worth a job, or empty."""
 
 
 class TriggerRequest(Record):

@@ -49,6 +49,7 @@ class DriftCheck:
                 if found.window is None:
                     break
                 await self._check(request, found, found.window, checked)
+                await self._lease.give_back()  # after each window: other models' checks wait for the same slot
                 checked += 1
         finally:
             await self._lease.give_back()
@@ -82,6 +83,8 @@ class DriftCheck:
         self, request: CheckRequest, found: NextWindow, window: Window, number: int
     ) -> tuple[DriftReport, str]:
         """A window that cannot be measured is said to have failed, and does not keep the next ones waiting."""
+        if found.insufficient:
+            return _nothing(window, found.rows, found.insufficient), ""
         while True:
             try:
                 return await self._measured(request, found, window, number), ""
@@ -89,9 +92,7 @@ class DriftCheck:
                 if workflow.cancellation_reason() is not None or not isinstance(error.cause, ApplicationError):
                     raise
                 if error.cause.type != "LeaseLost":
-                    return DriftReport(
-                        window=window, rows=0, reference_rows=0, columns=(), share=0
-                    ), error.cause.message
+                    return _nothing(window, 0), error.cause.message
                 self._lease.lost()
 
     async def _measured(self, request: CheckRequest, found: NextWindow, window: Window, number: int) -> DriftReport:
@@ -171,6 +172,10 @@ def _attributes(project: str, model: str, trigger: str) -> TypedSearchAttributes
             SearchAttributePair(names.TRIGGER, trigger),
         ]
     )
+
+
+def _nothing(window: Window, rows: int, insufficient: str = "") -> DriftReport:
+    return DriftReport(window=window, rows=rows, reference_rows=0, columns=(), share=0, insufficient=insufficient)
 
 
 def _checked(request: CheckRequest, found: NextWindow, report: DriftReport, answer: TriggerAnswer) -> DriftChecked:

@@ -196,3 +196,19 @@ async def test_a_retraining_that_was_decided_and_never_started_does_not_block_th
     await check(stack, model)
 
     assert [row.verdict for row in checks(stack, model)] == ["retrain"]
+
+
+async def test_windows_with_too_few_rows_are_counted_without_a_slot_or_a_job(stack: Stack) -> None:
+    model = await released(stack, minimum_rows=3)
+    jobs = stack.compute.stages().count("measure")
+    traffic(stack, model, at(2026, 1, 1), at(2026, 1, 2), at(2026, 1, 2), at(2026, 1, 9))
+
+    assert await check(stack, model) == 2
+
+    rows = checks(stack, model)
+    assert [(row.rows, row.verdict, row.reason) for row in rows] == [
+        (1, "insufficient_data", "1 rows in the window, 3 are needed"),
+        (2, "insufficient_data", "2 rows in the window, 3 are needed"),
+    ]
+    assert stack.compute.stages().count("measure") == jobs
+    assert (await stack.verified()).differences == []

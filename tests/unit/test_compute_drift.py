@@ -191,8 +191,6 @@ def test_a_small_window_that_did_move_is_found(rows: int) -> None:
     draw = np.random.default_rng(rows)
     ages = Pair("age", True, draw.normal(40, 10, 5000), draw.normal(48, 10, rows))
     plans = [draw.choice(["a", "b"], size, p=[share, 1 - share]) for size, share in ((5000, 0.5), (rows, 0.8))]
-        "plan", False, draw.choice(["a", "b"], 5000, p=[0.5, 0.5]), draw.choice(["a", "b"], rows, p=[0.8, 0.2])
-    )
 
     found, _ = drift.judge([ages, Pair("plan", False, *plans)])
 

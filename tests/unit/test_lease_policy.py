@@ -51,6 +51,16 @@ def test_the_light_slot_is_never_granted_to_a_batch_request(state: PoolState) ->
 
 
 @given(states)
+def test_while_there_is_a_light_slot_no_check_takes_another(state: PoolState) -> None:
+    light = {device.name for device in state.devices if device.light}
+    there = any(device.light and device.present for device in state.devices)
+    checks = {request.id for request in state.waiting if request.kind == "check"}
+
+    taken = {device for request, device in grants(state).items() if request in checks}
+    assert taken <= light or not there
+
+
+@given(states)
 def test_within_a_kind_nobody_is_served_before_who_came_earlier(state: PoolState) -> None:
     made = grants(state)
 
@@ -66,7 +76,8 @@ def test_a_free_slot_and_a_fitting_request_are_never_both_left(state: PoolState)
 
     left = [d for d in state.devices if d.present and not d.taken and d.name not in made.values()]
     unserved = {request.kind for request in state.waiting if request.id not in made}
-    assert not ("check" in unserved and left)
+    there = any(device.light and device.present for device in state.devices)
+    assert not ("check" in unserved and any(device.light or not there for device in left))
     assert not ("batch" in unserved and any(not device.light for device in left))
 
 
