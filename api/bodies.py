@@ -99,7 +99,11 @@ async def read_body(request: Request, limit_bytes: int) -> bytes:
     except TimeoutError:
         raise Malformed("the body did not arrive in time") from None
     if size > limit_bytes:
-        raise TooLarge(f"the body is larger than {limit_bytes:,} bytes", hint=f"send at most {limit_bytes >> 20} MiB")
+        raise TooLarge(
+            f"the body is larger than {limit_bytes:,} bytes",
+            field="body",
+            hint=f"send at most {limit_bytes >> 20} MiB",
+        )
     return b"".join(chunks)
 
 

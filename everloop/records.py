@@ -107,6 +107,8 @@ class Prepared(Result):
     fresh_rows: int
     """Test rows that the champion has never seen."""
     features: tuple[Column, ...]
+    """As many as a result that travels through Temporal may list."""
+    feature_count: int = 0
     classes: tuple[str, ...] = ()
 
 

@@ -35,6 +35,10 @@ METRICS: dict[Task, tuple[str, ...]] = {
 HIGHER_IS_BETTER = frozenset({"auc", "accuracy", "r2"})
 
 
+SPEC_BYTES = 24 << 10
+"""Of a spec as JSON: it travels in every request of its lifecycle, and a request may take 64 KiB."""
+
+
 class Strict(BaseModel):
     """A part of a spec: no unknown fields, no NaN, immutable."""
 
@@ -162,9 +166,20 @@ class LifecycleSpec(Strict):
             raise ValueError("target: must not be the time or the key column")
         if self.features.include is not None and self.target in self.features.include:
             raise ValueError("features.include: must not name the target")
+        if (size := len(self.model_dump_json().encode())) > SPEC_BYTES:
+            raise ValueError(f"{_largest(self)}: the spec takes {size:,} bytes, more than {SPEC_BYTES:,}; name fewer")
         return self
 
     @property
     def objective(self) -> str:
         """Name of the metric that decides between champion and challenger."""
         return self.metric or METRICS[self.task][0]
+
+
+def _largest(spec: LifecycleSpec) -> str:
+    """The list of columns that takes most room."""
+    lists = {
+        "features.include": spec.features.include,
+        "features.exclude": spec.features.exclude,
+    }
+    return max(lists, key=lambda name: len(str(lists[name] or "")))

@@ -29,6 +29,7 @@ from everloop.contracts import (
 )
 from everloop.records import (
     Check,
+    Column,
     Comparison,
     DriftReport,
     Evaluation,
@@ -59,6 +60,7 @@ class QuickCompute(
         self.hooks: dict[str, Callable[[], Any]] = {}
         self.verdict = "better"
         self.share = 0.0
+        self.features: tuple[Column, ...] = ()
 
     async def _called(self, stage: str, request: JobRequest) -> None:
         self.calls.append((stage, request))
@@ -87,7 +89,14 @@ class QuickCompute(
         await self._called("prepare", request)
         blob = self.artifacts.put(b"matrix")
         return Prepared(
-            matrix=blob, pipeline=blob, train_rows=60, validation_rows=20, test_rows=20, fresh_rows=20, features=()
+            matrix=blob,
+            pipeline=blob,
+            train_rows=60,
+            validation_rows=20,
+            test_rows=20,
+            fresh_rows=20,
+            features=self.features,
+            feature_count=len(self.features),
         )
 
     @activity.defn(name="everloop.training.train")

@@ -181,7 +181,7 @@ class Lifecycle:
                 FeaturesActivities.prepare,
                 PrepareRequest(spec=self._spec, snapshot=snapshot, champion=champion),
                 lambda made: (
-                    f"{len(made.features)} features; {made.train_rows:,} train, {made.validation_rows:,} validation, "
+                    f"{made.feature_count} features; {made.train_rows:,} train, {made.validation_rows:,} validation, "
                     f"{made.test_rows:,} test rows"
                 ),
             )

@@ -72,15 +72,16 @@ class Stages:
             self.started(stage)
             try:
                 result = await self._attempt(stage, method, request)
-            except ActivityError as error:
-                if workflow.cancellation_reason() is not None or not isinstance(error.cause, ApplicationError):
+            except (ActivityError, ApplicationError) as error:  # the latter: the request is too large to be sent
+                cause = error.cause if isinstance(error, ActivityError) else error
+                if workflow.cancellation_reason() is not None or not isinstance(cause, ApplicationError):
                     raise
-                if error.cause.type == "LeaseLost" and isinstance(request, JobRequest):
+                if cause.type == "LeaseLost" and isinstance(request, JobRequest):
                     self._lease.lost()
                     continue
-                if await self._failed(stage, error.cause) == "skip":
+                if await self._failed(stage, cause) == "skip":
                     return None
-                if stage != STAGES[0] and error.cause.type in DATA_FAULTS:
+                if stage != STAGES[0] and cause.type in DATA_FAULTS:
                     raise ReadAgain from None
             else:
                 self.finished(stage, summary(result), result)

@@ -23,8 +23,10 @@ from activities.compute.data import (
     content_hashes,
     event_seconds,
     load,
+    mistaken,
     row_hashes,
     target_of,
+    unread_type,
 )
 from activities.compute.inference import Columns
 from everloop.artifacts import Artifacts
@@ -175,6 +177,7 @@ def prepare(request: PrepareRequest, job: Job) -> Prepared:
         train_rows=int(counts[TRAIN]),
         validation_rows=int(counts[VALIDATION]),
         test_rows=int(counts[TEST]),
+        feature_count=len(pipeline.inputs),
         fresh_rows=int(fresh.sum()),
         features=bounded([Column(name=entry.name, kind=entry.kind) for entry in pipeline.inputs]),
         classes=pipeline.classes,
@@ -285,7 +288,7 @@ def fit(
         if isinstance(fitted, Input):
             inputs.append(fitted)
         else:
-            dropped.append(Dropped(name, fitted))
+            dropped.append(Dropped(name, _why(table, name, fitted)))
     if not inputs:
         hint = "add columns that say something about the target, or name them in features.include"
         reasons = "; ".join(f"{column.name!r}: {column.reason}" for column in dropped[:5]) or "there are no others"
@@ -306,6 +309,15 @@ def fit(
         center=float(values.mean()) if regression else 0.0,
         scale=(float(values.std()) or 1.0) if regression else 1.0,
     )
+
+
+def _why(table: Table, name: str, reason: str) -> str:
+    """Why a column is not used, said of the whole table where that says more."""
+    if unread := unread_type(table, name):
+        return f"values of type {unread} are not understood"
+    if table.column(name).kind not in ("text", "category"):
+        return reason
+    return mistaken(table.rows[name]) or reason
 
 
 def _candidates(spec: LifecycleSpec, table: Table) -> list[str]:

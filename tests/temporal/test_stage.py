@@ -10,6 +10,7 @@ from temporalio.client import WorkflowFailureError, WorkflowUpdateFailedError
 from everloop import names
 from everloop.contracts import AttendRequest
 from everloop.errors import ComputeLost, ParityFailed, TargetUnusable
+from everloop.records import Column
 from everloop.store import LeaseRow
 from tests.temporal.conftest import Stack, eventually
 
@@ -49,6 +50,19 @@ async def test_a_permanent_failure_parks_the_lifecycle_without_its_slot_and_says
     )
     assert await eventually(lambda: live_leases(stack) == 0)
     assert stack.compute.stages().count("validate") == 1
+
+
+async def test_a_request_too_large_to_be_sent_parks_the_lifecycle_and_names_the_field(stack: Stack) -> None:
+    stack.compute.features = tuple(Column(name=f"{n}".zfill(400), kind="number") for n in range(120))
+
+    handle = await stack.submit(features={"exclude": ["x" * 200] * 100})
+    row = await stack.status(handle.id, "needs_attention")
+
+    assert (row.stage, row.error["error"]) == ("train", "TooLarge")
+    assert "prepared" in row.error["message"]
+    await attend(stack, handle.id, "abort")
+    await stack.status(handle.id, "aborted")
+    assert (await stack.verified()).differences == []
 
 
 async def test_retry_runs_the_failed_stage_again_and_nothing_before_it(stack: Stack) -> None:

@@ -208,6 +208,22 @@ def test_a_spec_that_contradicts_itself_names_the_field():
     assert refused.value.field == "metric"
 
 
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"features": {"include": [f"column-{n}" for n in range(4000)]}}, "features.include"),
+        ({"features": {"exclude": [f"column-{n}" for n in range(4000)]}}, "features.exclude"),
+        ({"monitor": {"every": "P1000D"}}, "monitor.every"),
+        ({"monitor": {"idle": "P1000D"}}, "monitor.idle"),
+    ],
+)
+def test_a_spec_out_of_bounds_names_the_field(changes, field):
+    with pytest.raises(InvalidSpec) as refused:
+        load_spec(SPEC | changes)
+
+    assert refused.value.field == field
+
+
 @pytest.mark.parametrize(("name", "text"), [("a.yaml", "a: ["), ("a.json", "{"), ("b.yaml", "- 1"), ("c.yaml", "")])
 def test_a_file_that_is_no_spec_is_refused(name, text, tmp_path):
     (tmp_path / name).write_text(text)
