@@ -51,6 +51,14 @@ AHEAD = timedelta(days=1)
 EARLIEST = datetime(1500, 1, 1, tzinfo=UTC)
 """What a table may say too, see `activities.compute.data`."""
 
+UNITS_SAID = {
+    "year": "a year (2013)",
+    "day": "a day (20130131)",
+    "seconds": "seconds since 1970",
+    "milliseconds": "milliseconds since 1970",
+}
+"""How a number in a time column is told to people; see `activities.compute.inference.UNITS`."""
+
 Name = tuple[str, str]
 """Project and model."""
 Row = dict[str, Any]
@@ -385,8 +393,9 @@ def _moment(value: object, layouts: Sequence[str], where: str) -> datetime:
     try:
         return moment(value, layouts)
     except ValueError:
+        also = f", or {' or '.join(UNITS_SAID.get(one, one) for one in layouts)} as in the table" if layouts else ""
         raise InvalidPrediction(
-            f"{where} is not a moment", field=where, hint="expected ISO 8601 text such as 2013-01-31T12:00:00Z"
+            f"{where} is not a moment", field=where, hint=f"expected ISO 8601 text such as 2013-01-31T12:00:00Z{also}"
         ) from None
 
 

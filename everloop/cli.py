@@ -5,6 +5,7 @@ Imports stand inside the commands: `--help` and completion must not load HTTP, Y
 """
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -336,16 +337,35 @@ def predict(  # noqa: PLR0917  # options of a command, given by name
     """Ask the released version of a model."""
     with _client(data_dir) as client:
         asked = _rows(rows, lambda: client.schema(model, project))
-        answers = [
-            client.predict(model, asked[at : at + BATCH_ROWS], event_time=event_time, project=project)
-            for at in range(0, len(asked), BATCH_ROWS)
-        ]
-    if as_json:
-        _print_json(answers[0] if len(answers) == 1 else answers)
-        return
-    for answer in answers:
-        for one in answer.get("predictions") or [answer]:
-            typer.echo(json.dumps(one, default=str))
+        answers: list[Json] = []
+        try:
+            for at in range(0, len(asked), BATCH_ROWS):
+                answer = _batch(client, model, asked, at, event_time=event_time, project=project)
+                answers.append(answer)
+                if not as_json:
+                    _print_lines(answer.get("predictions") or [answer])
+        finally:  # what was answered before a wrong row is in the log, and is said
+            if as_json and answers:
+                _print_json(answers[0] if len(answers) == 1 else answers)
+
+
+def _batch(client: "Client", model: str, asked: list[Json], at: int, **options: Any) -> Json:  # noqa: ANN401
+    """The answers to up to `BATCH_ROWS` rows from *at*. An error names the row by its place among all."""
+    try:
+        return client.predict(model, asked[at : at + BATCH_ROWS], **options)
+    except EverloopError as error:
+        if not at:
+            raise
+        said, field = (
+            re.sub(r"\brows\[(\d+)\]", lambda found: f"rows[{int(found[1]) + at}]", text)
+            for text in (str(error), error.field)
+        )
+        raise type(error)(f"{said}; the {at} rows before are answered", field=field, hint=error.hint) from None
+
+
+def _print_lines(values: list[Json]) -> None:
+    for value in values:
+        typer.echo(json.dumps(value, default=str))
 
 
 @app.command()

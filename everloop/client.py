@@ -4,10 +4,11 @@ Answers are the API's JSON as plain dicts and lists: what a notebook prints is w
 """
 
 import json
+import math
 import random
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +29,8 @@ Json = dict[str, Any]
 Rows = list[Json]
 Spec = Union["LifecycleSpec", Mapping[str, Any], str, Path]
 
+MISSING_TYPES = frozenset({"NAType", "NaTType"})
+"""What pandas calls a missing value; this client must not load pandas to ask."""
 PATIENCE_SECONDS = 30.0
 """How long a call is tried again while the API does not answer, or answers 503."""
 RUNNING = frozenset({"running", "waiting_approval", "needs_attention"})
@@ -342,6 +345,8 @@ def _checked(value: Json, folder: Path) -> Json:
 
 def _encode(value: object) -> bytes:
     def plain(item: object) -> object:
+        if type(item).__name__ in MISSING_TYPES:
+            return None
         if isinstance(item, datetime):
             return item.isoformat()
         if hasattr(item, "item"):  # a numpy scalar
@@ -351,7 +356,26 @@ def _encode(value: object) -> bytes:
     try:
         return json.dumps(value, default=plain, allow_nan=False).encode()
     except ValueError:
-        raise errors.Invalid("NaN and Infinity are not JSON", hint="send null for a missing value") from None
+        where = next(_not_finite(value), "")
+        raise errors.Invalid(
+            f"{where or 'a value'} is NaN or Infinity, which are not JSON",
+            field=where,
+            hint="send null (None) for a missing value",
+        ) from None
+
+
+def _not_finite(value: object, where: str = "") -> Iterator[str]:
+    """Where *value* holds NaN or Infinity: `rows[3].age`."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _not_finite(item, f"{where}.{name}" if where else str(name))
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _not_finite(item, f"{where}[{index}]")
+    else:
+        number = value.item() if hasattr(value, "item") else value
+        if isinstance(number, float) and not math.isfinite(number):
+            yield where
 
 
 def _key(settings: Settings) -> str:

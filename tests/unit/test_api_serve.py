@@ -1,6 +1,7 @@
 """The prediction server: approved bytes only, errors that name the field, each answer in the log."""
 
 import concurrent.futures
+import contextlib
 import json
 import time
 from datetime import UTC, datetime, timedelta
@@ -9,8 +10,10 @@ import httpx
 import pytest
 
 from api import identity, serve
-from everloop import signing
+from everloop import cli, signing
 from everloop.artifacts import Artifacts
+from everloop.client import Client
+from everloop.errors import InvalidPrediction
 from everloop.predictions import PredictionLog
 from everloop.records import Verdict, Window
 from everloop.settings import SERVE
@@ -274,3 +277,29 @@ def test_a_batch_of_ten_thousand_is_answered(server):
     assert len(answer.json()["predictions"]) == 10_000
     assert time.monotonic() - began < 10
     assert json.loads(answer.text)
+
+
+def test_a_wrong_row_of_a_large_file_is_named_by_its_place_and_what_was_answered_is_printed(
+    server, tmp_path, monkeypatch, capsys
+):
+    """By the command line, which sends 1,000 rows at a time."""
+    url = str(server.client.base_url)
+    client = Client(url, data_dir=server.settings.data_dir, serve_url=url)
+    monkeypatch.setattr(cli, "_client", lambda _: contextlib.nullcontext(client))
+    table = tmp_path / "rows.jsonl"
+    table.write_text("\n".join(json.dumps(ROW | {"age": 40 if n != 2500 else "old"}) for n in range(3000)))
+    before = len(server.log())
+
+    with pytest.raises(InvalidPrediction, match="the 2000 rows before are answered") as refused:
+        cli.predict("credit", str(table))
+
+    assert refused.value.field == "rows[2500].age"
+    assert len(capsys.readouterr().out.splitlines()) == 2000
+    assert len(server.log()) == before + 2000
+
+
+def test_a_time_that_cannot_be_read_is_told_how_the_table_writes_it():
+    with pytest.raises(InvalidPrediction) as refused:
+        serve._moment("soon", ("seconds",), "rows[0].ts")
+
+    assert "seconds since 1970" in refused.value.hint

@@ -6,11 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import typer
 
 from everloop import cli, console
 from everloop.client import Client, error_of, load_spec
+from everloop.client import _encode as encode
 from everloop.errors import GateClosed, Invalid, InvalidSpec, NotAuthenticated, Unavailable
 
 SPEC = {"model": "churn", "task": "binary", "target": "left", "source": {"path": "rows.csv"}}
@@ -240,6 +243,20 @@ def test_a_missing_spec_says_how_to_make_one(tmp_path):
 
 
 # --- the client
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), np.float32("nan")])
+def test_nan_in_a_row_is_refused_with_its_place(value, tmp_path):
+    client = Client("http://127.0.0.1:1", "key", tmp_path)
+
+    with pytest.raises(Invalid) as refused:
+        client.predict("churn", [{"age": 1}, {"age": value}])
+
+    assert refused.value.field == "rows[1].age"
+
+
+def test_what_pandas_calls_missing_is_sent_as_null():
+    assert json.loads(encode({"a": pd.NA, "b": pd.NaT, "c": np.int64(3)})) == {"a": None, "b": None, "c": 3}
 
 
 def test_a_client_without_a_stack_is_refused(tmp_path):
