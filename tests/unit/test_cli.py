@@ -69,7 +69,7 @@ def test_every_command_that_ends_by_itself_has_json():
 
 def test_init_prints_the_spec_as_json_that_submits(tmp_path):
     table = tmp_path / "churn.csv"
-    table.write_text("age,left\n" + "\n".join(f"{n},{n % 2}" for n in range(200)) + "\n")
+    table.write_text("age,left\n" + "\n".join(f"{n * 7 % 60},{n % 2}" for n in range(200)) + "\n")
     place = tmp_path / "churn.yaml"
 
     done = everloop("init", str(table), "--target", "left", "-o", str(place), "--json")
