@@ -43,7 +43,7 @@ from everloop.errors import (
     TargetUnusable,
 )
 from everloop.records import Blob, Check, Column, Snapshot, Validation
-from everloop.rows import MISSING_TEXT, NUMBER_BLANKS, column_names, delimiter_of
+from everloop.rows import DECIMAL_COMMA, HEAD, MISSING_TEXT, NUMBER_BLANKS, WITH_COMMA, column_names, delimiter_of
 from everloop.specs import LifecycleSpec
 
 Raw = Literal["number", "boolean", "datetime", "text"]
@@ -51,6 +51,8 @@ Raw = Literal["number", "boolean", "datetime", "text"]
 MINIMUM_ROWS = 50
 """Fewer labelled rows than this cannot be split three ways and still say anything."""
 MOST_CLASSES = 100
+SPREAD = (1e-100, 1e100)
+"""Of a numeric target, from its least to its largest value: squared errors must fit into float64."""
 CATEGORY_DISTINCT = 100
 """A text column with at most this many values is a category whatever its length."""
 SUMMARY_BYTES = 8 << 10
@@ -60,7 +62,9 @@ BLOCK_BYTES = 16 << 20
 
 PARTIAL = (".tmp", ".part", ".partial", ".crdownload", ".swp", "~")
 LAYOUTS = b"everloop_layouts"
-"""Of a datetime column: how its text was written, where that was not ISO 8601."""
+"""Of a column: how its text was written, where times were not ISO 8601 or numbers had a decimal comma."""
+UNREAD = b"everloop_unread"
+"""Of a column without values: the type of the ones it had, which no model understands."""
 
 ARROW: dict[Raw, pa.DataType] = {
     "number": pa.float64(),
@@ -107,12 +111,14 @@ def snapshot(request: SnapshotRequest, job: Job) -> Snapshot:
     paths = find(Path(spec.source.path))
     blobs = [_keep(path, job.artifacts) for path in paths]
     print(f"kept {len(blobs)} files, {sum(blob.size_bytes for blob in blobs):,} bytes")
-    parts = []
-    for path, blob in zip(paths, blobs, strict=True):
-        with job.artifacts.open_local(blob) as local:
-            parts.append(read(local, path.suffix.lower(), path.name))
-        job.report(len(parts), files=len(parts), of=len(paths))
-    tables = unify(parts, [path.name for path in paths])
+
+    def read_kept(place: int, spelled: Spelled) -> pa.Table:
+        with job.artifacts.open_local(blobs[place]) as local:
+            part = read(local, paths[place].suffix.lower(), paths[place].name, spelled)
+        job.report(place + 1, files=place + 1, of=len(paths))
+        return part
+
+    tables = read_all([path.name for path in paths], read_kept)
     whole = pa.concat_tables(tables)
     columns = describe(whole)
     check_spec(spec, [column.name for column in columns])
@@ -160,6 +166,10 @@ def find(source: Path) -> list[Path]:
     except PermissionError:
         hint = "give the user that runs Everloop the right to read it"
         raise DatasetMissing(f"{source} may not be read", field=field, hint=hint) from None
+    except OSError as error:  # a link to itself, a name that is too long, a disk that fails
+        why = (error.strerror or "the system refuses").lower()
+        hint = "check source.path on the machine that runs the compute worker"
+        raise DatasetMissing(f"{source} cannot be read: {why}", field=field, hint=hint) from None
     files = [path for path in entries if path.is_file() and not _passed_over(path.name)]
     usable = [path for path in files if path.suffix.lower() in (".csv", ".parquet")]
     for other in set(files) - set(usable):
@@ -247,28 +257,99 @@ def _enough(rows: int) -> None:
 # --- reading ------------------------------------------------------------------------------------
 
 
-def read(path: Path, suffix: str, name: str) -> pa.Table:
+@dataclass(frozen=True)
+class Spelled:
+    """What the other files of a folder say about how this one's columns are to be read."""
+
+    text: frozenset[str] = frozenset()
+    """These stay text, as they are written: `007` is a code here because `B12` is one there."""
+    commas: frozenset[str] = frozenset()
+    """Numbers in these have a decimal comma, so that a dot stands between thousands."""
+
+
+AS_GUESSED = Spelled()
+
+
+def read_all(names: Sequence[str], read_one: Callable[[int, Spelled], pa.Table]) -> list[pa.Table]:
+    """Every file of a source with the same columns and types. *read_one* reads the file of a place in *names*.
+
+    Where files disagree on what a column is, they are read once more. Raises what `read` and `unify` do.
+    """
+    parts = [read_one(place, AS_GUESSED) for place in range(len(names))]
+    spelled = Spelled(text=_codes(parts, names), commas=_commas(parts))
+    again = [place for place, part in enumerate(parts) if _differs(part, spelled)]
+    for place in again:
+        parts[place] = read_one(place, spelled)
+    return unify(parts, names)
+
+
+def _codes(parts: Sequence[pa.Table], names: Sequence[str]) -> frozenset[str]:
+    """Columns of CSV files that are text in one file and seem to be whole numbers or booleans in another.
+
+    Fractions are no codes: there the text is more likely a fault, and `unify` says in which file.
+    """
+    if not names[0].lower().endswith(".csv"):
+        return frozenset()
+    found = set()
+    for column in parts[0].column_names:
+        own = [part[column] for part in parts if column in part.column_names]
+        kinds = {_raw(values.type) for values in own} - {None}
+        if len(kinds) == 1 or "text" not in kinds or "datetime" in kinds:
+            continue
+        if all(_whole(values) for values in own):
+            print(f"{column!r} is text in some files: it is read as text in all")
+            found.add(column)
+    return frozenset(found)
+
+
+def _whole(values: pa.ChunkedArray) -> bool:
+    if not pa.types.is_float64(values.type):
+        return True
+    return bool(pc.all(pc.equal(values, pc.round(values))).as_py())
+
+
+def _commas(parts: Sequence[pa.Table]) -> frozenset[str]:
+    return frozenset(field.name for part in parts for field in part.schema if WITH_COMMA in _layouts(field))
+
+
+def _differs(part: pa.Table, spelled: Spelled) -> bool:
+    """Would the file's columns be read otherwise, now that the other files are known?"""
+    for field in part.schema:
+        if field.name in spelled.text and not (pa.types.is_string(field.type) or pa.types.is_null(field.type)):
+            return True
+        if field.name in spelled.commas - spelled.text and WITH_COMMA not in _layouts(field):
+            return True
+    return False
+
+
+def read(path: Path, suffix: str, name: str, spelled: Spelled = AS_GUESSED) -> pa.Table:
     """One file as canonical columns; a column without any value has the null type.
 
     *name* is what errors call it. Raises `InvalidData` with the line, where there is one.
     """
-    raw = _read_csv(path, name) if suffix == ".csv" else _read_parquet(path, name)
+    if suffix == ".csv":
+        raw, delimiter = _read_csv(path, name)
+    else:
+        raw, delimiter = _read_parquet(path, name), ""
     if len(set(raw.column_names)) < raw.num_columns:
         twice = next(column for column, count in Counter(raw.column_names).items() if count > 1)
         raise InvalidData(f"{name} has two columns named {twice!r}", field=twice, hint="give each column its own name")
     if raw.num_rows == 0:
         raise InvalidData(f"{name} has a header but no rows", field="source.path", hint="add rows, or remove the file")
-    guess = _from_text if suffix == ".csv" else _from_typed
-    guessed = [guess(raw[column]) for column in raw.column_names]
+    guessed = {
+        column: _from_text(values, column, delimiter, spelled) if delimiter else _from_typed(values)
+        for column, values in zip(raw.column_names, raw.columns, strict=True)
+    }
     fields = [
-        _field(column, values.type, [layout] if layout else [])
-        for column, (values, layout) in zip(raw.column_names, guessed, strict=True)
+        _field(column, guess.values.type, [guess.layout] if guess.layout else [], guess.unread)
+        for column, guess in guessed.items()
     ]
-    return pa.table([values for values, _ in guessed], pa.schema(fields))
+    return pa.table([guess.values for guess in guessed.values()], pa.schema(fields))
 
 
-def _field(name: str, kind: pa.DataType, layouts: Sequence[str]) -> pa.Field:
-    return pa.field(name, kind, metadata={LAYOUTS: json.dumps(layouts)} if layouts else None)
+def _field(name: str, kind: pa.DataType, layouts: Sequence[str], unread: str = "") -> pa.Field:
+    notes = ({LAYOUTS: json.dumps(layouts)} if layouts else {}) | ({UNREAD: unread} if unread else {})
+    return pa.field(name, kind, metadata=notes or None)
 
 
 def _layouts(field: pa.Field) -> list[str]:
@@ -276,7 +357,18 @@ def _layouts(field: pa.Field) -> list[str]:
     return found
 
 
-def _read_csv(path: Path, name: str) -> pa.Table:
+def unread_type(table: Table, name: str) -> str:
+    """The type of a column that was left out because no model understands it; else nothing."""
+    return _unread(table.rows.schema.field(name))
+
+
+def _unread(field: pa.Field) -> str:
+    found: str = (field.metadata or {}).get(UNREAD, b"").decode()
+    return found
+
+
+def _read_csv(path: Path, name: str) -> tuple[pa.Table, str]:
+    """The columns as text, and what separates them."""
     if path.stat().st_size == 0:
         raise InvalidData(f"{name} is empty", field="source.path", hint="it needs a header line and rows")
     header, delimiter = _header(path, name)
@@ -300,10 +392,9 @@ def _read_csv(path: Path, name: str) -> pa.Table:
             ),
         )
     except (pa.ArrowInvalid, pa.ArrowKeyError, OSError) as error:
-        raise InvalidData(
-            _csv_fault(name, bad, str(error)), field="source.path", hint="mend or remove the file"
-        ) from None
-    return table.rename_columns(header)
+        hint = "save it as UTF-8" if "UTF8" in str(error) else "mend or remove the file"
+        raise InvalidData(_csv_fault(name, bad, str(error)), field="source.path", hint=hint) from None
+    return table.rename_columns(header), delimiter
 
 
 def _csv_fault(name: str, bad: Sequence[Any], message: str) -> str:
@@ -319,17 +410,18 @@ def _csv_fault(name: str, bad: Sequence[Any], message: str) -> str:
 def _header(path: Path, name: str) -> tuple[list[str], str]:
     """Names of a CSV file's columns, and what separates them."""
     csv.field_size_limit(BLOCK_BYTES)
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as text:
+        delimiter = delimiter_of(text.read(HEAD))
     try:
         with path.open(encoding="utf-8-sig", newline="") as text:
-            first = text.readline()
-            delimiter = delimiter_of(first)
-            text.seek(0)
             header = next(csv.reader(text, delimiter=delimiter), [])
-    except (UnicodeDecodeError, csv.Error) as error:
-        hint = "save it as CSV in UTF-8"
+    except UnicodeDecodeError as error:
         raise InvalidData(
-            f"{name} is not UTF-8 text with a header line ({error})", field="source.path", hint=hint
+            f"{name} is not UTF-8 text ({error.reason})", field="source.path", hint="save it as UTF-8"
         ) from None
+    except csv.Error as error:
+        hint = "the first line must name the columns"
+        raise InvalidData(f"{name} has no readable header line ({error})", field="source.path", hint=hint) from None
     if not any(cell.strip() for cell in header) or any("\0" in cell for cell in header):
         hint = "the first line must name the columns"
         raise InvalidData(f"{name} has no header line", field="source.path", hint=hint)
@@ -348,25 +440,36 @@ def _read_parquet(path: Path, name: str) -> pa.Table:
     return table.select([column for column in table.column_names if not column.startswith("__index_level_")])
 
 
-Guess = tuple[pa.ChunkedArray, str]
-"""A column's values, and the layout of its times where that is not ISO 8601."""
+@dataclass(frozen=True)
+class Guess:
+    """A column as canonical values, and what is to be kept about how it was written."""
+
+    values: pa.ChunkedArray
+    layout: str = ""
+    """Of times that are not ISO 8601, or `WITH_COMMA`."""
+    unread: str = ""
+    """The type that no model understands; then there are no values."""
 
 
-def _from_text(column: pa.ChunkedArray) -> Guess:
+def _from_text(column: pa.ChunkedArray, name: str, delimiter: str, spelled: Spelled) -> Guess:
     """A CSV column as what its text says: number, boolean, datetime, else text as it is."""
     if column.null_count == len(column):
-        return _nothing(column), ""
+        return Guess(_nothing(column))
+    if name in spelled.text:
+        return Guess(column)
     for values in (column, _null_where(column, NUMBER_BLANKS)):
         if values.null_count == len(values):
             continue
+        if delimiter != "," and (made := _comma_numbers(values, expected=name in spelled.commas)) is not None:
+            return Guess(made, WITH_COMMA)
         for attempt in (_numbers, _booleans):
             made = attempt(values)
             if made is not None:
-                return made, ""
+                return Guess(made)
         times = _times(values)
         if times is not None:
             return times
-    return column, ""
+    return Guess(column)
 
 
 def _nothing(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -379,27 +482,27 @@ def _from_typed(column: pa.ChunkedArray) -> Guess:
         column = column.cast(column.type.value_type)
     kind = column.type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
-        return _from_values(column), ""
+        return _from_values(column)
     text = _null_where(column.cast(pa.string()), sorted(MISSING_TEXT))
     if text.null_count == len(text):
-        return _nothing(text), ""
-    return _times(text) or (text, "")
+        return Guess(_nothing(text))
+    return _times(text) or Guess(text)
 
 
-def _from_values(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def _from_values(column: pa.ChunkedArray) -> Guess:
     kind = column.type
     if column.null_count == len(column):
-        return _nothing(column)
+        return Guess(_nothing(column))
     if pa.types.is_boolean(kind):
-        return column
+        return Guess(column)
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
-        return _finite(column.cast(pa.float64(), safe=False))
+        return Guess(_finite(column.cast(pa.float64(), safe=False)))
     if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
-        return _utc(column)
+        return Guess(_utc(column))
     if pa.types.is_duration(kind):
-        return column.cast(pa.duration("us"), safe=False).cast(pa.int64()).cast(pa.float64())
+        return Guess(column.cast(pa.duration("us"), safe=False).cast(pa.int64()).cast(pa.float64()))
     print(f"values of type {kind} are not understood: that column is left out")
-    return _nothing(column)
+    return Guess(_nothing(column), unread=str(kind)[:80])
 
 
 def _utc(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -423,9 +526,23 @@ def _numbers(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
         values = pc.utf8_trim_whitespace(column).cast(pa.float64())
     except pa.ArrowInvalid:
         return None
-    if pc.any(pc.match_substring_regex(column, r"^\s*[+-]?0[0-9]")).as_py():
-        return None  # 007 is a code, not seven
-    return _finite(values)
+    return None if _any_code(column) else _finite(values)
+
+
+def _comma_numbers(column: pa.ChunkedArray, *, expected: bool) -> pa.ChunkedArray | None:
+    """Numbers with a decimal comma. Without any comma only where that is *expected*: 1.234 may be either."""
+    text = pc.utf8_trim_whitespace(column)
+    if not pc.all(pc.match_substring_regex(text, DECIMAL_COMMA)).as_py() or _any_code(text):
+        return None
+    if not expected and not pc.any(pc.match_substring(text, ",")).as_py():
+        return None
+    pointed = pc.replace_substring(pc.replace_substring(text, ".", ""), ",", ".")
+    return _finite(pointed.cast(pa.float64()))
+
+
+def _any_code(column: pa.ChunkedArray) -> bool:
+    """007 is a code, not seven."""
+    return bool(pc.any(pc.match_substring_regex(column, r"^\s*[+-]?0[0-9]")).as_py())
 
 
 def _booleans(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
@@ -455,12 +572,12 @@ def _times(column: pa.ChunkedArray) -> Guess | None:
     sample = (first if len(first) else pc.drop_null(column))[0].as_py()
     if re.match(ISO, sample):
         times = _iso_times(column)
-        return None if times is None else (times, "")
+        return None if times is None else Guess(times)
     for shape, layout in OTHER_TIMES:
         if not shape.match(sample):
             continue
         try:
-            return pc.strptime(column, format=layout, unit="us").cast(ARROW["datetime"]), layout
+            return Guess(pc.strptime(column, format=layout, unit="us").cast(ARROW["datetime"]), layout)
         except pa.ArrowInvalid:
             continue
     return None
@@ -490,7 +607,10 @@ def unify(parts: Sequence[pa.Table], names: Sequence[str]) -> list[pa.Table]:
     layouts = {
         column: sorted({one for part in parts for one in _layouts(part.schema.field(column))}) for column in order
     }
-    schema = pa.schema([_field(column, ARROW[kinds[column]], layouts[column]) for column in order])
+    unread = {field.name: _unread(field) for part in parts for field in part.schema if _unread(field)}
+    schema = pa.schema(
+        [_field(column, ARROW[kinds[column]], layouts[column], unread.get(column, "")) for column in order]
+    )
     return [part.select(order).cast(schema) for part in parts]
 
 
@@ -547,7 +667,9 @@ def _kind_of(column: str, parts: Sequence[pa.Table], names: Sequence[str]) -> Ra
     for kind, name in zip(found, names, strict=True):
         if kind and kind != usual:
             hint = "a column must hold the same kind of values in all files"
-            message = f"{name}: the column {column!r} holds {kind} values, in the other files {usual} values"
+            sample = _example(next(part[column] for part, other in zip(parts, names, strict=True) if other == name))
+            what = f"{kind} values (for instance {sample!r})"
+            message = f"{name}: the column {column!r} holds {what}, in the other files {usual} values"
             raise SchemaMismatch(message, field=column, hint=hint)
     return usual
 
@@ -615,6 +737,48 @@ def _floats(column: pa.ChunkedArray) -> NDArray[np.float64]:
     return np.asarray(pc.fill_null(column, float("nan")).to_numpy(), dtype=np.float64)
 
 
+def _example(column: pa.ChunkedArray) -> object:
+    """Its first value."""
+    found = pc.drop_null(column)
+    return found[0].as_py() if len(found) else None
+
+
+def _no_times(column: pa.ChunkedArray) -> str:
+    """Why a text or boolean column is no time: the first value that is none, or not like the ones before it."""
+    first = _example(column)
+    if not isinstance(first, str):
+        return f"does not hold times (for instance {first!r})"
+    filled = pc.drop_null(_null_where(column, NUMBER_BLANKS))
+    if not len(filled):
+        return f"does not hold times (for instance {first!r})"
+    first = filled[0].as_py()
+    odd = _first_odd(filled, first)
+    if odd == first:
+        return f"does not hold times (for instance {first!r})"
+    return f"does not hold times alone (for instance {odd!r}, while the first is {first!r})"
+
+
+def _first_odd(filled: pa.ChunkedArray, first: str) -> str:
+    """The first text that is not written as *first* is, or names a day that does not exist."""
+    if re.match(ISO, first):
+        fits = [pc.match_substring_regex(filled, ISO)]
+    else:
+        fits = [
+            pc.is_valid(pc.strptime(filled, format=layout, unit="us", error_is_null=True))
+            for shape, layout in OTHER_TIMES
+            if shape.match(first)
+        ]
+    places = [pc.index(fit, value=False).as_py() for fit in fits]
+    odd: str
+    if -1 not in places:
+        odd = filled[max(places, default=0)].as_py()
+        return odd
+    for odd in pc.unique(filled).to_pylist():
+        if _iso_times(pa.chunked_array([[odd]])) is None:
+            return odd
+    return first
+
+
 YEARS, DAYS, SECONDS, MILLISECONDS = (1500, 2500), (15000101, 25001231), (1e8, 1e11), (1e11, 1e14)
 
 
@@ -628,9 +792,10 @@ def event_seconds(table: Table, time: str) -> NDArray[np.float64]:
     if pa.types.is_timestamp(column.type):
         return _floats(column.cast(pa.int64()).cast(pa.float64(), safe=False)) / 1e6
     hint = "times look like 2013-01-31, 2013-01-31T12:00:00Z, or seconds since 1970; or leave out `time`"
-    if not pa.types.is_float64(column.type) or column.null_count == len(column):
-        sample = next((value for value in column.to_pylist()[:1000] if value is not None), None)
-        raise InvalidData(f"the column {time!r} does not hold times (for instance {sample!r})", field="time", hint=hint)
+    if column.null_count == len(column):
+        raise InvalidData(f"the column {time!r} has no value in any row", field="time", hint=hint)
+    if not pa.types.is_float64(column.type):
+        raise InvalidData(f"the column {time!r} {_no_times(column)}", field="time", hint=hint)
     values = _floats(column)
     unit = _unit(values)
     if unit is None:
@@ -700,8 +865,13 @@ def target_of(table: Table, spec: LifecycleSpec) -> Target:
     """The target as the spec's task needs it. Raises `TargetUnusable` or `DatasetTooSmall` with what to do."""
     column = table.rows[spec.target]
     filled = len(column) - column.null_count
+    unread = unread_type(table, spec.target)
+    if filled == 0 and unread:
+        raise _unusable(spec, f"holds values of type {unread}, which are not understood", "choose another target")
     if filled == 0:
         raise _unusable(spec, "has no value in any row", "choose another target")
+    if pa.types.is_timestamp(column.type):
+        raise _unusable(spec, "holds times", "choose another target")
     if filled < MINIMUM_ROWS:
         hint = f"at least {MINIMUM_ROWS} rows with a target are needed"
         message = f"only {filled} of {len(column)} rows have a value in the target {spec.target!r}"
@@ -715,21 +885,34 @@ def _unusable(spec: LifecycleSpec, what: str, hint: str) -> TargetUnusable:
 
 def _number_target(column: pa.ChunkedArray, spec: LifecycleSpec) -> Target:
     if not pa.types.is_float64(column.type):
-        sample = pc.drop_null(column)[0].as_py()
-        raise _unusable(spec, f"is not numeric (for instance {sample!r})", "use `task: binary` or `task: multiclass`")
+        raise _unusable(
+            spec, f"is not numeric (for instance {_example(column)!r})", "use `task: binary` or `task: multiclass`"
+        )
     values = _floats(column)
-    if np.nanmin(values) == np.nanmax(values):
-        raise _unusable(spec, f"is always {np.nanmin(values):g}", "choose a target that varies")
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    if low == high:
+        raise _unusable(spec, f"is always {low:g}{_except_missing(column)}", "choose a target that varies")
+    if not SPREAD[0] <= high - low <= SPREAD[1]:
+        hint = f"scale it, for instance divide it by {high - low:.0e}" if high - low < np.inf else "scale it"
+        what = f"goes from {low:g} to {high:g}: its spread must lie between 1e-100 and 1e100, as errors are squared"
+        raise _unusable(spec, what, hint)
     return Target(values)
 
 
+def _except_missing(column: pa.ChunkedArray) -> str:
+    """What to think of where a class seems to have vanished: it may be called `NA`."""
+    if not column.null_count:
+        return ""
+    return f" where it has a value; {column.null_count:,} rows have none (a text like NA or null counts as missing)"
+
+
 def _class_target(column: pa.ChunkedArray, spec: LifecycleSpec) -> Target:
-    if pa.types.is_timestamp(column.type):
-        raise _unusable(spec, "holds times", "choose another target")
     coded = pc.dictionary_encode(column.combine_chunks())
     values = coded.dictionary.to_pylist()
     if len(values) == 1:
-        raise _unusable(spec, f"is always {label_of(values[0])!r}", "choose a target that varies")
+        what = f"is always {label_of(values[0])!r}{_except_missing(column)}"
+        hint = "choose a target that varies" + (", or give that class another name" if column.null_count else "")
+        raise _unusable(spec, what, hint)
     numeric = pa.types.is_float64(column.type)
     if spec.task == "binary" and len(values) != 2:  # noqa: PLR2004
         hint = "use `task: regression` or `task: multiclass`" if numeric else "use `task: multiclass`"
@@ -793,6 +976,8 @@ def label_of(value: object) -> str:
 # --- validation ---------------------------------------------------------------------------------
 
 MANY_NULLS = 0.5
+CODES = 20
+"""Text with at most this many different values is taken for codes, whatever they look like."""
 RARE_CLASS = 10
 MOST_CHECKS = 60
 """Listed in the result; the log has all."""
@@ -869,9 +1054,52 @@ def _ranges(table: Table, spec: LifecycleSpec) -> list[Check]:
             continue
         if column.distinct == 1 and not column.nulls:
             found.append(_warn("ranges", column.name, f"{column.name!r} is the same in every row"))
-        if column.kind == "text":
+        if column.kind in ("text", "category") and (why := mistaken(table.rows[column.name])):
+            found.append(_warn("ranges", column.name, f"{column.name!r}: {why}"))
+        elif column.kind == "text":
             found.append(_warn("ranges", column.name, f"{column.name!r} looks like free text or an identifier"))
+        if column.kind == "number" and _beyond_whole(table.rows[column.name]):
+            what = f"{column.name!r} holds numbers beyond 2^63: they are rounded; write them like 1.8e19 in requests"
+            found.append(_warn("ranges", column.name, what))
     return found or [_ok("ranges", "every column varies")]
+
+
+MOSTLY_NUMBERS, MOSTLY_WHOLE = 0.5, 0.9
+"""Share of numbers from which a text column seems meant as numbers; whole ones may be codes, so more are asked for."""
+DRESSED = r"^[+-]?[$€£¥]? ?[+-]?(\d+|\d{1,3}(,\d{3})+)(\.\d+)? ?[%$€£¥]?$"
+"""A number with a currency, a percent sign or commas between thousands."""
+PLAIN = r"(?i)^\s*[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\s*$"
+
+
+def mistaken(column: pa.ChunkedArray) -> str:
+    """Why a text column was probably meant to hold numbers; nothing where that is not likely.
+
+    Codes are meant as they are: a column of few different values, or whose other values are digits, too.
+    """
+    filled = pc.drop_null(column)
+    if not len(filled) or pc.count_distinct(filled).as_py() <= CODES:
+        return ""
+    plain = pc.match_substring_regex(filled, PLAIN)
+    others = filled.filter(pc.invert(plain))
+    count = len(filled) - len(others)
+    if not len(others):
+        return ""
+    odd = others[0].as_py()[:40]
+    if pc.all(pc.match_substring_regex(others, DRESSED)).as_py():
+        return f"values like {odd!r} are read as text: written as digits and a point they would be numbers"
+    fractions = pc.any(pc.match_substring(filled.filter(plain), ".")).as_py()
+    if count < (MOSTLY_NUMBERS if fractions else MOSTLY_WHOLE) * len(filled):
+        return ""
+    return (
+        f"{count:,} of {len(filled):,} values are numbers; the others, like {odd!r}, make it text: "
+        "empty those to have it read as numbers"
+    )
+
+
+def _beyond_whole(column: pa.ChunkedArray) -> bool:
+    """Whole numbers that JSON may not carry as such: our API takes those of 64 bits with a sign."""
+    most = pc.max(pc.abs(column)).as_py()
+    return most is not None and most >= 2**63 and _whole(column)
 
 
 def _duplicates(table: Table, spec: LifecycleSpec) -> list[Check]:
@@ -889,10 +1117,20 @@ def _duplicates(table: Table, spec: LifecycleSpec) -> list[Check]:
 def _when(table: Table, spec: LifecycleSpec) -> list[Check]:
     if not spec.time:
         return []
+    found = [_warn("time", name, why) for name in (spec.time,) if (why := month_first(table, name))]
     missing = int(np.isnan(event_seconds(table, spec.time)).sum())
     if missing:
-        return [_warn("time", spec.time, f"{missing:,} rows have no time: they are only trained on")]
-    return [_ok("time", "every row has a time")]
+        found.append(_warn("time", spec.time, f"{missing:,} rows have no time: they are only trained on"))
+    return found or [_ok("time", "every row has a time")]
+
+
+def month_first(table: Table, name: str) -> str:
+    """A sentence where days like 03/04/2013 are read month first and no value of the column says so; else nothing."""
+    if not any(layout.startswith(MONTH_FIRST) for layout in table.column(name).layouts):
+        return ""
+    if pc.max(pc.day(table.rows[name])).as_py() > 12:  # noqa: PLR2004  # months
+        return ""
+    return f"{name!r} is read month first (03/04/2013 is 4 March), and could be day first: if so, write 2013-04-03"
 
 
 # --- rows by their content ----------------------------------------------------------------------

@@ -28,7 +28,19 @@ from everloop.errors import (
     SchemaMismatch,
     TargetUnusable,
 )
-from everloop.records import Champion, Evaluation, Exported, Prepared, Refitted, Signature, Slot, Snapshot, Trained
+from everloop.records import (
+    Champion,
+    Evaluation,
+    Exported,
+    Field,
+    Prepared,
+    Refitted,
+    Signature,
+    Slot,
+    Snapshot,
+    Trained,
+)
+from everloop.rows import from_csv
 from everloop.specs import LifecycleSpec
 
 SLOT = Slot(device="cpu0", token=1, holder="test/run")
@@ -315,6 +327,106 @@ def test_integers_and_fractions_in_different_files_are_one_kind(tmp_path: Path, 
     assert kinds == {"x": "number", "c": "category", "y": "number", "n": "number", "e": "category"}
 
 
+def test_codes_are_text_in_every_file_and_spelled_as_written(tmp_path: Path, job: FolderJob) -> None:
+    csv(tmp_path / "s", table(60).assign(room=["101", "102"] * 30), "1.csv")
+    csv(tmp_path / "s", table(60).assign(room=["B12", "101"] * 30), "2.csv")
+    csv(tmp_path / "s", table(60).assign(room=["007", "7"] * 30), "3.csv")
+
+    whole = data.load(job.artifacts, snapshot(job, tmp_path / "s"))
+
+    assert whole.column("room").kind == "category"
+    assert set(whole.rows["room"].to_pylist()) == {"101", "102", "B12", "007", "7"}
+
+
+def decimal_commas(rows: int = 400) -> pd.DataFrame:
+    random = np.random.default_rng(5)
+    x = (random.normal(size=rows) * 3000).round(2)
+    return pd.DataFrame({"x": x, "n": random.integers(0, 9, rows), "y": np.where(x > 0, "ja", "nein")})
+
+
+def german(number: float) -> str:
+    return f"{number:,.2f}".translate(str.maketrans(",.", ".,"))
+
+
+def test_a_decimal_comma_is_read_as_one_in_training_and_in_a_file_of_rows(tmp_path: Path, job: FolderJob) -> None:
+    frame = decimal_commas()
+    path = tmp_path / "t.csv"
+    frame.assign(x=frame.x.map(german)).to_csv(path, sep=";", index=False)
+
+    passed = Passed(job, spec_of(path, "binary", "y", training={"rounds": 20}))
+    rows = from_csv(path.read_text(), "t.csv", passed.signature.model_dump(mode="json"))
+
+    whole = data.load(job.artifacts, passed.snapshot)
+    assert whole.rows["x"].to_pylist() == frame.x.tolist()
+    assert [row["x"] for row in rows] == frame.x.tolist()
+    assert passed.evaluation.metrics["auc"] > 0.99
+    assert len(passed.model.predict(passed.model.check(rows))) == len(frame)
+
+
+def test_a_file_whose_numbers_need_no_comma_is_read_as_the_others_are(tmp_path: Path, job: FolderJob) -> None:
+    head = "x;c;y\n"
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "1.csv").write_text(head + "1.234,5;a;p\n-0,5;b;q\n" * 30)
+    (tmp_path / "s" / "2.csv").write_text(head + "1.234;a;p\n7;b;q\n" * 30)  # thousands, as 1.csv says
+
+    whole = data.load(job.artifacts, snapshot(job, tmp_path / "s"))
+    signature = Signature(
+        task="binary", fields=(Field(name="x", kind="number", layouts=whole.column("x").layouts),), target="y"
+    )
+    asked = from_csv("x;c\n1.234;a\n", "t.csv", signature.model_dump(mode="json"))
+
+    assert set(whole.rows["x"].to_pylist()) == {1234.5, -0.5, 1234.0, 7.0}
+    assert asked[0]["x"] == 1234
+
+
+@pytest.mark.parametrize("values", [("1,5", "1.5"), ("1,2,3", "4,5"), ("1.234", "5.678"), ("007,5", "1,5")])
+def test_what_may_be_no_decimal_comma_is_not_read_as_one(
+    tmp_path: Path, job: FolderJob, values: tuple[str, str]
+) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("x;y\n" + "".join(f"{value};p\n" for value in values) * 30)
+
+    found = data.load(job.artifacts, snapshot(job, path))
+
+    expected = [1.234, 5.678] if values[0] == "1.234" else list(values)
+    assert found.rows["x"].to_pylist()[:2] == expected
+
+
+def test_separators_in_quoted_names_do_not_count(tmp_path: Path, job: FolderJob) -> None:
+    path = tmp_path / "t.csv"
+    head = '"Größe, m2, netto";"Lage,\nkm, Luftlinie";"y"\n'
+    path.write_text(head + '"1";"2";"p"\n"3";"4";"q"\n' * 30)
+
+    names = [column.name for column in snapshot(job, path).columns]
+    rows = from_csv(path.read_text(), "t.csv", Signature(task="binary", fields=(), target="y").model_dump(mode="json"))
+
+    assert names == list(rows[0]) == ["Größe, m2, netto", "Lage,\nkm, Luftlinie", "y"]
+
+
+def test_numbers_with_one_word_among_them_are_warned_of(tmp_path: Path, job: FolderJob) -> None:
+    frame = table(400).assign(mixed=lambda f: [*f.x.head(399).round(4).astype(str), "n/k"])
+    path = csv(tmp_path, frame)
+    taken = snapshot(job, path)
+
+    found = data.validate(contracts.ValidateRequest(spec=spec_of(path, "binary", "y"), snapshot=taken, slot=SLOT), job)
+
+    told = [check.message for check in found.checks if check.column == "mixed"]
+    assert len(told) == 1
+    assert told[0].startswith("'mixed': 399 of 400 values are numbers; the others, like 'n/k', make it text: empty")
+
+
+def test_whole_numbers_beyond_64_bits_are_read_and_warned_of(tmp_path: Path, job: FolderJob) -> None:
+    frame = table(400).assign(big=np.random.default_rng(0).integers(2**63, 2**64 - 1, 400, dtype=np.uint64))
+    path = tmp_path / "t.parquet"
+    frame.to_parquet(path)
+    taken = snapshot(job, path)
+
+    found = data.validate(contracts.ValidateRequest(spec=spec_of(path, "binary", "y"), snapshot=taken, slot=SLOT), job)
+
+    assert data.load(job.artifacts, taken).column("big").kind == "number"
+    assert any(check.column == "big" and "beyond 2^63" in check.message for check in found.checks)
+
+
 def days(layout: str, first: str, rows: int = 60) -> pd.DataFrame:
     return table(rows).assign(day=pd.date_range(first, periods=rows).strftime(layout))
 
@@ -383,6 +495,11 @@ BAD_SOURCES: dict[str, tuple[Callable[[Path], Any], type[EverloopError], str]] =
         r"row 62 \(the header is row 1\) has 3 fields where the header has 2",
     ),
     "short row": (lambda path: path.write_text("x,y\n1,2\n1\n"), InvalidData, "row 3 .* has 1 fields"),
+    "not UTF-8 far down": (
+        lambda path: path.write_bytes(b"x,y\n" + b"1,2\n" * 9000 + "é,1\n".encode("latin-1")),
+        InvalidData,
+        "is not UTF-8 text$",
+    ),
     "not UTF-8": (lambda path: path.write_bytes(b"x,y\n\xff\xfe,1\n"), InvalidData, "not UTF-8"),
     "binary": (lambda path: path.write_bytes(b"\x80\x04\x95\x00\x01"), InvalidData, "not UTF-8"),
     "one row": (lambda path: path.write_text("x,y\n1,2\n"), DatasetTooSmall, "the data has 1 row$"),
@@ -416,7 +533,7 @@ def test_a_pickle_with_another_name_is_not_opened(tmp_path: Path, job: FolderJob
     [
         (lambda frame: frame.drop(columns="c"), "c"),
         (lambda frame: frame.assign(extra=1), "extra"),
-        (lambda frame: frame.assign(x="words"), "x"),
+        (lambda frame: frame.assign(x="words"), "x"),  # fractions in the others: these are no codes
     ],
 )
 def test_a_file_unlike_the_others_is_named(
@@ -455,6 +572,9 @@ BAD_TARGETS: dict[str, tuple[str, Any, type[EverloopError], str]] = {
     ),
     "too many classes": ("multiclass", [str(n) for n in range(120)], TargetUnusable, "120 different values"),
     "text": ("regression", ["low", "high"] * 30, TargetUnusable, "not numeric"),
+    "huge numbers": ("regression", list(np.linspace(-1, 1, 60) * 1e200), TargetUnusable, "spread must lie between"),
+    "tiny numbers": ("regression", list(np.linspace(-1, 1, 60) * 1e-200), TargetUnusable, "spread must lie between"),
+    "numbers without bounds": ("regression", [1.7e308, -1.7e308] * 30, TargetUnusable, "spread must lie between"),
     "few labels": ("binary", ["a", "b", *[None] * 58], DatasetTooSmall, "only 2 of 60 rows"),
 }
 
