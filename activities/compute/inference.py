@@ -80,10 +80,10 @@ class Model:
     def check(self, rows: Sequence[Mapping[str, object]], event_times: Sequence[datetime] | None = None) -> Columns:
         """JSON rows as columns. A field takes what its kind says, or null:
 
-        number: a number; boolean: true, false, 0 or 1; category: text, and where training knew a number-like value
-        also a number; datetime: ISO 8601 text or as the table wrote it, UTC unless it says otherwise. A row without
-        the model's time column takes it from *event_times*. Raises `InvalidPrediction` whose `field` is like
-        `rows[3].age`.
+        number: a number; boolean: true, false, 0 or 1; category: text, and where training knew number-like values,
+        all spelled as JSON spells numbers, also a number; datetime: ISO 8601 text or as the table
+        wrote it, UTC unless it says otherwise. A row without the model's time column takes it from *event_times*.
+        Raises `InvalidPrediction` whose `field` is like `rows[3].age`.
         """
         if not rows:
             raise InvalidPrediction("there are no rows", field="rows", hint="send at least one row")
@@ -154,7 +154,20 @@ def _reader(field: Field) -> Reader:
         return _boolean
     if field.kind == "datetime":
         return lambda value: _datetime(value, field.layouts)
-    return _code if any(map(NUMBER_LIKE.match, field.known)) else _text
+    return _code if _spelled_as_numbers(field.known) else _text
+
+
+def _spelled_as_numbers(known: Iterable[str]) -> bool:
+    """May a number stand for one of the *known* texts? Not where one is `007` or `1.0`: 7 would silently miss it."""
+    alike = [text for text in known if NUMBER_LIKE.match(text)]
+    return bool(alike) and all(map(_is_json_number, alike))
+
+
+def _is_json_number(text: str) -> bool:
+    try:
+        return _code(float(text) if "." in text else int(text)) == text
+    except (ValueError, OverflowError):
+        return False  # too long for any number
 
 
 def read_loosely(field: Field, value: object) -> float | str:

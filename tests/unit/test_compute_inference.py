@@ -109,6 +109,32 @@ def test_a_wrong_value_is_refused_with_its_place_and_what_is_expected(
     assert any(each in refused.value.hint for each in hint.split("|"))
 
 
+@pytest.mark.parametrize(
+    ("known", "value"), [(("00007", "00012"), 7), (("1.0", "2.0"), 1.0), (("7", "007"), 7), (("+5", "6"), 5)]
+)
+def test_a_number_is_refused_where_a_known_text_is_not_spelled_as_that_number(
+    known: tuple[str, ...], value: float
+) -> None:
+    codes = tuple(field.model_copy(update={"known": known}) if field.name == "code" else field for field in FIELDS)
+    coded = Model(graph(), Signature(task="binary", fields=codes, target="y", classes=("0", "1"), positive="1"))
+
+    assert coded.check([ROW | {"code": known[0]}])["code"][0, 0] == known[0]
+    with pytest.raises(InvalidPrediction) as refused:
+        coded.check([ROW | {"code": value}])
+    assert refused.value.hint == "expected text or null"
+
+
+def test_a_number_stands_for_a_known_text_that_is_spelled_so() -> None:
+    fields = tuple(
+        field.model_copy(update={"known": ("7", "-1.5", "B12")}) if field.name == "code" else field for field in FIELDS
+    )
+    coded = Model(graph(), Signature(task="binary", fields=fields, target="y", classes=("0", "1"), positive="1"))
+
+    columns = coded.check([ROW | {"code": value} for value in (7, 7.0, -1.5)])
+
+    assert columns["code"][:, 0].tolist() == ["7", "7", "-1.5"]
+
+
 def test_a_missing_column_is_named(model: Model) -> None:
     with pytest.raises(InvalidPrediction, match="row 0 lacks 'age', 'city'") as refused:
         model.check([{name: value for name, value in ROW.items() if name not in ("age", "city")}])
