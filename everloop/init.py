@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from everloop import engine, errors
-from everloop.specs import METRICS, LifecycleSpec
+from everloop.specs import METRICS, LifecycleSpec, Monitor
 
 PATIENCE_SECONDS = 600
 SHOWN = 12
+WINDOWS = "day", "week", "month"
 
 Profile = dict[str, Any]
 
@@ -23,10 +25,42 @@ def draft(path: Path, target: str, time: str | None = None, model: str | None = 
 
     Raises what a lifecycle's first stages would: `DatasetMissing`, `InvalidData`, `InvalidSpec`, `TargetUnusable`.
     """
+    name = name_from(path) if model is None else model
+    asked = {
+        "model": name,
+        "task": "regression",
+        "target": target,
+        "time": time,
+        "source": {"path": str(path.absolute())},
+    }
+    checked(asked)  # before the data is looked at: that may take a while
     found = _look(path.absolute(), target, time)
-    text = "\n".join(_lines(found, model or name_from(path))) + "\n"
-    LifecycleSpec.model_validate(yaml.safe_load(text))
+    text = "\n".join(_lines(found, name)) + "\n"
+    checked(yaml.safe_load(text))
     return text
+
+
+def checked(value: dict[str, Any]) -> LifecycleSpec:
+    """*value* as a spec. Raises `InvalidSpec` with the first field that is wrong, in plain words."""
+    try:
+        return LifecycleSpec.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        message = first["msg"].removeprefix("Value error, ")
+        field = ".".join(map(str, first["loc"])) or message.partition(":")[0]
+        what, hint = message.removeprefix(f"{field}: "), "see `everloop init --help`"
+        if first["type"] in WORDS:
+            what, hint = WORDS[first["type"]]
+            what = f"{_safe(repr(first['input']))} {what}"
+        raise errors.InvalidSpec(f"{field}: {what}", field=field, hint=hint) from None
+
+
+WORDS = {
+    "string_pattern_mismatch": ("is no name", "use a-z, 0-9 and hyphens, at most 63: for instance churn-2"),
+    "string_too_short": ("names nothing", "name a column of the data"),
+    "string_too_long": ("is too long a name", "give it a name of at most 500 letters in the data"),
+}
+"""What pydantic's errors mean to people, and what to do."""
 
 
 def name_from(path: Path) -> str:
@@ -71,6 +105,7 @@ def _lines(found: Profile, model: str) -> list[str]:
         *_key(found),
         "",
         *_features(found),
+        *_unused(found),
         "",
         *_rest(found),
     ]
@@ -100,15 +135,17 @@ def _question(found: Profile) -> list[str]:
 
 
 def _time(found: Profile) -> list[str]:
+    notes = [f"# {_safe(note, 200)}." for note in found["time_notes"]]
     if found["time"]:
-        return ["# When each row happened: the test part is the latest.", f"time: {_quoted(found['time'])}"]
+        return [*notes, "# When each row happened: the test part is the latest.", f"time: {_quoted(found['time'])}"]
     if found["time_guess"]:
         return [
             "# Rows are split at random. If this column says when each row happened, name it: the test part is then",
             "# the latest, as it will be in life.",
+            *notes,
             f"# time: {_quoted(found['time_guess'])}",
         ]
-    return ["# Rows are split at random: no column says when they happened. (time: COLUMN)"]
+    return [*notes, "# Rows are split at random: no column says when they happened. (time: COLUMN)"]
 
 
 def _key(found: Profile) -> list[str]:
@@ -122,8 +159,7 @@ def _features(found: Profile) -> list[str]:
     lines = ["features:", "  # Never name what is known only after the fact: the model would be right in tests alone."]
     for name, score in list(suspects.items())[:SHOWN]:
         says = f"{_safe(name)} alone says the target almost perfectly ({score:.3f})"
-        what = "left out; take it off the list if it is known in advance" if name in found["exclude"] else "a leak?"
-        lines.append(f"  # {says}: {what}.")
+        lines.append(f"  # {says}: {_verdict(name, found)}.")
     # The key is no feature anyway, and a spec may not say so twice in other words.
     left_out = [name for name in found["exclude"] if name != found["key"]]
     if not left_out:
@@ -131,7 +167,34 @@ def _features(found: Profile) -> list[str]:
     return [*lines, "  exclude:", *(f"    - {_quoted(name)}" for name in left_out)]
 
 
+def _verdict(name: str, found: Profile) -> str:
+    if name in found["exclude"]:
+        return "left out; take it off the list if it is known in advance"
+    if name == found["last"]:
+        return "a leak? It stays, for without it no column is left to learn from"
+    return "a leak?"
+
+
+def _unused(found: Profile) -> list[str]:
+    """Columns that prepare will not use, and why: a person can mend most of them."""
+    unused: dict[str, str] = found["unused"]
+    lines = [f"  # Not used: {_safe(name)}: {_safe(why, 200)}." for name, why in list(unused.items())[:SHOWN]]
+    return [*lines, f"  # Not used: {len(unused) - SHOWN} more."] if len(unused) > SHOWN else lines
+
+
+def _window(found: Profile, least: int) -> tuple[str, str]:
+    """The shortest window that usually holds *least* rows, and a comment on it."""
+    rows: dict[str, int] = found["windows"]
+    if not rows:
+        return "day", ""
+    window = next((window for window in WINDOWS if rows[window] >= least), WINDOWS[-1])
+    few = "" if rows[window] >= least else ", too few: wait for more, or lower minimum_rows"
+    return window, f"; here a {window} holds about {rows[window]:,} rows{few}"
+
+
 def _rest(found: Profile) -> list[str]:
+    least = Monitor().minimum_rows
+    window, density = _window(found, least)
     when = found["time"] or "the event time that predict requests carry"
     return [
         "training:",
@@ -144,9 +207,10 @@ def _rest(found: Profile) -> list[str]:
         "  deadline: P14D        # without a decision by then, nothing is released",
         "",
         "monitor:",
-        f"  window: day           # hour, day, week or month of {_safe(when)}",
+        f"  # hour, day, week or month of {_safe(when)}{density}",
+        f"  window: {window}",
         "  share: 0.5            # retrain when at least this share of the columns drifted",
-        "  minimum_rows: 100     # a window with fewer rows says nothing",
+        f"  minimum_rows: {least:<7} # a window with fewer rows says nothing",
     ]
 
 
@@ -156,10 +220,10 @@ def _quoted(text: str) -> str:
     return dumped.strip()
 
 
-def _safe(text: str) -> str:
+def _safe(text: str, most: int = 60) -> str:
     """*text* in a comment: on one line, and short."""
     line = "".join(letter if letter.isprintable() else " " for letter in text)
-    return line if len(line) <= 60 else line[:57] + "..."  # noqa: PLR2004
+    return line if len(line) <= most else line[: most - 3] + "..."
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -25,13 +25,16 @@ from activities.compute.data import (
     describe,
     event_seconds,
     find,
+    month_first,
     read,
+    read_all,
     row_hashes,
     target_of,
-    unify,
 )
 from activities.compute.evaluation import auc
-from everloop.errors import DatasetTooSmall, EverloopError, InvalidSpec, TargetUnusable
+from activities.compute.features import TRAIN, Pipeline, fit, split
+from everloop.errors import DatasetMissing, DatasetTooSmall, EverloopError, InvalidSpec, TargetUnusable
+from everloop.init import WINDOWS, checked
 from everloop.records import Column
 from everloop.specs import LifecycleSpec, Task
 
@@ -42,14 +45,17 @@ BINS = 50
 LEAK, SUSPICION = 0.999, 0.98
 """How well one column alone says the target: AUC, share of right classes, or R squared."""
 POSITIVES = frozenset({"1", "true", "yes", "y", "positive", "t"})
-KEY_NAME = re.compile(r"(^|[_\s.-])(id|key|uuid|guid|identifier)$|[a-z](Id|ID)$", re.IGNORECASE)
+KEY_NAME = re.compile(r"(?i:(^|[_\s.-])(id|key|uuid|guid|identifier)$)|[a-z](Id|ID)$")
 TIME_NAME = re.compile(r"time|date|stamp|(^|_)(ts|at|on|day|when)$", re.IGNORECASE)
 
 
 def profile(path: Path, target: str, time: str | None) -> dict[str, Any]:
     """What the table at *path* seems to be. Raises `InvalidData`, `InvalidSpec`, `TargetUnusable`."""
     paths = find(path)
-    parts = unify([read(file, file.suffix.lower(), file.name) for file in paths], [file.name for file in paths])
+    parts = read_all(
+        [file.name for file in paths],
+        lambda place, spelled: read(paths[place], paths[place].suffix.lower(), paths[place].name, spelled),
+    )
     rows = pa.concat_tables(parts)
     table = Table(rows, describe(rows))
     check_spec(_spec(path, "regression", target, time), rows.column_names)
@@ -61,10 +67,12 @@ def profile(path: Path, target: str, time: str | None) -> dict[str, Any]:
     task, why = guess_task(table, target)
     spec = _spec(path, task, target, time)
     found = target_of(table, spec)
-    if time:
-        event_seconds(table, time)
-    positive = _positive(found) if task == "binary" else None
+    when = event_seconds(table, time) if time else None
     suspects = leaks(table, found, target, time)
+    guess = _time_guess(table, target) if not time else None
+    key = _key_guess(table, target, time)
+    fitted = _prepared(spec.model_copy(update={"key": key}), table, found)
+    exclude, last = _left_out(suspects, fitted)
     return {
         "path": str(path),
         "rows": len(table),
@@ -74,27 +82,58 @@ def profile(path: Path, target: str, time: str | None) -> dict[str, Any]:
         "task": task,
         "why": why,
         "classes": list(found.classes),
-        "positive": positive,
+        "positive": _positive(found) if task == "binary" else None,
         "time": time,
-        "time_guess": _time_guess(table, target) if not time else None,
-        "key": _key_guess(table, target, time),
+        "time_guess": guess,
+        "time_notes": [note for column in table.columns if (note := month_first(table, column.name))],
+        "windows": _windows(when) if when is not None else {},
+        "key": key,
         "suspects": suspects,
-        "exclude": [name for name, score in suspects.items() if score >= LEAK],
+        "exclude": exclude,
+        "last": last,
+        "unused": {column.name: column.reason for column in fitted.dropped if column.name not in exclude},
     }
 
 
 def _spec(path: Path, task: Task, target: str, time: str | None) -> LifecycleSpec:
     if target == time:
         raise InvalidSpec("the target must not be the time column", field="target", hint="choose another target")
-    return LifecycleSpec.model_validate(
-        {"model": "profile", "task": task, "target": target, "time": time, "source": {"path": str(path)}}
-    )
+    return checked({"model": "profile", "task": task, "target": target, "time": time, "source": {"path": str(path)}})
+
+
+def _prepared(spec: LifecycleSpec, table: Table, target: Target) -> Pipeline:
+    """What the prepare stage would fit. Raises as it does, so that a draft is never one that stops there."""
+    part = split(spec, table, target, np.ones(len(target.labelled), np.bool_))
+    return fit(spec, table, target, target.labelled[part == TRAIN])
+
+
+def _left_out(suspects: dict[str, float], fitted: Pipeline) -> tuple[list[str], str | None]:
+    """Columns that say the target too well to be features, and the one of them that stays all the same.
+
+    It stays where nothing else is left to learn from: the one that says the least.
+    """
+    leaking = [name for name, score in suspects.items() if score >= LEAK]
+    usable = [entry.name for entry in fitted.inputs]
+    if not set(usable) <= set(leaking):
+        return leaking, None
+    last = min(usable, key=suspects.__getitem__)
+    return [name for name in leaking if name != last], last
+
+
+def _windows(seconds: NDArray[np.float64]) -> dict[str, int]:
+    """How many rows a window of each length usually holds: the median of those with any rows."""
+    days = np.floor(seconds[np.isfinite(seconds)] / 86400).astype("datetime64[D]")
+    units = {"day": days, "week": (days.astype(np.int64) + 3) // 7, "month": days.astype("datetime64[M]")}
+    return {window: int(np.median(np.unique(units[window], return_counts=True)[1])) for window in WINDOWS}
 
 
 def guess_task(table: Table, target: str) -> tuple[Task, str]:
     """The task that the target asks for, and why."""
     column = table.column(target)
     distinct = column.distinct or 0
+    if column.kind == "datetime":
+        hint = "choose another target; a column that says when each row happened goes to --time"
+        raise TargetUnusable(f"the target {target!r} holds times", field=target, hint=hint)
     if distinct == 2:  # noqa: PLR2004
         return "binary", "the target has two values"
     if column.kind == "number" and not _few_whole(table, column):
@@ -106,8 +145,10 @@ def guess_task(table: Table, target: str) -> tuple[Task, str]:
 
 
 def _few_whole(table: Table, column: Column) -> bool:
-    if not column.distinct or column.distinct > FEW_NUMBERS:
-        return False
+    return bool(column.distinct) and (column.distinct or 0) <= FEW_NUMBERS and _whole(table, column)
+
+
+def _whole(table: Table, column: Column) -> bool:
     values = table.arrays([column.name])[column.name]
     values = values[np.isfinite(values)]
     return bool((values == np.round(values)).all())
@@ -137,7 +178,9 @@ def _key_guess(table: Table, target: str, time: str | None) -> str | None:
     for column in table.columns:
         if column.name in (target, time) or column.nulls or column.distinct != len(table):
             continue
-        if column.kind in ("number", "text", "category") and KEY_NAME.search(column.name):
+        if not KEY_NAME.search(column.name) or column.kind not in ("number", "text", "category"):
+            continue
+        if column.kind != "number" or _whole(table, column):
             return column.name
     return None
 
@@ -196,6 +239,10 @@ def _bins(raw: NDArray[Any], first: NDArray[np.bool_]) -> tuple[NDArray[np.int64
     return np.where(np.isnan(raw), len(edges) + 1, places).astype(np.int64), len(edges) + 2
 
 
+def _told(error: EverloopError) -> dict[str, Any]:
+    return {"error": type(error).__name__, "message": str(error), "field": error.field, "hint": error.hint}
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m activities.compute.profile", description=__doc__)
     parser.add_argument("path", type=Path)
@@ -206,7 +253,11 @@ def main(arguments: list[str] | None = None) -> int:
         with contextlib.redirect_stdout(sys.stderr):  # the answer alone goes to stdout
             found = profile(given.path.absolute(), given.target, given.time)
     except EverloopError as error:
-        found = {"error": type(error).__name__, "message": str(error), "field": error.field, "hint": error.hint}
+        found = _told(error)
+    except OSError as error:
+        why = (error.strerror or "the system refuses").lower()
+        hint = "check that the file is there and may be read"
+        found = _told(DatasetMissing(f"{given.path} cannot be read: {why}", field="path", hint=hint))
     print(json.dumps(found))
     return 2 if "error" in found else 0
 

@@ -15,7 +15,7 @@ from everloop.artifacts import Artifacts
 from everloop.errors import DatasetMissing, DatasetTooSmall, InvalidData, InvalidSpec, TargetUnusable
 from everloop.init import draft, name_from
 from everloop.records import Slot
-from everloop.specs import LifecycleSpec
+from everloop.specs import LifecycleSpec, Monitor
 
 
 class FolderJob:
@@ -116,6 +116,33 @@ def test_a_folder_is_a_source(tmp_path: Path) -> None:
         (lambda frame: frame, "y", "when", InvalidSpec, "no column 'when'"),
         (lambda frame: frame, "y", "c", InvalidData, "does not hold times"),
         (lambda frame: frame, "y", "y", InvalidSpec, "must not be the time"),
+        (lambda frame: frame, "", None, InvalidSpec, "target: '' names nothing"),
+        (lambda frame: frame, "y" * 600, None, InvalidSpec, "target: 'yyy.* is too long a name"),
+        (lambda frame: frame.assign(y=pd.date_range("2024", periods=200)), "y", None, TargetUnusable, "holds times"),
+        (
+            lambda frame: frame.assign(y=["NA", "EU"] * 100),
+            "y",
+            None,
+            TargetUnusable,
+            "always 'EU'.* NA or null counts",
+        ),
+        (lambda frame: frame[["y"]], "y", None, InvalidData, "no column is left to learn from"),
+        (lambda frame: frame.assign(x=None, c=None), "y", None, InvalidData, "no column is left .* no usable values"),
+        (lambda frame: frame.assign(x=7, c="same"), "y", None, InvalidData, "no column is left .* always the same"),
+        (
+            lambda frame: frame.assign(x=range(200), c=None),
+            "y",
+            None,
+            InvalidData,
+            "no column is left .* counts the rows",
+        ),
+        (
+            lambda frame: frame.assign(x=None, c=[f"comment {n}" for n in range(200)]),
+            "y",
+            None,
+            InvalidData,
+            "no column is left .* free text",
+        ),
         (lambda frame: frame.assign(y=1), "y", None, TargetUnusable, "always"),
         (lambda frame: frame.assign(y=None), "y", None, TargetUnusable, "no value"),
         (lambda frame: frame.assign(y=[f"t{n}" for n in range(200)]), "y", None, TargetUnusable, "different texts"),
@@ -132,6 +159,105 @@ def test_what_cannot_work_is_said_at_once(  # noqa: PLR0917
         draft(path, target, time)
 
     assert refused.value.hint  # type: ignore[attr-defined]
+
+
+def test_a_name_that_no_model_can_have_is_refused_before_the_data_is_looked_at(tmp_path: Path) -> None:
+    with pytest.raises(InvalidSpec, match="model: 'Bad Name' is no name") as refused:
+        draft(tmp_path / "none.csv", "y", model="Bad Name")
+
+    assert refused.value.field == "model"
+    assert "a-z" in refused.value.hint
+
+
+def test_a_link_to_itself_is_said(tmp_path: Path) -> None:
+    loop = tmp_path / "loop.csv"
+    loop.symlink_to(loop)
+
+    with pytest.raises(DatasetMissing, match="cannot be read: too many levels") as refused:
+        draft(loop, "y")
+
+    assert refused.value.hint
+
+
+@pytest.mark.parametrize("name", ["bid", "citric acid", "amount paid", "plaid", "userid"])
+def test_words_that_end_in_id_are_features_and_no_keys(tmp_path: Path, name: str) -> None:
+    found = profile(csv(tmp_path, table().assign(**{name: np.arange(200)[::-1]})), "y", None)
+
+    assert found["key"] is None
+
+
+@pytest.mark.parametrize("name", ["id", "ID", "user_id", "Customer Id", "userId", "rowID", "uuid", "Key"])
+def test_whole_numbers_that_are_called_identifiers_are_keys_and_fractions_are_not(tmp_path: Path, name: str) -> None:
+    whole = csv(tmp_path, table().assign(**{name: np.arange(200)}))
+    found = profile(whole, "y", None)
+    fractions = csv(tmp_path, table().assign(**{name: np.arange(200) + 0.5}))
+
+    assert found["key"] == name
+    assert profile(fractions, "y", None)["key"] is None
+
+
+def test_the_last_column_to_learn_from_is_not_left_out_as_a_leak(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"c": list("pq") * 100, "d": list("rs") * 100, "y": [0, 1] * 100})
+
+    text = draft(csv(tmp_path, frame), "y")
+
+    assert len(LifecycleSpec.model_validate(yaml.safe_load(text)).features.exclude) == 1
+    assert "It stays, for without it no column is left to learn from" in text
+
+
+def test_columns_that_are_not_used_are_listed_with_why(tmp_path: Path) -> None:
+    numbers = np.random.default_rng(0).normal(size=200).round(3).astype(str)
+    numbers[::50] = "n/k"
+    money = [f"${value:,.2f}" for value in np.linspace(1, 99_999, 200)]
+    frame = table().assign(mixed=numbers, money=money, same=3)
+
+    text = draft(csv(tmp_path, frame), "y")
+
+    assert "# Not used: mixed: 196 of 200 values are numbers; the others, like 'n/k', make it text: empty" in text
+    assert "# Not used: money: values like '$1.00' are read as text" in text
+    assert "# Not used: same: it is always the same." in text
+
+
+def test_days_that_could_be_read_either_way_are_said_to_be_read_month_first(tmp_path: Path) -> None:
+    either = table().assign(day=[f"{n % 12 + 1:02d}/{n % 11 + 1:02d}/2013" for n in range(200)])
+    clear = table().assign(day=pd.date_range("2013-01-01", periods=200).strftime("%m/%d/%Y"))
+
+    assert "'day' is read month first (03/04/2013 is 4 March)" in draft(csv(tmp_path, either), "y")
+    assert "'day' is read month first" in draft(csv(tmp_path, either), "y", time="day")
+    assert "month first" not in draft(csv(tmp_path, clear), "y")
+
+
+@pytest.mark.parametrize(
+    ("every", "window"),
+    [("s", "day"), ("15min", "week"), ("2h", "month"), ("5D", "month")],
+)
+def test_a_window_is_so_long_that_it_usually_holds_enough_rows(tmp_path: Path, every: str, window: str) -> None:
+    frame = table(4000).assign(at=pd.date_range("2024-01-01", periods=4000, freq=every))
+
+    text = draft(csv(tmp_path, frame), "y", time="at")
+    monitor = LifecycleSpec.model_validate(yaml.safe_load(text)).monitor
+
+    assert monitor is not None
+    assert monitor.window == window
+    assert monitor.minimum_rows == Monitor().minimum_rows
+    assert ("a month holds about 6 rows, too few" in text) == (every == "5D")
+
+
+def test_a_time_with_one_word_in_it_names_the_word(tmp_path: Path) -> None:
+    times = [f"{time:%Y-%m-%dT%H:%M:%SZ}" for time in pd.date_range("2024", periods=200, freq="h")]
+    path = csv(tmp_path, table().assign(at=[*times[:150], "unknown", *times[151:]]))
+
+    with pytest.raises(InvalidData, match=r"'at' does not hold times alone .*'unknown'"):
+        draft(path, "y", time="at")
+
+
+def test_a_type_that_is_not_understood_is_said_of_the_target_and_of_a_feature(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    table().assign(inside=[[1, 2]] * 200, raw=[b"\xff"] * 200).to_parquet(path)
+
+    assert "# Not used: inside: values of type list<" in draft(path, "y")
+    with pytest.raises(TargetUnusable, match="'raw' holds values of type binary, which are not understood"):
+        draft(path, "raw")
 
 
 def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
