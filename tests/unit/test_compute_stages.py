@@ -411,6 +411,11 @@ def test_numbers_with_one_word_among_them_are_warned_of(tmp_path: Path, job: Fol
     found = data.validate(contracts.ValidateRequest(spec=spec_of(path, "binary", "y"), snapshot=taken, slot=SLOT), job)
 
     told = [check.message for check in found.checks if check.column == "mixed"]
+    prepared = features.prepare(
+        contracts.PrepareRequest(spec=spec_of(path, "binary", "y"), snapshot=taken, champion=None, slot=SLOT), job
+    )
+    dropped = {entry.name: entry.reason for entry in Pipeline.read(job.artifacts, prepared.pipeline).dropped}
+    assert f"'mixed': {dropped['mixed']}" in told
     assert len(told) == 1
     assert told[0].startswith("'mixed': 399 of 400 values are numbers; the others, like 'n/k', make it text: empty")
 
@@ -495,11 +500,6 @@ BAD_SOURCES: dict[str, tuple[Callable[[Path], Any], type[EverloopError], str]] =
         r"row 62 \(the header is row 1\) has 3 fields where the header has 2",
     ),
     "short row": (lambda path: path.write_text("x,y\n1,2\n1\n"), InvalidData, "row 3 .* has 1 fields"),
-    "not UTF-8 far down": (
-        lambda path: path.write_bytes(b"x,y\n" + b"1,2\n" * 9000 + "é,1\n".encode("latin-1")),
-        InvalidData,
-        "is not UTF-8 text$",
-    ),
     "not UTF-8": (lambda path: path.write_bytes(b"x,y\n\xff\xfe,1\n"), InvalidData, "not UTF-8"),
     "binary": (lambda path: path.write_bytes(b"\x80\x04\x95\x00\x01"), InvalidData, "not UTF-8"),
     "one row": (lambda path: path.write_text("x,y\n1,2\n"), DatasetTooSmall, "the data has 1 row$"),
@@ -518,6 +518,19 @@ def test_a_bad_source_is_refused_with_what_is_wrong(tmp_path: Path, job: FolderJ
 
     assert refused.value.field
     assert refused.value.hint
+
+
+@pytest.mark.parametrize("rows", [1, 9000])
+def test_a_table_in_latin_1_is_to_be_saved_as_utf_8_wherever_its_first_umlaut_is(
+    tmp_path: Path, job: FolderJob, rows: int
+) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(b"x,y\n" + b"1,2\n" * rows + "é,1\n".encode("latin-1"))
+
+    with pytest.raises(InvalidData, match=r"t\.csv is not UTF-8 text") as refused:
+        snapshot(job, path)
+
+    assert refused.value.hint == "save it as UTF-8"
 
 
 def test_a_pickle_with_another_name_is_not_opened(tmp_path: Path, job: FolderJob) -> None:
