@@ -424,9 +424,12 @@ class ApprovalAnswer(Record):
 
 
 class ReleaseAnswer(Record):
-    """How a rollout ended. `void`: champion or evidence had changed, so people must decide again."""
+    """How a rollout ended. `void`: champion or evidence had changed, so people must decide again.
 
-    outcome: Literal["released", "void", "rolled_back"]
+    `failed`: its workflow was ended from outside, or could not route.
+    """
+
+    outcome: Literal["released", "void", "rolled_back", "failed"]
     reason: str
     release_seq: int = 0
 

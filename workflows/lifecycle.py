@@ -88,6 +88,8 @@ class Lifecycle:
         self._stages = Stages(self._journal, self._lease)
         self._version: int | None = None
         self._gate_open = False
+        self._rolling = False
+        """A rollout of ours runs, and the traffic may have moved."""
 
     @workflow.run
     async def run(self, request: LifecycleRequest) -> LifecycleAnswer:
@@ -333,33 +335,52 @@ class Lifecycle:
             return await gate
 
     async def _released(self, version: Version, evidence: EvidenceAnswer, approval: ApprovalAnswer) -> ReleaseAnswer:
+        request = ReleaseRequest(
+            version=version,
+            submitted_by=self._request.submitted_by,
+            trigger=self._request.trigger,
+            evidence_digest=evidence.digest,
+            champion_digest=evidence.evidence.champion_digest,
+            nonce=approval.nonce,
+            gate=names.approval_id(workflow.info().workflow_id),
+            decisions=approval.decisions,
+        )
+        answers = "the version before answers" if evidence.evidence.champion_version else "nothing answers"
+        hint = f"see serve's log (logs/serve.log); {answers} until a retry succeeds"
         while True:
             self._stages.started("release")
             await self._journal.settle()
-            answer = await self._rollout(
-                ReleaseRequest(
-                    version=version,
-                    submitted_by=self._request.submitted_by,
-                    trigger=self._request.trigger,
-                    evidence_digest=evidence.digest,
-                    champion_digest=evidence.evidence.champion_digest,
-                    nonce=approval.nonce,
-                    gate=names.approval_id(workflow.info().workflow_id),
-                    decisions=approval.decisions,
-                )
-            )
+            answer = await self._rollout(request)
             if answer.outcome == "rolled_back":
-                await self._stages.failed_outright("release", answer.reason, "see serve's log; the old version answers")
-                continue
-            if answer.outcome == "void":
+                await self._stages.failed_outright("release", answer.reason, hint)
+            elif answer.outcome == "failed":
+                await self._stages.failed_outright("release", answer.reason, "retry goes on with the rollout")
+            elif answer.outcome == "void":
                 self._stages.undone("release", answer.reason)
+                return answer
             else:
                 self._stages.finished("release", answer.reason)
-            return answer
+                return answer
 
     async def _rollout(self, request: ReleaseRequest) -> ReleaseAnswer:
-        """The model's one rollout at a time; a second waits. It goes on even when this lifecycle is cancelled."""
+        """The rollout goes to its end even when this lifecycle is cancelled: half a release is worse than a whole."""
+        rollout = asyncio.create_task(self._one_rollout(request))
+        try:
+            return await asyncio.shield(rollout)
+        except asyncio.CancelledError:
+            if not self._rolling:
+                rollout.cancel()
+                raise
+            self._journal.say("A cancel came during the rollout; the rollout goes to its end first.")
+            answer = await rollout
+            if answer.outcome != "released":
+                raise
+            return answer.model_copy(update={"reason": f"{answer.reason}; a cancel came too late"})
+
+    async def _one_rollout(self, request: ReleaseRequest) -> ReleaseAnswer:
+        """The model's one rollout at a time; a second waits. What ends it from outside is an answer, not our end."""
         while True:
+            self._rolling = True
             try:
                 return await workflow.execute_child_workflow(
                     Release.run,
@@ -370,7 +391,10 @@ class Lifecycle:
                     static_summary=f"{self._spec.model}: version {request.version.number}",
                 )
             except WorkflowAlreadyStartedError:
+                self._rolling = False
                 await self._other_rollout()
+            except ChildWorkflowError as error:
+                return ReleaseAnswer(outcome="failed", reason=f"the rollout did not end well: {_innermost(error)}")
 
     async def _other_rollout(self) -> None:
         wait = Wait(
@@ -420,3 +444,11 @@ def _checks(made: Validation) -> str:
 def _there(result: R | None) -> R:
     assert result is not None  # noqa: S101  # only skippable stages can be missing, see specs.SKIPPABLE
     return result
+
+
+def _innermost(error: BaseException) -> str:
+    if isinstance(error.__cause__, TerminatedError):
+        return "it was terminated in Temporal"
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error)

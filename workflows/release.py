@@ -1,10 +1,11 @@
 """A rollout: the route changes once, what serve reports is observed, and a bad one is rolled back."""
 
+import asyncio
 from datetime import timedelta
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
-from temporalio.exceptions import ActivityError, ApplicationError
+from temporalio.exceptions import ActivityError, ApplicationError, CancelledError
 
 from everloop import names
 from everloop.contracts import ObserveRequest, ReleaseActivities, ReleaseAnswer, ReleaseRequest, RollBackRequest
@@ -13,12 +14,16 @@ from everloop.records import Route
 from workflows.journal import Journal
 from workflows.stage import LIGHT_TIMEOUT, RETRY
 
+CANCELLED = "the rollout was cancelled in Temporal"
 OBSERVE_RETRY = RetryPolicy(initial_interval=timedelta(seconds=0.5), maximum_interval=timedelta(seconds=5))
 
 
 @workflow.defn(name=names.RELEASE)
 class Release:
     """The one rollout that a model may have at a time (its workflow id says which)."""
+
+    def __init__(self) -> None:
+        self._cancelled = False
 
     @workflow.run
     async def run(self, request: ReleaseRequest) -> ReleaseAnswer:
@@ -36,15 +41,22 @@ class Release:
         return answer
 
     async def _routed(self, request: ReleaseRequest) -> Route:
-        return await workflow.execute_activity_method(
+        routing = workflow.start_activity_method(
             ReleaseActivities.route,
             request,
             start_to_close_timeout=LIGHT_TIMEOUT,
             retry_policy=RETRY,
             summary=f"route traffic of **{request.version.model}** to version {request.version.number}",
         )
+        try:
+            return await asyncio.shield(routing)
+        except asyncio.CancelledError:  # it may have moved the traffic: only its own word tells
+            self._cancelled = True
+            return await routing
 
     async def _observed(self, route: Route, journal: Journal) -> ReleaseAnswer:
+        if self._cancelled:
+            return await self._rolled_back(route, journal, CANCELLED)
         journal.say(f"Waiting for serve to report version {route.version}; it does so within a second of running.")
         try:
             await workflow.execute_activity_method(
@@ -55,6 +67,8 @@ class Release:
                 summary="until serve answers with it",
             )
         except ActivityError as error:
+            if isinstance(error.cause, CancelledError):
+                return await self._rolled_back(route, journal, CANCELLED)
             if not isinstance(error.cause, ApplicationError):
                 raise
             return await self._rolled_back(route, journal, error.cause.message)

@@ -20,6 +20,7 @@ from activities.lease import LeaseOnControl
 from everloop import names, signing
 from everloop.artifacts import Artifacts
 from everloop.contracts import LifecycleAnswer, LifecycleRequest, ObserveRequest
+from everloop.errors import IntegrityError, Unavailable
 from everloop.payloads import converter
 from everloop.records import Claim, Decision, Verdict
 from everloop.settings import Settings
@@ -130,11 +131,12 @@ class NamespaceServer:
 
     def __init__(self) -> None:
         self.refuse = ""
+        self.silent = False
 
     async def observe(self, _request: ObserveRequest) -> None:
+        if self.silent:
+            raise Unavailable("serve has not loaded the release yet")
         if self.refuse:
-            from everloop.errors import IntegrityError
-
             raise IntegrityError(self.refuse)
 
 

@@ -11,7 +11,7 @@ from everloop import names
 from everloop.contracts import AttendRequest
 from everloop.errors import ComputeLost, ParityFailed, TargetUnusable
 from everloop.records import Column
-from everloop.store import LeaseRow
+from everloop.store import LeaseRow, RouteRow
 from tests.temporal.conftest import Stack, eventually
 
 
@@ -163,6 +163,66 @@ async def test_cancelling_a_running_stage_ends_the_job_gives_the_slot_back_and_j
     assert (await stack.status(handle.id, "cancelled")).reason
     assert await eventually(lambda: live_leases(stack) == 0)
     assert (await stack.verified()).differences == []
+
+
+async def test_a_cancel_during_the_rollout_waits_for_its_end_and_is_told_that_it_came_too_late(stack: Stack) -> None:
+    stack.serve.silent = True  # type: ignore[attr-defined]
+    handle = await stack.submit()
+    await stack.decide(handle.id)
+    assert await eventually(lambda: routed(stack) == handle.id)
+
+    await handle.cancel()
+    await asyncio.sleep(1)
+    stack.serve.silent = False  # type: ignore[attr-defined]
+
+    answer = await handle.result()
+    assert answer.outcome == "released"
+    assert "a cancel came too late" in answer.reason
+    assert (await stack.verified()).differences == []
+
+
+async def test_a_cancel_during_a_rollout_that_serve_refuses_leaves_no_traffic_behind(stack: Stack) -> None:
+    stack.serve.silent = True  # type: ignore[attr-defined]
+    handle = await stack.submit()
+    await stack.decide(handle.id)
+    assert await eventually(lambda: routed(stack) == handle.id)
+
+    await handle.cancel()
+    stack.serve.refuse, stack.serve.silent = "the bytes do not load", False  # type: ignore[attr-defined]
+
+    await stack.status(handle.id, "cancelled")
+    assert routed(stack) == ""
+    assert (await stack.verified()).differences == []
+
+
+@pytest.mark.parametrize("how", ["terminate", "cancel"])
+async def test_a_rollout_that_is_ended_in_temporals_ui_parks_the_lifecycle_and_retry_goes_on(
+    stack: Stack, how: str
+) -> None:
+    stack.serve.silent = True  # type: ignore[attr-defined]
+    handle = await stack.submit()
+    await stack.decide(handle.id)
+    assert await eventually(lambda: routed(stack) == handle.id)
+
+    rollout = stack.client.get_workflow_handle(names.release_id("default", stack.spec().model))
+    await (rollout.terminate() if how == "terminate" else rollout.cancel())
+    row = await stack.status(handle.id, "needs_attention")
+
+    assert row.error["stage"] == "release"
+    assert "terminated" in row.error["message"] or "cancelled in Temporal" in row.error["message"]
+    assert routed(stack) == (handle.id if how == "terminate" else "")
+    stack.serve.silent = False  # type: ignore[attr-defined]
+    await attend(stack, handle.id, "retry")
+    assert (await handle.result()).outcome == "released"
+    assert routed(stack) == handle.id
+    assert (await stack.verified()).differences == []
+
+
+def routed(stack: Stack) -> str:
+    """The lifecycle whose version takes the traffic, or nothing."""
+    with stack.store.read() as session:
+        row = session.get(RouteRow, ("default", stack.spec().model))
+        return row.lifecycle if row else ""
 
 
 async def test_a_release_that_serve_refuses_is_rolled_back_and_parks(stack: Stack) -> None:
