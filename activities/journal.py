@@ -5,7 +5,7 @@ Temporal's history is the truth: an event is in it before it is here, and everyt
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -91,10 +91,10 @@ class JournalOnControl(JournalActivities):
         async for execution in self._client.list_workflows(f"{_TYPES} AND ExecutionStatus = 'Running'"):
             if await asyncio.to_thread(_unknown, self._store, execution.id, execution.run_id):
                 swept += 1
-                await self.repair(execution.id, execution.run_id)
+                await _one(self.repair(execution.id, execution.run_id), execution)
         async for execution in self._unarchived():  # last: what is shown goes straight to a run that a Reset made
             swept += 1
-            await self._archive(execution)
+            await _one(self._archive(execution), execution)
         return swept
 
     async def _unarchived(self) -> AsyncIterator[WorkflowExecution]:
@@ -119,6 +119,14 @@ class JournalOnControl(JournalActivities):
             sha256=blob.sha256,
         )
         await asyncio.to_thread(_merge, self._store, row)
+
+
+async def _one(work: Awaitable[None], execution: WorkflowExecution) -> None:
+    """Do *work* on one run; a history that cannot be read must not keep the others from being swept."""
+    try:
+        await work
+    except Exception:
+        log.exception("%s (run %s) could not be swept; it is tried again", execution.id, execution.run_id)
 
 
 @dataclass(frozen=True)

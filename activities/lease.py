@@ -32,6 +32,8 @@ from everloop.store import DeviceRow, LeaseRequestRow, LeaseRow, PoolDecisionRow
 
 log = logging.getLogger(__name__)
 
+ENDED = ("done", "cancelled")
+"""States of a request that nobody serves any more."""
 OFFER_TTL = timedelta(seconds=15)
 LEASE_TTL = timedelta(seconds=60)
 """How often the pool asks Temporal whether a holder still lives: a terminated one keeps its slot this long at most."""
@@ -161,7 +163,10 @@ def _now() -> datetime:
 
 def _enqueue(store: Store, request: LeaseRequest, workflow_id: str, run_id: str) -> None:
     with store.write() as session:
-        if session.get(LeaseRequestRow, request.id) is not None:
+        known = session.get(LeaseRequestRow, request.id)
+        if known is not None:
+            if request.again and (known.run_id != run_id or known.state in ENDED):
+                _owned_by(session, known, workflow_id, run_id)
             return
         last = session.exec(select(func.max(LeaseRequestRow.arrival)).where(LeaseRequestRow.pool == request.pool)).one()
         session.add(
@@ -177,6 +182,12 @@ def _enqueue(store: Store, request: LeaseRequest, workflow_id: str, run_id: str)
                 requested_at=_now(),
             )
         )
+
+
+def _owned_by(session: Session, request: LeaseRequestRow, workflow_id: str, run_id: str) -> None:
+    """Queue *request* again, in its old place, for the run that waits now. What was granted to the other lapses."""
+    request.state, request.run_id, request.holder = "queued", run_id, f"{workflow_id}/{run_id}"
+    session.add(request)
 
 
 def _lease(session: Session, token: int) -> LeaseRow | None:
@@ -231,7 +242,7 @@ def _ended(session: Session, row: LeaseRow, state: str) -> None:
 def _cancel(store: Store, request_id: str) -> str:
     with store.write() as session:
         request = session.get(LeaseRequestRow, request_id)
-        if request is None or request.state in ("done", "cancelled"):
+        if request is None or request.state in ENDED:
             return ""
         granted = session.exec(
             select(LeaseRow).where(LeaseRow.request_id == request_id, col(LeaseRow.state).in_(LIVE))

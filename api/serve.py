@@ -214,9 +214,16 @@ class Fleet:
         except Exception:  # whatever the driver raises: what is loaded goes on answering
             log.exception("the routes could not be read")
             return
+        self._forget({(project, model) for project, model, _ in routes})
         for project, model, release_seq in routes:
             if self._is_news((project, model), release_seq):
                 self._take((project, model), release_seq)
+
+    def _forget(self, routed: set[Name]) -> None:
+        """Let go of models whose only release was rolled back; the next one counts from 1 again."""
+        for known in (self.served, self.refused):
+            for name in known.keys() - routed:
+                known.pop(name, None)
 
     def _is_news(self, name: Name, release_seq: int) -> bool:
         found, refused = self.served.get(name), self.refused.get(name)

@@ -181,8 +181,10 @@ class LeaseRequest(Record):
 
     id: str
     kind: Literal["batch", "check"] = "batch"
-    """A check may also use the light slot that is reserved for checks."""
+    """A check uses the light slot, where there is one: it is reserved for checks."""
     pool: str = names.DEFAULT_POOL
+    again: bool = False
+    """Asked before, and still waiting: a Reset may have left the request with the run before."""
 
 
 class Offer(Record):

@@ -1,5 +1,6 @@
 """How values cross Temporal: pydantic JSON, at most 64 KiB each. Bulk travels by reference (`records.Blob`)."""
 
+import asyncio
 import dataclasses
 from typing import Any
 
@@ -34,9 +35,21 @@ class BoundedPayloads(PydanticPayloadConverter):
         try:
             return super().from_payloads(payloads, type_hints)
         except pydantic.ValidationError as error:
-            if workflow.in_workflow():
+            if _in_workflow():
                 raise
             raise ApplicationError(f"unreadable payload: {error}", type="InvalidSpec", non_retryable=True) from None
+
+
+def _in_workflow() -> bool:
+    """Is this workflow code, or the worker's thread that applies what has come to a workflow?
+
+    The latter runs no event loop, while activities' inputs are read in the worker's own.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return True
+    return workflow.in_workflow()
 
 
 def _largest(value: object) -> str:

@@ -91,8 +91,12 @@ def _never_begun(started: HistoryEvent, converter: DataConverter) -> list[Event]
     attributes = started.workflow_execution_started_event_attributes
     if attributes.workflow_type.name != names.LIFECYCLE:
         return []
-    (request,) = converter.payload_converter.from_payloads(attributes.input.payloads, [LifecycleRequest])
-    return [request.submitted().model_copy(update={"seq": 0, "at": started.event_time.ToDatetime(tzinfo=UTC)})]
+    try:
+        (request,) = converter.payload_converter.from_payloads(attributes.input.payloads, [LifecycleRequest])
+        submitted = request.submitted()
+    except Exception:  # noqa: BLE001  # whatever somebody has typed as its input
+        return []
+    return [submitted.model_copy(update={"seq": 0, "at": started.event_time.ToDatetime(tzinfo=UTC)})]
 
 
 def _ended_from_outside(entry: HistoryEvent, found: Sequence[Event]) -> list[Event]:

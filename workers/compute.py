@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 MOST_ACTIVITIES = 20
 HEARTBEAT_THROTTLE = timedelta(seconds=1)
 LOOK_SECONDS = 0.5
+TELL_SECONDS = 60.0
+"""The pool hears of its devices this often even without news: somebody may have told it something else, or ended it."""
 MISSED_SECONDS = 5.0
 """A Dask worker that comes back sooner (its nanny starts it again) was never reported as gone."""
 
@@ -88,10 +90,13 @@ class Inventory:
 
     async def report(self) -> None:
         """For ever."""
+        told_at = 0.0
         while True:
             present = await self._present()
-            if present != self._reported and (present or self._reported is not None):
+            news = present != self._reported and (present or self._reported is not None)
+            if news or (present and time.monotonic() - told_at > TELL_SECONDS):
                 await self._tell(present)
+                told_at = time.monotonic()
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _present(self) -> list[str]:

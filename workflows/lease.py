@@ -4,6 +4,7 @@ The ledger in SQL is the only copy of the state. `GpuPool` holds none: it says w
 """
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import TypeVar
@@ -25,6 +26,9 @@ STEP_TIMEOUT = timedelta(seconds=30)
 PATIENT = RetryPolicy(maximum_interval=timedelta(seconds=10), non_retryable_error_types=["LeaseLost"])
 QUIET_WAIT = timedelta(seconds=1)
 """A shorter wait for a slot is not worth a journal entry."""
+
+ASK_AGAIN, SELDOM = timedelta(seconds=15), timedelta(minutes=10)
+"""A Reset may lose the request (it was the run's before) or the offer, and a person may end the pool."""
 
 
 @workflow.defn(name=names.GPU_POOL)
@@ -118,7 +122,7 @@ class Lease:
         asked = workflow.now()
         await self._call(LeaseActivities.request, request, "ask for a slot")
         try:
-            offer = await self._offer_for(request.id)
+            offer = await self._offer_for(request)
             accepted = AcceptRequest(request_id=request.id, token=offer.token)
             slot = await self._call(LeaseActivities.accept, accepted, f"take {offer.device}")
         except ActivityError as error:
@@ -133,25 +137,31 @@ class Lease:
         self.last = slot
         return slot
 
-    async def _offer_for(self, request_id: str) -> Offer:
+    async def _offer_for(self, request: LeaseRequest) -> Offer:
         def offered() -> bool:
-            return self._offer is not None and self._offer.request_id == request_id
+            return self._offer is not None and self._offer.request_id == request.id
 
         try:
             await workflow.wait_condition(offered, timeout=QUIET_WAIT, timeout_summary="a free slot")
         except TimeoutError:
-            await self._wait_aloud(offered)
+            await self._wait_aloud(request, offered)
         assert self._offer is not None  # noqa: S101  # what `offered` has just said
         return self._offer
 
-    async def _wait_aloud(self, offered: Callable[[], bool]) -> None:
+    async def _wait_aloud(self, request: LeaseRequest, offered: Callable[[], bool]) -> None:
         wait = Wait(
             what="a free slot",
             since=workflow.now(),
             unblocks="it goes on by itself when a running job ends, in order of arrival",
         )
+        pause = ASK_AGAIN
         with self._journal.waiting(wait):
-            await workflow.wait_condition(offered)
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    return await workflow.wait_condition(offered, timeout=pause, timeout_summary="still no free slot")
+                again = request.model_copy(update={"again": True})
+                await self._call(LeaseActivities.request, again, "is the request still in the queue?")
+                pause = min(pause * 2, SELDOM)
 
     async def _call(self, method: Callable[[LeaseActivities, Q], Awaitable[R]], request: Q, summary: str) -> R:
         return await workflow.execute_activity_method(

@@ -141,3 +141,41 @@ async def test_a_lifecycle_terminated_before_it_could_write_anything_is_in_the_l
     assert (row.submitted_by, row.model) == ("ann", stack.spec().model)
     assert "by hand" in row.reason
     assert (await stack.verified()).differences == []
+
+
+async def test_a_reset_while_it_waits_for_a_slot_gets_one_all_the_same(stack: Stack) -> None:
+    done = asyncio.Event()
+    stack.compute.hooks["train"] = done.wait
+    holder = await stack.submit("holder")
+    assert await eventually(lambda: "train" in stack.compute.stages())
+    waiting = await stack.submit("waiting")
+    assert await eventually(lambda: (row := stack.row(waiting.id)) and row.wait_what == "a free slot")
+
+    await reset(stack, waiting.id, await last_workflow_task(stack, waiting.id))
+    await asyncio.sleep(6)  # the pool has looked, and has buried the request of the run before
+    done.set()
+
+    await stack.gate(holder.id)
+    await stack.gate(waiting.id)
+    assert (await stack.verified()).differences == []
+
+
+async def test_a_pool_that_is_ended_by_hand_comes_back_for_who_waits(stack: Stack) -> None:
+    done = asyncio.Event()
+    stack.compute.hooks["train"] = done.wait
+    holder = await stack.submit("holder")
+    assert await eventually(lambda: "train" in stack.compute.stages())
+    waiting = await stack.submit("waiting")
+    assert await eventually(lambda: (row := stack.row(waiting.id)) and row.wait_what == "a free slot")
+
+    await stack.client.get_workflow_handle(names.pool_id(names.DEFAULT_POOL)).terminate(reason="by hand")
+    await holder.terminate(reason="by hand")
+    done.set()
+
+    await stack.gate(waiting.id)
+
+
+async def last_workflow_task(stack: Stack, lifecycle: str) -> int:
+    history = await stack.client.get_workflow_handle(lifecycle).fetch_history()
+    done = [e.event_id for e in history.events if e.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED]
+    return done[-1]
