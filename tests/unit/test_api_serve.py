@@ -17,7 +17,7 @@ from everloop.errors import InvalidPrediction
 from everloop.predictions import PredictionLog
 from everloop.records import Verdict, Window
 from everloop.settings import SERVE
-from everloop.store import Store
+from everloop.store import RouteRow, Store
 from tests import api_parts as parts
 
 ALWAYS = Window(start=datetime(1970, 1, 1, tzinfo=UTC), end=datetime(2100, 1, 1, tzinfo=UTC))
@@ -251,6 +251,26 @@ def test_a_route_that_is_not_proven_is_refused_and_the_last_good_version_answers
 
     assert "refused" in status["error"]
     assert (status["version"], answer["version"]) == (good, good)
+
+
+def test_a_first_release_that_was_rolled_back_is_forgotten_and_the_next_one_is_served(tmp_path):
+    made = Deployment(tmp_path)
+    fleet = serve.Fleet(made.settings, made.store, made.artifacts)
+    route = made.release(1)
+    (blob,) = [path for path in tmp_path.rglob(f"{route.model_digest}*") if path.is_file()]
+    elsewhere = blob.rename(tmp_path / "elsewhere")
+    fleet._look()
+    assert [model.refused_seq for model in fleet.status().models] == [1]
+
+    with made.store.write() as session:  # what rolling back a first release does
+        session.delete(session.get(RouteRow, ("default", "credit")))
+    fleet._look()
+    assert fleet.status().models == []
+    elsewhere.rename(blob)
+    made.release(1)
+    fleet._look()
+
+    assert [(model.version, model.refused_seq) for model in fleet.status().models] == [(1, 0)]
 
 
 def test_a_log_that_cannot_be_written_means_no_answer(server):
