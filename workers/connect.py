@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import time
 from typing import Any
 
@@ -28,7 +29,7 @@ PASSED_THROUGH = ("everloop", "activities", "cryptography")
 async def connect(settings: Settings, role: str = "client", *, wait_seconds: float = WAIT_SECONDS) -> Client:
     """A client for the process *role*, waiting for a server that is still starting. Raises `Unavailable`.
 
-    Its identity is `<role>@<session>`: a takeover knows the dead by their session.
+    Its identity is `<role>@<session>/<pid>`: a takeover knows the dead by these.
     """
     deadline = time.monotonic() + wait_seconds
     while True:
@@ -37,7 +38,7 @@ async def connect(settings: Settings, role: str = "client", *, wait_seconds: flo
                 settings.temporal,
                 namespace=settings.temporal_namespace,
                 data_converter=converter,
-                identity=f"{role}@{settings.session}",
+                identity=f"{role}@{settings.session}/{os.getpid()}",
             )
             await client.service_client.check_health(timeout=None)
         except (RuntimeError, RPCError) as error:

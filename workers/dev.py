@@ -29,6 +29,7 @@ from sqlmodel import select
 from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
+from temporalio.service import RPCError
 
 from everloop import engine, logs, names, signing, stack
 from everloop import settings as configuration
@@ -46,6 +47,8 @@ STEADY_SECONDS = 10.0
 GIVE_UP_AFTER = 5
 """Ends in a row, each soon after its start, after which a child is not started again."""
 FIRST_PAUSE_SECONDS = 0.25
+WORKERS = ("control", "compute")
+"""Children that run activities."""
 SPACE_BYTES = FLOOR_BYTES + (256 << 20)
 GRACE_SECONDS = 4.0
 """How long a group of children may take to end in order."""
@@ -162,7 +165,17 @@ class Stack:
             child.again_at = now + wait
             self.say(f"{child.name} ended ({how}): starting it again in {wait:g} s; its log is {log}")
         if now >= child.again_at:
+            self._take_over_from(child)
             child.start(self.settings)
+
+    def _take_over_from(self, child: Child) -> None:
+        """What a dead worker was doing goes on with the next one; without this it would wait for its timeout."""
+        if child.name not in WORKERS:
+            return
+        try:
+            self._take_over(wait_seconds=2, jobs_too=child.name == "compute")
+        except (EverloopError, RPCError) as error:  # Temporal is away too: the timeout does it
+            self.say(f"could not take over from {child.name}: {error}")
 
     def stop(self) -> None:
         """End everything in order: who gives work first, who keeps it last. Leaves nothing."""
@@ -192,16 +205,17 @@ class Stack:
             namespace=settings.temporal_namespace,
         )
 
-    def _take_over(self) -> None:
-        """What the last life of the stack was doing when it died goes on now, not after a heartbeat timeout."""
+    def _take_over(self, *, wait_seconds: float = READY_SECONDS, jobs_too: bool = True) -> None:
+        """What the dead were doing when they died goes on now, not after a heartbeat timeout."""
         settings = self.settings
 
         async def take_over() -> int:
-            return await takeover.take_over(await connect.connect(settings), settings)
+            client = await connect.connect(settings, wait_seconds=wait_seconds)
+            return await takeover.take_over(client, settings, jobs_too=jobs_too)
 
         taken = asyncio.run(take_over())
         if taken:
-            self.say(f"took over {taken} attempt{'s' * (taken > 1)} of the last run")
+            self.say(f"took over {taken} attempt{'s' * (taken > 1)} of a dead worker")
 
     def _wait_for(self, still_missing: Callable[[], list[str]]) -> None:
         deadline = time.monotonic() + READY_SECONDS

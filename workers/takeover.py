@@ -1,4 +1,4 @@
-"""After a kill -9 of everything: fail what the dead were doing, so that nothing waits for a heartbeat timeout."""
+"""After a kill -9: fail what the dead were doing, so that nothing waits for a timeout."""
 
 import asyncio
 import fcntl
@@ -13,6 +13,7 @@ from temporalio.client import AsyncActivityHandle, Client, WorkflowExecution
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
+from everloop import stack
 from everloop.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -23,13 +24,15 @@ STARTED = PendingActivityState.PENDING_ACTIVITY_STATE_STARTED
 CANCEL_REQUESTED = PendingActivityState.PENDING_ACTIVITY_STATE_CANCEL_REQUESTED
 
 
-async def take_over(client: Client, settings: Settings) -> int:
-    """Fail every started attempt of a worker of another session (retryable, `WorkerLost`); how many there were.
+async def take_over(client: Client, settings: Settings, *, jobs_too: bool = True) -> int:
+    """Fail every started attempt of a worker that is gone (retryable, `WorkerLost`); how many there were.
 
+    Gone is who belongs to another session, and who is of this one and no longer a process of this machine.
     Call it once the old processes are dead, before the new workers start. Safe to repeat: what is failed once
-    is not started any more.
+    is not started any more. *jobs_too*: their jobs die with them, and are waited for.
     """
-    await _old_jobs_gone(settings)
+    if jobs_too:
+        await _old_jobs_gone(settings)
     taken = 0
     async for run, attempt in _attempts_of_the_dead(client, settings):
         taken += await _give_up(client, run, attempt)
@@ -49,8 +52,11 @@ async def _attempts_of_the_dead(
 
 
 def _of_the_dead(attempt: PendingActivityInfo, session: str) -> bool:
-    role, _, theirs = attempt.last_worker_identity.partition("@")
-    return bool(role and theirs) and theirs != session
+    role, _, process = attempt.last_worker_identity.partition("@")
+    theirs, _, pid = process.partition("/")
+    if not role or not theirs:
+        return False
+    return theirs != session or (pid.isdigit() and not stack.start_time(int(pid)))
 
 
 async def _give_up(client: Client, run: WorkflowExecution, attempt: PendingActivityInfo) -> int:

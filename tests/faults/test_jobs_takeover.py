@@ -77,12 +77,35 @@ async def test_after_a_kill_of_everything_the_job_goes_on_without_waiting_for_a_
     assert time.monotonic() - killed < 60  # half of the heartbeat timeout
 
 
+async def test_what_one_killed_process_of_a_living_session_was_doing_is_taken_over(dask, tmp_path):
+    diary = tmp_path / "diary"
+    async with harness.bridge(dask.settings, dask, compute=False) as bridge:
+        compute = compute_process(bridge)
+        handle = await bridge.ask("trial.stay", heartbeat=120.0, diary=str(diary), seconds=1.0)
+        try:
+            await until(lambda: running(diary), 40)
+            assert await take_over(bridge.client, dask.settings, jobs_too=False) == 0  # it lives
+        finally:
+            kill_all([compute])
+
+        taken = await take_over(bridge.client, dask.settings)
+        newer = compute_process(bridge)
+        try:
+            tried = await asyncio.wait_for(handle.result(), 60)
+        finally:
+            newer.kill()
+            newer.wait()
+
+    assert taken == 1
+    assert tried.ran.attempt == 2
+
+
 async def test_an_attempt_of_a_living_session_is_left_alone(dask, tmp_path):
     diary = tmp_path / "diary"
     async with harness.bridge(dask.settings, dask) as bridge:
         handle = await bridge.ask("trial.stay", diary=str(diary), seconds=1.0)
         await until(lambda: running(diary), 40)
-        mine = replace(dask.settings, session=bridge.client.identity.partition("@")[2])
+        mine = replace(dask.settings, session=bridge.client.identity.partition("@")[2].partition("/")[0])
 
         assert await take_over(bridge.client, mine) == 0
         assert (await handle.result()).ran.attempt == 1
