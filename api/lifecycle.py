@@ -27,7 +27,7 @@ from everloop import names, signing
 from everloop.contracts import AttendRequest, LifecycleRequest
 from everloop.errors import IdempotencyMismatch, Invalid, NotFound, NotWaiting
 from everloop.records import Wait
-from everloop.specs import SKIPPABLE, STAGES, LifecycleSpec
+from everloop.specs import JOB_STAGES, SKIPPABLE, STAGES, LifecycleSpec
 from everloop.store import (
     ApprovalRow,
     DriftRow,
@@ -605,7 +605,7 @@ def _help(row: LifecycleRow) -> str:
     if row.status == "needs_attention":
         return f"everloop retry {row.id}"
     if row.status in ("failed", "aborted", "cancelled", "terminated"):
-        return f"everloop logs {row.id}"
+        return f"everloop {'logs' if row.stage in JOB_STAGES else 'events'} {row.id}"
     return ""
 
 

@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from everloop.specs import SKIPPABLE, STAGES
+from everloop.specs import JOB_STAGES, SKIPPABLE, STAGES
 
 Json = dict[str, Any]
 
@@ -175,7 +175,8 @@ def failure(found: Json) -> list[RenderableType]:
         helps = [f"everloop retry {name}"]
         helps += [f"everloop skip {name}"] if stage in SKIPPABLE else []
         helps += [f"everloop abort {name}"]
-        parts.extend(command(text) for text in [*helps, f"everloop logs {name}"])
+        helps += [f"everloop logs {name}"] if stage in JOB_STAGES else []
+        parts.extend(command(text) for text in helps)
     return parts
 
 

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from pydantic import BaseModel
 
-from everloop.errors import BadSignature
+from everloop.errors import BadSignature, IntegrityError
 from everloop.records import Claim, Decision
 
 
@@ -32,17 +31,44 @@ def key_id(public: bytes) -> str:
 
 
 def create_keys(folder: Path) -> None:
-    """Make the deployment's signing key once: `signing.key` (0600, the API's) and `signing.pub`."""
-    private_path = folder / "signing.key"
-    if private_path.exists():
-        return
+    """Make the deployment's signing key once: `signing.key` (0600, the API's) and `signing.pub`, which follows from it.
+
+    Raises `IntegrityError` when the key is there and cannot be read as one.
+    """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    private = Ed25519PrivateKey.generate()
-    public = private.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
-    (folder / "signing.pub").write_text(base64.b64encode(public).decode())
-    descriptor = os.open(private_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    path = folder / "signing.key"
+    if not path.exists():
+        _write_whole(path, base64.b64encode(Ed25519PrivateKey.generate().private_bytes_raw()), 0o600)
+    private = _private_key(path)
+    public = base64.b64encode(private.public_key().public_bytes_raw())
+    if not _holds(folder / "signing.pub", public):
+        _write_whole(folder / "signing.pub", public, 0o644)
+
+
+def _write_whole(path: Path, data: bytes, mode: int) -> None:
+    """All of it or nothing: half a key would lock everybody out."""
+    staged = path.with_suffix(".new")
+    staged.unlink(missing_ok=True)
+    descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     with os.fdopen(descriptor, "wb") as target:
-        target.write(base64.b64encode(private.private_bytes_raw()))
+        target.write(data)
+        target.flush()
+        os.fsync(target.fileno())
+    staged.replace(path)
+
+
+def _private_key(path: Path) -> Ed25519PrivateKey:
+    try:
+        return Ed25519PrivateKey.from_private_bytes(base64.b64decode(path.read_bytes()))
+    except ValueError:
+        raise IntegrityError(
+            f"{path} holds no signing key",
+            hint="restore it from a backup; without one remove it, and decide open approvals again",
+        ) from None
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    return path.exists() and path.read_bytes().strip() == data
 
 
 def trusted_keys(folder: Path) -> dict[str, str]:
@@ -56,7 +82,7 @@ class Signer:
 
     def __init__(self, folder: Path) -> None:
         """Read `signing.key` from *folder*."""
-        self._private = Ed25519PrivateKey.from_private_bytes(base64.b64decode((folder / "signing.key").read_bytes()))
+        self._private = _private_key(folder / "signing.key")
         self.key_id = key_id(self._private.public_key().public_bytes_raw())
 
     def sign(self, claim: Claim) -> Decision:

@@ -25,6 +25,9 @@ STAGES: tuple[Stage, ...] = Stage.__args__  # type: ignore[attr-defined]  # typi
 SKIPPABLE: frozenset[Stage] = frozenset({"validate", "monitor"})
 """Stages that a lifecycle can do without: the others produce what the next one needs."""
 
+JOB_STAGES: frozenset[Stage] = frozenset({"snapshot", "validate", "prepare", "train", "evaluate", "refit", "export"})
+"""Stages that run as a job on a slot, and so leave a log."""
+
 METRICS: dict[Task, tuple[str, ...]] = {
     "binary": ("auc", "log_loss", "accuracy"),
     "multiclass": ("log_loss", "accuracy", "auc"),

@@ -21,6 +21,9 @@ from everloop.settings import Settings
 MARKER = "EVERLOOP"
 """A file that says: Everloop made this folder, so `reset` may empty it."""
 
+UNSAFE = "?#%"
+"""The database would be made elsewhere: these mean something in its URL."""
+
 STOP_SECONDS = 12.0
 """How long `down` waits for an orderly end before it kills."""
 
@@ -132,6 +135,12 @@ def withdraw(settings: Settings) -> None:
 def claim(settings: Settings) -> None:
     """Make the data folder ours, or raise `ForeignFolder` when it holds anything that we did not put there."""
     folder = settings.data_dir
+    if unsafe := set(str(folder)) & set(UNSAFE):
+        raise ForeignFolder(
+            f"{folder} has {' and '.join(sorted(unsafe))} in its path, which the databases' addresses cannot hold",
+            hint="choose another --data-dir",
+            field="data_dir",
+        )
     if folder.exists() and not folder.is_dir():
         raise ForeignFolder(f"{folder} is a file", hint="choose a folder with --data-dir", field="data_dir")
     if folder.exists() and not (folder / MARKER).exists() and any(not _is_ours(entry) for entry in folder.iterdir()):

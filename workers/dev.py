@@ -330,9 +330,12 @@ def check_database(settings: Settings) -> None:
     from sqlalchemy import inspect, text
     from sqlalchemy.exc import DBAPIError
 
-    sqlite = settings.database.removeprefix("sqlite:///")
-    if settings.database.startswith("sqlite") and not Path(sqlite).exists():
-        return
+    if settings.database.startswith("sqlite"):
+        file = Path(settings.database.removeprefix("sqlite:///"))
+        if not file.exists():
+            return
+        with file.open("rb+"):  # a file that may not be written is said as that, and not as a broken one
+            pass
     config = Config()
     config.set_main_option("script_location", str(Path(stack.__file__).parent / "migrations"))
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
@@ -361,6 +364,18 @@ def check_database(settings: Settings) -> None:
         raise CannotStart(
             f"{settings.database} was made by a newer release of Everloop (revision {unknown[0]})",
             hint="install that release, or choose another --data-dir",
+        )
+
+
+def check_histories(settings: Settings) -> None:
+    """Raise `CannotStart` when the journal is there and our own server's file with the histories is not."""
+    if settings.temporal_address or not settings.database.startswith("sqlite"):
+        return
+    ours, theirs = Path(settings.database.removeprefix("sqlite:///")), settings.data_dir / "temporal.db"
+    if ours.exists() and not theirs.exists():
+        raise CannotStart(
+            f"{ours} is there, and Temporal's histories ({theirs}) are gone: no lifecycle could go on",
+            hint="restore both from one backup, or `everloop reset` to begin anew, or choose another --data-dir",
         )
 
 
@@ -398,6 +413,7 @@ def running(settings: Settings) -> Iterator[Stack]:
             life.say(f"ended {killed} process{'es' * (killed > 1)} that an earlier run had left")
         check_space(settings.data_dir)
         check_database(settings)
+        check_histories(settings)
         check_ports(settings)
         settings.logs_dir.mkdir(parents=True, exist_ok=True)
         signing.create_keys(settings.keys_dir)
@@ -451,6 +467,13 @@ def main(*, as_json: bool = False) -> int:
         return 0
     except EverloopError as error:
         print(sentence(error, as_json=as_json), file=sys.stderr, flush=True)  # noqa: T201
+        return 1
+    except PermissionError as error:
+        refused = CannotStart(
+            f"{error.filename or 'a file of the data folder'} may not be read or written: {error.strerror}",
+            hint=f"the data folder must belong to the user that runs Everloop, uid {os.getuid()}",
+        )
+        print(sentence(refused, as_json=as_json), file=sys.stderr, flush=True)  # noqa: T201
         return 1
     return 0
 

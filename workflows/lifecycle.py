@@ -63,6 +63,8 @@ from workflows.stage import LIGHT_TIMEOUT, RETRY, Aborted, ReadAgain, Stages
 R = TypeVar("R", bound=Record)
 
 GATE_OPENS = timedelta(seconds=10)
+USUAL_ROLLOUT = timedelta(seconds=5)
+"""A rollout that takes longer says what it waits for."""
 ROLLOUT_RETRY = timedelta(seconds=2)
 """How often a lifecycle looks whether the model's other rollout has ended."""
 
@@ -366,7 +368,10 @@ class Lifecycle:
         """The rollout goes to its end even when this lifecycle is cancelled: half a release is worse than a whole."""
         rollout = asyncio.create_task(self._one_rollout(request))
         try:
-            return await asyncio.shield(rollout)
+            with contextlib.suppress(TimeoutError):
+                return await asyncio.wait_for(asyncio.shield(rollout), USUAL_ROLLOUT.total_seconds())
+            with self._journal.waiting(self._serve_wait()) if self._rolling else contextlib.nullcontext():
+                return await asyncio.shield(rollout)
         except asyncio.CancelledError:
             if not self._rolling:
                 rollout.cancel()
@@ -395,6 +400,13 @@ class Lifecycle:
                 await self._other_rollout()
             except ChildWorkflowError as error:
                 return ReleaseAnswer(outcome="failed", reason=f"the rollout did not end well: {_innermost(error)}")
+
+    def _serve_wait(self) -> Wait:
+        return Wait(
+            what=f"the prediction server to answer with version {self._version} of {self._spec.model}",
+            since=workflow.now(),
+            unblocks="it does so by itself once it runs; logs/serve.log says why it does not",
+        )
 
     async def _other_rollout(self) -> None:
         wait = Wait(

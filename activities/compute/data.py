@@ -196,13 +196,22 @@ def _passed_over(name: str) -> bool:
 
 def _keep(path: Path, artifacts: Artifacts) -> Blob:
     try:
-        return artifacts.put_file(path)
+        with path.open("rb"):  # whatever fails from here on is not the source's fault
+            pass
     except FileNotFoundError:
-        hint = "put it back, or submit again"
-        raise DatasetMissing(f"{path} vanished while it was read", field="source.path", hint=hint) from None
+        raise _vanished(path) from None
     except PermissionError:
         hint = "give the user that runs Everloop the right to read it"
         raise DatasetMissing(f"{path} may not be read", field="source.path", hint=hint) from None
+    try:
+        return artifacts.put_file(path)
+    except FileNotFoundError:
+        raise _vanished(path) from None
+
+
+def _vanished(path: Path) -> DatasetMissing:
+    hint = "put it back, or submit again"
+    return DatasetMissing(f"{path} vanished while it was read", field="source.path", hint=hint)
 
 
 def _manifest(

@@ -181,6 +181,18 @@ async def test_a_cancel_during_the_rollout_waits_for_its_end_and_is_told_that_it
     assert (await stack.verified()).differences == []
 
 
+async def test_a_rollout_that_serve_keeps_waiting_says_so(stack: Stack) -> None:
+    stack.serve.silent = True  # type: ignore[attr-defined]
+    handle = await stack.submit()
+    await stack.decide(handle.id)
+
+    row = await eventually(lambda: (row := stack.row(handle.id)) and row.wait_what and row.stage == "release" and row)
+    assert "the prediction server to answer" in row.wait_what
+    stack.serve.silent = False  # type: ignore[attr-defined]
+    await stack.status(handle.id, "released")
+    assert (await stack.verified()).differences == []
+
+
 async def test_a_cancel_during_a_rollout_that_serve_refuses_leaves_no_traffic_behind(stack: Stack) -> None:
     stack.serve.silent = True  # type: ignore[attr-defined]
     handle = await stack.submit()

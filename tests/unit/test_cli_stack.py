@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from everloop import settings as configuration
-from everloop import stack
-from everloop.errors import Conflict
+from everloop import signing, stack
+from everloop.errors import Conflict, IntegrityError
 from everloop.settings import Settings
 from everloop.store import Store
 from tests.conftest import free_port_base
@@ -283,3 +283,37 @@ def test_a_server_that_ends_at_once_says_its_last_words(here):
 
     with pytest.raises(CannotStart, match="no such table"):
         temporal.start(database, here.port(3), None, here.logs_dir / "temporal.log")
+
+
+def test_a_journal_without_its_histories_is_refused(here):
+    Store(here.database).migrate()
+    dev.check_database(here)
+
+    with pytest.raises(CannotStart, match=r"temporal\.db") as refused:
+        dev.check_histories(here)
+
+    assert "backup" in refused.value.hint
+
+
+@pytest.mark.parametrize("name", ["a?b", "a#b", "a%20b"])
+def test_a_folder_whose_name_means_something_in_a_database_url_is_refused(tmp_path, name):
+    with pytest.raises(stack.ForeignFolder, match="in its path"):
+        stack.claim(configuration.load(data_dir=tmp_path / name))
+
+    assert not (tmp_path / name).exists()
+
+
+def test_a_broken_signing_key_is_said_and_a_missing_public_key_follows_from_it(here):
+    signing.create_keys(here.keys_dir)
+    public = (here.keys_dir / "signing.pub").read_text()
+    (here.keys_dir / "signing.pub").unlink()
+
+    signing.create_keys(here.keys_dir)
+    assert (here.keys_dir / "signing.pub").read_text() == public
+    assert (here.keys_dir / "signing.key").stat().st_mode & 0o077 == 0
+
+    (here.keys_dir / "signing.key").write_text("")
+    with pytest.raises(IntegrityError, match="holds no signing key") as refused:
+        signing.create_keys(here.keys_dir)
+    assert "backup" in refused.value.hint
+    assert (here.keys_dir / "signing.key").read_text() == ""
