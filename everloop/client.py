@@ -321,25 +321,12 @@ def _read(path: Path) -> tuple[Json, Path]:
 
 
 def _checked(value: Json, folder: Path) -> Json:
-    from pydantic import ValidationError
-
-    from everloop.specs import LifecycleSpec
+    from everloop.specs import checked
 
     source = value.get("source")
     if isinstance(source, dict) and isinstance(source.get("path"), str) and source["path"]:
         value = value | {"source": source | {"path": str(folder / Path(source["path"]).expanduser())}}
-    try:
-        LifecycleSpec.model_validate(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        if not field:
-            field = message.partition(":")[0]
-        raise InvalidSpec(
-            f"{message}{more}", field=field, hint="see the comments that `everloop init` writes"
-        ) from None
+    checked(value)
     return json.loads(_encode(value))  # type: ignore[no-any-return]
 
 

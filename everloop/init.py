@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
 from everloop import engine, errors
-from everloop.specs import METRICS, LifecycleSpec, Monitor
+from everloop.specs import METRICS, Monitor, checked
 
 PATIENCE_SECONDS = 600
 SHOWN = 12
@@ -38,29 +37,6 @@ def draft(path: Path, target: str, time: str | None = None, model: str | None = 
     text = "\n".join(_lines(found, name)) + "\n"
     checked(yaml.safe_load(text))
     return text
-
-
-def checked(value: dict[str, Any]) -> LifecycleSpec:
-    """*value* as a spec. Raises `InvalidSpec` with the first field that is wrong, in plain words."""
-    try:
-        return LifecycleSpec.model_validate(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        message = first["msg"].removeprefix("Value error, ")
-        field = ".".join(map(str, first["loc"])) or message.partition(":")[0]
-        what, hint = message.removeprefix(f"{field}: "), "see `everloop init --help`"
-        if first["type"] in WORDS:
-            what, hint = WORDS[first["type"]]
-            what = f"{_safe(repr(first['input']))} {what}"
-        raise errors.InvalidSpec(f"{field}: {what}", field=field, hint=hint) from None
-
-
-WORDS = {
-    "string_pattern_mismatch": ("is no name", "use a-z, 0-9 and hyphens, at most 63: for instance churn-2"),
-    "string_too_short": ("names nothing", "name a column of the data"),
-    "string_too_long": ("is too long a name", "give it a name of at most 500 letters in the data"),
-}
-"""What pydantic's errors mean to people, and what to do."""
 
 
 def name_from(path: Path) -> str:

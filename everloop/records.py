@@ -63,7 +63,7 @@ class Column(Record):
     nulls: int = 0
     distinct: int | None = None
     layouts: tuple[str, ...] = ()
-    """How its times were written where not in ISO 8601, as strptime says it."""
+    """How its times were written where not in ISO 8601, as strptime says it; `decimal comma` for numbers so written."""
 
 
 class Snapshot(Result):

@@ -1,9 +1,19 @@
 """What a user asks for. A spec is YAML, JSON or Python; an unknown field is an error that names it."""
 
 from datetime import timedelta
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from everloop.errors import InvalidSpec
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 Column = Annotated[str, StringConstraints(min_length=1, max_length=500)]
@@ -186,3 +196,27 @@ def _largest(spec: LifecycleSpec) -> str:
         "features.exclude": spec.features.exclude,
     }
     return max(lists, key=lambda name: len(str(lists[name] or "")))
+
+
+def checked(value: dict[str, Any]) -> LifecycleSpec:
+    """*value* as a spec. Raises `InvalidSpec` with the first field that is wrong, in plain words."""
+    try:
+        return LifecycleSpec.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        message = first["msg"].removeprefix("Value error, ")
+        field = ".".join(map(str, first["loc"])) or message.partition(":")[0]
+        what, hint = message.removeprefix(f"{field}: "), "see the comments that `everloop init` writes"
+        if first["type"] in WORDS:
+            what, hint = WORDS[first["type"]]
+            what = f"{repr(first['input'])[:60]} {what}"
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise InvalidSpec(f"{field}: {what}{more}", field=field, hint=hint) from None
+
+
+WORDS = {
+    "string_pattern_mismatch": ("is no name", "use a-z, 0-9 and hyphens, at most 63: for instance churn-2"),
+    "string_too_short": ("names nothing", "name a column of the data"),
+    "string_too_long": ("is too long a name", "give it a name of at most 500 letters in the data"),
+}
+"""What pydantic's errors mean to people, and what to do."""

@@ -318,7 +318,7 @@ def test_a_bad_spec_is_refused_by_its_field_and_starts_nothing(
         (json.dumps({name: value for name, value in spec.items() if name != "target"}), 422, "target"),
         (json.dumps(spec | {"features": {"include": ["y"]}}), 422, "features.include"),
         (json.dumps(spec | {"source": {"path": "relative.csv"}}), 422, "source.path"),
-        (whole.replace('"y"', f'"{"y" * (2 << 20)}"'), 413, ""),
+        (whole.replace('"y"', f'"{"y" * (2 << 20)}"'), 413, "body"),
         ("{", 400, ""),
         ("[]", 400, ""),
     ):

@@ -11,7 +11,8 @@ from everloop import stack
 from everloop.settings import Settings
 from tests.loop.test_stack import Launcher, everloop
 
-ROWS = "2000"
+ROWS = "15000"
+"""With far fewer, a month is too small to prove that it differs."""
 MONTHS = ["Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
 
 
