@@ -34,7 +34,7 @@ from activities.compute.data import (
 from activities.compute.evaluation import auc
 from activities.compute.features import TRAIN, Pipeline, fit, split
 from everloop.errors import DatasetMissing, DatasetTooSmall, EverloopError, InvalidSpec, TargetUnusable
-from everloop.records import Column
+from everloop.init import WINDOWS
 from everloop.specs import WINDOWS, LifecycleSpec, Task, checked
 
 FEW_NUMBERS = 10
