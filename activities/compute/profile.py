@@ -35,7 +35,8 @@ from activities.compute.evaluation import auc
 from activities.compute.features import TRAIN, Pipeline, fit, split
 from everloop.errors import DatasetMissing, DatasetTooSmall, EverloopError, InvalidSpec, TargetUnusable
 from everloop.init import WINDOWS
-from everloop.specs import WINDOWS, LifecycleSpec, Task, checked
+from everloop.records import Column
+from everloop.specs import LifecycleSpec, Task, checked
 
 FEW_NUMBERS = 10
 """A whole-number target with at most this many values is taken for classes."""
