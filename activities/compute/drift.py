@@ -47,7 +47,9 @@ SIGNIFICANCE = 0.01
 NOISE = 0.05
 """Jensen-Shannon distance, half the threshold: what two samples of the same categories may have by chance alone."""
 CONTINGENCY = "two_sample_chisquare"
-NAMES = {"ks": "K-S p_value", CONTINGENCY: "two-sample chi-square p_value"}
+NAMES = {"ks": "K-S p_value", CONTINGENCY: "two-sample chi-square or Fisher p_value"}
+OUTER = 0.005
+"""Share of the reference on each side beyond which a number counts as the quantile, where a distance decides."""
 EXPECTED = 5.0
 """Rows that a category should have on each side for chi-square to hold; rarer ones count as one."""
 
@@ -183,18 +185,16 @@ def _pairs(signature: Signature, reference: Columns, current: Columns, seconds: 
 
 def _pair(entry: Field, before: NDArray[Any], now: NDArray[Any]) -> Pair:
     if entry.kind == "category":
-        known = frozenset(entry.known)
-        return Pair(entry.name, numeric=False, reference=_named(before, known), current=_named(now, known))
+        return Pair(entry.name, numeric=False, reference=_named(before), current=_named(now))
     usual = _usual(before)
     if entry.kind == "boolean" or usual is not None:
         return Pair(entry.name, numeric=False, reference=_worded(before, usual), current=_worded(now, usual))
     return Pair(entry.name, numeric=True, reference=before, current=now)
 
 
-def _named(values: NDArray[Any], known: frozenset[str]) -> NDArray[Any]:
-    """Values that training gave a code of their own; the model cannot tell the others apart, so neither do we."""
-    said = [value if value in known else (MISSING if value == "" else "other") for value in values.tolist()]
-    return np.array(said, object)
+def _named(values: NDArray[Any]) -> NDArray[Any]:
+    """Not grouped into what training knew and others: what was known was chosen from the reference itself."""
+    return np.array([value or MISSING for value in values.tolist()], object)
 
 
 def _usual(values: NDArray[np.float64]) -> float | None:
@@ -215,17 +215,48 @@ def _worded(values: NDArray[np.float64], usual: float | None) -> NDArray[Any]:
 
 
 def judge(pairs: Sequence[Pair], job: Job | None = None) -> tuple[list[ColumnDrift], list[Any]]:
-    """Evidently's word on each pair, and its JSON. A side without any value is told without Evidently."""
+    """Evidently's word on each pair, and its JSON. A side without any value is told without Evidently.
+
+    Of a number with missing values the share of the missing is asked too: the other methods pass them over.
+    """
     found: dict[str, ColumnDrift] = {}
     asked: list[Pair] = []
     for pair in pairs:
         told = _without_values(pair)
         if told is None:
-            asked.append(pair)
+            asked.append(_cut(pair))
         else:
             found[pair.name] = told
-    evidence = _ask(asked, found, job) if asked else []
-    return [found[pair.name] for pair in pairs], evidence
+    shares = {pair.name: Pair(pair.name, False, *_filled(pair)) for pair in asked if _has_missing(pair)}
+    evidence = _ask([*asked, *shares.values()], job) if asked or shares else []
+    for pair, (told, _) in zip(asked, evidence[: len(asked)], strict=True):
+        found[pair.name] = told
+    for name, (told, _) in zip(shares, evidence[len(asked) :], strict=True):
+        if told.drifted and not found[name].drifted:
+            found[name] = told.model_copy(update={"method": f"share of missing values, {told.method}"})
+    return [found[pair.name] for pair in pairs], [metric for _, metric in evidence]
+
+
+def _has_missing(pair: Pair) -> bool:
+    return pair.numeric and not all(np.isfinite(side).all() for side in (pair.reference, pair.current))
+
+
+def _filled(pair: Pair) -> list[NDArray[Any]]:
+    return [np.where(np.isfinite(side), "there", MISSING).astype(object) for side in (pair.reference, pair.current)]
+
+
+def _cut(pair: Pair) -> Pair:
+    """Numbers beyond the reference's outer quantiles count as these.
+
+    A distance in units of its standard deviation would else be blind where some 999999999 stand for "unknown", and
+    alarmed by a single one.
+    """
+    if not pair.numeric or method_of(pair) is not None:
+        return pair
+    low, high = np.nanquantile(pair.reference[np.isfinite(pair.reference)], (OUTER, 1 - OUTER))
+    if low == high:
+        return pair
+    return Pair(pair.name, True, np.clip(pair.reference, low, high), np.clip(pair.current, low, high))
 
 
 def _without_values(pair: Pair) -> ColumnDrift | None:
@@ -239,21 +270,23 @@ def _without_values(pair: Pair) -> ColumnDrift | None:
     return ColumnDrift(column=pair.name, method=method, score=0.0 if alone else 1.0, threshold=0.1, drifted=not alone)
 
 
-def _ask(pairs: Sequence[Pair], found: dict[str, ColumnDrift], job: Job | None) -> list[Any]:
+def _ask(pairs: Sequence[Pair], job: Job | None) -> list[tuple[ColumnDrift, dict[str, Any]]]:
     if job is not None:
         job.report(1, columns=len(pairs))
     with _undrawn():
         told = _told(pairs)
-    for pair, (metric, test) in zip(pairs, told, strict=True):
-        config = metric["config"]
-        found[pair.name] = ColumnDrift(
-            column=pair.name,
-            method=NAMES.get(config["method"], str(config["method"])),
-            score=float(metric["value"]),
-            threshold=float(config["threshold"]),
-            drifted=test["status"] == "FAIL",
-        )
-    return [metric | {"column": pair.name} for pair, (metric, _) in zip(pairs, told, strict=True)]
+    return [(_word(pair, *of), of[0] | {"column": pair.name}) for pair, of in zip(pairs, told, strict=True)]
+
+
+def _word(pair: Pair, metric: dict[str, Any], test: dict[str, Any]) -> ColumnDrift:
+    config = metric["config"]
+    return ColumnDrift(
+        column=pair.name,
+        method=NAMES.get(config["method"], str(config["method"])),
+        score=float(metric["value"]),
+        threshold=float(config["threshold"]),
+        drifted=test["status"] == "FAIL",
+    )
 
 
 def _told(pairs: Sequence[Pair]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
@@ -351,15 +384,29 @@ def _register_contingency() -> None:
 
 def _contingency(reference: pd.Series, current: pd.Series, _: object, threshold: float) -> tuple[float, bool]:
     """The p-value of both samples having the same shares of categories, and whether it is below *threshold*."""
-    from scipy.stats import chi2_contingency
+    from scipy.stats import chi2_contingency, fisher_exact
 
-    counts = pd.concat([reference.value_counts(), current.value_counts()], axis=1).fillna(0).to_numpy().T
-    shares = counts.sum(axis=0) / counts.sum()
-    often = shares * counts.sum(axis=1).min() >= EXPECTED
-    table = np.column_stack([counts[:, often], counts[:, ~often].sum(axis=1)])
-    table = table[:, table.sum(axis=0) > 0]
-    value = float(chi2_contingency(table, correction=False).pvalue) if table.shape[1] > 1 else 1.0
+    table = _table(pd.concat([reference.value_counts(), current.value_counts()], axis=1).fillna(0).to_numpy().T)
+    if table.shape[1] < 2:  # noqa: PLR2004
+        value = 1.0
+    elif table.shape[1] == 2:  # noqa: PLR2004
+        value = float(fisher_exact(table).pvalue)  # exact, also for what is rare
+    else:
+        value = float(chi2_contingency(table, correction=False).pvalue)
     return value, value < threshold
+
+
+def _table(counts: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Rows of each side by category, [2, categories], the rare ones of both sides together as one."""
+    expected = counts.sum(axis=0) / counts.sum() * counts.sum(axis=1).min()
+    order = np.argsort(expected, kind="stable")
+    counts, expected = counts[:, order], np.cumsum(expected[order])
+    lump = int(np.searchsorted(expected, EXPECTED)) + 1 if expected[0] < EXPECTED else 1
+    while lump < len(expected) and expected[lump] - expected[lump - 1] < EXPECTED:
+        lump += 1
+    if len(expected) - lump < 1:
+        lump = max(len(expected) - 1, 1)  # two columns are judged exactly
+    return np.column_stack([counts[:, :lump].sum(axis=1), counts[:, lump:]]).astype(np.int64)
 
 
 # --- the picture --------------------------------------------------------------------------------
