@@ -110,6 +110,8 @@ class Prepared(Result):
     """As many as a result that travels through Temporal may list."""
     feature_count: int = 0
     classes: tuple[str, ...] = ()
+    unmatched: tuple[str, ...] = ()
+    """Columns that are not read as they were for the champion: then no row counts as one it has never seen."""
 
 
 class Trained(Result):
@@ -151,7 +153,7 @@ class Refitted(Result):
     pipeline: Blob
     rows: int
     seen: Blob
-    """npy uint64, sorted: a hash of each row that this version has learned from."""
+    """npz: `hashes` uint64 of the rows it has learned from, `reading` JSON of how their columns were read."""
     trained_until: datetime | None = None
 
 
@@ -232,6 +234,7 @@ class Champion(Record):
     model: Blob
     signature: Blob
     seen: Blob
+    """npz: `hashes` uint64 of the rows it learned from, `reading` JSON of how their columns were read."""
     trained_until: datetime | None = None
     release_seq: int
 

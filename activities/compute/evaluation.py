@@ -142,6 +142,13 @@ def _compare(  # noqa: PLR0917
         was = f"Version {champion.version} answers another question ({signature.task} of {signature.target!r})"
         reason = f"{was}: nothing to compare."
         return Comparison(verdict="no_champion", reason=reason, champion_version=champion.version)
+    if request.prepared.unmatched:
+        columns = ", ".join(map(repr, request.prepared.unmatched))
+        reason = (
+            f"The data has {columns} otherwise than version {champion.version} read it, so nobody can tell which rows"
+            " that version has learned from: the two were not compared."
+        )
+        return Comparison(verdict="no_fresh_rows", reason=reason, champion_version=champion.version)
     if len(rows) < FRESH_ROWS:
         reason = (
             f"Only {len(rows)} test rows are new to version {champion.version}; {FRESH_ROWS} are needed to compare."

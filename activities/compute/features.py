@@ -9,6 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ from activities.compute import Job
 from activities.compute.data import (
     Table,
     Target,
+    array_of,
     bounded,
     check_spec,
     content_hashes,
@@ -33,6 +35,7 @@ from everloop.artifacts import Artifacts
 from everloop.contracts import PrepareRequest
 from everloop.errors import InvalidData, InvalidSpec
 from everloop.records import Blob, Champion, Column, Prepared
+from everloop.rows import WITH_COMMA
 from everloop.specs import LifecycleSpec
 
 Kind = Literal["number", "boolean", "datetime", "category"]
@@ -147,6 +150,10 @@ def _feature_names(entry: Input) -> list[str]:
     return [f"{entry.name} ({part})" for part in entry.parts] if entry.kind == "datetime" else [entry.name]
 
 
+UNMATCHED = 5
+"""Columns named in the result; the log has all."""
+
+
 def prepare(request: PrepareRequest, job: Job) -> Prepared:
     """Split the labelled rows and fit the preprocessing on the train part.
 
@@ -158,7 +165,7 @@ def prepare(request: PrepareRequest, job: Job) -> Prepared:
     check_spec(spec, table.rows.column_names)
     target = target_of(table, spec)
     rows = target.labelled
-    unseen = _unseen(table, rows, request.champion, job.artifacts)
+    unseen, unmatched = _unseen(table, rows, request.champion, job.artifacts)
     part = split(spec, table, target, unseen)
     pipeline = fit(spec, table, target, rows[part == TRAIN])
     matrix = pipeline.transform(table.arrays([entry.name for entry in pipeline.inputs], rows))
@@ -168,6 +175,8 @@ def prepare(request: PrepareRequest, job: Job) -> Prepared:
     counts = np.bincount(part, minlength=3)
     print(f"train {counts[TRAIN]:,}, validation {counts[VALIDATION]:,}, test {counts[TEST]:,} rows")
     print(f"{fresh.sum():,} of the test rows are new to the champion" if request.champion else "there is no champion")
+    for name in unmatched:
+        print(f"{name!r} is not read as it was for the champion: nobody can tell which rows are new to it")
     print(f"{len(pipeline.inputs)} columns become {len(pipeline.names)} features")
     for column in pipeline.dropped:
         print(f"not used: {column.name!r}, {column.reason}")
@@ -181,21 +190,54 @@ def prepare(request: PrepareRequest, job: Job) -> Prepared:
         fresh_rows=int(fresh.sum()),
         features=bounded([Column(name=entry.name, kind=entry.kind) for entry in pipeline.inputs]),
         classes=pipeline.classes,
+        unmatched=unmatched[:UNMATCHED],
     )
 
 
 # --- the split ----------------------------------------------------------------------------------
 
 
+def keep_seen(table: Table, rows: NDArray[np.int64], path: Path) -> None:
+    """Write to *path* what a later challenger needs to know its fresh rows: hashes, and how columns were read."""
+    np.savez(path, hashes=np.unique(row_hashes(table)[rows]), reading=json.dumps(_reading(table)))
+
+
+def _reading(table: Table) -> dict[str, list[str]]:
+    """Each column as `text`, `number` or `datetime` (nothing, while it holds no value), and how it was written."""
+    found = {}
+    for column in table.columns:
+        values = table.rows[column.name]
+        plain = "text" if array_of(values).dtype == object else "number"
+        kind = "datetime" if column.kind == "datetime" else plain
+        found[column.name] = [kind if values.null_count < len(values) else "", *column.layouts]
+    return found
+
+
 def _unseen(
     table: Table, rows: NDArray[np.int64], champion: Champion | None, artifacts: Artifacts
-) -> NDArray[np.bool_]:
-    """For each labelled row: has no champion learned from it?"""
+) -> tuple[NDArray[np.bool_], tuple[str, ...]]:
+    """For each labelled row: has no champion learned from it? And the columns that keep us from knowing."""
     if champion is None:
-        return np.ones(len(rows), np.bool_)
-    with artifacts.open_local(champion.seen) as path:
-        seen = np.load(path, allow_pickle=False)
-    return ~np.isin(row_hashes(table)[rows], seen)
+        return np.ones(len(rows), np.bool_), ()
+    with artifacts.open_local(champion.seen) as path, np.load(path, allow_pickle=False) as seen:
+        hashes, then = seen["hashes"], json.loads(str(seen["reading"]))
+    unmatched = _read_otherwise(then, _reading(table))
+    if unmatched:
+        return np.zeros(len(rows), np.bool_), unmatched
+    return ~np.isin(row_hashes(table)[rows], hashes), ()
+
+
+def _read_otherwise(then: dict[str, list[str]], now: dict[str, list[str]]) -> tuple[str, ...]:
+    """Columns whose old values have another hash now: a row that the champion learned from would seem new."""
+    found = [name for name in then if name not in now] + [name for name in now if name not in then]
+    for name in then.keys() & now.keys():
+        (before, *layouts), (kind, *others) = then[name], now[name]
+        if "" in (before, kind):
+            continue
+        commas = (WITH_COMMA in layouts) != (WITH_COMMA in others)
+        if before != kind or commas or not set(layouts) <= set(others):
+            found.append(name)
+    return tuple(sorted(found))
 
 
 def split(spec: LifecycleSpec, table: Table, target: Target, unseen: NDArray[np.bool_]) -> NDArray[np.int8]:

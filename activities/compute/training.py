@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from activities.compute import UNUSED_BY_LIGHTGBM, Job, without
-from activities.compute.data import check_spec, event_seconds, load, moment, row_hashes, target_of
+from activities.compute.data import check_spec, event_seconds, load, moment, target_of
 from activities.compute.evaluation import score
-from activities.compute.features import TRAIN, VALIDATION, Floats, Matrix, Pipeline, fit
+from activities.compute.features import TRAIN, VALIDATION, Floats, Matrix, Pipeline, fit, keep_seen
 from everloop.contracts import RefitRequest, TrainRequest
 from everloop.records import Refitted, Trained
 from everloop.specs import LifecycleSpec
@@ -68,9 +68,8 @@ def refit(request: RefitRequest, job: Job) -> Refitted:
     params = parameters(spec, pipeline, len(rows))
     data = dataset(matrix, goal, pipeline, params)
     booster = lightgbm.train(params, data, request.trained.iterations, callbacks=[_progress(job)])
-    seen = np.unique(row_hashes(table)[rows])
-    path = job.scratch / "seen.npy"
-    np.save(path, seen)
+    path = job.scratch / "seen.npz"
+    keep_seen(table, rows, path)
     seconds = event_seconds(table, spec.time)[rows] if spec.time else np.array([np.nan])
     until = moment(float(np.nanmax(seconds))) if np.isfinite(seconds).any() else None
     when = f", until {until:%Y-%m-%d %H:%M}" if until else ""
@@ -79,7 +78,7 @@ def refit(request: RefitRequest, job: Job) -> Refitted:
         model=job.artifacts.put(booster.model_to_string().encode(), "model.txt"),
         pipeline=job.artifacts.put(pipeline.dump(), "pipeline.json"),
         rows=len(rows),
-        seen=job.artifacts.put_file(path, "seen.npy"),
+        seen=job.artifacts.put_file(path, "seen.npz"),
         trained_until=until,
     )
 
