@@ -21,24 +21,34 @@ MISSING_TEXT = frozenset({"", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", 
 NUMBER_BLANKS = ("None", "none", "?", "-", ".")
 """Stand for a missing value, but only in a column that otherwise holds numbers, booleans or times."""
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?inf(inity)?", re.IGNORECASE)
-DECIMAL_COMMA = r"(?i)^([+-]?(\d+(,\d*)?|\d{1,3}(\.\d{3})+(,\d*)?|,\d+)(e[+-]?\d+)?|[+-]?inf(inity)?)$"
-"""A number as much of the world writes it: 1234,5 or 1.234,5 (RE2 and Python read this alike)."""
+DECIMAL_COMMA = r"(?i)^([+-]?(\d+(,\d*)?|[1-9]\d{0,2}(\.\d{3})+(,\d*)?|,\d+)(e[+-]?\d+)?|[+-]?inf(inity)?)$"
+"""A number as much of the world writes it: 1234,5 or 1.234,5, not 0.512 (RE2 and Python read this alike)."""
+THOUSANDS = r"^[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?$"
+"""Commas that may stand between thousands: 1,234 is either number. 0,5 and 1234,567 cannot be read so."""
 WITH_COMMA = "decimal comma"
 """Among a column's layouts: its numbers were written so."""
 LONGEST_WHOLE = 18
 """Digits of a whole number that 64 bits always hold."""
 HEAD = 1 << 16
 """Characters that a header line is looked for in."""
+LINES = 6
+"""The header and the rows after it that say what separates the columns."""
 QUOTED = re.compile(r'(^|[,;\t\r\n])"(?:[^"]|"")*("|$)')
 
 
 def delimiter_of(head: str) -> str:
-    """What separates the columns of a CSV file that begins with *head*; the comma wins a draw.
+    """What separates the columns of a CSV file that begins with *head*.
 
-    Names in quotes may hold anything, also line breaks: what is in them does not count.
+    It splits the header and the next rows into the same number of fields, more than one. Where several do, a comma is
+    the least likely: unquoted names (`Area, m2`) and decimal commas stand in every row, too. Where none does, the
+    header alone says it, and the comma wins a draw. What is in quotes does not count, also not line breaks.
     """
-    header = re.split(r"[\r\n]", QUOTED.sub(r"\1", head), maxsplit=1)[0]
-    return max(",;\t", key=header.count)
+    lines = [line for line in re.split(r"[\r\n]+", QUOTED.sub(r"\1", head)) if line]
+    if len(lines) > 1 and len(head) >= HEAD:
+        lines.pop()  # it may go on
+    counts = {one: [line.count(one) for line in lines[:LINES]] for one in ",;\t"}
+    steady = [one for one in "\t;," if len(counts[one]) > 1 and counts[one][0] and len(set(counts[one])) == 1]
+    return steady[0] if steady else max(counts, key=lambda one: counts[one][:1])
 
 
 def column_names(header: list[str]) -> list[str]:
@@ -87,17 +97,30 @@ def _kind(column: str, signature: Signature, fields: Mapping[str, Field]) -> str
 
 
 def _column(cells: Sequence[str], field: Field | None, kind: str, delimiter: str) -> list[Cell]:
-    """The cells of one column: commas are decimal for all of them or for none."""
+    """The cells of one column: commas are decimal in all of them or in none."""
     if kind == "number" and delimiter != "," and _with_commas(cells, field):
-        return [None if _blank(cell) else _number(pointed(cell), kind) for cell in cells]
+        return [_comma_cell(cell) for cell in cells]
     return [_cell(cell, kind) for cell in cells]
 
 
 def _with_commas(cells: Sequence[str], field: Field | None) -> bool:
-    """As training decides it: all are such numbers, and one has a comma (or had one in training)."""
+    """Whether the numbers of a column have decimal commas: as in training, or as most cells say.
+
+    A cell that does not fit does not change how the others are read: the server refuses it, with its row.
+    """
     filled = [cell.strip() for cell in cells if not _blank(cell)]
-    expected = field is not None and WITH_COMMA in field.layouts
-    return (expected or any("," in cell for cell in filled)) and all(re.match(DECIMAL_COMMA, cell) for cell in filled)
+    fit = [cell for cell in filled if re.match(DECIMAL_COMMA, cell)]
+    commas = [cell for cell in fit if "," in cell]
+    if field is not None and WITH_COMMA in field.layouts:
+        # 0.512 is no thousand: a file without commas may hold ordinary numbers all the same.
+        return bool(commas) or not any(NUMBER.fullmatch(cell) for cell in filled if not re.match(DECIMAL_COMMA, cell))
+    return 2 * len(fit) > len(filled) and not all(re.match(THOUSANDS, cell) for cell in commas)
+
+
+def _comma_cell(cell: str) -> Cell:
+    if _blank(cell):
+        return None
+    return _number(pointed(cell), "number") if re.match(DECIMAL_COMMA, cell.strip()) else cell
 
 
 def pointed(text: str) -> str:

@@ -43,7 +43,16 @@ from everloop.errors import (
     TargetUnusable,
 )
 from everloop.records import Blob, Check, Column, Snapshot, Validation
-from everloop.rows import DECIMAL_COMMA, HEAD, MISSING_TEXT, NUMBER_BLANKS, WITH_COMMA, column_names, delimiter_of
+from everloop.rows import (
+    DECIMAL_COMMA,
+    HEAD,
+    MISSING_TEXT,
+    NUMBER_BLANKS,
+    THOUSANDS,
+    WITH_COMMA,
+    column_names,
+    delimiter_of,
+)
 from everloop.specs import LifecycleSpec
 
 Raw = Literal["number", "boolean", "datetime", "text"]
@@ -289,6 +298,7 @@ def read_all(names: Sequence[str], read_one: Callable[[int, Spelled], pa.Table])
     again = [place for place, part in enumerate(parts) if _differs(part, spelled)]
     for place in again:
         parts[place] = read_one(place, spelled)
+        _say_points(parts[place], names[place], spelled)
     return unify(parts, names)
 
 
@@ -329,6 +339,12 @@ def _differs(part: pa.Table, spelled: Spelled) -> bool:
         if field.name in spelled.commas - spelled.text and WITH_COMMA not in _layouts(field):
             return True
     return False
+
+
+def _say_points(part: pa.Table, name: str, spelled: Spelled) -> None:
+    for field in part.schema:
+        if field.name in spelled.commas and pa.types.is_float64(field.type) and WITH_COMMA not in _layouts(field):
+            print(f"{name}: {field.name!r} has decimal points here and decimal commas in other files: read as written")
 
 
 def read(path: Path, suffix: str, name: str, spelled: Spelled = AS_GUESSED) -> pa.Table:
@@ -539,11 +555,12 @@ def _numbers(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
 
 
 def _comma_numbers(column: pa.ChunkedArray, *, expected: bool) -> pa.ChunkedArray | None:
-    """Numbers with a decimal comma. Without any comma only where that is *expected*: 1.234 may be either."""
+    """Numbers with a decimal comma. 1.234 and 1,234 may be either: one other cell settles it, or what is *expected*."""
     text = pc.utf8_trim_whitespace(column)
     if not pc.all(pc.match_substring_regex(text, DECIMAL_COMMA)).as_py() or _any_code(text):
         return None
-    if not expected and not pc.any(pc.match_substring(text, ",")).as_py():
+    commas = pc.drop_null(text.filter(pc.match_substring(text, ",")))
+    if not expected and pc.all(pc.match_substring_regex(commas, THOUSANDS), min_count=0).as_py():
         return None
     pointed = pc.replace_substring(pc.replace_substring(text, ".", ""), ",", ".")
     return _finite(pointed.cast(pa.float64()))
@@ -894,6 +911,8 @@ def _unusable(spec: LifecycleSpec, what: str, hint: str) -> TargetUnusable:
 
 def _number_target(column: pa.ChunkedArray, spec: LifecycleSpec) -> Target:
     if not pa.types.is_float64(column.type):
+        if pa.types.is_string(column.type) and (why := mistaken(column)):
+            raise _unusable(spec, f"is not numeric: {why}", "mend the column, or choose another target")
         raise _unusable(
             spec, f"is not numeric (for instance {_example(column)!r})", "use `task: binary` or `task: multiclass`"
         )
@@ -1083,26 +1102,55 @@ PLAIN = r"(?i)^\s*[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\s*$"
 def mistaken(column: pa.ChunkedArray) -> str:
     """Why a text column was probably meant to hold numbers; nothing where that is not likely.
 
-    Codes are meant as they are: a column of few different values, or whose other values are digits, too.
+    Codes are meant as they are: a column of few different values, with leading zeros (01234), or where digits
+    stand in what is no number (E909, 12b, 12345-6789).
     """
-    filled = pc.drop_null(column)
-    if not len(filled) or pc.count_distinct(filled).as_py() <= CODES:
+    filled = pc.utf8_trim_whitespace(pc.drop_null(column))
+    if not len(filled) or _any_code(filled):
         return ""
+    few = pc.count_distinct(filled).as_py() <= CODES
+    if why := _comma_mistaken(filled, few=few):
+        return why
     plain = pc.match_substring_regex(filled, PLAIN)
-    others = filled.filter(pc.invert(plain))
-    count = len(filled) - len(others)
-    if not len(others):
+    if few or pc.all(plain).as_py():
         return ""
-    odd = others[0].as_py()[:40]
-    if pc.all(pc.match_substring_regex(others, DRESSED)).as_py():
-        return f"values like {odd!r} are read as text: written as digits and a point they would be numbers"
-    fractions = pc.any(pc.match_substring(filled.filter(plain), ".")).as_py()
-    if count < (MOSTLY_NUMBERS if fractions else MOSTLY_WHOLE) * len(filled):
+    number = pc.or_(plain, pc.or_(_like(filled, DRESSED), _like(filled, DECIMAL_COMMA)))
+    others = filled.filter(pc.invert(number))
+    if not len(others):
+        odd = filled.filter(pc.invert(plain))[0].as_py()[:40]
+        return f"values like {odd!r} are read as text: if these are numbers, write them with digits and a point alone"
+    fractions = pc.any(_like(filled.filter(number), r"[.,]\d")).as_py()
+    count = len(filled) - len(others)
+    if count < (MOSTLY_NUMBERS if fractions else MOSTLY_WHOLE) * len(filled) or pc.any(_like(others, r"\d")).as_py():
         return ""
     return (
-        f"{count:,} of {len(filled):,} values are numbers; the others, like {odd!r}, make it text: "
-        "empty those to have it read as numbers"
+        f"{count:,} of {len(filled):,} values are numbers; the others, like {others[0].as_py()[:40]!r}, make it text: "
+        "if these are numbers, empty the others"
     )
+
+
+def _comma_mistaken(filled: pa.ChunkedArray, *, few: bool) -> str:
+    """Why numbers with commas are text, where the column holds nothing else (but marks of missing values)."""
+    filled = pc.drop_null(_null_where(filled, NUMBER_BLANKS))
+    commas = filled.filter(pc.match_substring(filled, ","))
+    fits = pc.or_(_like(filled, PLAIN), pc.or_(_like(filled, DECIMAL_COMMA), _like(filled, THOUSANDS)))
+    if not len(commas) or not pc.all(fits).as_py():
+        return ""
+    odd = commas[0].as_py()[:40]
+    if pc.all(_like(commas, THOUSANDS)).as_py():
+        return (
+            f"values like {odd!r} are read as text: a comma could be decimal or stand between thousands; "
+            "if these are numbers, save them without thousands separators"
+        )
+    points = filled.filter(pc.invert(_like(filled, DECIMAL_COMMA)))
+    if len(points):
+        other = points[0].as_py()[:40]
+        return f"values like {odd!r} and {other!r} make it text: if these are numbers, write all of them in one way"
+    return "" if few else f"values like {odd!r} are read as text: if these are numbers, write them with a decimal point"
+
+
+def _like(column: pa.ChunkedArray, pattern: str) -> pa.ChunkedArray:
+    return pc.match_substring_regex(column, pattern)
 
 
 def _beyond_whole(column: pa.ChunkedArray) -> bool:

@@ -25,6 +25,7 @@ from activities.compute.data import (
     describe,
     event_seconds,
     find,
+    mistaken,
     month_first,
     read,
     read_all,
@@ -138,10 +139,14 @@ def guess_task(table: Table, target: str) -> tuple[Task, str]:
         return "binary", "the target has two values"
     if column.kind == "number" and not _few_whole(table, column):
         return "regression", f"the target is a number with {distinct:,} different values"
+    why = mistaken(table.rows[target]) if column.kind in ("text", "category") else ""
     if distinct > CATEGORY_DISTINCT and column.kind != "number":
+        if why:
+            hint = "mend the column, or choose a target with at most 100 values"
+            raise TargetUnusable(f"the target {target!r} is not numeric: {why}", field=target, hint=hint)
         hint = "choose a target with at most 100 values, or a numeric one"
         raise TargetUnusable(f"the target {target!r} has {distinct:,} different texts", field=target, hint=hint)
-    return "multiclass", f"the target has {distinct} values"
+    return "multiclass", f"the target has {distinct} values" + (f" ({why})" if why else "")
 
 
 def _few_whole(table: Table, column: Column) -> bool:

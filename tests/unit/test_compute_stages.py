@@ -40,7 +40,7 @@ from everloop.records import (
     Snapshot,
     Trained,
 )
-from everloop.rows import from_csv
+from everloop.rows import delimiter_of, from_csv
 from everloop.specs import LifecycleSpec
 
 SLOT = Slot(device="cpu0", token=1, holder="test/run")
@@ -417,7 +417,141 @@ def test_numbers_with_one_word_among_them_are_warned_of(tmp_path: Path, job: Fol
     dropped = {entry.name: entry.reason for entry in Pipeline.read(job.artifacts, prepared.pipeline).dropped}
     assert f"'mixed': {dropped['mixed']}" in told
     assert len(told) == 1
-    assert told[0].startswith("'mixed': 399 of 400 values are numbers; the others, like 'n/k', make it text: empty")
+    assert told[0].startswith("'mixed': 399 of 400 values are numbers; the others, like 'n/k', make it text: if these")
+
+
+def warned(job: FolderJob, tmp_path: Path, values: list[str], separator: str = ",") -> tuple[list[str], list[object]]:
+    """What validation says of a column `v` of a CSV file that repeats *values*, and how it was read."""
+    path = tmp_path / "t.csv"
+    table(400).assign(v=(values * 400)[:400]).to_csv(path, sep=separator, index=False)
+    taken = snapshot(job, path)
+    found = data.validate(contracts.ValidateRequest(spec=spec_of(path, "binary", "y"), snapshot=taken, slot=SLOT), job)
+    read = data.load(job.artifacts, taken).rows["v"].to_pylist()
+    return [check.message for check in found.checks if check.column == "v"], read[: len(values)]
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+@pytest.mark.parametrize("values", [["999", "1,234", "12,000"], ["1,234", "1,234,567"], ["-1,234.5", "12", "1,000"]])
+def test_thousands_are_not_read_as_decimals_and_warned_of(
+    tmp_path: Path, job: FolderJob, values: list[str], separator: str
+) -> None:
+    told, read = warned(job, tmp_path, values, separator)
+
+    assert read == values
+    assert "decimal or stand between thousands; if these are numbers, save them without" in told[0]
+
+
+@pytest.mark.parametrize("settles", ["0,5", "1,25", "0,125", ",125", "1234,567", "1.234,567"])
+def test_one_cell_settles_that_commas_are_decimal(tmp_path: Path, job: FolderJob, settles: str) -> None:
+    _, read = warned(job, tmp_path, ["999", "1,234", settles], ";")
+
+    assert read == [999, 1.234, float(settles.replace(".", "").replace(",", "."))]
+
+
+def test_a_dotted_fraction_is_not_read_as_thousands(tmp_path: Path, job: FolderJob) -> None:
+    told, read = warned(job, tmp_path, ["0.512", "1,5"], ";")
+
+    assert read == ["0.512", "1,5"]
+    assert "values like '1,5' and '0.512' make it text" in told[0]
+
+
+def test_dotted_fractions_in_one_file_of_a_folder_with_commas_are_ordinary_numbers(
+    tmp_path: Path, job: FolderJob, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "1.csv").write_text("x;y\n1.234,5;p\n-0,5;q\n" + "2,5;p\n" * 60)
+    (tmp_path / "s" / "2.csv").write_text("x;y\n0.512;p\n1.234;q\n")
+
+    whole = data.load(job.artifacts, snapshot(job, tmp_path / "s"))
+    field = Field(name="x", kind="number", layouts=whole.column("x").layouts)
+    schema = Signature(task="binary", fields=(field,), target="y").model_dump(mode="json")
+
+    assert set(whole.rows["x"].to_pylist()) == {1234.5, -0.5, 2.5, 0.512, 1.234}
+    assert "2.csv: 'x' has decimal points here" in capsys.readouterr().out
+    assert [row["x"] for row in from_csv("x;y\n0.512;p\n1.234;q\n", "t.csv", schema)] == [0.512, 1.234]
+    assert [row["x"] for row in from_csv("x;y\n1.234;p\n7;q\n", "t.csv", schema)] == [1234, 7]
+
+
+@pytest.mark.parametrize("layouts", [("decimal comma",), ()])
+def test_one_bad_cell_leaves_the_other_commas_decimal(layouts: tuple[str, ...]) -> None:
+    field = Field(name="x", kind="number", layouts=layouts)
+    schema = Signature(task="binary", fields=(field,), target="y").model_dump(mode="json")
+
+    rows = from_csv("x;c\n1,5;a\nabc;b\n1.234,5;c\n;d\n", "t.csv", schema)
+
+    assert [row["x"] for row in rows] == [1.5, "abc", 1234.5, None]
+
+
+def test_thousands_in_a_file_of_rows_are_left_to_be_refused() -> None:
+    schema = Signature(task="binary", fields=(Field(name="x", kind="number"),), target="y").model_dump(mode="json")
+
+    rows = from_csv("x\tc\n999\ta\n1,234\tb\n", "t.csv", schema)
+
+    assert [row["x"] for row in rows] == [999, "1,234"]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [f"{n}.{n % 9}" for n in range(250, 300)] + ["E909"],
+        [f"{n:05d}" for n in range(10001, 10060)] + ["10002-1234"],
+        [str(n) for n in range(100, 160)] + ["12A"],
+        [str(n) for n in range(1, 60)] + ["12b"],
+        [str(1234567890 + n) for n in range(60)] + ["123456789X"],
+        [f"{n:05d}" for n in range(1234, 1300)] + ["X1"],
+        [f"{n:05d}" for n in range(1234, 1300)] + ["none given"],
+    ],
+)
+def test_of_codes_nothing_is_said(tmp_path: Path, job: FolderJob, values: list[str]) -> None:
+    told, read = warned(job, tmp_path, values)
+
+    assert read == values
+    assert not [message for message in told if "if these are numbers" in message]
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ([f"${n},234.50" for n in range(1, 60)], "values like '$1,234.50' are read as text: if these"),
+        ([f"{n}.3%" for n in range(60)], "values like '0.3%' are read as text: if these"),
+        ([f"{n},5" for n in range(60)] + ["n/k"], "the others, like 'n/k', make it text: if these are numbers"),
+    ],
+)
+def test_numbers_in_a_dress_are_warned_of(tmp_path: Path, job: FolderJob, values: list[str], says: str) -> None:
+    told, _ = warned(job, tmp_path, values)
+
+    assert says in told[0]
+
+
+def test_commas_in_unquoted_names_do_not_split_a_file_of_semicolons(tmp_path: Path, job: FolderJob) -> None:
+    frame = pd.DataFrame({"Größe, m2": [12.5, 7.25] * 30, "Lage, km": [1.5, 3.5] * 30, "Art": ["a", "b"] * 30})
+    frame["Preis, EUR"] = [99.9, 120.5] * 30
+    path = tmp_path / "t.csv"
+    frame.to_csv(path, sep=";", decimal=",", index=False)
+
+    whole = data.load(job.artifacts, snapshot(job, path, task="regression", target="Preis, EUR"))
+    schema = Signature(task="regression", fields=(), target="Preis, EUR").model_dump(mode="json")
+
+    assert whole.rows.to_pydict() == frame.to_dict("list")
+    assert list(from_csv(path.read_text(), "t.csv", schema)[0]) == list(frame.columns)
+
+
+@pytest.mark.parametrize(
+    ("head", "delimiter"),
+    [
+        ("a;b,c\n", ","),  # a draw
+        ("a, m2;b, km, far;c\n1;2;3\n", ";"),
+        ("a, m2;b\n1,5;2\n1;2,5\n", ";"),
+        ("a,b\n1;2,x\n1,2;3;4\n", ","),
+        ("a,b,c\n1,2\n1,2,3\n", ","),  # a row that lacks a field
+        ("a\tb, c\n1,5\t2\n", "\t"),
+        ('a,b\n"1;2","x"\n"3;4","y"\n', ","),
+        ("a\n1\n2\n", ","),
+        ("", ","),
+    ],
+)
+def test_what_splits_the_header_and_the_rows_alike_separates_the_columns(head: str, delimiter: str) -> None:
+    assert delimiter_of(head) == delimiter
 
 
 def test_whole_numbers_beyond_64_bits_are_read_and_warned_of(tmp_path: Path, job: FolderJob) -> None:

@@ -213,9 +213,22 @@ def test_columns_that_are_not_used_are_listed_with_why(tmp_path: Path) -> None:
 
     text = draft(csv(tmp_path, frame), "y")
 
-    assert "# Not used: mixed: 196 of 200 values are numbers; the others, like 'n/k', make it text: empty" in text
+    told = "196 of 200 values are numbers; the others, like 'n/k', make it text: if these are numbers, empty the others"
+    assert f"# Not used: mixed: {told}." in text
     assert "# Not used: money: values like '$1.00' are read as text" in text
     assert "# Not used: same: it is always the same." in text
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_a_refused_target_with_thousands_separators_says_so(tmp_path: Path, separator: str) -> None:
+    path = tmp_path / "t.csv"
+    pay = [f"{value:,}" for value in range(900, 400_900, 2000)]
+    table().assign(pay=pay).to_csv(path, sep=separator, index=False)
+
+    with pytest.raises(TargetUnusable, match=r"'pay' is not numeric: values like '2,900' .* between thousands") as told:
+        draft(path, "pay")
+
+    assert "mend the column" in told.value.hint
 
 
 def test_days_that_could_be_read_either_way_are_said_to_be_read_month_first(tmp_path: Path) -> None:
