@@ -34,7 +34,7 @@ from activities.compute.data import (
 )
 from activities.compute.evaluation import auc
 from activities.compute.features import TRAIN, Pipeline, fit, split
-from everloop.errors import DatasetMissing, DatasetTooSmall, EverloopError, InvalidSpec, TargetUnusable
+from everloop.errors import DatasetMissing, DatasetTooSmall, EverloopError, InvalidData, InvalidSpec, TargetUnusable
 from everloop.init import WINDOWS
 from everloop.records import Column
 from everloop.specs import LifecycleSpec, Task, checked
@@ -42,9 +42,12 @@ from everloop.specs import LifecycleSpec, Task, checked
 FEW_NUMBERS = 10
 """A whole-number target with at most this many values is taken for classes."""
 LOOKED_AT = 20_000
-BINS = 50
+MOST_BINS, BIN_ROWS = 200, 20
+"""Of numbers: at most so many bins, and at least so many rows (half of them fitted on) in each."""
+FEW_OF_A_CLASS = 5
+"""With fewer rows than this of either class, a column of noise may tell the two apart."""
 LEAK, SUSPICION = 0.999, 0.98
-"""How well one column alone says the target: AUC, share of right classes, or R squared."""
+"""How well one column alone says the target: AUC, share of right classes, R squared, or rank correlation."""
 POSITIVES = frozenset({"1", "true", "yes", "y", "positive", "t"})
 KEY_NAME = re.compile(r"(?i:(^|[_\s.-])(id|key|uuid|guid|identifier)$)|[a-z](Id|ID)$")
 TIME_NAME = re.compile(r"time|date|stamp|(^|_)(ts|at|on|day|when)$", re.IGNORECASE)
@@ -105,7 +108,14 @@ def _spec(path: Path, task: Task, target: str, time: str | None) -> LifecycleSpe
 def _prepared(spec: LifecycleSpec, table: Table, target: Target) -> Pipeline:
     """What the prepare stage would fit. Raises as it does, so that a draft is never one that stops there."""
     part = split(spec, table, target, np.ones(len(target.labelled), np.bool_))
-    return fit(spec, table, target, target.labelled[part == TRAIN])
+    try:
+        return fit(spec, table, target, target.labelled[part == TRAIN])
+    except InvalidData as error:
+        if error.field != "features":
+            raise
+        # The stage's hint names a field of the spec, and no spec is written.
+        hint = "add columns that say something about the target, or mend those that the message names"
+        raise InvalidData(str(error), field="path", hint=hint) from None
 
 
 def _left_out(suspects: dict[str, float], fitted: Pipeline) -> tuple[list[str], str | None]:
@@ -194,7 +204,11 @@ def _key_guess(table: Table, target: str, time: str | None) -> str | None:
 
 
 def leaks(table: Table, target: Target, goal: str, time: str | None) -> dict[str, float]:
-    """Columns that say the target almost alone, and how well, on rows they were not fitted on."""
+    """Columns that say the target almost alone, and how well.
+
+    Means are fitted on one half of the rows and judged on the other; ranks need no fit. Times are judged by means
+    alone: what grows with time is not known from it.
+    """
     rows = target.labelled
     if len(rows) > LOOKED_AT:
         rows = np.sort(np.random.default_rng(0).choice(rows, LOOKED_AT, replace=False))
@@ -206,6 +220,8 @@ def leaks(table: Table, target: Target, goal: str, time: str | None) -> dict[str
             continue
         raw = table.arrays([column.name], rows)[column.name]
         score = _alone(raw, values, first, len(target.classes))
+        if column.kind == "number":
+            score = max(score, _in_order(raw, values, len(target.classes)))
         if score >= SUSPICION:
             found[column.name] = round(score, 4)
     return dict(sorted(found.items(), key=lambda item: -item[1]))
@@ -224,12 +240,40 @@ def _alone(raw: NDArray[Any], values: NDArray[np.float64], first: NDArray[np.boo
     if not len(other):
         return 0.0
     if classes == 2:  # noqa: PLR2004
-        return auc(other[:, 1] > 0, told[:, 1]) or 0.0
+        return 0.0 if _few_of_a_class(other[:, 1] > 0) else auc(other[:, 1] > 0, told[:, 1]) or 0.0
     if classes:
         right = float((told.argmax(1) == other.argmax(1)).mean())
         return right if right > float(other.mean(axis=0).max()) else 0.0
     spread = float(((other - other.mean()) ** 2).sum())
     return 1 - float(((other - told) ** 2).sum()) / spread if spread else 0.0
+
+
+def _in_order(raw: NDArray[np.float64], values: NDArray[np.float64], classes: int) -> float:
+    """How well the numbers themselves order the target, up or down: the AUC of two classes, or |Spearman's rho|.
+
+    Bins cannot say it of few rows: a border between two classes lies within one.
+    """
+    filled = np.isfinite(raw)
+    raw, values = raw[filled], values[filled]
+    if 2 * len(raw) < len(filled) or classes > 2:  # noqa: PLR2004
+        return 0.0
+    if classes:
+        area = None if _few_of_a_class(values > 0) else auc(values > 0, raw)
+        return 0.0 if area is None else max(area, 1 - area)
+    ranks = [_ranks(raw), _ranks(values)]
+    if len(raw) < MINIMUM_ROWS // 2 or not all(np.ptp(each) for each in ranks):
+        return 0.0
+    return min(1.0, abs(float(np.asarray(np.corrcoef(ranks))[0, 1])))
+
+
+def _few_of_a_class(positive: NDArray[np.bool_]) -> bool:
+    return min(int(positive.sum()), int((~positive).sum())) < FEW_OF_A_CLASS
+
+
+def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The place of each value in their order; equal ones share the middle of theirs."""
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[places])
 
 
 def _bins(raw: NDArray[Any], first: NDArray[np.bool_]) -> tuple[NDArray[np.int64], int]:
@@ -239,7 +283,8 @@ def _bins(raw: NDArray[Any], first: NDArray[np.bool_]) -> tuple[NDArray[np.int64
     filled = raw[first & np.isfinite(raw)]
     if not len(filled):
         return np.zeros(len(raw), np.int64), 1
-    edges = np.unique(np.quantile(filled, np.linspace(0, 1, 4 * BINS + 1)))
+    count = max(1, min(MOST_BINS, len(raw) // BIN_ROWS))
+    edges = np.unique(np.quantile(filled, np.linspace(0, 1, count + 1)))
     places = np.searchsorted(edges, np.where(np.isnan(raw), np.inf, raw), "right")
     return np.where(np.isnan(raw), len(edges) + 1, places).astype(np.int64), len(edges) + 2
 

