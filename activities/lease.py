@@ -109,7 +109,7 @@ class LeaseOnControl(LeaseActivities):
             await asyncio.to_thread(_end, self._store, token, "fenced")
         for token, workflow_id, run_id in await asyncio.to_thread(_suspects, self._store, pool):
             if await self._lives(workflow_id, run_id):
-                await asyncio.to_thread(_extend, self._store, token)
+                await asyncio.to_thread(_extend, self._store, token)  # where its device is there
             else:
                 log.warning("the holder %s of lease %s is gone: the lease is fenced", workflow_id, token)
                 await asyncio.to_thread(_end, self._store, token, "fenced")
@@ -297,7 +297,8 @@ def _waiting(session: Session, pool: str) -> int:
 def _extend(store: Store, token: int) -> None:
     with store.write() as session:
         row = _lease(session, token)
-        if row is not None and row.state in LIVE:
+        device = session.get(DeviceRow, (row.pool, row.device)) if row else None
+        if row is not None and row.state in LIVE and device is not None and device.present:
             row.expires_at = _now() + (OFFER_TTL if row.state == "offered" else LEASE_TTL)
             session.add(row)
 

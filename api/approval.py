@@ -115,7 +115,7 @@ async def decide(
 ) -> Decided:
     """Sign a decision and bring it to the gate. The same decision again answers the same.
 
-    503 after 5 s without an answer: nothing was recorded, and the same request settles it.
+    503 after 5 s without an answer: it may still be recorded when the worker is back, and the same request tells.
     """
     return await settle(here, lifecycle, person, body)
 
@@ -197,6 +197,11 @@ def _submitter(here: Parts, row: ApprovalRow) -> str:
         lifecycle = session.get(LifecycleRow, row.lifecycle)
     if lifecycle is None or lifecycle.status not in OPEN_STATUSES:
         raise GateClosed(f"lifecycle {row.lifecycle} has ended", hint="submit again for a new version")
+    if lifecycle.stage != "approve":
+        raise GateClosed(
+            f"{row.lifecycle} was reset and is at {lifecycle.stage}: it will ask anew",
+            hint=f"follow it: `everloop watch {row.lifecycle}`",
+        )
     if digest(Evidence.model_validate(row.evidence)) != row.evidence_digest:
         raise EvidenceChanged(
             "the evidence is not what its digest says", hint="reject it: somebody made this gate by hand"

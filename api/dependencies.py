@@ -99,6 +99,6 @@ def raised(error: WorkflowUpdateFailedError) -> errors.EverloopError:
 
 def _unavailable() -> Unavailable:
     return Unavailable(
-        "the control plane (Temporal or its worker) does not answer; nothing was recorded",
-        hint="try again in a moment: the same request settles; `everloop up` starts what is missing",
+        "the control plane (Temporal or its worker) does not answer; what was asked may still take effect when it does",
+        hint="look again, or send the same in a moment: it counts once; `everloop up` starts what is missing",
     )

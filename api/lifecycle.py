@@ -248,7 +248,10 @@ def home(here: Here, person: Person, still: bool = False) -> HTMLResponse:
             person=person,
             refresh=REFRESH_SECONDS if running and not still else 0,
             gates=session.exec(
-                select(ApprovalRow).where(ApprovalRow.status == "open").order_by(col(ApprovalRow.opened_at))
+                select(ApprovalRow)
+                .join(LifecycleRow, col(LifecycleRow.id) == ApprovalRow.lifecycle)
+                .where(ApprovalRow.status == "open", LifecycleRow.stage == "approve")  # not what a Reset left behind
+                .order_by(col(ApprovalRow.opened_at))
             ).all(),
             parked=[row for row in rows if row.status == "needs_attention"],
             running=[(_summary(session, row), progress(session, row)) for row in running],

@@ -194,9 +194,9 @@ def _apply_to_lifecycle(row: LifecycleRow, event: Event) -> None:
 
 def _apply_to_stages(workflow_id: str, stages: list[StageRow], event: Event) -> None:
     if isinstance(event, StageStarted):
-        if stages and stages[-1].ended_at is None:  # its slot was taken away: the stage runs again
+        if stages and stages[-1].ended_at is None:  # its slot was taken away, or a Reset came
             stages[-1].status, stages[-1].ended_at = "failed", event.at
-            stages[-1].summary = "started again: its slot was lost"
+            stages[-1].summary = "interrupted, and started again"
         stages.append(
             StageRow(
                 lifecycle=workflow_id, position=len(stages), stage=event.stage, status="running", started_at=event.at

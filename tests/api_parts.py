@@ -99,6 +99,8 @@ def lifecycle(id: str = "credit-1", **changes: Any) -> LifecycleRow:  # noqa: A0
         "status": "running",
         "stage": "train",
     }
+    if changes.get("status") == "waiting_approval":
+        values["stage"] = "approve"
     return LifecycleRow(**(values | changes))
 
 

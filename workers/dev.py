@@ -25,6 +25,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
+from sqlalchemy.exc import DBAPIError
 from sqlmodel import select
 from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.api.taskqueue.v1 import TaskQueue
@@ -36,7 +37,7 @@ from everloop import settings as configuration
 from everloop.artifacts import FLOOR_BYTES
 from everloop.errors import EverloopError, sentence
 from everloop.settings import API, SCHEDULER, SERVE, TEMPORAL, TEMPORAL_UI, Settings
-from everloop.store import DeviceRow, Store
+from everloop.store import DeviceRow, LifecycleRow, Store
 from workers import connect, devices, takeover, temporal
 from workers.temporal import CannotStart, Server
 
@@ -114,11 +115,11 @@ class Stack:
         settings = self.settings
         if not settings.dask_address:  # else somebody else's cluster, with workers of its own
             self._launch(Child("scheduler", "workers", ("scheduler",)))
-        self.server = self._temporal()
-        self._take_over()
-        store = Store(settings.database)
+        store = Store(settings.database)  # before there are histories: see `check_histories`
         store.migrate()
         store.close()
+        self.server = self._temporal()
+        self._take_over()
         (settings.keys_dir / "login.url").unlink(missing_ok=True)  # the new API writes a fresh one
         self._launch(Child("control", "workers", ("control",)))
         self._launch(Child("api", "api"))
@@ -328,7 +329,6 @@ def check_database(settings: Settings) -> None:
     from alembic.config import Config
     from alembic.script import ScriptDirectory
     from sqlalchemy import inspect, text
-    from sqlalchemy.exc import DBAPIError
 
     if settings.database.startswith("sqlite"):
         file = Path(settings.database.removeprefix("sqlite:///"))
@@ -368,15 +368,28 @@ def check_database(settings: Settings) -> None:
 
 
 def check_histories(settings: Settings) -> None:
-    """Raise `CannotStart` when the journal is there and our own server's file with the histories is not."""
+    """Raise `CannotStart` when either the journal or our own server's histories are lost."""
     if settings.temporal_address or not settings.database.startswith("sqlite"):
         return
     ours, theirs = Path(settings.database.removeprefix("sqlite:///")), settings.data_dir / "temporal.db"
-    if ours.exists() and not theirs.exists():
+    hint = "restore both from one backup, or `everloop reset` to begin anew, or choose another --data-dir"
+    if theirs.exists() and not ours.exists():
+        raise CannotStart(f"{theirs} is there, and {ours} with versions, routes and leases is gone", hint=hint)
+    if ours.exists() and not theirs.exists() and _knows_lifecycles(settings):
         raise CannotStart(
-            f"{ours} is there, and Temporal's histories ({theirs}) are gone: no lifecycle could go on",
-            hint="restore both from one backup, or `everloop reset` to begin anew, or choose another --data-dir",
+            f"{ours} is there, and Temporal's histories ({theirs}) are gone: no lifecycle could go on", hint=hint
         )
+
+
+def _knows_lifecycles(settings: Settings) -> bool:
+    store = Store(settings.database)
+    try:
+        with store.read() as session:
+            return session.exec(select(LifecycleRow).limit(1)).first() is not None
+    except DBAPIError:  # its tables are not made yet
+        return False
+    finally:
+        store.close()
 
 
 def clear_leftovers(settings: Settings) -> int:

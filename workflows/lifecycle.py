@@ -63,6 +63,8 @@ from workflows.stage import LIGHT_TIMEOUT, RETRY, Aborted, ReadAgain, Stages
 R = TypeVar("R", bound=Record)
 
 GATE_OPENS = timedelta(seconds=10)
+ROLLOUT_ATTEMPTS = 3
+"""How often a rollout that somebody terminates is begun again before a person is asked."""
 USUAL_ROLLOUT = timedelta(seconds=5)
 """A rollout that takes longer says what it waits for."""
 ROLLOUT_RETRY = timedelta(seconds=2)
@@ -376,14 +378,15 @@ class Lifecycle:
             if not self._rolling:
                 rollout.cancel()
                 raise
-            self._journal.say("A cancel came during the rollout; the rollout goes to its end first.")
-            answer = await rollout
+            with self._journal.waiting(self._late_wait()):
+                answer = await rollout
             if answer.outcome != "released":
                 raise
             return answer.model_copy(update={"reason": f"{answer.reason}; a cancel came too late"})
 
     async def _one_rollout(self, request: ReleaseRequest) -> ReleaseAnswer:
         """The model's one rollout at a time; a second waits. What ends it from outside is an answer, not our end."""
+        ended_by_others = 0
         while True:
             self._rolling = True
             try:
@@ -399,7 +402,17 @@ class Lifecycle:
                 self._rolling = False
                 await self._other_rollout()
             except ChildWorkflowError as error:
+                ended_by_others += isinstance(error.cause, TerminatedError)
+                if 0 < ended_by_others < ROLLOUT_ATTEMPTS:
+                    continue  # it may have moved the traffic: only a rollout that ends says where it is
                 return ReleaseAnswer(outcome="failed", reason=f"the rollout did not end well: {_innermost(error)}")
+
+    def _late_wait(self) -> Wait:
+        return Wait(
+            what=f"the rollout of version {self._version} to end: a cancel came during it",
+            since=workflow.now(),
+            unblocks="it ends by itself once the prediction server answers; logs/serve.log says why it does not",
+        )
 
     def _serve_wait(self) -> Wait:
         return Wait(

@@ -2,10 +2,16 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from sqlmodel import col, select
-from temporalio.client import WorkflowFailureError, WorkflowUpdateFailedError
+from temporalio.client import (
+    WorkflowExecutionStatus,
+    WorkflowFailureError,
+    WorkflowHandle,
+    WorkflowUpdateFailedError,
+)
 
 from everloop import names
 from everloop.contracts import AttendRequest
@@ -207,27 +213,60 @@ async def test_a_cancel_during_a_rollout_that_serve_refuses_leaves_no_traffic_be
     assert (await stack.verified()).differences == []
 
 
-@pytest.mark.parametrize("how", ["terminate", "cancel"])
-async def test_a_rollout_that_is_ended_in_temporals_ui_parks_the_lifecycle_and_retry_goes_on(
-    stack: Stack, how: str
-) -> None:
+async def rollout_of(stack: Stack) -> WorkflowHandle[Any, Any]:
+    """The running rollout, once it has moved the traffic; serve says nothing yet."""
     stack.serve.silent = True  # type: ignore[attr-defined]
     handle = await stack.submit()
     await stack.decide(handle.id)
     assert await eventually(lambda: routed(stack) == handle.id)
+    return stack.client.get_workflow_handle(names.release_id("default", stack.spec().model))
 
-    rollout = stack.client.get_workflow_handle(names.release_id("default", stack.spec().model))
-    await (rollout.terminate() if how == "terminate" else rollout.cancel())
-    row = await stack.status(handle.id, "needs_attention")
 
-    assert row.error["stage"] == "release"
-    assert "terminated" in row.error["message"] or "cancelled in Temporal" in row.error["message"]
-    assert routed(stack) == (handle.id if how == "terminate" else "")
+async def test_a_rollout_that_is_cancelled_in_temporals_ui_moves_the_traffic_back_and_parks(stack: Stack) -> None:
+    rollout = await rollout_of(stack)
+    lifecycle = routed(stack)
+
+    await rollout.cancel()
+    row = await stack.status(lifecycle, "needs_attention")
+
+    assert (row.error["stage"], row.error["message"]) == ("release", "the rollout was cancelled in Temporal")
+    assert routed(stack) == ""
     stack.serve.silent = False  # type: ignore[attr-defined]
-    await attend(stack, handle.id, "retry")
-    assert (await handle.result()).outcome == "released"
-    assert routed(stack) == handle.id
+    await attend(stack, lifecycle, "retry")
+    await stack.status(lifecycle, "released")
+    assert routed(stack) == lifecycle
     assert (await stack.verified()).differences == []
+
+
+async def test_a_rollout_that_is_terminated_in_temporals_ui_is_begun_again_and_the_third_time_parks(
+    stack: Stack,
+) -> None:
+    rollout = await rollout_of(stack)
+    lifecycle = routed(stack)
+    seen = set()
+
+    for _ in range(3):
+        run = await another_run(rollout, seen)
+        await stack.client.get_workflow_handle(rollout.id, run_id=run).terminate()
+    row = await stack.status(lifecycle, "needs_attention")
+
+    assert "terminated in Temporal" in row.error["message"]
+    stack.serve.silent = False  # type: ignore[attr-defined]
+    await attend(stack, lifecycle, "retry")
+    await stack.status(lifecycle, "released")
+    assert routed(stack) == lifecycle
+    assert (await stack.verified()).differences == []
+
+
+async def another_run(handle: WorkflowHandle[Any, Any], seen: set[str]) -> str:
+    """The id of a running run that was not *seen* yet."""
+    for _ in range(100):
+        described = await handle.describe()
+        if described.run_id not in seen and described.status is WorkflowExecutionStatus.RUNNING:
+            seen.add(described.run_id)
+            return described.run_id
+        await asyncio.sleep(0.1)
+    raise AssertionError("it was not begun again")
 
 
 def routed(stack: Stack) -> str:

@@ -116,3 +116,21 @@ def test_a_lifecycle_whose_first_event_is_on_its_way_needs_temporal(served):
     _, _, client = served
 
     assert client.get("/lifecycles/unknown").status_code == 503  # this deployment's Temporal is nowhere
+
+
+def test_a_gate_that_a_reset_left_behind_is_not_listed_and_nothing_is_signed_for_it(tmp_path):
+    settings = parts.settings_in(tmp_path)
+    store = Store(settings.database)
+    store.migrate()
+    evidence = parts.evidence(lifecycle="left-behind")
+    with store.write() as session:
+        session.add(parts.gate(evidence))
+        session.add(parts.lifecycle("left-behind", status="running", stage="train"))
+
+    with parts.running(create_app(settings), settings.port_base) as url, parts.client_of(settings, url) as client:
+        home = client.get("/").text
+        answer = client.post("/api/v1/approvals/left-behind/decision", json={"verdict": "approve", "comment": "yes"})
+
+    assert "Look and decide" not in home
+    assert (answer.status_code, answer.json()["code"]) == (409, "gate_closed")
+    assert "it will ask anew" in answer.json()["detail"]

@@ -16,6 +16,7 @@ from everloop import signing, stack
 from everloop.errors import Conflict, IntegrityError
 from everloop.settings import Settings
 from everloop.store import Store
+from tests import api_parts as parts
 from tests.conftest import free_port_base
 from workers import dev, temporal
 from workers.temporal import CannotStart
@@ -285,14 +286,22 @@ def test_a_server_that_ends_at_once_says_its_last_words(here):
         temporal.start(database, here.port(3), None, here.logs_dir / "temporal.log")
 
 
-def test_a_journal_without_its_histories_is_refused(here):
-    Store(here.database).migrate()
-    dev.check_database(here)
+def test_a_journal_without_its_histories_is_refused_and_so_are_histories_without_their_journal(here):
+    store = Store(here.database)
+    store.migrate()
+    dev.check_histories(here)  # a first start that was cut short
 
+    with store.write() as session:
+        session.add(parts.lifecycle())
     with pytest.raises(CannotStart, match=r"temporal\.db") as refused:
         dev.check_histories(here)
-
     assert "backup" in refused.value.hint
+
+    store.close()
+    (here.data_dir / "everloop.db").unlink()
+    (here.data_dir / "temporal.db").write_bytes(b"SQLite format 3")
+    with pytest.raises(CannotStart, match=r"everloop\.db .* is gone"):
+        dev.check_histories(here)
 
 
 @pytest.mark.parametrize("name", ["a?b", "a#b", "a%20b"])
