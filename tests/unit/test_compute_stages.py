@@ -472,6 +472,26 @@ def test_dotted_fractions_in_one_file_of_a_folder_with_commas_are_ordinary_numbe
     assert [row["x"] for row in from_csv("x;y\n1.234;p\n7;q\n", "t.csv", schema)] == [1234, 7]
 
 
+def test_one_file_settles_the_commas_of_a_folder(tmp_path: Path, job: FolderJob) -> None:
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "1.csv").write_text("x;y\n" + "1,234;p\n7;q\n" * 30)
+    (tmp_path / "s" / "2.csv").write_text("x;y\n" + "0,5;p\n1,25;q\n" * 30)
+
+    whole = data.load(job.artifacts, snapshot(job, tmp_path / "s"))
+
+    assert set(whole.rows["x"].to_pylist()) == {1.234, 7, 0.5, 1.25}
+
+
+def test_a_numeric_target_with_thousands_is_refused_with_the_reason(tmp_path: Path, job: FolderJob) -> None:
+    path = tmp_path / "t.csv"
+    table(400).assign(pay=[f"{n:,}" for n in range(900, 80_900, 200)]).to_csv(path, sep=";", index=False)
+    spec = spec_of(path, "regression", "pay")
+    taken = snapshot(job, path, task="regression", target="pay")
+
+    with pytest.raises(TargetUnusable, match=r"'pay' is not numeric: values like '1,100' .* between thousands"):
+        data.validate(contracts.ValidateRequest(spec=spec, snapshot=taken, slot=SLOT), job)
+
+
 @pytest.mark.parametrize("layouts", [("decimal comma",), ()])
 def test_one_bad_cell_leaves_the_other_commas_decimal(layouts: tuple[str, ...]) -> None:
     field = Field(name="x", kind="number", layouts=layouts)
