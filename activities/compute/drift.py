@@ -5,7 +5,7 @@ Traps that this file is shaped around: the preset computes everything three time
 a column that is nearly constant gives a normed distance without bound (so: it is compared as usual or other);
 a date moves on by itself (so: its distance from the event is compared, and the event time not at all);
 a distance between two samples of the same thing grows as they shrink, and Evidently looks at the reference's size
-only (so: where either side is small, or the categories are many, a test of two samples decides; see `method_of`).
+only (so: where either side is small a test of two samples decides, and many categories may differ more by chance).
 """
 
 import json
@@ -44,8 +44,10 @@ SMALL = 1000
 """Rows up to which Evidently too prefers a test over a distance; here of the smaller side."""
 SIGNIFICANCE = 0.01
 """Of those tests. At Evidently's 0.05 a model of one column would be trained again every twentieth quiet window."""
-NOISE = 0.05
-"""Jensen-Shannon distance, half the threshold: what two samples of the same categories may have by chance alone."""
+FILLED = 10
+"""Rows for each category up to which a distance says more of the sample than of what it is drawn from."""
+DISTANCE = 0.1
+"""Evidently's threshold of distances."""
 CONTINGENCY = "two_sample_chisquare"
 NAMES = {"ks": "K-S p_value", CONTINGENCY: "two-sample chi-square or Fisher p_value"}
 OUTER = 0.005
@@ -346,8 +348,8 @@ def _report(pairs: Sequence[Pair], names: Sequence[str]) -> Any:  # noqa: ANN401
         for values in ([pair.current for pair in pairs], [pair.reference for pair in pairs])
     ]
     asked = [
-        ValueDrift(column=name, method=method, threshold=SIGNIFICANCE if method else None)
-        for name, method in zip(names, map(method_of, pairs), strict=True)
+        ValueDrift(column=name, method=method_of(pair), threshold=threshold_of(pair))
+        for name, pair in zip(names, pairs, strict=True)
     ]
     return Report(asked, include_tests=True).run(sides[0], sides[1])
 
@@ -357,13 +359,29 @@ def method_of(pair: Pair) -> str | None:
 
     Evidently's chi-square takes the reference for the truth and not for a sample: ours compares two samples.
     """
+    sides = (pair.reference, pair.current)
+    smaller = min(int(np.isfinite(side).sum()) if pair.numeric else len(side) for side in sides)
     if pair.numeric:
-        smaller = min(int(np.isfinite(side).sum()) for side in (pair.reference, pair.current))
         return "ks" if smaller <= SMALL else None
-    sizes = [len(side) for side in (pair.reference, pair.current)]
-    categories = len(set(pair.reference.tolist()) | set(pair.current.tolist()))
-    by_chance = math.sqrt((categories - 1) / 8 * sum(1 / size for size in sizes))
-    return CONTINGENCY if min(sizes) <= SMALL or by_chance > NOISE else None
+    return CONTINGENCY if smaller <= max(SMALL, FILLED * _categories(pair)) else None
+
+
+def _categories(pair: Pair) -> int:
+    return len(set(pair.reference.tolist()) | set(pair.current.tolist()))
+
+
+def threshold_of(pair: Pair) -> float | None:
+    """Where *pair* has drifted; None for Evidently's own threshold.
+
+    The squared Jensen-Shannon distance of two samples of the same categories is about (categories - 1) / 8 times the
+    sum of 1 / rows, by chance alone: that much is allowed on top.
+    """
+    if method_of(pair) is not None:
+        return SIGNIFICANCE
+    if pair.numeric:
+        return None
+    by_chance = (_categories(pair) - 1) / 8 * sum(1 / len(side) for side in (pair.reference, pair.current))
+    return math.sqrt(DISTANCE**2 + by_chance)
 
 
 def _register_contingency() -> None:
