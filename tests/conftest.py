@@ -20,17 +20,28 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 
-def free_port_base(count: int = 5) -> int:
-    """The first of *count* neighbouring loopback ports that are free now; each test process looks in its own range."""
+def _bases() -> Iterator[int]:
+    """Each test process has ports of its own, and none is given out twice: a closed one lingers in TIME_WAIT."""
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
-    for base in range(12000 + worker * 2500 + os.getpid() % 100 * 10, 12000 + (worker + 1) * 2500, count):
-        for port in range(base, base + count):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-        else:
+    first = 12000 + worker * 2500
+    while True:
+        yield from range(first + os.getpid() % 50 * 10, first + 2500, 10)
+
+
+_BASES = _bases()
+
+
+def free_port_base() -> int:
+    """The first of ten neighbouring loopback ports that are free now."""
+    for base in _BASES:
+        if all(_is_free(port) for port in range(base, base + 10)):
             return base
     raise RuntimeError("no free ports")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 def missing(part: str) -> None:

@@ -15,7 +15,7 @@ from everloop.contracts import ApprovalAnswer, ApprovalRequest
 from everloop.errors import BadSignature
 from everloop.events import ApprovalClosed, ApprovalDecided, ApprovalOpened
 from everloop.records import Claim, Decision, Verdict, Wait
-from workflows.journal import Journal
+from workflows.journal import Journal, heed_a_cancel
 
 Outcome = Literal["approved", "rejected", "expired", "cancelled"]
 
@@ -88,6 +88,7 @@ class Approval:
         await self._journal.settle()
         with contextlib.suppress(ApplicationError):  # the lifecycle is gone: the deadline ends this gate
             await workflow.get_external_workflow_handle(request.lifecycle).signal(names.GATE_OPENED)
+        heed_a_cancel()
 
     async def _close(self, outcome: Outcome, reason: str) -> None:
         self._closed = True

@@ -22,7 +22,7 @@ from everloop.contracts import (
 )
 from everloop.events import DriftChecked
 from everloop.records import DriftReport, Window
-from workflows.journal import Journal
+from workflows.journal import Journal, heed_a_cancel
 from workflows.lease import Lease
 from workflows.stage import LIGHT_TIMEOUT, RETRY, run_job
 
@@ -45,6 +45,7 @@ class DriftCheck:
         checked = 0
         try:
             while checked < MAXIMUM_WINDOWS:
+                heed_a_cancel()
                 found = await self._next(request)
                 if found.window is None:
                     break

@@ -1,7 +1,7 @@
 """The journal as a workflow sees it: facts get their number, and are appended beside whatever runs next."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Literal
@@ -14,6 +14,27 @@ from everloop.events import Event, StageFailed, StageFinished, StageSkipped, Sta
 from everloop.records import Wait
 
 APPEND_TIMEOUT = timedelta(seconds=30)
+
+
+def heed_a_cancel() -> None:
+    """Raise the cancel that has come, if one has. Call it where a workflow goes on to something new.
+
+    The SDK (1.35) waits for a signal to another workflow in a way that forgets a cancel which comes meanwhile, and
+    `asyncio.wait_for` of Python 3.11 one that comes with the result: the workflow would wait for ever.
+    """
+    if workflow.cancellation_reason() is not None:
+        raise asyncio.CancelledError
+
+
+async def until(true: Callable[[], bool], timeout: timedelta, summary: str) -> bool:
+    """Wait until *true*, at most *timeout*; whether it came true. Heeds a cancel."""
+    try:
+        await workflow.wait_condition(true, timeout=timeout, timeout_summary=summary)
+    except TimeoutError:
+        heed_a_cancel()
+        return False
+    heed_a_cancel()
+    return True
 
 
 class Journal:

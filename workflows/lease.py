@@ -4,7 +4,6 @@ The ledger in SQL is the only copy of the state. `GpuPool` holds none: it says w
 """
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import TypeVar
@@ -17,7 +16,7 @@ from everloop import names
 from everloop.contracts import AcceptRequest, LeaseActivities, LeaseRequest, Offer, PoolStepRequest
 from everloop.events import LeaseGranted, LeaseReturned
 from everloop.records import Slot, Wait
-from workflows.journal import Journal
+from workflows.journal import Journal, until
 
 Q = TypeVar("Q")
 R = TypeVar("R")
@@ -141,9 +140,7 @@ class Lease:
         def offered() -> bool:
             return self._offer is not None and self._offer.request_id == request.id
 
-        try:
-            await workflow.wait_condition(offered, timeout=QUIET_WAIT, timeout_summary="a free slot")
-        except TimeoutError:
+        if not await until(offered, QUIET_WAIT, "a free slot"):
             await self._wait_aloud(request, offered)
         assert self._offer is not None  # noqa: S101  # what `offered` has just said
         return self._offer
@@ -156,9 +153,7 @@ class Lease:
         )
         pause = ASK_AGAIN
         with self._journal.waiting(wait):
-            while True:
-                with contextlib.suppress(TimeoutError):
-                    return await workflow.wait_condition(offered, timeout=pause, timeout_summary="still no free slot")
+            while not await until(offered, pause, "still no free slot"):
                 again = request.model_copy(update={"again": True})
                 await self._call(LeaseActivities.request, again, "is the request still in the queue?")
                 pause = min(pause * 2, SELDOM)

@@ -55,7 +55,7 @@ from everloop.records import (
     Wait,
 )
 from workflows.approval import Approval
-from workflows.journal import Journal
+from workflows.journal import Journal, heed_a_cancel, until
 from workflows.lease import Lease
 from workflows.release import Release
 from workflows.stage import LIGHT_TIMEOUT, RETRY, Aborted, ReadAgain, Stages
@@ -333,8 +333,8 @@ class Lifecycle:
             parent_close_policy=ParentClosePolicy.REQUEST_CANCEL,
             static_summary=f"Release version {self._version} of {self._spec.model}?",
         )
-        with contextlib.suppress(TimeoutError):  # a Reset can lose the signal: then the wait is said all the same
-            await workflow.wait_condition(lambda: self._gate_open, timeout=GATE_OPENS, timeout_summary="the gate opens")
+        # A Reset can lose the signal: then the wait is said all the same.
+        await until(lambda: self._gate_open, GATE_OPENS, "the gate opens")
         with self._journal.waiting(self._gate_wait(), needs="approval"):
             return await gate
 
@@ -368,10 +368,11 @@ class Lifecycle:
 
     async def _rollout(self, request: ReleaseRequest) -> ReleaseAnswer:
         """The rollout goes to its end even when this lifecycle is cancelled: half a release is worse than a whole."""
+        heed_a_cancel()
         rollout = asyncio.create_task(self._one_rollout(request))
         try:
-            with contextlib.suppress(TimeoutError):
-                return await asyncio.wait_for(asyncio.shield(rollout), USUAL_ROLLOUT.total_seconds())
+            if await until(rollout.done, USUAL_ROLLOUT, "the rollout"):
+                return await rollout
             with self._journal.waiting(self._serve_wait()) if self._rolling else contextlib.nullcontext():
                 return await asyncio.shield(rollout)
         except asyncio.CancelledError:

@@ -18,7 +18,7 @@ from everloop.errors import InvalidData, family
 from everloop.events import StageFailed, StageFinished, StageRetried, StageSkipped, StageStarted
 from everloop.records import Blob, Record, Result, Slot, Wait
 from everloop.specs import SKIPPABLE, STAGES, Stage
-from workflows.journal import Journal
+from workflows.journal import Journal, heed_a_cancel
 from workflows.lease import PATIENT, STEP_TIMEOUT, Lease
 
 JOB_TIMEOUT = timedelta(days=2)
@@ -69,6 +69,8 @@ class Stages:
         Raises `Aborted` when a person ended it here, `ReadAgain` when one retries what the data was to blame for.
         """
         while True:
+            if stage != STAGES[-1]:  # once the traffic has moved a cancel comes too late
+                heed_a_cancel()
             self.started(stage)
             try:
                 result = await self._attempt(stage, method, request)

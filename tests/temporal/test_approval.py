@@ -146,6 +146,19 @@ async def test_a_gate_that_nobody_decides_expires_at_its_deadline(stack: Stack) 
     assert signing.digest(row.evidence) == row.evidence_digest
 
 
+async def test_cancelling_lifecycles_in_the_moment_in_which_their_gates_open_closes_both(stack: Stack) -> None:
+    """A gate that tells its lifecycle that it is open must not forget the cancel that comes meanwhile."""
+    handles = [await stack.submit(f"moment-{number}") for number in range(6)]
+    for handle in handles:
+        await stack.gate(handle.id)
+        await handle.cancel()
+
+    for handle in handles:
+        await stack.status(handle.id, "cancelled")
+        await eventually(lambda handle=handle: (row := stack.approval(handle.id)) and row.status == "cancelled")
+    assert (await stack.verified()).differences == []
+
+
 async def test_cancelling_a_lifecycle_at_its_gate_closes_both(stack: Stack) -> None:
     handle = await stack.submit()
     await stack.gate(handle.id)
