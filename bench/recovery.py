@@ -21,7 +21,7 @@ from everloop import stack
 from everloop.client import Client
 from everloop.store import JournalRow, LifecycleRow, Store
 from tests.conftest import free_port_base
-from tests.faults.test_kill_each_stage import write_table
+from tests.faults.test_kill_each_stage import spec_of, write_table
 from tests.loop.test_stack import Launcher
 
 STAGES = ("snapshot", "prepare", "train", "evaluate", "refit", "export")
@@ -42,7 +42,7 @@ def one_round(number: int) -> tuple[float, float, float]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         here = configuration.load(data_dir=folder / "data", port_base=free_port_base())
-        spec = write_table(folder, random.Random(number))
+        spec = spec_of(write_table(folder, random.Random(number)), "bench")
         first = seconds_to_ready(launcher := Launcher(here))
         with Client(data_dir=here.data_dir) as client:
             client.submit(spec, "bench")
