@@ -199,7 +199,7 @@ class Stack:
         if settings.temporal_address:
             return None  # somebody else's server
         return temporal.start(
-            settings.data_dir / "temporal.db",
+            _temporal_file(settings),
             settings.port(TEMPORAL),
             settings.port(TEMPORAL_UI),
             log_of(settings, "temporal"),
@@ -330,8 +330,7 @@ def check_database(settings: Settings) -> None:
     from alembic.script import ScriptDirectory
     from sqlalchemy import inspect, text
 
-    if settings.database.startswith("sqlite"):
-        file = Path(settings.database.removeprefix("sqlite:///"))
+    if file := _store_file(settings):
         if not file.exists():
             return
         with file.open("rb+"):  # a file that may not be written is said as that, and not as a broken one
@@ -369,9 +368,9 @@ def check_database(settings: Settings) -> None:
 
 def check_histories(settings: Settings) -> None:
     """Raise `CannotStart` when either the journal or our own server's histories are lost."""
-    if settings.temporal_address or not settings.database.startswith("sqlite"):
+    ours, theirs = _store_file(settings), _temporal_file(settings)
+    if settings.temporal_address or ours is None:
         return
-    ours, theirs = Path(settings.database.removeprefix("sqlite:///")), settings.data_dir / "temporal.db"
     hint = "restore both from one backup, or `everloop reset` to begin anew, or choose another --data-dir"
     if theirs.exists() and not ours.exists():
         raise CannotStart(f"{theirs} is there, and {ours} with versions, routes and leases is gone", hint=hint)
@@ -379,6 +378,17 @@ def check_histories(settings: Settings) -> None:
         raise CannotStart(
             f"{ours} is there, and Temporal's histories ({theirs}) are gone: no lifecycle could go on", hint=hint
         )
+
+
+def _store_file(settings: Settings) -> Path | None:
+    """The file of the store, or None where the store is a server."""
+    url = settings.database
+    return Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite") else None
+
+
+def _temporal_file(settings: Settings) -> Path:
+    """The file of our own Temporal server."""
+    return settings.data_dir / "temporal.db"
 
 
 def _knows_lifecycles(settings: Settings) -> bool:

@@ -253,9 +253,9 @@ def _cut(pair: Pair) -> Pair:
     A distance in units of its standard deviation would else be blind where some 999999999 stand for "unknown", and
     alarmed by a single one.
     """
-    if not pair.numeric or method_of(pair) is not None:
+    if not pair.numeric or _is_small(pair):
         return pair
-    low, high = np.nanquantile(pair.reference[np.isfinite(pair.reference)], (OUTER, 1 - OUTER))
+    low, high = np.quantile(pair.reference[np.isfinite(pair.reference)], (OUTER, 1 - OUTER))
     if low == high:
         return pair
     return Pair(pair.name, True, np.clip(pair.reference, low, high), np.clip(pair.current, low, high))
@@ -269,7 +269,9 @@ def _without_values(pair: Pair) -> ColumnDrift | None:
         return None
     alone = all(empty)
     method = "no values on either side" if alone else "no values on one side"
-    return ColumnDrift(column=pair.name, method=method, score=0.0 if alone else 1.0, threshold=0.1, drifted=not alone)
+    return ColumnDrift(
+        column=pair.name, method=method, score=0.0 if alone else 1.0, threshold=DISTANCE, drifted=not alone
+    )
 
 
 def _ask(pairs: Sequence[Pair], job: Job | None) -> list[tuple[ColumnDrift, dict[str, Any]]]:
@@ -347,41 +349,34 @@ def _report(pairs: Sequence[Pair], names: Sequence[str]) -> Any:  # noqa: ANN401
         Dataset.from_pandas(pd.DataFrame(dict(zip(names, values, strict=True))), data_definition=definition)
         for values in ([pair.current for pair in pairs], [pair.reference for pair in pairs])
     ]
+    methods = [method_and_threshold(pair) for pair in pairs]
     asked = [
-        ValueDrift(column=name, method=method_of(pair), threshold=threshold_of(pair))
-        for name, pair in zip(names, pairs, strict=True)
+        ValueDrift(column=name, method=method, threshold=threshold)
+        for name, (method, threshold) in zip(names, methods, strict=True)
     ]
     return Report(asked, include_tests=True).run(sides[0], sides[1])
 
 
-def method_of(pair: Pair) -> str | None:
-    """Evidently's name of the test for *pair*, or None for the distance that it takes by itself.
+def method_and_threshold(pair: Pair) -> tuple[str | None, float | None]:
+    """Evidently's name of the test for *pair*, and from where it has drifted; None for what Evidently takes itself.
 
     Evidently's chi-square takes the reference for the truth and not for a sample: ours compares two samples.
-    """
-    sides = (pair.reference, pair.current)
-    smaller = min(int(np.isfinite(side).sum()) if pair.numeric else len(side) for side in sides)
-    if pair.numeric:
-        return "ks" if smaller <= SMALL else None
-    return CONTINGENCY if smaller <= max(SMALL, FILLED * _categories(pair)) else None
-
-
-def _categories(pair: Pair) -> int:
-    return len(set(pair.reference.tolist()) | set(pair.current.tolist()))
-
-
-def threshold_of(pair: Pair) -> float | None:
-    """Where *pair* has drifted; None for Evidently's own threshold.
-
     The squared Jensen-Shannon distance of two samples of the same categories is about (categories - 1) / 8 times the
     sum of 1 / rows, by chance alone: that much is allowed on top.
     """
-    if method_of(pair) is not None:
-        return SIGNIFICANCE
     if pair.numeric:
-        return None
-    by_chance = (_categories(pair) - 1) / 8 * sum(1 / len(side) for side in (pair.reference, pair.current))
-    return math.sqrt(DISTANCE**2 + by_chance)
+        return ("ks", SIGNIFICANCE) if _is_small(pair) else (None, None)
+    rows = [len(side) for side in (pair.reference, pair.current)]
+    categories = len(set(pair.reference.tolist()) | set(pair.current.tolist()))
+    if min(rows) <= max(SMALL, FILLED * categories):
+        return CONTINGENCY, SIGNIFICANCE
+    by_chance = (categories - 1) / 8 * sum(1 / size for size in rows)
+    return None, math.sqrt(DISTANCE**2 + by_chance)
+
+
+def _is_small(pair: Pair) -> bool:
+    """Has either side of the numbers so few values that a test decides and no distance?"""
+    return min(int(np.isfinite(side).sum()) for side in (pair.reference, pair.current)) <= SMALL
 
 
 def _register_contingency() -> None:

@@ -45,6 +45,15 @@ def kill_all(processes: list[subprocess.Popen]) -> None:
         process.wait()
 
 
+async def ended_by_a_new_compute_process(bridge, handle):
+    newer = compute_process(bridge)
+    try:
+        return await asyncio.wait_for(handle.result(), 60)
+    finally:
+        newer.kill()
+        newer.wait()
+
+
 async def test_after_a_kill_of_everything_the_job_goes_on_without_waiting_for_a_heartbeat(dask, tmp_path):
     diary = tmp_path / "diary"
     async with harness.bridge(dask.settings, dask, compute=False) as bridge:
@@ -64,12 +73,7 @@ async def test_after_a_kill_of_everything_the_job_goes_on_without_waiting_for_a_
 
         dask.settings = bridge.settings = second
         dask.start_all()
-        newer = compute_process(bridge)
-        try:
-            tried = await asyncio.wait_for(handle.result(), 60)
-        finally:
-            newer.kill()
-            newer.wait()
+        tried = await ended_by_a_new_compute_process(bridge, handle)
 
     assert (taken, again) == (1, 0)
     assert tried.ran.attempt == 2
@@ -89,12 +93,7 @@ async def test_what_one_killed_process_of_a_living_session_was_doing_is_taken_ov
             kill_all([compute])
 
         taken = await take_over(bridge.client, dask.settings)
-        newer = compute_process(bridge)
-        try:
-            tried = await asyncio.wait_for(handle.result(), 60)
-        finally:
-            newer.kill()
-            newer.wait()
+        tried = await ended_by_a_new_compute_process(bridge, handle)
 
     assert taken == 1
     assert tried.ran.attempt == 2

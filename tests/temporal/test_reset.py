@@ -2,13 +2,15 @@
 
 import asyncio
 import uuid
+from typing import Any
 
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.enums.v1 import EventType
 from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
+from temporalio.client import WorkflowHandle
 
 from everloop import names
-from everloop.contracts import LifecycleRequest
+from everloop.contracts import LifecycleAnswer, LifecycleRequest
 from tests.temporal.conftest import Stack, eventually
 
 
@@ -144,12 +146,7 @@ async def test_a_lifecycle_terminated_before_it_could_write_anything_is_in_the_l
 
 
 async def test_a_reset_while_it_waits_for_a_slot_gets_one_all_the_same(stack: Stack) -> None:
-    done = asyncio.Event()
-    stack.compute.hooks["train"] = done.wait
-    holder = await stack.submit("holder")
-    assert await eventually(lambda: "train" in stack.compute.stages())
-    waiting = await stack.submit("waiting")
-    assert await eventually(lambda: (row := stack.row(waiting.id)) and row.wait_what == "a free slot")
+    done, holder, waiting = await one_holds_the_slot_that_another_waits_for(stack)
 
     await reset(stack, waiting.id, await last_workflow_task(stack, waiting.id))
     await asyncio.sleep(6)  # the pool has looked, and has buried the request of the run before
@@ -161,18 +158,27 @@ async def test_a_reset_while_it_waits_for_a_slot_gets_one_all_the_same(stack: St
 
 
 async def test_a_pool_that_is_ended_by_hand_comes_back_for_who_waits(stack: Stack) -> None:
-    done = asyncio.Event()
-    stack.compute.hooks["train"] = done.wait
-    holder = await stack.submit("holder")
-    assert await eventually(lambda: "train" in stack.compute.stages())
-    waiting = await stack.submit("waiting")
-    assert await eventually(lambda: (row := stack.row(waiting.id)) and row.wait_what == "a free slot")
+    done, holder, waiting = await one_holds_the_slot_that_another_waits_for(stack)
 
     await stack.client.get_workflow_handle(names.pool_id(names.DEFAULT_POOL)).terminate(reason="by hand")
     await holder.terminate(reason="by hand")
     done.set()
 
     await stack.gate(waiting.id)
+
+
+Handle = WorkflowHandle[Any, LifecycleAnswer]
+
+
+async def one_holds_the_slot_that_another_waits_for(stack: Stack) -> tuple[asyncio.Event, Handle, Handle]:
+    """What lets the holder's job end, the holder, and who waits and says so."""
+    done = asyncio.Event()
+    stack.compute.hooks["train"] = done.wait
+    holder = await stack.submit("holder")
+    assert await eventually(lambda: "train" in stack.compute.stages())
+    waiting = await stack.submit("waiting")
+    assert await eventually(lambda: (row := stack.row(waiting.id)) and row.wait_what == "a free slot")
+    return done, holder, waiting
 
 
 async def last_workflow_task(stack: Stack, lifecycle: str) -> int:

@@ -14,7 +14,7 @@ from temporalio.client import (
 )
 
 from everloop import names
-from everloop.contracts import AttendRequest
+from everloop.contracts import AttendRequest, LifecycleAnswer
 from everloop.errors import ComputeLost, ParityFailed, TargetUnusable
 from everloop.records import Column
 from everloop.store import LeaseRow, RouteRow
@@ -172,10 +172,8 @@ async def test_cancelling_a_running_stage_ends_the_job_gives_the_slot_back_and_j
 
 
 async def test_a_cancel_during_the_rollout_waits_for_its_end_and_is_told_that_it_came_too_late(stack: Stack) -> None:
-    stack.serve.silent = True  # type: ignore[attr-defined]
-    handle = await stack.submit()
-    await stack.decide(handle.id)
-    assert await eventually(lambda: routed(stack) == handle.id)
+    await rollout_of(stack)
+    handle = stack.client.get_workflow_handle(routed(stack), result_type=LifecycleAnswer)
 
     await handle.cancel()
     await asyncio.sleep(1)
@@ -200,10 +198,8 @@ async def test_a_rollout_that_serve_keeps_waiting_says_so(stack: Stack) -> None:
 
 
 async def test_a_cancel_during_a_rollout_that_serve_refuses_leaves_no_traffic_behind(stack: Stack) -> None:
-    stack.serve.silent = True  # type: ignore[attr-defined]
-    handle = await stack.submit()
-    await stack.decide(handle.id)
-    assert await eventually(lambda: routed(stack) == handle.id)
+    await rollout_of(stack)
+    handle = stack.client.get_workflow_handle(routed(stack), result_type=LifecycleAnswer)
 
     await handle.cancel()
     stack.serve.refuse, stack.serve.silent = "the bytes do not load", False  # type: ignore[attr-defined]
