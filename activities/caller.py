@@ -55,7 +55,7 @@ async def running_here(client: Client, *types: str) -> Caller:
         raise Forbidden(f"Temporal knows no run {asks.run_id} of {asks.workflow_id}") from error
     if described.status is not WorkflowExecutionStatus.RUNNING or described.task_queue != names.CONTROL:
         raise Forbidden(
-            f"{asks.workflow_id} is not a workflow of ours: it is {_status(described.status)} on {described.task_queue}",
+            f"{asks.workflow_id} is no workflow of ours: it is {_status(described.status)} on {described.task_queue}",
             hint=f"ours run on {names.CONTROL}",
         )
     return asks

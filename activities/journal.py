@@ -5,7 +5,7 @@ Temporal's history is the truth: an event is in it before it is here, and everyt
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -16,12 +16,14 @@ from temporalio import activity
 from temporalio.client import Client, WorkflowExecution, WorkflowHistory
 from temporalio.service import RPCError, RPCStatusCode
 
+from activities.execution import Execution, Executions
 from everloop import names, views
 from everloop.artifacts import Artifacts
 from everloop.contracts import AppendRequest, JournalActivities
-from everloop.errors import JournalConflict
+from everloop.errors import Forbidden, JournalConflict
 from everloop.events import Event
 from everloop.payloads import converter
+from everloop.records import RouteChange
 from everloop.store import (
     READ_MODELS,
     ApprovalRow,
@@ -30,14 +32,14 @@ from everloop.store import (
     JournalRow,
     LifecycleRow,
     ReleaseRow,
+    RouteRow,
     StageRow,
     Store,
 )
 
 log = logging.getLogger(__name__)
 
-JOURNALED = (names.LIFECYCLE, names.APPROVAL, names.RELEASE, names.DRIFT_CHECK)
-REMEMBERED_RUNS = 10_000
+JOURNALED = (names.LIFECYCLE, names.APPROVAL, names.RELEASE, names.ROLL_BACK, names.DRIFT_CHECK)
 REBUILDS = 5
 OVERLAP = timedelta(minutes=10)
 """Visibility is a little late: a sweep looks this much further back than the last archived run."""
@@ -50,36 +52,29 @@ class JournalOnControl(JournalActivities):
         self._store = store
         self._artifacts = artifacts
         self._client = client
-        self._starts: dict[str, datetime] = {}
+        self._executions = Executions(client)
 
     @activity.defn(name=names.JOURNAL_APPEND)
     async def append(self, request: AppendRequest) -> None:
         """Append the events of this run. Safe to run twice; the same key with other content is an alarm.
 
         A run that Temporal made by a Reset starts with copied events that were never appended under its
-        own id: they are filled in first. Raises `JournalConflict`.
+        own id: they are filled in first. Raises `JournalConflict`, and `Forbidden` for another workflow than the
+        one that has this id: a lifecycle's id is never used again.
         """
-        info = activity.info()
-        assert info.workflow_id and info.workflow_run_id  # noqa: S101, PT018  # only workflows append
-        key = (info.workflow_id, info.workflow_run_id)
-        run = Run(*key, await self._started_at(*key), request.events)
+        caller = await self._executions.caller()
+        await asyncio.to_thread(_must_go_on, self._store, caller)
+        run = Run(caller.workflow_id, caller.run_id, caller.started_at, request.events)
         if not await asyncio.to_thread(append, self._store, run):
-            await self.repair(*key)
+            await self.repair(caller.workflow_id, caller.run_id)
 
     async def repair(self, workflow_id: str, run_id: str) -> None:
         """Append whatever of an open run's history is not in the journal yet."""
+        execution = await self._executions.of(workflow_id, run_id)
+        await asyncio.to_thread(_must_go_on, self._store, execution)
         history = await history_of(self._client, workflow_id, run_id)
         events = tuple(views.project(history.events, converter))
-        started_at = await self._started_at(workflow_id, run_id)
-        await asyncio.to_thread(append, self._store, Run(workflow_id, run_id, started_at, events))
-
-    async def _started_at(self, workflow_id: str, run_id: str) -> datetime:
-        if run_id not in self._starts:
-            if len(self._starts) >= REMEMBERED_RUNS:
-                self._starts.clear()
-            described = await self._client.get_workflow_handle(workflow_id, run_id=run_id).describe()
-            self._starts[run_id] = described.start_time
-        return self._starts[run_id]
+        await asyncio.to_thread(append, self._store, Run(workflow_id, run_id, execution.started_at, events))
 
     async def sweep(self) -> int:
         """Catch what workflows could not write themselves. Returns how many runs were looked at.
@@ -106,6 +101,7 @@ class JournalOnControl(JournalActivities):
 
     async def _archive(self, execution: WorkflowExecution) -> None:
         key = (execution.id, execution.run_id)
+        await asyncio.to_thread(_must_go_on, self._store, await self._executions.of(*key))
         history = await history_of(self._client, *key)
         events = tuple(views.project(history.events, converter))
         await asyncio.to_thread(append, self._store, Run(*key, execution.start_time, events))
@@ -125,6 +121,8 @@ async def _one(work: Awaitable[None], execution: WorkflowExecution) -> None:
     """Do *work* on one run; a history that cannot be read must not keep the others from being swept."""
     try:
         await work
+    except Forbidden as error:
+        log.debug("%s", error)  # said when it asked; a sweep looks at it again and again
     except Exception:
         log.exception("%s (run %s) could not be swept; it is tried again", execution.id, execution.run_id)
 
@@ -137,9 +135,33 @@ class Run:
     run_id: str
     started_at: datetime
     events: tuple[Event, ...]
+    routes: tuple[RouteChange, ...] = ()
+    """What it did to a model's route."""
 
 
-_TYPES = "WorkflowType IN ({})".format(", ".join(f"'{name}'" for name in JOURNALED))
+_TYPES = "WorkflowType IN ({}) AND TaskQueue = '{}'".format(", ".join(f"'{name}'" for name in JOURNALED), names.CONTROL)
+"""Workflows of another worker may bear our names: they are none of ours."""
+
+
+def _must_go_on(store: Store, execution: Execution) -> None:
+    """Raise `Forbidden` for a lifecycle that is started anew under the id of another one.
+
+    The API never does that. What goes on with a lifecycle is a run that a Reset made of its first one.
+    """
+    if execution.workflow_type != names.LIFECYCLE:
+        return
+    with store.read() as session:
+        query = select(JournalRow.run_id, JournalRow.run_started_at)
+        rows = session.exec(query.where(JournalRow.workflow_id == execution.workflow_id).distinct()).all()
+    known = dict(rows)
+    if not known or known.keys() & {execution.run_id, execution.first_run_id}:
+        return
+    if execution.started_at > min(known.values()):  # an earlier run may come later: a sweep begins with the newest
+        raise Forbidden(
+            f"run {execution.run_id} of {execution.workflow_id} is another lifecycle under the same id: "
+            "nothing of it is recorded",
+            hint="submit with a new Idempotency-Key; a Reset in Temporal goes on with the old one",
+        )
 
 
 def append(store: Store, run: Run) -> bool:
@@ -173,7 +195,7 @@ def _bodies(session: Session, run: Run) -> dict[int, str]:
 def _is_new(known: dict[int, str], event: Event, run: Run) -> bool:
     if event.seq not in known:
         return True
-    if known[event.seq] != views.body(event):
+    if not views.same(known[event.seq], event):
         log.critical("JOURNAL CONFLICT at %s %s number %s", run.workflow_id, run.run_id, event.seq)
         raise JournalConflict(
             f"the journal of {run.workflow_id} holds another event as number {event.seq} of run {run.run_id}",
@@ -252,6 +274,7 @@ async def runs(client: Client, store: Store, artifacts: Artifacts) -> AsyncItera
     with store.read() as session:
         archived = session.exec(select(HistoryRow)).all()
     known: set[tuple[str, str]] = set()
+    first = _first_runs(executions, archived)
     for execution in executions:
         try:
             history = await history_of(client, execution.id, execution.run_id)
@@ -260,7 +283,8 @@ async def runs(client: Client, store: Store, artifacts: Artifacts) -> AsyncItera
                 continue  # retention has just taken it: the archive has it
             raise
         known.add((execution.id, execution.run_id))
-        yield _run(execution.id, execution.run_id, execution.start_time, history)
+        if _goes_on(history, first.get(execution.id)):
+            yield _run(execution.id, execution.run_id, execution.start_time, history)
     for row in archived:
         if (row.workflow_id, row.run_id) not in known:
             data = await asyncio.to_thread(artifacts.get, row.sha256)
@@ -268,9 +292,25 @@ async def runs(client: Client, store: Store, artifacts: Artifacts) -> AsyncItera
             yield _run(row.workflow_id, row.run_id, row.started_at, history)
 
 
+def _first_runs(executions: Sequence[WorkflowExecution], archived: Sequence[HistoryRow]) -> dict[str, str]:
+    """The first run of each lifecycle: what is started under its id later is another's."""
+    started = [(one.start_time, one.id, one.run_id) for one in executions if one.workflow_type == names.LIFECYCLE]
+    started += [
+        (row.started_at, row.workflow_id, row.run_id) for row in archived if row.workflow_type == names.LIFECYCLE
+    ]
+    return {workflow_id: run_id for _, workflow_id, run_id in sorted(started, reverse=True)}
+
+
+def _goes_on(history: WorkflowHistory, first_run: str | None) -> bool:
+    if first_run is None or not history.events:
+        return True
+    attributes = history.events[0].workflow_execution_started_event_attributes
+    return first_run in (attributes.first_execution_run_id, attributes.original_execution_run_id)
+
+
 def _run(workflow_id: str, run_id: str, started_at: datetime, history: WorkflowHistory) -> Run:
     events = views.project(history.events, converter)
-    return Run(workflow_id, run_id, started_at, tuple(events))
+    return Run(workflow_id, run_id, started_at, tuple(events), tuple(views.routed(history.events, converter)))
 
 
 async def rebuild(client: Client, store: Store, artifacts: Artifacts) -> int:
@@ -301,26 +341,31 @@ async def _rebuild(client: Client, store: Store, artifacts: Artifacts) -> int:
     return len(rows)
 
 
-async def verify(client: Client, store: Store, artifacts: Artifacts) -> Findings:
-    """Compare journal with histories, and read models with what the journal folds to.
+async def verify(
+    client: Client, store: Store, artifacts: Artifacts, models: Callable[[str], bool] = lambda _model: True
+) -> Findings:
+    """Compare journal and routes with histories, and read models with what the journal folds to.
 
     A run that is writing right now may be ahead in its history by the append in flight; that is said only
-    when it is still so a moment later.
+    when it is still so a moment later. *models*: whose routes are compared, where several stores share a Temporal.
     """
-    findings = await _compare(client, store, artifacts)
+    findings = await _compare(client, store, artifacts, models)
     for _ in range(10):
         if not findings.differences:
             break
         await asyncio.sleep(0.5)
-        findings = await _compare(client, store, artifacts)
+        findings = await _compare(client, store, artifacts, models)
     return findings
 
 
-async def _compare(client: Client, store: Store, artifacts: Artifacts) -> Findings:
+async def _compare(
+    client: Client, store: Store, artifacts: Artifacts, models: Callable[[str], bool] | None = None
+) -> Findings:
     findings = Findings()
     found = [run async for run in runs(client, store, artifacts)]
     with store.read() as session:
         journal = session.exec(select(JournalRow)).all()
+        routes = session.exec(select(RouteRow)).all()
         kept = {
             (table.__name__, _identity(row)): views.plain(row)
             for table in READ_MODELS
@@ -328,6 +373,8 @@ async def _compare(client: Client, store: Store, artifacts: Artifacts) -> Findin
         }
     _compare_journal(findings, found, journal)
     _compare_rows(findings, journal, kept)
+    if models is not None:
+        _compare_routes(findings, found, routes, models)
     return findings
 
 
@@ -341,9 +388,33 @@ def _compare_journal(findings: Findings, found: list[Run], journal: Sequence[Jou
             body = rows.pop(key, None)
             if body is None:
                 findings.differences.append(f"missing in the journal: {_name(key)} {event.type}")
-            elif body != views.body(event):
+            elif not views.same(body, event):
                 findings.differences.append(f"the journal says otherwise: {_name(key)} {event.type}")
     findings.differences += [f"in the journal but in no history: {_name(key)}" for key in rows]
+
+
+def _compare_routes(
+    findings: Findings, found: list[Run], routes: Sequence[RouteRow], models: Callable[[str], bool]
+) -> None:
+    """A route is what the rollouts' histories made of it: whatever else changed it is an alarm."""
+    ordered = sorted(found, key=lambda run: (run.started_at, run.run_id))
+    said = views.routes_of(change for run in ordered for change in run.routes)
+    every = said.keys() | {(row.project, row.model) for row in routes}
+    for model in sorted(one for one in every if models(one[1])):
+        change = said.get(model)
+        row = next((row for row in routes if (row.project, row.model) == model), None)
+        expected = _answers(change.version, change.release_seq) if change else _answers(0, 0)
+        actual = _answers(row.version, row.release_seq) if row else _answers(0, 0)
+        if (row.model_digest if row else "") != (change.model_digest if change else "") and expected == actual:
+            actual += " with other bytes"
+        if expected != actual:
+            findings.differences.append(
+                f"the route of {model[0]}/{model[1]}: {actual}, but by the histories {expected}"
+            )
+
+
+def _answers(version: int, release_seq: int) -> str:
+    return f"version {version} answers (release {release_seq})" if version else "nothing answers"
 
 
 def _compare_rows(

@@ -20,7 +20,7 @@ from everloop.contracts import (
     RegistryActivities,
 )
 from everloop.errors import IntegrityError
-from everloop.records import Champion, Comparison, Evidence, Version
+from everloop.records import Champion, Comparison, Evidence, Signature, Version
 from everloop.store import RouteRow, Store, VersionRow
 
 
@@ -52,9 +52,17 @@ class RegistryOnControl(RegistryActivities):
     @activity.defn(name="everloop.registry.evidence")
     async def evidence(self, request: EvidenceRequest) -> EvidenceAnswer:
         """What the gate shows and what a decision signs, as things are now."""
-        now = await asyncio.to_thread(champion, self._store, request.version.project, request.version.model)
-        made = evidence_of(request.version, now, request.trigger, request.submitted_by)
-        return EvidenceAnswer(evidence=made, digest=signing.digest(made), keys=signing.trusted_keys(self._keys_dir))
+        return await asyncio.to_thread(self._evidence, request)
+
+    def _evidence(self, request: EvidenceRequest) -> EvidenceAnswer:
+        version = request.version
+        with self._store.read() as session:
+            now = champion_in(session, version.project, version.model)
+        signature = signature_of(self._artifacts, version)
+        made = evidence_of(version, signature, now, request.trigger, request.submitted_by)
+        text = signing.canonical(made).decode()
+        keys = signing.trusted_keys(self._keys_dir)
+        return EvidenceAnswer(evidence=made, digest=signing.digest_of(text), keys=keys, text=text)
 
     def _check_bytes(self, request: RegisterRequest) -> None:
         exported = request.exported
@@ -67,10 +75,15 @@ class RegistryOnControl(RegistryActivities):
 def champion(store: Store, project: str, model: str) -> Champion | None:
     """The version on the model's route."""
     with store.read() as session:
-        route = session.get(RouteRow, (project, model))
-        if route is None:
-            return None
-        row = session.get_one(VersionRow, (project, model, route.version))
+        return champion_in(session, project, model)
+
+
+def champion_in(session: Session, project: str, model: str) -> Champion | None:
+    """The version on the model's route, as one transaction sees it."""
+    route = session.get(RouteRow, (project, model))
+    if route is None:
+        return None
+    row = session.get_one(VersionRow, (project, model, route.version))
     version = Version.model_validate_json(row.record)
     return Champion(
         version=version.number,
@@ -83,10 +96,18 @@ def champion(store: Store, project: str, model: str) -> Champion | None:
     )
 
 
-def evidence_of(version: Version, now: Champion | None, trigger: str, submitted_by: str) -> Evidence:
+def signature_of(artifacts: Artifacts, version: Version) -> Signature:
+    """What the version takes and gives, from its stored bytes. Raises `IntegrityError`."""
+    return Signature.model_validate_json(artifacts.get(version.exported.signature))
+
+
+def evidence_of(
+    version: Version, signature: Signature, now: Champion | None, trigger: str, submitted_by: str
+) -> Evidence:
     """The evidence for releasing *version* while *now* is the champion."""
     evaluation = version.evaluation
     return Evidence(
+        format=2,
         lifecycle=version.lifecycle,
         project=version.project,
         model=version.model,
@@ -102,6 +123,9 @@ def evidence_of(version: Version, now: Champion | None, trigger: str, submitted_
         trained_until=version.refitted.trained_until,
         trigger=trigger,
         submitted_by=submitted_by,
+        signature_digest=version.exported.signature.sha256,
+        reference_digest=version.exported.reference.sha256,
+        classes=signature.classes,
     )
 
 

@@ -18,7 +18,7 @@ from api.lifecycle import approval_url, page_url, temporal_url
 from everloop import names
 from everloop.errors import EvidenceChanged, GateClosed, Invalid, NotFound
 from everloop.records import Claim, Decision, Evidence, Verdict
-from everloop.signing import digest
+from everloop.signing import canonical, digest_of
 from everloop.specs import HIGHER_IS_BETTER, METRICS
 from everloop.store import ApprovalRow, DriftRow, LifecycleRow, VersionRow
 from everloop.views import OPEN_STATUSES
@@ -202,11 +202,16 @@ def _submitter(here: Parts, row: ApprovalRow) -> str:
             f"{row.lifecycle} was reset and is at {lifecycle.stage}: it will ask anew",
             hint=f"follow it: `everloop watch {row.lifecycle}`",
         )
-    if digest(Evidence.model_validate(row.evidence)) != row.evidence_digest:
+    if _text(row) != canonical(row.evidence).decode() or digest_of(_text(row)) != row.evidence_digest:
         raise EvidenceChanged(
             "the evidence is not what its digest says", hint="reject it: somebody made this gate by hand"
         )
     return lifecycle.submitted_by
+
+
+def _text(row: ApprovalRow) -> str:
+    """The bytes that the evidence's digest is over."""
+    return row.evidence_text or canonical(row.evidence).decode()
 
 
 async def _must_be_the_lifecycles(here: Parts, row: ApprovalRow) -> None:
@@ -237,6 +242,7 @@ def _claim(row: ApprovalRow, person: str, body: DecisionRequest, submitted_by: s
         decided_at=now,
         expires_at=now + DECISION_LASTS,
         self_approved=person == submitted_by,
+        format=evidence.format if row.evidence_text else 1,
     )
 
 

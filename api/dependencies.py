@@ -8,8 +8,13 @@ from typing import Annotated, TypeVar
 
 from fastapi import Depends, Request
 from starlette.concurrency import run_in_threadpool
-from temporalio.client import Client, WorkflowUpdateFailedError, WorkflowUpdateRPCTimeoutOrCancelledError
-from temporalio.exceptions import ApplicationError
+from temporalio.client import (
+    Client,
+    WorkflowFailureError,
+    WorkflowUpdateFailedError,
+    WorkflowUpdateRPCTimeoutOrCancelledError,
+)
+from temporalio.exceptions import ActivityError, ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
 from everloop import errors
@@ -58,12 +63,12 @@ async def ask(call: Awaitable[T], *, missing: str = "", hint: str = "") -> T:
     """Await *call* to Temporal for at most `TEMPORAL_SECONDS`.
 
     Raises `Unavailable` when it does not answer, `NotFound` with *missing* when it does not know the thing,
-    and, for an update, the error that the workflow raised.
+    and, for an update or a workflow's result, the error that the workflow raised.
     """
     try:
         async with asyncio.timeout(TEMPORAL_SECONDS):
             return await call
-    except WorkflowUpdateFailedError as error:
+    except (WorkflowUpdateFailedError, WorkflowFailureError) as error:
         raise raised(error) from None
     except RPCError as error:
         if error.status == RPCStatusCode.NOT_FOUND:
@@ -85,9 +90,11 @@ async def soon(look: Callable[[], bool]) -> None:
         await asyncio.sleep(0.05)
 
 
-def raised(error: WorkflowUpdateFailedError) -> errors.EverloopError:
-    """The error of ours that a workflow answered an update with."""
-    cause = error.cause
+def raised(error: WorkflowUpdateFailedError | WorkflowFailureError) -> errors.EverloopError:
+    """The error of ours that a workflow, or an activity of it, answered with."""
+    cause: BaseException | None = error.cause
+    if isinstance(cause, ActivityError):
+        cause = cause.cause
     if not isinstance(cause, ApplicationError):
         return errors.Conflict(str(cause))
     field, hint = (*(str(detail) for detail in cause.details[:2]), "", "")[:2]

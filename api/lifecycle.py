@@ -26,6 +26,7 @@ from api.dependencies import RPC_TIMEOUT, Here, Parts, Person, ask, soon
 from everloop import names, signing
 from everloop.contracts import AttendRequest, LifecycleRequest
 from everloop.errors import IdempotencyMismatch, Invalid, NotFound, NotWaiting
+from everloop.payloads import converter
 from everloop.records import Wait
 from everloop.specs import JOB_STAGES, SKIPPABLE, STAGES, LifecycleSpec
 from everloop.store import (
@@ -175,13 +176,13 @@ async def submit(
     The same key with another body is refused. While Temporal is down nothing is acknowledged (503).
     """
     key = _key(idempotency_key)
-    digest = signing.digest(spec)
-    known = await run_in_threadpool(_known_digest, here, key)
+    known = await run_in_threadpool(_known_spec, here, key)
     if known is None:
-        known = await _start(here, key, LifecycleRequest(spec=spec, body_digest=digest, submitted_by=person))
+        request = LifecycleRequest(spec=spec, body_digest=signing.digest(spec), submitted_by=person)
+        known = await _start(here, key, request)
     else:
         response.status_code = 200
-    if known != digest:
+    if known != spec:
         raise IdempotencyMismatch(
             f"the key {key} has started a lifecycle with another spec",
             field="Idempotency-Key",
@@ -318,20 +319,32 @@ def _key(given: str) -> str:
     return given
 
 
-def _known_digest(here: Parts, key: str) -> str | None:
+def _known_spec(here: Parts, key: str) -> LifecycleSpec | None:
+    """The spec that the key stands for, read as specs are read now: one of before lacks the fields of today."""
     with here.store.read() as session:
         row = session.get(LifecycleRow, key)
-        return row.body_digest if row else None
+        return LifecycleSpec.model_validate_json(row.spec) if row else None
 
 
-async def _start(here: Parts, key: str, request: LifecycleRequest) -> str:
-    """Start the workflow, or find it started: the body digest that the key stands for."""
+async def _start(here: Parts, key: str, request: LifecycleRequest) -> LifecycleSpec | None:
+    """Start the workflow, or find it started: the spec that the key stands for. None: no lifecycle has that id."""
     try:
         await ask(_starting(here, key, request))
     except WorkflowAlreadyStartedError:
-        described = await ask(here.temporal.get_workflow_handle(key).describe(rpc_timeout=RPC_TIMEOUT))
-        return str((await described.memo()).get("body_digest", ""))
-    return request.body_digest
+        return await ask(_started_with(here, key))
+    return request.spec
+
+
+async def _started_with(here: Parts, key: str) -> LifecycleSpec | None:
+    events = here.temporal.get_workflow_handle(key).fetch_history_events(page_size=1, rpc_timeout=RPC_TIMEOUT)
+    async for event in events:
+        given = event.workflow_execution_started_event_attributes.input.payloads
+        try:
+            (request,) = converter.payload_converter.from_payloads(given, [LifecycleRequest])
+        except Exception:  # noqa: BLE001  # whatever somebody has typed as its input
+            return None
+        return LifecycleSpec.model_validate(request.spec)
+    return None
 
 
 async def _starting(here: Parts, key: str, request: LifecycleRequest) -> WorkflowHandle[Any, Any]:

@@ -1,22 +1,30 @@
 """Models: which version answers, which there are, and how the route has changed."""
 
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated
 from urllib.parse import quote
 
-from fastapi import APIRouter, Query
-from pydantic import BaseModel
+from fastapi import APIRouter, Depends, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, StringConstraints
 from sqlmodel import Session, col, select
-from starlette.responses import HTMLResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import HTMLResponse, RedirectResponse
+from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+from temporalio.exceptions import WorkflowAlreadyStartedError
 
 from api import drift, pages
-from api.dependencies import Here, Person
+from api.bodies import body_schema, json_body, read_form, validated
+from api.dependencies import RPC_TIMEOUT, Here, Parts, Person, ask
 from api.drift import DriftView, Project
 from api.lifecycle import page_url
-from everloop.errors import NotFound
-from everloop.records import Route, Version
+from everloop import names
+from everloop.errors import Conflict, NotFound
+from everloop.records import RollBack, Route, RouteChange, SignedRollBack, Version
 from everloop.specs import LifecycleSpec
-from everloop.store import MonitorRow, ReleaseRow, RouteRow, VersionRow
+from everloop.store import MonitorRow, ReleaseRow, RouteChangeRow, RouteRow, VersionRow
+
+ORDER_LASTS = timedelta(minutes=10)
+"""A signed roll back that was not carried out by then is void: nobody is surprised by it tomorrow."""
 
 router = APIRouter(tags=["models"])
 page = APIRouter(include_in_schema=False)
@@ -32,6 +40,8 @@ class RouteView(BaseModel):
     released_at: datetime
     approved_by: list[str]
     self_approved: bool
+    back_to: int | None
+    """The version that a roll back returns to, where there is one."""
 
 
 class VersionView(BaseModel):
@@ -100,6 +110,29 @@ class ModelView(BaseModel):
     links: dict[str, str]
 
 
+class RollBackRequest(BaseModel):
+    """A person wants the version before."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    release_seq: int | None = None
+    """The release to undo, as the model shows it; the present one when left out."""
+    reason: Annotated[str, StringConstraints(min_length=1, max_length=2000, strip_whitespace=True)]
+    """Everybody reads it."""
+
+
+class RolledBack(BaseModel):
+    """The route after a roll back."""
+
+    model: str
+    project: str
+    version: int
+    """The version that answers again."""
+    release_seq: int
+    undone_seq: int
+    person: str
+
+
 @router.get("/models")
 def listed(here: Here, limit: Annotated[int, Query(ge=1, le=200)] = 200) -> ModelList:
     """The models that have a version, by name."""
@@ -126,6 +159,118 @@ def model_page(model: str, here: Here, person: Person, project: Project = "defau
     threshold = found.monitor.share if found.monitor else None
     return pages.render(
         "model.html", person=person, view=found, bars=drift.spark(found.checks[-60:], threshold), page_url=page_url
+    )
+
+
+@router.post(
+    "/models/{model}/roll-back",
+    openapi_extra=body_schema(RollBackRequest, {"release_seq": 4, "reason": "it refuses every loan since noon"}),
+)
+async def roll_back(
+    model: str,
+    here: Here,
+    person: Person,
+    body: Annotated[RollBackRequest, Depends(json_body(RollBackRequest))],
+    project: Project = "default",
+) -> RolledBack:
+    """Send the model's traffic back to the version before its latest release. Signed, and journaled.
+
+    Raises `Conflict` when there is no version before, or when the latest release is another than the named one.
+    """
+    return await undo(here, project, model, person, body)
+
+
+@page.post("/models/{model}")
+async def roll_back_by_form(
+    model: str, request: Request, here: Here, person: Person, project: Project = "default"
+) -> Response:
+    """The roll-back button of the page was pressed."""
+    form = await read_form(request)
+    given = {name: form[name] for name in ("release_seq", "reason") if name in form}
+    await undo(here, project, model, person, validated(RollBackRequest, given))
+    return RedirectResponse(f"/models/{quote(model)}?project={quote(project)}", 303)
+
+
+async def undo(here: Parts, project: str, model: str, person: str, body: RollBackRequest) -> RolledBack:
+    """Sign *person*'s order and let the model's rollout carry it out."""
+    route = await run_in_threadpool(_present, here, project, model)
+    if body.release_seq not in (None, route.release_seq):
+        done = await run_in_threadpool(_done, here, project, model, person, body)
+        if done is not None:
+            return done
+        raise Conflict(
+            f"release {body.release_seq} of {model} is not the latest one: it is {route.release_seq}",
+            field="release_seq",
+            hint=f"look again: `everloop models`, or the page of {model}",
+        )
+    now = datetime.now(UTC)
+    order = RollBack(
+        project=project,
+        model=model,
+        release_seq=route.release_seq,
+        person=person,
+        reason=body.reason,
+        ordered_at=now,
+        expires_at=now + ORDER_LASTS,
+    )
+    try:
+        change = await ask(_undoing(here, here.signer.order(order)))
+    except WorkflowAlreadyStartedError:
+        raise Conflict(
+            f"a rollout of {model} runs right now",
+            hint="it ends by itself once the prediction server answers; then order it again",
+        ) from None
+    return RolledBack(
+        **change.model_dump(include={"model", "project", "version", "release_seq"}),
+        undone_seq=route.release_seq,
+        person=person,
+    )
+
+
+async def _undoing(here: Parts, order: SignedRollBack) -> RouteChange:
+    told = order.order
+    handle = await here.temporal.start_workflow(
+        names.ROLL_BACK,
+        order,
+        id=names.release_id(told.project, told.model),
+        task_queue=names.CONTROL,
+        id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+        id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
+        result_type=RouteChange,
+        execution_timeout=ORDER_LASTS,
+        static_summary=f"{told.model}: {told.person} undoes release {told.release_seq}"[:200],
+        rpc_timeout=RPC_TIMEOUT,
+    )
+    change: RouteChange = await handle.result()
+    return change
+
+
+def _present(here: Parts, project: str, model: str) -> RouteRow:
+    with here.store.read() as session:
+        route = session.get(RouteRow, (project, model))
+    if route is None:
+        raise NotFound(
+            f"nothing is released as {model[:63]} in project {project[:63]}",
+            field="model",
+            hint="`everloop models` shows what is",
+        )
+    return route
+
+
+def _done(here: Parts, project: str, model: str, person: str, body: RollBackRequest) -> RolledBack | None:
+    """What the same order of the same person did before: its answer may have been lost."""
+    query = select(RouteChangeRow).where(
+        RouteChangeRow.project == project,
+        RouteChangeRow.model == model,
+        RouteChangeRow.undoes == body.release_seq,
+        RouteChangeRow.person == person,
+    )
+    with here.store.read() as session:
+        row = session.exec(query).first()
+    if row is None:
+        return None
+    return RolledBack(
+        **row.model_dump(include={"model", "project", "version", "release_seq", "person"}), undone_seq=row.undoes
     )
 
 
@@ -179,6 +324,7 @@ def _route(row: RouteRow) -> RouteView:
         released_at=row.released_at,
         approved_by=[claim.person for claim in claims],
         self_approved=any(claim.self_approved for claim in claims),
+        back_to=Route.model_validate_json(row.previous).version if row.previous else None,
     )
 
 

@@ -36,7 +36,7 @@ from everloop.errors import (
     Unavailable,
 )
 from everloop.predictions import PredictionLog
-from everloop.records import Route, Signature, Verdict, Version
+from everloop.records import Claim, Evidence, Route, Signature, Verdict, Version
 from everloop.settings import Settings
 from everloop.store import RouteRow, Store, VersionRow
 
@@ -256,14 +256,16 @@ class Fleet:
         version = Version.model_validate_json(version_row.record)
         if (row.version, row.release_seq, row.model_digest) != (route.version, route.release_seq, route.model_digest):
             raise IntegrityError("the route's columns are not what its record says")
-        must_be_approved(route, signing.trusted_keys(self.settings.keys_dir))
+        claim = must_be_approved(route, signing.trusted_keys(self.settings.keys_dir))
         data = self.artifacts.get(route.model_digest)
         signature = Signature.model_validate_json(self.artifacts.get(version.exported.signature))
+        if claim.format > 1:
+            must_mean_what_was_shown(name, route, claim, version, signature)
         return Served(route, signature, Model(data, signature), datetime.now(UTC))
 
 
-def must_be_approved(route: Route, keys: Mapping[str, str]) -> None:
-    """Raise `BadSignature` unless a person's signed yes is for exactly these bytes, at this lifecycle's gate."""
+def must_be_approved(route: Route, keys: Mapping[str, str]) -> Claim:
+    """The person's signed yes for exactly these bytes at this lifecycle's gate. Raises `BadSignature`."""
     for decision in route.decisions:
         signing.verify(decision, dict(keys))
         claim = decision.claim
@@ -272,8 +274,34 @@ def must_be_approved(route: Route, keys: Mapping[str, str]) -> None:
             route.model_digest,
             names.approval_id(route.lifecycle),
         ):
-            return
+            return claim
     raise BadSignature("no signed approval is for these bytes", hint="decide on the approval page")
+
+
+def must_mean_what_was_shown(name: Name, route: Route, claim: Claim, version: Version, signature: Signature) -> None:
+    """Raise `IntegrityError` unless the evidence that was signed is about this model's answers and what they mean.
+
+    The bytes of a model say neither whose they are nor what their outputs stand for.
+    """
+    if signing.digest_of(route.evidence) != claim.evidence_digest:
+        raise IntegrityError("the route's evidence is not what was signed")
+    shown = Evidence.model_validate_json(route.evidence)
+    exported = version.exported
+    routed = {
+        "model": (*name, route.version, route.model_digest, route.lifecycle),
+        "task": (version.task, signature.task),
+        "signature": (exported.signature.sha256, signature.classes),
+        "reference": exported.reference.sha256,
+    }
+    approved = {
+        "model": (shown.project, shown.model, shown.version, shown.model_digest, shown.lifecycle),
+        "task": (shown.task, shown.task),
+        "signature": (shown.signature_digest, shown.classes),
+        "reference": shown.reference_digest,
+    }
+    for what, value in routed.items():
+        if value != approved[what]:
+            raise IntegrityError(f"the {what} is another than the approved one")
 
 
 # --- answering ----------------------------------------------------------------------------------

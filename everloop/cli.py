@@ -31,8 +31,10 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: starts faster, reads the same everywhere
 )
 journal = typer.Typer(help="The journal of domain events against Temporal's histories.", no_args_is_help=True)
+keys = typer.Typer(help="The keys that decisions are signed with.", no_args_is_help=True)
 worker = typer.Typer(help="Run one worker process here, as `everloop up` does.", no_args_is_help=True)
 app.add_typer(journal, name="journal")
+app.add_typer(keys, name="keys")
 app.add_typer(worker, name="worker")
 
 DataDir = Annotated[
@@ -326,6 +328,28 @@ def models(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     _show(rows, as_json, lambda console: console.models(rows))
 
 
+@app.command("roll-back")
+def roll_back(  # noqa: PLR0917  # options of a command, given by name
+    model: Annotated[str, typer.Argument(help="Name of a released model.")],
+    reason: Annotated[str, typer.Option("--reason", "-m", help="Why; everybody reads it.")],
+    project: Project = "default",
+    yes: Yes = False,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Send a model's traffic back to the version before its latest release. Signed, like an approval."""
+    with _client(data_dir) as client:
+        route = client.model(model, project)["route"]
+        seen = route["release_seq"] if route else None
+        to = route["back_to"] if route else None
+        if not yes and to is not None and not _ask(f"Version {route['version']} answers now. Go back to version {to}?"):
+            typer.echo("nothing is changed", err=True)
+            raise typer.Exit(1)
+        answer = client.roll_back(model, reason, seen or 0, project)
+    said = f"version {answer['version']} of {model} answers again (release {answer['release_seq']})"
+    _print_json(answer) if as_json else typer.echo(said)
+
+
 @app.command()
 def predict(  # noqa: PLR0917  # options of a command, given by name
     model: Annotated[str, typer.Argument(help="Name of a released model.")],
@@ -401,6 +425,24 @@ def rebuild(as_json: AsJson = False, data_dir: DataDir = None, port_base: PortBa
 def verify(as_json: AsJson = False, data_dir: DataDir = None, port_base: PortBase = None) -> None:
     """Compare the read models with Temporal's histories; exit code 1 when they differ."""
     _become("workers", _settings(data_dir, port_base), "journal", "verify", *(["--json"] if as_json else []))
+
+
+@keys.command("list")
+def list_keys(as_json: AsJson = False, data_dir: DataDir = None) -> None:
+    """List the keys that decisions are signed with: the present one, and those that were rotated out."""
+    from everloop import signing
+
+    rows = signing.listed(_settings(data_dir).keys_dir)
+    _show(rows, as_json, lambda console: console.keys(rows))
+
+
+@keys.command()
+def rotate(as_json: AsJson = False, data_dir: DataDir = None) -> None:
+    """Make a new signing key. What was signed before stays valid, and open gates take the new key's decisions."""
+    from everloop import signing
+
+    made = signing.rotate(_settings(data_dir).keys_dir)
+    _print_json({"id": made}) if as_json else typer.echo(f"decisions are signed with key {made} from now on")
 
 
 @worker.command()

@@ -193,6 +193,16 @@ class Client:
         """A model: its route, versions, monitor and drift checks."""
         return _object(self._api("GET", f"/models/{_part(model)}", params={"project": project}))
 
+    def roll_back(self, model: str, reason: str, release_seq: int | None = None, project: str = "default") -> Json:
+        """Send a model's traffic back to the version before its latest release; answers what answers now.
+
+        *release_seq*: the release to undo, as `model` shows it. Raises `Conflict` when that is not the latest one,
+        or when there is no version before it. Sent again after an answer was lost, it undoes nothing more.
+        """
+        seen = release_seq if release_seq is not None else self.model(model, project)["route"]["release_seq"]
+        body = {"release_seq": seen, "reason": reason}
+        return _object(self._api("POST", f"/models/{_part(model)}/roll-back", params={"project": project}, json=body))
+
     def check(self, model: str, project: str = "default") -> Json:
         """Let the model's monitor look now, not only when it is due."""
         return _object(self._api("POST", f"/models/{_part(model)}/check", params={"project": project}))

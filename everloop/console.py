@@ -219,6 +219,13 @@ def models(rows: Iterable[Json]) -> RenderableType:
     return made if made.row_count else Text("no model yet; `everloop submit SPEC.yaml` makes one")
 
 
+def keys(rows: Iterable[Json]) -> RenderableType:
+    made = table("key", "state", "since (UTC)")
+    for row in rows:
+        made.add_row(row["id"], row["state"], when(row["since"]))
+    return made if made.row_count else Text("no key yet; `everloop up` makes the first one")
+
+
 def checks(rows: Iterable[Json]) -> RenderableType:
     """A model's drift checks, oldest window first."""
     made = table("window (UTC)", "version", "rows", "share", "verdict", "why", "lifecycle")

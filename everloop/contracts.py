@@ -23,6 +23,8 @@ from everloop.records import (
     Record,
     Refitted,
     Route,
+    RouteChange,
+    SignedRollBack,
     Slot,
     Snapshot,
     Trained,
@@ -278,7 +280,10 @@ class EvidenceAnswer(Record):
 
     evidence: Evidence
     digest: str
+    """SHA-256 of `text`."""
     keys: dict[str, str]
+    text: str = ""
+    """The evidence's JSON: the bytes that the digest is over."""
 
 
 class RegistryActivities(ABC):
@@ -304,6 +309,8 @@ class ReleaseRequest(Record):
     nonce: str
     gate: str
     decisions: tuple[Decision, ...]
+    evidence: str = ""
+    """The text of the evidence that was approved."""
 
 
 class RollBackRequest(Record):
@@ -311,6 +318,8 @@ class RollBackRequest(Record):
     model: str
     release_seq: int
     """The release to undo; nothing happens when the route has moved on."""
+    order: SignedRollBack | None = None
+    """A person's; without one only the rollout itself may undo what it did."""
 
 
 class ObserveRequest(Record):
@@ -330,7 +339,7 @@ class ReleaseActivities(ABC):
 
     @activity.defn(name="everloop.release.roll_back")
     @abstractmethod
-    async def roll_back(self, request: RollBackRequest) -> None: ...
+    async def roll_back(self, request: RollBackRequest) -> RouteChange | None: ...
 
 
 class MonitorRequest(Record):
@@ -414,6 +423,8 @@ class ApprovalRequest(Record):
     evidence_digest: str
     keys: dict[str, str]
     deadline: datetime
+    evidence_text: str = ""
+    """The bytes that the digest is over."""
 
 
 class ApprovalAnswer(Record):

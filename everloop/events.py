@@ -122,6 +122,8 @@ class ApprovalOpened(Fact):
     evidence: Evidence
     evidence_digest: str
     deadline: datetime
+    evidence_text: str = ""
+    """The bytes that the digest is over."""
 
 
 class ApprovalDecided(Fact):
@@ -151,8 +153,17 @@ class ReleaseRolledBack(Fact):
     type: Literal["ReleaseRolledBack"] = "ReleaseRolledBack"
     project: str
     model: str
-    version: int
+    version: int = 0
+    """The one that was undone, where the rollout itself undid it."""
     reason: str
+    undone_seq: int = 0
+    """The release that was undone; 0 in journals of before: the one that the same run made."""
+    release_seq: int = 0
+    """The route's number after the roll back."""
+    back_to: int | None = None
+    """The version that answers again, 0 when nothing does."""
+    person: str = ""
+    """Who ordered it; empty when the rollout undid itself."""
 
 
 class DriftChecked(Fact):

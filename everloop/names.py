@@ -15,6 +15,7 @@ COMPUTE = "everloop-compute"
 LIFECYCLE = "everloop.Lifecycle"
 APPROVAL = "everloop.Approval"
 RELEASE = "everloop.Release"
+ROLL_BACK = "everloop.RollBack"
 DRIFT_CHECK = "everloop.DriftCheck"
 GPU_POOL = "everloop.GpuPool"
 

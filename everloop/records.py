@@ -240,8 +240,13 @@ class Champion(Record):
 
 
 class Evidence(Record):
-    """What an approver is shown; its digest is what the decision signs."""
+    """What an approver is shown. The digest of its stored text is what a decision signs.
 
+    A new field that is computed needs a new `format`: what was approved before is compared as it was shown then.
+    """
+
+    format: int = 1
+    """1: as Everloop 0.1 showed it first. 2: binds `signature_digest`, `reference_digest` and `classes` too."""
     lifecycle: str
     project: str
     model: str
@@ -257,6 +262,17 @@ class Evidence(Record):
     trained_until: datetime | None = None
     trigger: str
     submitted_by: str
+    signature_digest: str = ""
+    """SHA-256 of the stored `Signature`: what the model takes, and what its answers mean."""
+    reference_digest: str = ""
+    """SHA-256 of the reference sample that drift checks compare with."""
+    classes: tuple[str, ...] = ()
+    """The labels, in the order of the model's outputs."""
+
+    def as_format_1(self) -> "Evidence":
+        """The same without what format 2 binds."""
+        first = {"format": 1, "signature_digest": "", "reference_digest": "", "classes": ()}
+        return self.model_copy(update=first)
 
 
 class Verdict(StrEnum):
@@ -282,6 +298,19 @@ class Claim(Record):
     decided_at: datetime
     expires_at: datetime
     self_approved: bool
+    format: int = 1
+    """Of the evidence that was looked at: with 2, who verifies the decision must have the evidence's text."""
+
+
+class Endorsement(Record):
+    """A signing key's word for the key that replaces it (`everloop keys rotate`)."""
+
+    public: str
+    """The new public key, base64."""
+    key_id: str
+    """Of the older key, which signs."""
+    signature: str
+    """Ed25519, base64."""
 
 
 class Decision(Record):
@@ -290,7 +319,49 @@ class Decision(Record):
     claim: Claim
     key_id: str
     signature: str
-    """Ed25519 over the claim's canonical JSON, base64."""
+    """Ed25519 over the text of the claim, base64."""
+    signed: str = ""
+    """The text that was signed: the claim's JSON. Without it, the canonical JSON of the claim's first fields."""
+    endorsements: tuple[Endorsement, ...] = ()
+    """From a key that a gate may know to the one that signed, when the key was rotated since the gate opened."""
+
+
+class RollBack(Record):
+    """A person's order to undo a model's latest release: the bytes that the API signs."""
+
+    type: Literal["roll_back"] = "roll_back"
+    project: str
+    model: str
+    release_seq: int
+    """The release to undo: the order fits no other."""
+    person: str
+    reason: str
+    ordered_at: datetime
+    expires_at: datetime
+
+
+class SignedRollBack(Record):
+    """A person's signed order to undo a release."""
+
+    order: RollBack
+    key_id: str
+    signature: str
+    """Ed25519 over `signed`, base64."""
+    signed: str
+    """The order's JSON."""
+
+
+class RouteChange(Record):
+    """A change of a model's route, as a history or the ledger says it. `version` 0: nothing answers any more."""
+
+    project: str
+    model: str
+    release_seq: int
+    version: int
+    model_digest: str = ""
+    lifecycle: str = ""
+    undoes: int | None = None
+    """The release that a roll back undid."""
 
 
 class Route(Record):
@@ -304,6 +375,11 @@ class Route(Record):
     lifecycle: str
     decisions: tuple[Decision, ...]
     released_at: datetime
+    evidence: str = ""
+    """The text of the evidence that was approved; its digest is in the signed claim."""
+
+    def change(self) -> RouteChange:
+        return RouteChange.model_validate(self.model_dump(include=set(RouteChange.model_fields)))
 
 
 class Window(Record):

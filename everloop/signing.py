@@ -1,18 +1,34 @@
-"""Decisions are signed by the API and verified by the gate and by the release. Ed25519, canonical JSON."""
+"""What people decide is signed by the API and verified wherever it takes effect. Ed25519.
+
+A signature is over the text that was signed, and a digest over the text that was stored: never over a record that
+was parsed and dumped again, which a new field of ours would change.
+"""
 
 import base64
 import hashlib
 import json
 import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from everloop.errors import BadSignature, IntegrityError
-from everloop.records import Claim, Decision
+from everloop.records import Claim, Decision, Endorsement, RollBack, SignedRollBack
+
+FIRST_CLAIM = (
+    *("gate", "nonce", "evidence_digest", "model_digest", "champion_digest"),
+    *("person", "verdict", "comment", "decided_at", "expires_at", "self_approved"),
+)
+"""The fields of a claim when its text did not travel with the decision yet."""
+RETIRED = "retired"
+"""Folder of the public keys that were rotated out: what they signed still holds."""
+ENDORSEMENTS: TypeAdapter[tuple[Endorsement, ...]] = TypeAdapter(tuple[Endorsement, ...])
+HINT = "decide on the approval page or with `everloop approve`"
 
 
 def canonical(value: BaseModel | Any) -> bytes:  # noqa: ANN401
@@ -22,27 +38,105 @@ def canonical(value: BaseModel | Any) -> bytes:  # noqa: ANN401
 
 
 def digest(value: BaseModel | Any) -> str:  # noqa: ANN401
-    """SHA-256 of the canonical JSON, in hex."""
+    """SHA-256 of the canonical JSON, in hex. To compare with later, keep the text: see `digest_of`."""
     return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def digest_of(text: str) -> str:
+    """SHA-256 of a text as it is stored, in hex."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def key_id(public: bytes) -> str:
     return hashlib.sha256(public).hexdigest()[:16]
 
 
+# --- keys ---------------------------------------------------------------------------------------
+
+
 def create_keys(folder: Path) -> None:
     """Make the deployment's signing key once: `signing.key` (0600, the API's) and `signing.pub`, which follows from it.
 
+    When the private key was lost or removed, the public one before is kept, so that earlier decisions still verify.
     Raises `IntegrityError` when the key is there and cannot be read as one.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = folder / "signing.key"
     if not path.exists():
+        _retire(folder)
         _write_whole(path, base64.b64encode(Ed25519PrivateKey.generate().private_bytes_raw()), 0o600)
-    private = _private_key(path)
-    public = base64.b64encode(private.public_key().public_bytes_raw())
+    public = _public_of(_private_key(path))
     if not _holds(folder / "signing.pub", public):
+        _retire(folder)
         _write_whole(folder / "signing.pub", public, 0o644)
+
+
+def rotate(folder: Path) -> str:
+    """Replace the signing key by a new one. Returns the new key's id.
+
+    What the old key signed still verifies, and the old key endorses the new one: gates that are open and know the
+    old key only take decisions of the new one. Raises `IntegrityError` when the present key cannot be read.
+    """
+    create_keys(folder)
+    old, new = _private_key(folder / "signing.key"), Ed25519PrivateKey.generate()
+    public = _public_of(new)
+    endorsement = Endorsement(
+        public=public.decode(),
+        key_id=key_id(old.public_key().public_bytes_raw()),
+        signature=base64.b64encode(old.sign(_endorsed(public.decode()))).decode(),
+    )
+    endorsements = (*_endorsements(folder), endorsement)
+    _write_whole(folder / "endorsements.json", ENDORSEMENTS.dump_json(endorsements), 0o644)
+    _retire(folder)
+    # A crash here leaves the old key in place; after the next line `create_keys` makes the public key fit it.
+    _write_whole(folder / "signing.key", base64.b64encode(new.private_bytes_raw()), 0o600)
+    _write_whole(folder / "signing.pub", public, 0o644)
+    return key_id(new.public_key().public_bytes_raw())
+
+
+def trusted_keys(folder: Path) -> dict[str, str]:
+    """Key id to public key (base64) of who may have signed decisions here: the present key and the retired ones."""
+    paths = [*sorted((folder / RETIRED).glob("*.pub")), folder / "signing.pub"]
+    keys = [path.read_text().strip() for path in paths]
+    return {key_id(base64.b64decode(public)): public for public in keys}
+
+
+def listed(folder: Path) -> list[dict[str, str]]:
+    """Each signing key: `id`, `state` (`signs` or `retired`), and `since` when its file is there (ISO 8601, UTC)."""
+    present = folder / "signing.pub"
+    found = [(path, "retired") for path in sorted((folder / RETIRED).glob("*.pub"))]
+    if present.exists():
+        found = [(path, state) for path, state in found if not _holds(present, path.read_bytes().strip())]
+        found = [(present, "signs"), *found]
+    return [
+        {
+            "id": key_id(base64.b64decode(path.read_bytes())),
+            "state": state,
+            "since": datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds"),
+        }
+        for path, state in found
+    ]
+
+
+def _retire(folder: Path) -> None:
+    """Keep the present public key among the retired ones."""
+    present = folder / "signing.pub"
+    if not present.exists():
+        return
+    public = present.read_bytes().strip()
+    kept = folder / RETIRED / f"{key_id(base64.b64decode(public))}.pub"
+    if not kept.exists():
+        kept.parent.mkdir(mode=0o700, exist_ok=True)
+        _write_whole(kept, public, 0o644)
+
+
+def _endorsements(folder: Path) -> tuple[Endorsement, ...]:
+    path = folder / "endorsements.json"
+    return ENDORSEMENTS.validate_json(path.read_bytes()) if path.exists() else ()
+
+
+def _endorsed(public: str) -> bytes:
+    return f"everloop: the next signing key is {public}".encode()
 
 
 def _write_whole(path: Path, data: bytes, mode: int) -> None:
@@ -63,41 +157,111 @@ def _private_key(path: Path) -> Ed25519PrivateKey:
     except ValueError:
         raise IntegrityError(
             f"{path} holds no signing key",
-            hint="restore it from a backup; without one remove it, and decide open approvals again",
+            hint="restore it from a backup; without one remove it: earlier decisions still verify, "
+            "and lifecycles that wait at a gate must be submitted again",
         ) from None
+
+
+def _public_of(private: Ed25519PrivateKey) -> bytes:
+    return base64.b64encode(private.public_key().public_bytes_raw())
 
 
 def _holds(path: Path, data: bytes) -> bool:
     return path.exists() and path.read_bytes().strip() == data
 
 
-def trusted_keys(folder: Path) -> dict[str, str]:
-    """Key id to public key (base64) of who may sign decisions here."""
-    public = (folder / "signing.pub").read_text().strip()
-    return {key_id(base64.b64decode(public)): public}
-
-
 class Signer:
-    """Signs decisions. Only the API has one."""
+    """Signs what people decide. Only the API has one; it follows a rotation of the key."""
 
     def __init__(self, folder: Path) -> None:
         """Read `signing.key` from *folder*."""
+        self._folder = folder
         self._private = _private_key(folder / "signing.key")
-        self.key_id = key_id(self._private.public_key().public_bytes_raw())
+        self._read_at = self._stamp()
+
+    @property
+    def key_id(self) -> str:
+        return key_id(self._key().public_key().public_bytes_raw())
 
     def sign(self, claim: Claim) -> Decision:
-        signature = base64.b64encode(self._private.sign(canonical(claim))).decode()
-        return Decision(claim=claim, key_id=self.key_id, signature=signature)
+        text, key, signature = self._signed(claim)
+        return Decision(
+            claim=claim, key_id=key, signature=signature, signed=text, endorsements=_endorsements(self._folder)
+        )
+
+    def order(self, order: RollBack) -> SignedRollBack:
+        text, key, signature = self._signed(order)
+        return SignedRollBack(order=order, key_id=key, signature=signature, signed=text)
+
+    def _signed(self, value: BaseModel) -> tuple[str, str, str]:
+        text = canonical(value).decode()
+        private = self._key()
+        signature = base64.b64encode(private.sign(text.encode())).decode()
+        return text, key_id(private.public_key().public_bytes_raw()), signature
+
+    def _key(self) -> Ed25519PrivateKey:
+        if self._stamp() != self._read_at:
+            self._private, self._read_at = _private_key(self._folder / "signing.key"), self._stamp()
+        return self._private
+
+    def _stamp(self) -> tuple[int, int]:
+        found = (self._folder / "signing.key").stat()
+        return found.st_ino, found.st_mtime_ns
 
 
-def verify(decision: Decision, keys: dict[str, str]) -> None:
-    """Raise `BadSignature` unless one of *keys* signed exactly this claim. Pure: safe in a validator."""
-    public = keys.get(decision.key_id)
+# --- verifying: pure, safe in a validator ---------------------------------------------------------
+
+
+def verify(decision: Decision, keys: Mapping[str, str]) -> None:
+    """Raise `BadSignature` unless one of *keys*, or a key that they endorse, signed exactly this claim."""
+    _must_have_signed(_text_of(decision), decision.key_id, decision.signature, _with_endorsed(keys, decision))
+
+
+def verify_order(signed: SignedRollBack, keys: Mapping[str, str]) -> None:
+    """Raise `BadSignature` unless one of *keys* signed exactly this order."""
+    if _parsed(RollBack, signed.signed) != signed.order:
+        raise BadSignature("the order is not what was signed", hint="use `everloop roll-back` or the model's page")
+    _must_have_signed(signed.signed, signed.key_id, signed.signature, keys)
+
+
+def _text_of(decision: Decision) -> str:
+    """The text that the signature is over. Raises `BadSignature` when it does not say what the claim says."""
+    if not decision.signed:
+        return canonical(decision.claim.model_dump(mode="json", include=set(FIRST_CLAIM))).decode()
+    if _parsed(Claim, decision.signed) != decision.claim:
+        raise BadSignature("the claim is not what was signed", hint=HINT)
+    return decision.signed
+
+
+def _parsed(kind: type[BaseModel], text: str) -> BaseModel | None:
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError:
+        return None
+
+
+def _with_endorsed(keys: Mapping[str, str], decision: Decision) -> Mapping[str, str]:
+    known = dict(keys)
+    for one in decision.endorsements:  # in order of the rotations
+        try:
+            _must_have_signed_bytes(_endorsed(one.public), one.key_id, one.signature, known)
+            known[key_id(base64.b64decode(one.public, validate=True))] = one.public
+        except (BadSignature, ValueError):
+            continue
+    return known
+
+
+def _must_have_signed(text: str, key: str, signature: str, keys: Mapping[str, str]) -> None:
+    _must_have_signed_bytes(text.encode(), key, signature, keys)
+
+
+def _must_have_signed_bytes(data: bytes, key: str, signature: str, keys: Mapping[str, str]) -> None:
+    public = keys.get(key)
     if public is None:
-        raise BadSignature(hint="decide on the approval page or with `everloop approve`")
+        raise BadSignature(hint=HINT)
     try:
         Ed25519PublicKey.from_public_bytes(base64.b64decode(public)).verify(
-            base64.b64decode(decision.signature, validate=True), canonical(decision.claim)
+            base64.b64decode(signature, validate=True), data
         )
     except (InvalidSignature, ValueError):
-        raise BadSignature(hint="decide on the approval page or with `everloop approve`") from None
+        raise BadSignature(hint=HINT) from None

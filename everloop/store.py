@@ -141,6 +141,8 @@ class ApprovalRow(SQLModel, table=True):
     nonce: str
     evidence: dict[str, Any] = document()
     evidence_digest: str
+    evidence_text: str = Field(default="", sa_type=Text)
+    """The bytes that the digest is over; empty for gates of before, whose evidence's canonical JSON they were."""
     status: str = Field(index=True)
     """`open`, or the outcome of `ApprovalClosed`."""
     reason: str = ""
@@ -233,6 +235,37 @@ class RouteRow(SQLModel, table=True):
     previous: str = Field(default="", sa_type=Text)
     """The route before, for a roll back."""
     released_at: datetime = moment()
+
+
+class RouteChangeRow(SQLModel, table=True):
+    """Each change of a route, in the transaction that made it. It outlives the route: numbers never come again."""
+
+    __tablename__ = "route_change"
+    __table_args__ = (
+        Index("route_change_number", "project", "model", "release_seq"),
+        Index("route_change_nonce", "nonce"),
+    )
+
+    id: int | None = Field(default=None, primary_key=True)
+    project: str
+    model: str
+    release_seq: int
+    kind: str
+    """`release`, `roll_back`; or `ended`: an approval of before this ledger, whose lifecycle had ended."""
+    version: int = 0
+    """What answers after it, 0 for nothing."""
+    model_digest: str = ""
+    lifecycle: str = ""
+    nonce: str = ""
+    """Of the approval that the release spent."""
+    undoes: int | None = None
+    """The release that a roll back undid."""
+    person: str = ""
+    """Who ordered the roll back; empty when the rollout undid itself."""
+    workflow_id: str = ""
+    run_id: str = ""
+    """The rollout."""
+    at: datetime = moment()
 
 
 class MonitorRow(SQLModel, table=True):

@@ -2,9 +2,12 @@
 
 `project` reads domain events out of a Temporal history, `fold` makes a workflow's rows out of its events.
 Used alike by the live append, by `journal rebuild`, by `journal verify` and by the repair after a Reset.
+What a row keeps as JSON is taken from the stored text of the event: a later Everloop makes the same row of it.
 """
 
+import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,7 +18,7 @@ from temporalio.api.history.v1 import HistoryEvent
 from temporalio.converter import DataConverter
 
 from everloop import names
-from everloop.contracts import AppendRequest, LifecycleRequest
+from everloop.contracts import AppendRequest, LifecycleRequest, RollBackRequest
 from everloop.events import (
     ApprovalClosed,
     ApprovalDecided,
@@ -36,11 +39,13 @@ from everloop.events import (
     WaitBegan,
     WaitEnded,
 )
+from everloop.records import Route, RouteChange
 from everloop.signing import canonical
 from everloop.store import ApprovalRow, DriftRow, JournalRow, LifecycleRow, ReleaseRow, StageRow
 
 EVENT: TypeAdapter[Event] = TypeAdapter(Event)
 OPEN_STATUSES = ("running", "waiting_approval", "needs_attention")
+ROUTE, ROLL_BACK = "everloop.release.route", "everloop.release.roll_back"
 
 
 def body(event: Event) -> str:
@@ -51,6 +56,19 @@ def body(event: Event) -> str:
 def parse(row: JournalRow) -> Event:
     """The event of a journal row."""
     return EVENT.validate_json(row.body)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An event, and the JSON that is stored of it: a parsed event has fields that came later, too."""
+
+    event: Event
+    stored: dict[str, Any]
+
+
+def same(stored: str, event: Event) -> bool:
+    """Whether the *stored* text is of this event, also when an earlier Everloop wrote it."""
+    return stored == body(event) or EVENT.validate_json(stored) == event
 
 
 def project(history: Iterable[HistoryEvent], converter: DataConverter) -> list[Event]:
@@ -76,6 +94,59 @@ def project(history: Iterable[HistoryEvent], converter: DataConverter) -> list[E
     if ended is not None and found:
         found += _ended_from_outside(ended, found)
     return found
+
+
+def routed(history: Iterable[HistoryEvent], converter: DataConverter) -> list[RouteChange]:
+    """The changes of a route that one run of a rollout made, in order: what its activities answered."""
+    asked: dict[int, HistoryEvent] = {}
+    found: list[RouteChange] = []
+    for entry in history:
+        if entry.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED:
+            asked[entry.event_id] = entry
+        elif entry.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED:
+            done = entry.activity_task_completed_event_attributes
+            scheduled = asked[done.scheduled_event_id].activity_task_scheduled_event_attributes
+            read = converter.payload_converter.from_payloads
+            if scheduled.activity_type.name == ROUTE:
+                found.append(read(done.result.payloads, [Route])[0].change())
+            elif scheduled.activity_type.name == ROLL_BACK:
+                (change,) = read(done.result.payloads, _CHANGE) or (None,)
+                (request,) = read(scheduled.input.payloads, [RollBackRequest])
+                found += _rolled_back(change, request, found)
+    return found
+
+
+def _rolled_back(change: RouteChange | None, request: RollBackRequest, before: list[RouteChange]) -> list[RouteChange]:
+    """What a roll back answered. Everloop 0.1 answered nothing: then the version before has the next number."""
+    if change is not None:
+        return [change]
+    if not before:
+        return []
+    undone = {"project": request.project, "model": request.model, "undoes": request.release_seq}
+    return [RouteChange(**undone, release_seq=request.release_seq + 1, version=UNSAID)]
+
+
+_CHANGE: list[type] = [RouteChange | None]  # type: ignore[list-item]  # Temporal's converters take any hint
+UNSAID = -1
+"""The version of a roll back in a history that does not say it: the one before the release that was undone."""
+
+
+def routes_of(changes: Iterable[RouteChange]) -> dict[tuple[str, str], RouteChange]:
+    """What each model's route is after all *changes*, which come in the order in which they were made."""
+    by_model: dict[tuple[str, str], list[RouteChange]] = {}
+    for change in changes:
+        every = by_model.setdefault((change.project, change.model), [])
+        every.append(_said(change, every) if change.version == UNSAID else change)
+    return {model: every[-1] for model, every in by_model.items()}
+
+
+def _said(change: RouteChange, before: Sequence[RouteChange]) -> RouteChange:
+    """A roll back that does not say so went to what answered before the release that it undid."""
+    place = max((place for place, one in enumerate(before) if one.release_seq == change.undoes), default=0)
+    if not place:
+        return change.model_copy(update={"version": 0})
+    back_to = before[place - 1].model_dump(include={"version", "model_digest", "lifecycle"})
+    return change.model_copy(update=back_to)
 
 
 _ENDINGS = {
@@ -104,7 +175,7 @@ def _ended_from_outside(entry: HistoryEvent, found: Sequence[Event]) -> list[Eve
     if any(isinstance(event, LifecycleFinished | ApprovalClosed) for event in found):
         return []
     outcome = _ENDINGS[entry.event_type]
-    reason = f"the workflow was {outcome} in Temporal{_said(entry)}"
+    reason = f"the workflow was {outcome} in Temporal{_reason(entry)}"
     at: datetime = entry.event_time.ToDatetime(tzinfo=found[0].at.tzinfo)
     seq = found[-1].seq + 1
     if isinstance(found[0], LifecycleSubmitted):
@@ -114,7 +185,7 @@ def _ended_from_outside(entry: HistoryEvent, found: Sequence[Event]) -> list[Eve
     return []
 
 
-def _said(entry: HistoryEvent) -> str:
+def _reason(entry: HistoryEvent) -> str:
     terminated = entry.workflow_execution_terminated_event_attributes.reason
     failed = entry.workflow_execution_failed_event_attributes.failure.message
     return f": {terminated or failed}" if terminated or failed else ""
@@ -131,19 +202,20 @@ def fold(rows: Iterable[JournalRow]) -> list[SQLModel]:
     made: list[SQLModel] = []
     for run_id in sorted(by_run, key=lambda run_id: (by_run[run_id][0].run_started_at, run_id)):
         ordered = sorted(by_run[run_id], key=lambda row: row.seq)
-        events = [parse(row) for row in ordered]
+        entries = [Entry(parse(row), json.loads(row.body)) for row in ordered]
         workflow_id = ordered[0].workflow_id
-        first = events[0]
+        first = entries[0].event
         if isinstance(first, LifecycleSubmitted):
-            made = _lifecycle(workflow_id, run_id, first, events)
+            made = _lifecycle(workflow_id, run_id, first, entries)
         elif isinstance(first, ApprovalOpened):
-            made = [_approval(workflow_id, run_id, first, events)]
+            made = [_approval(workflow_id, run_id, first, entries)]
         else:
-            made += _releases(workflow_id, run_id, events) + _checks(workflow_id, run_id, events)
+            events = [entry.event for entry in entries]
+            made += _releases(workflow_id, run_id, events, made) + _checks(workflow_id, run_id, events)
     return made
 
 
-def _lifecycle(workflow_id: str, run_id: str, first: LifecycleSubmitted, events: Sequence[Event]) -> list[SQLModel]:
+def _lifecycle(workflow_id: str, run_id: str, first: LifecycleSubmitted, entries: Sequence[Entry]) -> list[SQLModel]:
     row = LifecycleRow(
         id=workflow_id,
         run_id=run_id,
@@ -159,21 +231,22 @@ def _lifecycle(workflow_id: str, run_id: str, first: LifecycleSubmitted, events:
         status="running",
     )
     stages: list[StageRow] = []
-    for event in events:
-        row.updated_at = event.at
-        _apply_to_lifecycle(row, event)
-        _apply_to_stages(workflow_id, stages, event)
+    for entry in entries:
+        row.updated_at = entry.event.at
+        _apply_to_lifecycle(row, entry)
+        _apply_to_stages(workflow_id, stages, entry)
     return [row, *stages]
 
 
-def _apply_to_lifecycle(row: LifecycleRow, event: Event) -> None:
+def _apply_to_lifecycle(row: LifecycleRow, entry: Entry) -> None:
+    event = entry.event
     match event:
         case StageStarted():
             row.stage, row.error = event.stage, {}
         case StageFinished() if event.stage == "evaluate":
             row.metrics = event.metrics
         case StageFailed():
-            row.error = event.model_dump(mode="json", exclude={"type", "seq", "at"})
+            row.error = _error(entry)
         case StageSkipped() | StageRetried():
             row.error = {}
         case WaitBegan():
@@ -182,7 +255,7 @@ def _apply_to_lifecycle(row: LifecycleRow, event: Event) -> None:
         case WaitEnded():
             row.wait_what, row.wait_since, row.wait_unblocks, row.status = "", None, "", "running"
         case ChallengerCompared():
-            row.comparison = event.comparison.model_dump(mode="json")
+            row.comparison = entry.stored["comparison"]
         case VersionRegistered():
             row.version = event.version
         case LifecycleFinished():
@@ -192,7 +265,12 @@ def _apply_to_lifecycle(row: LifecycleRow, event: Event) -> None:
             pass
 
 
-def _apply_to_stages(workflow_id: str, stages: list[StageRow], event: Event) -> None:
+def _error(entry: Entry) -> dict[str, Any]:
+    return {name: value for name, value in entry.stored.items() if name not in ("type", "seq", "at")}
+
+
+def _apply_to_stages(workflow_id: str, stages: list[StageRow], entry: Entry) -> None:
+    event = entry.event
     if isinstance(event, StageStarted):
         if stages and stages[-1].ended_at is None:  # its slot was taken away, or a Reset came
             stages[-1].status, stages[-1].ended_at = "failed", event.at
@@ -210,10 +288,10 @@ def _apply_to_stages(workflow_id: str, stages: list[StageRow], event: Event) -> 
         case StageFinished():
             current.status, current.ended_at, current.summary = "done", event.at, event.summary
             current.metrics, current.blobs = event.metrics, event.blobs
-            current.ran = event.ran.model_dump(mode="json") if event.ran else {}
+            current.ran = entry.stored.get("ran") or {}
         case StageFailed():
             current.status, current.ended_at = "failed", event.at
-            current.error = event.model_dump(mode="json", exclude={"type", "seq", "at"})
+            current.error = _error(entry)
         case StageSkipped():
             current.status = "skipped"
             current.summary = f"skipped by {event.person}" + (f": {event.reason}" if event.reason else "")
@@ -224,7 +302,7 @@ def _apply_to_stages(workflow_id: str, stages: list[StageRow], event: Event) -> 
             pass
 
 
-def _approval(workflow_id: str, run_id: str, first: ApprovalOpened, events: Sequence[Event]) -> ApprovalRow:
+def _approval(workflow_id: str, run_id: str, first: ApprovalOpened, entries: Sequence[Entry]) -> ApprovalRow:
     row = ApprovalRow(
         id=workflow_id,
         run_id=run_id,
@@ -233,21 +311,24 @@ def _approval(workflow_id: str, run_id: str, first: ApprovalOpened, events: Sequ
         model=first.evidence.model,
         version=first.evidence.version,
         nonce=first.nonce,
-        evidence=first.evidence.model_dump(mode="json"),
+        evidence=entries[0].stored["evidence"],
         evidence_digest=first.evidence_digest,
+        evidence_text=first.evidence_text,
         status="open",
         opened_at=first.at,
         deadline=first.deadline,
     )
-    for event in events:
+    for entry in entries:
+        event = entry.event
         if isinstance(event, ApprovalDecided):
-            row.decisions = [*row.decisions, event.claim.model_dump(mode="json")]
+            row.decisions = [*row.decisions, entry.stored["claim"]]
         elif isinstance(event, ApprovalClosed):
             row.status, row.reason, row.closed_at = event.outcome, event.reason, event.at
     return row
 
 
-def _releases(workflow_id: str, run_id: str, events: Sequence[Event]) -> list[SQLModel]:
+def _releases(workflow_id: str, run_id: str, events: Sequence[Event], made: Sequence[SQLModel]) -> list[SQLModel]:
+    """The release of one run. A person's roll back is a run of its own, and says which of those *made* it undid."""
     row: ReleaseRow | None = None
     for event in events:
         if isinstance(event, ModelReleased):
@@ -258,8 +339,11 @@ def _releases(workflow_id: str, run_id: str, events: Sequence[Event]) -> list[SQ
                 approved_by=list(event.approved_by),
                 **event.model_dump(include={"project", "model", "lifecycle", "version", "release_seq", "model_digest"}),
             )
-        elif isinstance(event, ReleaseRolledBack) and row is not None:
-            row.rolled_back = event.reason
+        elif isinstance(event, ReleaseRolledBack):
+            earlier = [one for one in (*made, row) if isinstance(one, ReleaseRow)]
+            for one in earlier:
+                if one.release_seq == event.undone_seq or (not event.undone_seq and one is row):
+                    one.rolled_back = f"by {event.person}: {event.reason}" if event.person else event.reason
     return [row] if row else []
 
 

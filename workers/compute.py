@@ -23,7 +23,7 @@ from everloop import names
 from everloop.errors import Unavailable
 from everloop.settings import Settings
 from everloop.store import Store
-from workers import connect
+from workers import admission, connect
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def worker(client: Client, jobs: Jobs) -> Worker:
         client,
         task_queue=names.COMPUTE,
         activities=activities(jobs),
-        interceptors=[connect.ErrorsCross()],
+        interceptors=[connect.ErrorsCross(), admission.OnlyOurs(client)],
         max_concurrent_activities=MOST_ACTIVITIES,
         max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
         default_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,

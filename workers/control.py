@@ -18,16 +18,16 @@ from everloop import names
 from everloop.artifacts import Artifacts
 from everloop.settings import Settings
 from everloop.store import Store
-from workers import connect
+from workers import admission, connect
 from workflows.approval import Approval
 from workflows.drift import DriftCheck
 from workflows.lease import GpuPool
 from workflows.lifecycle import Lifecycle
-from workflows.release import Release
+from workflows.release import Release, RollBack
 
 log = logging.getLogger(__name__)
 
-WORKFLOWS = (Lifecycle, Approval, Release, DriftCheck, GpuPool)
+WORKFLOWS = (Lifecycle, Approval, Release, RollBack, DriftCheck, GpuPool)
 SWEEP_SECONDS = 5.0
 STICKY_TIMEOUT = timedelta(seconds=2)
 """After kill -9 of this process its cached workflows wait this long for it (the SDK's default is 10 s)."""
@@ -55,7 +55,7 @@ def worker(client: Client, light: Sequence[Callable[..., Any]]) -> Worker:
         task_queue=names.CONTROL,
         workflows=WORKFLOWS,
         activities=light,
-        interceptors=[connect.ErrorsCross()],
+        interceptors=[connect.ErrorsCross(), admission.OnlyOurs(client)],
         workflow_runner=connect.sandbox(),
         sticky_queue_schedule_to_start_timeout=STICKY_TIMEOUT,
         workflow_task_poller_behavior=pollers,
@@ -71,7 +71,7 @@ def activities(
     """The light activities, each bound to what it needs."""
     lease = LeaseOnControl(store, client)
     registry = RegistryOnControl(store, artifacts, settings.keys_dir)
-    release = ReleaseOnControl(store, settings, client)
+    release = ReleaseOnControl(store, artifacts, settings, client)
     drift = DriftLedger(store, settings, client)
     return (
         journal.append,

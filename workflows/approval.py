@@ -81,6 +81,7 @@ class Approval:
                 nonce=self._nonce,
                 evidence=request.evidence,
                 evidence_digest=request.evidence_digest,
+                evidence_text=request.evidence_text,
                 deadline=request.deadline,
             )
         )

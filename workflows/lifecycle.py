@@ -325,6 +325,7 @@ class Lifecycle:
                 lifecycle=lifecycle,
                 evidence=evidence.evidence,
                 evidence_digest=evidence.digest,
+                evidence_text=evidence.text,
                 keys=evidence.keys,
                 deadline=deadline,
             ),
@@ -348,6 +349,7 @@ class Lifecycle:
             nonce=approval.nonce,
             gate=names.approval_id(workflow.info().workflow_id),
             decisions=approval.decisions,
+            evidence=evidence.text,
         )
         answers = "the version before answers" if evidence.evidence.champion_version else "nothing answers"
         hint = f"see serve's log (logs/serve.log); {answers} until a retry succeeds"

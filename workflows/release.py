@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import timedelta
+from typing import Any
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
@@ -10,7 +11,8 @@ from temporalio.exceptions import ActivityError, ApplicationError, CancelledErro
 from everloop import names
 from everloop.contracts import ObserveRequest, ReleaseActivities, ReleaseAnswer, ReleaseRequest, RollBackRequest
 from everloop.events import ModelReleased, ReleaseRolledBack
-from everloop.records import Route
+from everloop.records import RollBack as Order
+from everloop.records import Route, RouteChange, SignedRollBack
 from workflows.journal import Journal
 from workflows.stage import LIGHT_TIMEOUT, RETRY
 
@@ -77,17 +79,51 @@ class Release:
         )
 
     async def _rolled_back(self, route: Route, journal: Journal, reason: str) -> ReleaseAnswer:
-        await workflow.execute_activity_method(
-            ReleaseActivities.roll_back,
-            RollBackRequest(project=route.project, model=route.model, release_seq=route.release_seq),
-            start_to_close_timeout=LIGHT_TIMEOUT,
-            retry_policy=RETRY,
-            summary="back to the version before",
+        change = await _roll_back(
+            RollBackRequest(project=route.project, model=route.model, release_seq=route.release_seq)
         )
-        journal.record(
-            ReleaseRolledBack(project=route.project, model=route.model, version=route.version, reason=reason)
-        )
+        journal.record(_undone(route, route.release_seq, change, version=route.version, reason=reason))
         return ReleaseAnswer(outcome="rolled_back", reason=reason, release_seq=route.release_seq)
+
+
+@workflow.defn(name=names.ROLL_BACK)
+class RollBack:
+    """A person undoes the latest release. It has the rollout's workflow id: one change of a route at a time."""
+
+    @workflow.run
+    async def run(self, order: SignedRollBack) -> RouteChange:
+        """The route after it. Fails with `BadSignature` or `Conflict`, and then nothing has changed."""
+        told = order.order
+        request = RollBackRequest(project=told.project, model=told.model, release_seq=told.release_seq, order=order)
+        change = await _roll_back(request)
+        if change is None:
+            message = f"release {told.release_seq} of {told.model} is not the latest one any more"
+            raise ApplicationError(message, "", "look at the model again", type="Conflict", non_retryable=True)
+        journal = Journal()
+        journal.record(_undone(told, told.release_seq, change, reason=told.reason, person=told.person))
+        await journal.settle()
+        return change
+
+
+async def _roll_back(request: RollBackRequest) -> RouteChange | None:
+    return await workflow.execute_activity_method(
+        ReleaseActivities.roll_back,
+        request,
+        start_to_close_timeout=LIGHT_TIMEOUT,
+        retry_policy=RETRY,
+        summary="back to the version before",
+    )
+
+
+def _undone(of: Route | Order, release_seq: int, change: RouteChange | None, **more: Any) -> ReleaseRolledBack:  # noqa: ANN401
+    return ReleaseRolledBack(
+        project=of.project,
+        model=of.model,
+        undone_seq=release_seq,
+        release_seq=change.release_seq if change else 0,
+        back_to=change.version if change else None,
+        **more,
+    )
 
 
 def _released(route: Route) -> ModelReleased:

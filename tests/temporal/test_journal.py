@@ -8,7 +8,7 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.client import WorkflowExecutionStatus
 from temporalio.testing import WorkflowEnvironment
 
-from activities.journal import Run, append, rebuild, verify
+from activities.journal import Run, append, rebuild
 from everloop import names, views
 from everloop.errors import JournalConflict
 from everloop.events import LifecycleFinished
@@ -75,7 +75,7 @@ async def test_what_temporal_has_forgotten_is_rebuilt_from_the_archive(stack: St
         search_attributes=names.SEARCH_ATTRIBUTES,
     ) as empty:  # a Temporal that knows nothing
         await rebuild(empty.client, stack.store, stack.artifacts)
-        assert (await verify(empty.client, stack.store, stack.artifacts)).differences == []
+        assert (await stack.verified_with(empty.client)).differences == []
 
     assert rows(stack.store) == live
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import uuid
+from datetime import timedelta
 from typing import Any
 
 from temporalio.api.common.v1 import WorkflowExecution
@@ -133,7 +134,8 @@ async def test_a_lifecycle_terminated_before_it_could_write_anything_is_in_the_l
         names.LIFECYCLE,
         LifecycleRequest(spec=stack.spec(), body_digest="0" * 64, submitted_by="ann"),
         id=f"{stack.prefix}-never-begun",
-        task_queue="nobody-polls-this-queue",
+        task_queue=names.CONTROL,
+        start_delay=timedelta(hours=1),
     )
     await handle.terminate(reason="by hand")
 
