@@ -479,7 +479,16 @@ def release(
     model = artifacts.put(data, "model.onnx")
     described = artifacts.put(signature.model_dump_json().encode(), "signature.json")
     made = version(model, described, reference, number=seq, lifecycle=f"credit-{seq}")
-    said = claim(evidence(lifecycle=made.lifecycle, model_digest=model.sha256))
+    shown = evidence(
+        format=2,
+        lifecycle=made.lifecycle,
+        version=seq,
+        model_digest=model.sha256,
+        signature_digest=described.sha256,
+        reference_digest=made.exported.reference.sha256,
+        classes=signature.classes,
+    )
+    said = claim(shown, format=2)
     values: dict[str, Any] = {
         "project": "default",
         "model": "credit",
@@ -488,6 +497,7 @@ def release(
         "release_seq": seq,
         "lifecycle": made.lifecycle,
         "decisions": (signer.sign(said),),
+        "evidence": signing.canonical(shown).decode(),
         "released_at": datetime.now(UTC),
     }
     route = Route(**(values | changes))

@@ -14,7 +14,7 @@ from everloop.errors import JournalConflict
 from everloop.events import LifecycleFinished
 from everloop.payloads import converter
 from everloop.records import Verdict
-from everloop.store import READ_MODELS, HistoryRow, JournalRow, Store
+from everloop.store import READ_MODELS, HistoryRow, JournalRow, RouteRow, Store
 from tests.fakes import at
 from tests.temporal.conftest import Stack
 from tests.temporal.test_drift import MONITOR, check, traffic
@@ -81,9 +81,15 @@ async def test_what_temporal_has_forgotten_is_rebuilt_from_the_archive(stack: St
 
 
 async def test_verify_finds_what_was_changed_by_hand(stack: Stack) -> None:
+    done = await stack.submit("done")
+    await stack.decide(done.id)
+    await stack.status(done.id, "released")
     handle = await stack.submit()
     await stack.status(handle.id, "waiting_approval")
     with stack.store.write() as session:
+        route = session.exec(select(RouteRow)).one()
+        route.release_seq = 5  # no rollout made it
+        session.add(route)
         row = session.exec(select(JournalRow).where(JournalRow.workflow_id == handle.id, JournalRow.seq == 3)).one()
         session.delete(row)
         lifecycle = stack.row(handle.id)
@@ -95,6 +101,10 @@ async def test_verify_finds_what_was_changed_by_hand(stack: Stack) -> None:
 
     assert any(line.startswith(f"missing in the journal: {handle.id}") for line in differences)
     assert any("LifecycleRow" in line and "not what the journal folds to" in line for line in differences)
+    assert (
+        f"the route of default/{route.model}: version 1 answers (release 5), "
+        "but by the histories version 1 answers (release 1)"
+    ) in differences
 
 
 async def test_another_event_under_the_same_key_is_an_alarm(stack: Stack) -> None:
