@@ -64,7 +64,13 @@ class Credential(BaseModel):
     key: str
 
 
-BODIES: tuple[type[BaseModel], ...] = (LifecycleSpec, lifecycle.Attend, approval.DecisionRequest, CredentialRequest)
+BODIES: tuple[type[BaseModel], ...] = (
+    LifecycleSpec,
+    lifecycle.Attend,
+    approval.DecisionRequest,
+    release.RollBackRequest,
+    CredentialRequest,
+)
 
 session = APIRouter(tags=["identity"])
 page = APIRouter(include_in_schema=False)

@@ -276,3 +276,34 @@ async def test_while_temporal_is_down_nothing_is_acknowledged(store: Store, tmp_
 
     assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
     assert time.monotonic() - began < 7
+
+
+async def test_a_person_rolls_back_a_release_once_and_only_to_a_version_before(api, stack):
+    model = stack.spec().model
+    for name in ("one", "two"):
+        handle = await stack.submit(name)
+        await stack.decide(handle.id)
+        await handle.result()
+        await stack.status(handle.id, "released")
+
+    def undo(**body):
+        return api.post(f"/api/v1/models/{model}/roll-back", json={"reason": "it refuses everybody"} | body)
+
+    missing = await api.post("/api/v1/models/nothing/roll-back", json={"reason": "why not"})
+    unsaid = await undo(reason="  ")
+    stale = await undo(release_seq=1)
+    done = await undo(release_seq=2)
+    repeated = await undo(release_seq=2)
+    further = await undo(release_seq=3)
+
+    assert (missing.status_code, unsaid.status_code) == (404, 422)
+    assert (stale.status_code, stale.json()["code"], stale.json()["field"]) == (409, "conflict", "release_seq")
+    assert done.json() == {
+        "model": model, "project": "default", "version": 1, "release_seq": 3, "undone_seq": 2, "person": "ada",
+    }  # fmt: skip
+    assert repeated.json() == done.json()
+    assert (further.status_code, "no version before" in further.json()["detail"]) == (409, True)
+    shown = (await api.get(f"/api/v1/models/{model}")).json()
+    assert (shown["route"]["version"], shown["route"]["back_to"]) == (1, None)
+    assert [release["rolled_back"] for release in shown["releases"]] == ["by ada: it refuses everybody", ""]
+    assert (await stack.verified()).differences == []

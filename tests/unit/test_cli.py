@@ -60,11 +60,13 @@ def test_every_command_that_ends_by_itself_has_json():
     """Workers, `api` and `serve` run until they are stopped: what they write is lines of JSON anyway."""
     command = typer.main.get_command(cli.app)
     commands = dict(command.commands) | {
-        f"journal {name}": one for name, one in command.commands["journal"].commands.items()
+        f"{group} {name}": one
+        for group in ("journal", "keys")
+        for name, one in command.commands[group].commands.items()
     }
     without = {name for name, one in commands.items() if not any("--json" in option.opts for option in one.params)}
 
-    assert without == {"journal", "worker", "api", "serve"}
+    assert without == {"journal", "keys", "worker", "api", "serve"}
 
 
 def test_init_prints_the_spec_as_json_that_submits(tmp_path):
