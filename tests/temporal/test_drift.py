@@ -22,7 +22,7 @@ MONITOR = {"every": "PT1H", "window": "day", "idle": "PT1H", "share": 0.5, "mini
 
 
 async def released(stack: Stack, **monitor: Any) -> str:
-    handle = await stack.submit("first", monitor=MONITOR | monitor)
+    handle = await stack.submit(uuid.uuid4().hex[:8], monitor=MONITOR | monitor)
     await stack.decide(handle.id)
     await handle.result()
     return stack.spec().model
