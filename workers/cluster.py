@@ -14,6 +14,7 @@ import shutil
 import signal
 import time
 from collections.abc import AsyncIterator
+from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -46,6 +47,8 @@ CONFIG = {
     "distributed.admin.tick.interval": "500ms",
     "distributed.admin.system-monitor.interval": "5s",
     "distributed.comm.timeouts.connect": "5s",
+    "distributed.scheduler.http.routes": [],  # an open port tells every user of the machine what runs
+    "distributed.worker.http.routes": [],
 }
 
 
@@ -124,6 +127,7 @@ async def _scheduler(settings: Settings) -> None:
         protocol=address.scheme,
         security=security(settings),
         dashboard=False,
+        dashboard_address=f"{address.hostname}:0",  # it cannot be left out; it has no routes
     )
     await scheduler
     await stop.wait()
@@ -143,6 +147,7 @@ async def _slot(settings: Settings, device: devices.Device) -> int:
         resources={"slot": 1} | ({"light": 1} if device.light else {}),
         memory_limit=MEMORY_LIMIT,
         dashboard=False,
+        **_on_loopback(settings),
         security=security(settings),
         local_directory=str(scratch),
         env=device.environment,
@@ -154,6 +159,13 @@ async def _slot(settings: Settings, device: devices.Device) -> int:
         await process.first_of(_lost(nanny), stop.wait(), _tidied(settings.scratch_dir / "jobs"))
     await _lock_free(settings.scratch_dir / "slots" / f"{device.name}.lock")
     return 0 if stop.is_set() else 1
+
+
+def _on_loopback(settings: Settings) -> dict[str, str]:
+    """Where a slot listens: on loopback, when its scheduler does."""
+    host = urlsplit(settings.dask).hostname or ""
+    is_loopback = host == "localhost" or (host.replace(".", "").isdigit() and ip_address(host).is_loopback)
+    return {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"} if is_loopback else {}
 
 
 async def _tidied(jobs: Path) -> None:
