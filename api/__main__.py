@@ -25,7 +25,7 @@ def main(which: str = "api") -> None:
 
         port = settings.port(API)
     elif which == "temporal-ui":
-        from api.temporal_ui import create_app as create
+        from api.temporal_ui import create_app as create  # type: ignore[assignment]
 
         port = settings.port(TEMPORAL_UI)
     else:

@@ -28,6 +28,10 @@ STOP_SECONDS = 12.0
 """How long `down` waits for an orderly end before it kills."""
 
 
+SESSIONS_KEPT = 1000
+"""An attempt of a session before these has long timed out."""
+
+
 class AlreadyRunning(Conflict):
     """A stack already runs on this data folder."""
 
@@ -85,6 +89,29 @@ def lock(settings: Settings) -> IO[str]:
     handle.write(f"{os.getpid()} {start_time(os.getpid())}\n")
     handle.flush()
     return handle
+
+
+def remember_session(settings: Settings) -> None:
+    """Note this session, and that of a killed one before it. Call with the lock held."""
+    known = _sessions(settings)
+    with suppress(OSError, ValueError, KeyError, TypeError):  # an earlier version kept no list
+        known.append(str(json.loads((settings.data_dir / "up.json").read_text())["session"]))
+    kept = list(dict.fromkeys([*known, settings.session]))[-SESSIONS_KEPT:]
+    staged = settings.data_dir / "sessions.new"
+    staged.write_text("".join(f"{session}\n" for session in kept))
+    staged.replace(settings.data_dir / "sessions")
+
+
+def ended_sessions(settings: Settings) -> frozenset[str]:
+    """Earlier lives of the stack on this data folder: they are over, since who asks is the one that holds its lock."""
+    return frozenset(_sessions(settings)) - {settings.session}
+
+
+def _sessions(settings: Settings) -> list[str]:
+    try:
+        return (settings.data_dir / "sessions").read_text().split()
+    except OSError:
+        return []
 
 
 def _already(settings: Settings) -> AlreadyRunning:

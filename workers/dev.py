@@ -457,6 +457,7 @@ def running(settings: Settings) -> Iterator[Stack]:
     os.environ.update(settings.environment())  # for the Temporal server, which inherits it
     life = Stack(settings)
     try:
+        stack.remember_session(settings)
         killed = clear_leftovers(settings)
         if killed:
             life.say(f"ended {killed} process{'es' * (killed > 1)} that an earlier run had left")
