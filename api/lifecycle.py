@@ -23,7 +23,7 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from api import journal, pages
 from api.bodies import body_schema, json_body, read_form
 from api.dependencies import RPC_TIMEOUT, Here, Parts, Person, ask, soon
-from everloop import names, signing
+from everloop import names, signing, starts
 from everloop.contracts import AttendRequest, LifecycleRequest
 from everloop.errors import IdempotencyMismatch, Invalid, NotFound, NotWaiting
 from everloop.records import Wait
@@ -178,7 +178,8 @@ async def submit(
     digest = signing.digest(spec)
     known = await run_in_threadpool(_known_digest, here, key)
     if known is None:
-        known = await _start(here, key, LifecycleRequest(spec=spec, body_digest=digest, submitted_by=person))
+        request = LifecycleRequest(spec=spec, body_digest=digest, submitted_by=person)
+        known = await _start(here, key, starts.signed(here.signer, key, request))
     else:
         response.status_code = 200
     if known != digest:

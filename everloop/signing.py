@@ -86,18 +86,29 @@ class Signer:
         self.key_id = key_id(self._private.public_key().public_bytes_raw())
 
     def sign(self, claim: Claim) -> Decision:
-        signature = base64.b64encode(self._private.sign(canonical(claim))).decode()
-        return Decision(claim=claim, key_id=self.key_id, signature=signature)
+        return Decision(claim=claim, key_id=self.key_id, signature=self.sign_bytes(canonical(claim)))
+
+    def sign_bytes(self, data: bytes) -> str:
+        """The signature of *data*, in base64."""
+        return base64.b64encode(self._private.sign(data)).decode()
 
 
 def verify(decision: Decision, keys: dict[str, str]) -> None:
     """Raise `BadSignature` unless one of *keys* signed exactly this claim. Pure: safe in a validator."""
-    public = keys.get(decision.key_id)
+    try:
+        verify_bytes(decision.key_id, decision.signature, canonical(decision.claim), keys)
+    except BadSignature:
+        raise BadSignature(hint="decide on the approval page or with `everloop approve`") from None
+
+
+def verify_bytes(key: str, signature: str, data: bytes, keys: dict[str, str]) -> None:
+    """Raise `BadSignature` unless the one of *keys* with the id *key* signed exactly *data*. Pure."""
+    public = keys.get(key)
     if public is None:
-        raise BadSignature(hint="decide on the approval page or with `everloop approve`")
+        raise BadSignature
     try:
         Ed25519PublicKey.from_public_bytes(base64.b64decode(public)).verify(
-            base64.b64decode(decision.signature, validate=True), canonical(decision.claim)
+            base64.b64decode(signature, validate=True), data
         )
     except (InvalidSignature, ValueError):
-        raise BadSignature(hint="decide on the approval page or with `everloop approve`") from None
+        raise BadSignature from None
