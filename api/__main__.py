@@ -3,6 +3,7 @@ Temporal's UI. All on loopback.
 """
 
 import logging
+import os
 import sys
 
 import uvicorn
@@ -14,6 +15,7 @@ from everloop.settings import API, SERVE, TEMPORAL_UI
 
 def main(which: str = "api") -> None:
     settings = configuration.load()
+    os.umask(configuration.PRIVATE)
     logs.log_lines(which)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     if which == "serve":

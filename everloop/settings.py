@@ -14,6 +14,8 @@ from everloop.errors import Invalid
 
 API, SERVE, SCHEDULER, TEMPORAL, TEMPORAL_UI, UNGUARDED_UI = range(6)  # offsets from the port base
 DEFAULT_PORT_BASE = 7700
+PRIVATE = 0o077
+"""The umask of every process that writes into the data folder."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from everloop.errors import Conflict, EverloopError, Unavailable
-from everloop.settings import Settings
+from everloop.settings import PRIVATE, Settings
 
 MARKER = "EVERLOOP"
 """A file that says: Everloop made this folder, so `reset` may empty it."""
@@ -185,6 +186,27 @@ def claim(settings: Settings) -> None:
             hint="choose another folder with --data-dir",
             field="data_dir",
         ) from None
+
+
+def close_to_others(settings: Settings) -> str:
+    """Take every right on the data folder from other users; which parts had any, as words, empty when none had.
+
+    A folder of an earlier version, or one that was copied, may be open. What links point to is left as it is.
+    """
+    folder = settings.data_dir
+    found = [entry for entry in (folder, *folder.iterdir()) if _open(entry)]
+    for entry in found:
+        inside = () if entry == folder or entry.is_symlink() else entry.rglob("*")
+        for each in (entry, *(path for path in inside if _open(path))):
+            with suppress(OSError):
+                each.chmod(stat.S_IMODE(each.stat().st_mode) & ~PRIVATE)
+    named = sorted("the folder itself" if entry == folder else entry.name for entry in found)
+    return ", ".join(named)
+
+
+def _open(path: Path) -> bool:
+    mode = path.lstat().st_mode
+    return not stat.S_ISLNK(mode) and bool(mode & PRIVATE)
 
 
 def _is_ours(folder: Path) -> bool:

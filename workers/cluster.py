@@ -37,6 +37,7 @@ START_SECONDS = 15.0
 KEPT_SECONDS = 48 * 3600.0
 """A finished job's folder outlives every attempt of its activity; without it the job would only run again."""
 TIDY_SECONDS = 3600.0
+LOGS_SECONDS = 60.0
 MEMORY_LIMIT = "1 GiB"
 """Of the Dask worker itself: jobs are other processes."""
 CONFIG = {
@@ -156,7 +157,7 @@ async def _slot(settings: Settings, device: devices.Device) -> int:
     )
     async with _killed_at_the_end(nanny):
         await process.first_of(_started(nanny), stop.wait())
-        await process.first_of(_lost(nanny), stop.wait(), _tidied(settings.scratch_dir / "jobs"))
+        await process.first_of(_lost(nanny), stop.wait(), _tidied(settings))
     await _lock_free(settings.scratch_dir / "slots" / f"{device.name}.lock")
     return 0 if stop.is_set() else 1
 
@@ -168,11 +169,13 @@ def _on_loopback(settings: Settings) -> dict[str, str]:
     return {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"} if is_loopback else {}
 
 
-async def _tidied(jobs: Path) -> None:
-    """For ever: remove the folders of old jobs, `<run id>/<activity id>`."""
+async def _tidied(settings: Settings) -> None:
+    """For ever: remove the folders of old jobs, `<run id>/<activity id>`, and the oldest logs beyond their limit."""
     while True:
-        await asyncio.to_thread(tidy, jobs, time.time() - KEPT_SECONDS)
-        await asyncio.sleep(TIDY_SECONDS)
+        await asyncio.to_thread(tidy, settings.scratch_dir / "jobs", time.time() - KEPT_SECONDS)
+        for _ in range(int(TIDY_SECONDS / LOGS_SECONDS)):
+            await asyncio.to_thread(logs.bound_all, settings.logs_dir / "jobs")
+            await asyncio.sleep(LOGS_SECONDS)
 
 
 def tidy(jobs: Path, before: float) -> None:

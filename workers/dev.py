@@ -36,7 +36,7 @@ from everloop import engine, logs, names, signing, stack
 from everloop import settings as configuration
 from everloop.artifacts import FLOOR_BYTES
 from everloop.errors import EverloopError, sentence
-from everloop.settings import API, SCHEDULER, SERVE, TEMPORAL, TEMPORAL_UI, UNGUARDED_UI, Settings
+from everloop.settings import API, PRIVATE, SCHEDULER, SERVE, TEMPORAL, TEMPORAL_UI, UNGUARDED_UI, Settings
 from everloop.store import DeviceRow, LifecycleRow, Store
 from workers import connect, devices, takeover, temporal
 from workers.temporal import CannotStart, Server
@@ -163,6 +163,8 @@ class Stack:
 
     def tend(self) -> None:
         """One look at everything."""
+        for log in self.settings.logs_dir.glob("*.log"):
+            logs.bound(log)
         if self.server is not None and self.server.process.poll() is not None:
             self.say(f"the Temporal server ended ({_how(self.server.process.returncode)}): starting it again")
             self.server.stop()
@@ -451,12 +453,15 @@ def running(settings: Settings) -> Iterator[Stack]:
     """
     if sys.platform != "linux":
         raise CannotStart("Everloop runs on Linux only (prctl, flock, /proc)", hint="use a Linux machine or WSL 2")
+    os.umask(PRIVATE)  # for every child too: what they write is this user's alone
     stack.claim(settings)
     lock: IO[str] = stack.lock(settings)
     settings = replace(settings, session=f"up-{secrets.token_hex(6)}")
     os.environ.update(settings.environment())  # for the Temporal server, which inherits it
     life = Stack(settings)
     try:
+        if opened := stack.close_to_others(settings):
+            life.say(f"{opened} in {settings.data_dir} could be read by other users: only you can now")
         stack.remember_session(settings)
         killed = clear_leftovers(settings)
         if killed:
