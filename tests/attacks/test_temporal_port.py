@@ -122,16 +122,31 @@ def test_the_ui_asks_for_the_console_s_login_and_knows_its_own_name_only(attacke
     assert "pool/default" in found
 
 
-def test_a_page_elsewhere_cannot_signal_through_the_ui(attacked):
-    url = f"http://127.0.0.1:{attacked.port(TEMPORAL_UI)}{HISTORIES}/pool%2Fdefault/signal/woken"
-    crossing = urllib.request.Request(
-        url,
-        data=b"{}",
-        headers={"Cookie": _signed_in(attacked), "Origin": "http://evil.example", "Content-Type": "text/plain"},
-    )
-    with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(crossing, timeout=5)
-    assert refused.value.code == 403
+def test_the_ui_s_own_page_can_signal_and_a_page_elsewhere_cannot(attacked):
+    ui = f"http://127.0.0.1:{attacked.port(TEMPORAL_UI)}"
+    session = _signed_in(attacked)
+    with urllib.request.urlopen(urllib.request.Request(ui, headers={"Cookie": session}), timeout=5) as page:
+        token = page.headers["Set-Cookie"].partition(";")[0]
+        assert "frame-ancestors 'none'" in page.headers["Content-Security-Policy"]
+
+    def signal(origin: str) -> int:
+        headers = {
+            "Cookie": f"{session}; {token}",
+            "X-CSRF-TOKEN": token.removeprefix("_csrf="),
+            "Origin": origin,
+            "Content-Type": "application/json",
+        }
+        body = json.dumps({"signalName": "nobody-listens"}).encode()
+        asked = urllib.request.Request(f"{ui}{HISTORIES}/pool%2Fdefault/signal/nobody-listens", body, headers)
+        try:
+            with urllib.request.urlopen(asked, timeout=5) as answered:
+                return answered.status
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    assert signal("http://evil.example") == 403
+    assert signal(f"http://127.0.0.1:{attacked.port(0)}") == 403
+    assert signal(ui) == 200
 
 
 def test_the_console_s_link_opens_the_ui_in_a_browser(attacked, browser):
