@@ -180,7 +180,7 @@ def _run(order: Order, task: Task, job: Path, lock: int) -> int:
     status_r, status_w = os.pipe()
     os.set_blocking(events_r, False)
     os.set_blocking(events_w, False)  # a slow reader must never stall the job
-    log = os.open(Path(order["logs_dir"]) / order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    log = os.open(Path(order["logs_dir"]) / order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     start: reaper.Start = {"name": order["function"], "folder": str(job), "grace_seconds": order["grace_seconds"]}
     try:
         try:
