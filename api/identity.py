@@ -210,7 +210,10 @@ class Guard:
             raise UnsupportedMedia("the body must not be compressed", hint="leave out Content-Encoding")
         asker = await self._asker(headers)
         if asker is None and not (self.open_paths and _is_open(scope["path"])):
-            raise NotAuthenticated(hint=f"send `Authorization: Bearer` with the key in {CLIENT_KEY}")
+            elsewhere = "open the link that `everloop login` prints, then come back here"
+            raise NotAuthenticated(
+                hint=f"send `Authorization: Bearer` with the key in {CLIENT_KEY}" if self.open_paths else elsewhere
+            )
         if asker is None:
             return
         if asker.kind == SESSION and scope["method"] not in SAFE_METHODS:

@@ -115,7 +115,8 @@ def test_the_ui_asks_for_the_console_s_login_and_knows_its_own_name_only(attacke
     cookie = _signed_in(attacked)
 
     assert answer(url + HISTORIES)[0] == 401
-    assert answer(url + "/")[0] == 401
+    status, page = answer(url + "/")
+    assert (status, "everloop login" in page) == (401, True)
     assert answer(url + HISTORIES, Cookie=cookie, Host=f"evil.example:{attacked.port(TEMPORAL_UI)}")[0] == 421
     status, found = answer(url + HISTORIES, Cookie=cookie)
     assert status == 200
@@ -169,3 +170,21 @@ def _signed_in(here: Settings) -> str:
     except urllib.error.HTTPError as error:
         return str(error.headers["Set-Cookie"]).partition(";")[0]
     raise AssertionError(sys.exc_info())
+
+
+def test_where_the_kernel_cannot_tell_who_connects_there_is_no_ui_and_no_http_api(monkeypatch, here):
+    monkeypatch.setattr(temporal, "possible", lambda: False)
+    server = temporal.start(
+        here.data_dir / "temporal.db", here.port(TEMPORAL), here.port(UNGUARDED_UI), here.data_dir / "temporal.log"
+    )
+    try:
+        flags = Path(f"/proc/{server.process.pid}/cmdline").read_text().split("\0")
+        api = int(flags[flags.index("--http-port") + 1])
+        refused = [answer(f"http://127.0.0.1:{api}{HISTORIES}", Host=name) for name in ("evil.example", "127.0.0.1")]
+        with pytest.raises(OSError, match="refused"):
+            answer(f"http://127.0.0.1:{here.port(UNGUARDED_UI)}/")
+    finally:
+        server.stop()
+
+    assert not server.guarded
+    assert [status for status, _ in refused] == [403, 403]

@@ -66,7 +66,7 @@ async def test_any_other_exception_is_job_failed_in_one_line_and_its_traceback_i
 
 
 async def test_a_job_that_prints_without_end_ends_well_and_its_log_keeps_the_last_lines(bridge):
-    lines = 8 * logs.LIMIT_BYTES // 60_000
+    lines = 5 * logs.LIMIT_BYTES // 60_000
 
     tried = await bridge.call("trial.flood", lines=lines)
 
