@@ -1,17 +1,21 @@
-"""`python -m api` is the API; `python -m api serve` is the prediction server. Both on loopback."""
+"""`python -m api` is the API, `python -m api serve` the prediction server, `python -m api temporal-ui` the guard of
+Temporal's UI. All on loopback.
+"""
 
 import logging
+import os
 import sys
 
 import uvicorn
 
 from everloop import logs
 from everloop import settings as configuration
-from everloop.settings import API, SERVE
+from everloop.settings import API, SERVE, TEMPORAL_UI
 
 
 def main(which: str = "api") -> None:
     settings = configuration.load()
+    os.umask(configuration.PRIVATE)
     logs.log_lines(which)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     if which == "serve":
@@ -22,8 +26,12 @@ def main(which: str = "api") -> None:
         from api.app import create_app as create
 
         port = settings.port(API)
+    elif which == "temporal-ui":
+        from api.temporal_ui import create_app as create  # type: ignore[assignment]
+
+        port = settings.port(TEMPORAL_UI)
     else:
-        sys.exit(f"python -m api [serve]: {which!r} is neither")
+        sys.exit(f"python -m api [serve | temporal-ui]: {which!r} is neither")
     uvicorn.run(
         create(settings),
         host="127.0.0.1",

@@ -165,6 +165,8 @@ class Guard:
     cookies: bool = True
     """Browsers may sign in, and are sent pages."""
     audit: bool = True
+    open_paths: bool = True
+    """Login, health and static files ask for no credential."""
     known_seconds: float = 0.0
     _known: dict[str, tuple[float, Asker]] = field(default_factory=dict)
 
@@ -207,8 +209,11 @@ class Guard:
         if headers.get("content-encoding", "identity").lower() != "identity":
             raise UnsupportedMedia("the body must not be compressed", hint="leave out Content-Encoding")
         asker = await self._asker(headers)
-        if asker is None and not _is_open(scope["path"]):
-            raise NotAuthenticated(hint=f"send `Authorization: Bearer` with the key in {CLIENT_KEY}")
+        if asker is None and not (self.open_paths and _is_open(scope["path"])):
+            elsewhere = "open the link that `everloop login` prints, then come back here"
+            raise NotAuthenticated(
+                hint=f"send `Authorization: Bearer` with the key in {CLIENT_KEY}" if self.open_paths else elsewhere
+            )
         if asker is None:
             return
         if asker.kind == SESSION and scope["method"] not in SAFE_METHODS:

@@ -23,7 +23,7 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from api import journal, pages
 from api.bodies import body_schema, json_body, read_form
 from api.dependencies import RPC_TIMEOUT, Here, Parts, Person, ask, soon
-from everloop import names, signing
+from everloop import names, signing, starts
 from everloop.contracts import AttendRequest, LifecycleRequest
 from everloop.errors import IdempotencyMismatch, Invalid, NotFound, NotWaiting
 from everloop.payloads import converter
@@ -179,7 +179,7 @@ async def submit(
     known = await run_in_threadpool(_known_spec, here, key)
     if known is None:
         request = LifecycleRequest(spec=spec, body_digest=signing.digest(spec), submitted_by=person)
-        known = await _start(here, key, request)
+        known = await _start(here, key, starts.signed(here.signer, key, request))
     else:
         response.status_code = 200
     if known != spec:

@@ -43,7 +43,7 @@ DataDir = Annotated[
 ]
 PortBase = Annotated[
     int | None,
-    typer.Option("--port-base", min=1024, max=65000, help="First of five ports [EVERLOOP_PORT_BASE, default 7700]"),
+    typer.Option("--port-base", min=1024, max=65000, help="First of six ports [EVERLOOP_PORT_BASE, default 7700]"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Lifecycle = Annotated[str, typer.Argument(help="Id of a lifecycle, as `everloop list` shows it.", metavar="LIFECYCLE")]

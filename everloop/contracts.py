@@ -45,6 +45,9 @@ class LifecycleRequest(Record):
     trigger: str = "manual"
     window: Window | None = None
     """The drifted window, when drift started this."""
+    key_id: str = ""
+    signature: str = ""
+    """The API's, over who asks for what (everloop/starts.py). Empty where drift started this."""
 
     def submitted(self) -> LifecycleSubmitted:
         """The first fact of the lifecycle."""
@@ -57,6 +60,16 @@ class LifecycleRequest(Record):
             body_digest=self.body_digest,
             spec=self.spec.model_dump_json(),
         )
+
+
+class AdmitRequest(Record):
+    """May the lifecycle that asks begin? All that is looked at is in its history's first event."""
+
+
+class LifecycleActivities(ABC):
+    @activity.defn(name="everloop.lifecycle.admit")
+    @abstractmethod
+    async def admit(self, request: AdmitRequest) -> None: ...
 
 
 # --- compute: each is one job in a child process on the slot of a lease -------------------------
@@ -460,6 +473,6 @@ class AttendRequest(Record):
 class LifecycleAnswer(Record):
     """How a lifecycle ended."""
 
-    outcome: Literal["released", "rejected", "expired", "not_better", "aborted"]
+    outcome: Literal["released", "rejected", "expired", "not_better", "aborted", "failed"]
     reason: str
     version: int | None = None

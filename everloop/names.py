@@ -59,6 +59,10 @@ SEARCH_ATTRIBUTES = (
 )
 
 
+MONITOR = "monitor"
+"""Who asks for a retraining after drift."""
+
+
 def approval_id(lifecycle: str) -> str:
     """Workflow id of the gate of *lifecycle*."""
     return f"{lifecycle}/approval"

@@ -12,8 +12,10 @@ from pathlib import Path
 
 from everloop.errors import Invalid
 
-API, SERVE, SCHEDULER, TEMPORAL, TEMPORAL_UI = range(5)  # offsets from the port base
+API, SERVE, SCHEDULER, TEMPORAL, TEMPORAL_UI, UNGUARDED_UI = range(6)  # offsets from the port base
 DEFAULT_PORT_BASE = 7700
+PRIVATE = 0o077
+"""The umask of every process that writes into the data folder."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def load(**overrides: object) -> Settings:
     env = os.environ
     values: dict[str, object] = {
         "data_dir": Path(env.get("EVERLOOP_DATA_DIR") or Path.home() / ".everloop"),
-        "port_base": _integer("EVERLOOP_PORT_BASE", DEFAULT_PORT_BASE, range(1, 65532)),
+        "port_base": _integer("EVERLOOP_PORT_BASE", DEFAULT_PORT_BASE, range(1, 65531)),
         "database_url": env.get("EVERLOOP_DATABASE_URL", ""),
         "artifacts_url": env.get("EVERLOOP_ARTIFACTS_URL", ""),
         "temporal_address": env.get("EVERLOOP_TEMPORAL_ADDRESS", ""),

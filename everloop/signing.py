@@ -189,6 +189,10 @@ class Signer:
             claim=claim, key_id=key, signature=signature, signed=text, endorsements=_endorsements(self._folder)
         )
 
+    def sign_bytes(self, data: bytes) -> str:
+        """The signature of *data*, in base64."""
+        return base64.b64encode(self._key().sign(data)).decode()
+
     def order(self, order: RollBack) -> SignedRollBack:
         text, key, signature = self._signed(order)
         return SignedRollBack(order=order, key_id=key, signature=signature, signed=text)
@@ -214,14 +218,14 @@ class Signer:
 
 def verify(decision: Decision, keys: Mapping[str, str]) -> None:
     """Raise `BadSignature` unless one of *keys*, or a key that they endorse, signed exactly this claim."""
-    _must_have_signed(_text_of(decision), decision.key_id, decision.signature, _with_endorsed(keys, decision))
+    verify_bytes(decision.key_id, decision.signature, _text_of(decision).encode(), _with_endorsed(keys, decision))
 
 
 def verify_order(signed: SignedRollBack, keys: Mapping[str, str]) -> None:
     """Raise `BadSignature` unless one of *keys* signed exactly this order."""
     if _parsed(RollBack, signed.signed) != signed.order:
         raise BadSignature("the order is not what was signed", hint="use `everloop roll-back` or the model's page")
-    _must_have_signed(signed.signed, signed.key_id, signed.signature, keys)
+    verify_bytes(signed.key_id, signed.signature, signed.signed.encode(), keys)
 
 
 def _text_of(decision: Decision) -> str:
@@ -244,24 +248,21 @@ def _with_endorsed(keys: Mapping[str, str], decision: Decision) -> Mapping[str, 
     known = dict(keys)
     for one in decision.endorsements:  # in order of the rotations
         try:
-            _must_have_signed_bytes(_endorsed(one.public), one.key_id, one.signature, known)
+            verify_bytes(one.key_id, one.signature, _endorsed(one.public), known)
             known[key_id(base64.b64decode(one.public, validate=True))] = one.public
         except (BadSignature, ValueError):
             continue
     return known
 
 
-def _must_have_signed(text: str, key: str, signature: str, keys: Mapping[str, str]) -> None:
-    _must_have_signed_bytes(text.encode(), key, signature, keys)
-
-
-def _must_have_signed_bytes(data: bytes, key: str, signature: str, keys: Mapping[str, str]) -> None:
+def verify_bytes(key: str, signature: str, data: bytes, keys: Mapping[str, str], hint: str = HINT) -> None:
+    """Raise `BadSignature` unless the one of *keys* with the id *key* signed exactly *data*. Pure."""
     public = keys.get(key)
     if public is None:
-        raise BadSignature(hint=HINT)
+        raise BadSignature(hint=hint)
     try:
         Ed25519PublicKey.from_public_bytes(base64.b64decode(public)).verify(
             base64.b64decode(signature, validate=True), data
         )
     except (InvalidSignature, ValueError):
-        raise BadSignature(hint=HINT) from None
+        raise BadSignature(hint=hint) from None

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from everloop.errors import Conflict, EverloopError, Unavailable
-from everloop.settings import Settings
+from everloop.settings import PRIVATE, Settings
 
 MARKER = "EVERLOOP"
 """A file that says: Everloop made this folder, so `reset` may empty it."""
@@ -26,6 +27,10 @@ UNSAFE = "?#%"
 
 STOP_SECONDS = 12.0
 """How long `down` waits for an orderly end before it kills."""
+
+
+SESSIONS_KEPT = 1000
+"""An attempt of a session before these has long timed out."""
 
 
 class AlreadyRunning(Conflict):
@@ -85,6 +90,29 @@ def lock(settings: Settings) -> IO[str]:
     handle.write(f"{os.getpid()} {start_time(os.getpid())}\n")
     handle.flush()
     return handle
+
+
+def remember_session(settings: Settings) -> None:
+    """Note this session, and that of a killed one before it. Call with the lock held."""
+    known = _sessions(settings)
+    with suppress(OSError, ValueError, KeyError, TypeError):  # an earlier version kept no list
+        known.append(str(json.loads((settings.data_dir / "up.json").read_text())["session"]))
+    kept = list(dict.fromkeys([*known, settings.session]))[-SESSIONS_KEPT:]
+    staged = settings.data_dir / "sessions.new"
+    staged.write_text("".join(f"{session}\n" for session in kept))
+    staged.replace(settings.data_dir / "sessions")
+
+
+def ended_sessions(settings: Settings) -> frozenset[str]:
+    """Earlier lives of the stack on this data folder: they are over, since who asks is the one that holds its lock."""
+    return frozenset(_sessions(settings)) - {settings.session}
+
+
+def _sessions(settings: Settings) -> list[str]:
+    try:
+        return (settings.data_dir / "sessions").read_text().split()
+    except OSError:
+        return []
 
 
 def _already(settings: Settings) -> AlreadyRunning:
@@ -158,6 +186,27 @@ def claim(settings: Settings) -> None:
             hint="choose another folder with --data-dir",
             field="data_dir",
         ) from None
+
+
+def close_to_others(settings: Settings) -> str:
+    """Take every right on the data folder from other users; which parts had any, as words, empty when none had.
+
+    A folder of an earlier version, or one that was copied, may be open. What links point to is left as it is.
+    """
+    folder = settings.data_dir
+    found = [entry for entry in (folder, *folder.iterdir()) if _open(entry)]
+    for entry in found:
+        inside = () if entry == folder or entry.is_symlink() else entry.rglob("*")
+        for each in (entry, *(path for path in inside if _open(path))):
+            with suppress(OSError):
+                each.chmod(stat.S_IMODE(each.stat().st_mode) & ~PRIVATE)
+    named = sorted("the folder itself" if entry == folder else entry.name for entry in found)
+    return ", ".join(named)
+
+
+def _open(path: Path) -> bool:
+    mode = path.lstat().st_mode
+    return not stat.S_ISLNK(mode) and bool(mode & PRIVATE)
 
 
 def _is_ours(folder: Path) -> bool:

@@ -357,7 +357,8 @@ def stack_for(settings: Settings, out: Console) -> Iterator[tuple[Settings, bool
     log = settings.logs_dir / "up.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     out.print(f"starting the stack on {settings.data_dir}")
-    with log.open("wb") as output:
+    log.write_bytes(b"")
+    with log.open("ab") as output:  # it is kept small from outside (everloop/logs.py): its writer must append
         process = subprocess.Popen(
             engine.command("workers.dev"),
             env=engine.environment(settings.environment() | {"EVERLOOP_SESSION": ""}),
@@ -393,11 +394,11 @@ def _dies_with_us() -> None:
 
 
 def free_port_base() -> int:
-    """Five neighbouring free ports, so that a user's own stack is left alone."""
+    """Six neighbouring free ports, so that a user's own stack is left alone."""
     for base in range(configuration.DEFAULT_PORT_BASE, 9000, 10):
-        if all(_free(base + offset) for offset in range(5)):
+        if all(_free(base + offset) for offset in range(6)):
             return base
-    raise Unavailable("no five neighbouring ports are free", hint="choose with --port-base")
+    raise Unavailable("no six neighbouring ports are free", hint="choose with --port-base")
 
 
 def _free(port: int) -> bool:

@@ -1,6 +1,7 @@
 """`python -m workers control | compute | scheduler | slot NAME | dev | journal rebuild|verify`."""
 
 import asyncio
+import os
 import sys
 
 from everloop import settings
@@ -10,6 +11,7 @@ from everloop.errors import EverloopError, sentence
 def main(arguments: list[str]) -> None:
     """Become the process that *arguments* name; each loads only what it needs."""
     here = settings.load()
+    os.umask(settings.PRIVATE)
     match arguments:
         case ["control"]:
             from workers import control

@@ -14,6 +14,7 @@ import shutil
 import signal
 import time
 from collections.abc import AsyncIterator
+from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -36,6 +37,7 @@ START_SECONDS = 15.0
 KEPT_SECONDS = 48 * 3600.0
 """A finished job's folder outlives every attempt of its activity; without it the job would only run again."""
 TIDY_SECONDS = 3600.0
+LOGS_SECONDS = 60.0
 MEMORY_LIMIT = "1 GiB"
 """Of the Dask worker itself: jobs are other processes."""
 CONFIG = {
@@ -46,6 +48,8 @@ CONFIG = {
     "distributed.admin.tick.interval": "500ms",
     "distributed.admin.system-monitor.interval": "5s",
     "distributed.comm.timeouts.connect": "5s",
+    "distributed.scheduler.http.routes": [],  # an open port tells every user of the machine what runs
+    "distributed.worker.http.routes": [],
 }
 
 
@@ -124,6 +128,7 @@ async def _scheduler(settings: Settings) -> None:
         protocol=address.scheme,
         security=security(settings),
         dashboard=False,
+        dashboard_address=f"{address.hostname}:0",  # it cannot be left out; it has no routes
     )
     await scheduler
     await stop.wait()
@@ -143,6 +148,7 @@ async def _slot(settings: Settings, device: devices.Device) -> int:
         resources={"slot": 1} | ({"light": 1} if device.light else {}),
         memory_limit=MEMORY_LIMIT,
         dashboard=False,
+        **_on_loopback(settings),
         security=security(settings),
         local_directory=str(scratch),
         env=device.environment,
@@ -151,16 +157,25 @@ async def _slot(settings: Settings, device: devices.Device) -> int:
     )
     async with _killed_at_the_end(nanny):
         await process.first_of(_started(nanny), stop.wait())
-        await process.first_of(_lost(nanny), stop.wait(), _tidied(settings.scratch_dir / "jobs"))
+        await process.first_of(_lost(nanny), stop.wait(), _tidied(settings))
     await _lock_free(settings.scratch_dir / "slots" / f"{device.name}.lock")
     return 0 if stop.is_set() else 1
 
 
-async def _tidied(jobs: Path) -> None:
-    """For ever: remove the folders of old jobs, `<run id>/<activity id>`."""
+def _on_loopback(settings: Settings) -> dict[str, str]:
+    """Where a slot listens: on loopback, when its scheduler does."""
+    host = urlsplit(settings.dask).hostname or ""
+    is_loopback = host == "localhost" or (host.replace(".", "").isdigit() and ip_address(host).is_loopback)
+    return {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"} if is_loopback else {}
+
+
+async def _tidied(settings: Settings) -> None:
+    """For ever: remove the folders of old jobs, `<run id>/<activity id>`, and the oldest logs beyond their limit."""
     while True:
-        await asyncio.to_thread(tidy, jobs, time.time() - KEPT_SECONDS)
-        await asyncio.sleep(TIDY_SECONDS)
+        await asyncio.to_thread(tidy, settings.scratch_dir / "jobs", time.time() - KEPT_SECONDS)
+        for _ in range(int(TIDY_SECONDS / LOGS_SECONDS)):
+            await asyncio.to_thread(logs.bound_all, settings.logs_dir / "jobs")
+            await asyncio.sleep(LOGS_SECONDS)
 
 
 def tidy(jobs: Path, before: float) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import time
 from typing import Any
 
@@ -17,7 +16,7 @@ from everloop import logs
 from everloop.errors import EverloopError, Permanent, Unavailable
 from everloop.payloads import converter
 from everloop.settings import Settings
-from workers.process import die_with_parent, first_of, told_to_stop
+from workers.process import die_with_parent, first_of, identity, told_to_stop
 
 __all__ = ["ErrorsCross", "connect", "die_with_parent", "first_of", "log_lines", "sandbox", "told_to_stop"]
 
@@ -29,7 +28,7 @@ PASSED_THROUGH = ("everloop", "activities", "cryptography")
 async def connect(settings: Settings, role: str = "client", *, wait_seconds: float = WAIT_SECONDS) -> Client:
     """A client for the process *role*, waiting for a server that is still starting. Raises `Unavailable`.
 
-    Its identity is `<role>@<session>/<pid>`: a takeover knows the dead by these.
+    Its identity is `process.Identity`: a takeover knows the dead by these.
     """
     deadline = time.monotonic() + wait_seconds
     while True:
@@ -38,7 +37,7 @@ async def connect(settings: Settings, role: str = "client", *, wait_seconds: flo
                 settings.temporal,
                 namespace=settings.temporal_namespace,
                 data_converter=converter,
-                identity=f"{role}@{settings.session}/{os.getpid()}",
+                identity=str(identity(role, settings.session)),
             )
             await client.service_client.check_health(timeout=None)
         except (RuntimeError, RPCError) as error:

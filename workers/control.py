@@ -12,6 +12,7 @@ from temporalio.worker import PollerBehaviorAutoscaling, Worker
 from activities.drift import DriftLedger
 from activities.journal import JournalOnControl
 from activities.lease import LeaseOnControl
+from activities.lifecycle import LifecycleOnControl
 from activities.registry import RegistryOnControl
 from activities.release import ReleaseOnControl
 from everloop import names
@@ -75,6 +76,7 @@ def activities(
     drift = DriftLedger(store, settings, client)
     return (
         journal.append,
+        LifecycleOnControl(store, client, settings.keys_dir).admit,
         *(lease.request, lease.accept, lease.commit, lease.release, lease.cancel, lease.pool_step),
         *(registry.champion, registry.register, registry.evidence),
         *(release.route, release.observe, release.roll_back),

@@ -36,7 +36,7 @@ from everloop import engine, logs, names, signing, stack
 from everloop import settings as configuration
 from everloop.artifacts import FLOOR_BYTES
 from everloop.errors import EverloopError, sentence
-from everloop.settings import API, SCHEDULER, SERVE, TEMPORAL, TEMPORAL_UI, Settings
+from everloop.settings import API, PRIVATE, SCHEDULER, SERVE, TEMPORAL, TEMPORAL_UI, UNGUARDED_UI, Settings
 from everloop.store import DeviceRow, LifecycleRow, Store
 from workers import connect, devices, takeover, temporal
 from workers.temporal import CannotStart, Server
@@ -50,6 +50,10 @@ GIVE_UP_AFTER = 5
 FIRST_PAUSE_SECONDS = 0.25
 WORKERS = ("control", "compute")
 """Children that run activities."""
+UNGUARDED = (
+    "this kernel cannot say who connects to Temporal (it takes Linux 5.14 and seccomp): its UI is off, and every "
+    "user of this machine can reach its port"
+)
 SPACE_BYTES = FLOOR_BYTES + (256 << 20)
 GRACE_SECONDS = 4.0
 """How long a group of children may take to end in order."""
@@ -125,11 +129,31 @@ class Stack:
         self._launch(Child("api", "api"))
         self._launch(Child("compute", "workers", ("compute",)))
         self._launch(Child("serve", "api", ("serve",)))
+        if self.server is not None and self.server.guarded:
+            self._launch(Child("temporal-ui", "api", ("temporal-ui",)))
+        elif self.server is not None:
+            self.say(UNGUARDED)
         self._wait_for(self.missing)
         # Last, when the cores are free for it: a slot whose worker does not come up in seconds starts all over.
         for name in [] if settings.dask_address else devices.slot_names(settings):
             self._launch(Child(name, "workers", ("slot", name)))
         self._wait_for(self.missing_slots)
+
+    def up(self) -> stack.Up:
+        """What it says of itself."""
+        settings = self.settings
+        hidden = self.server is not None and not self.server.guarded
+        return stack.Up(
+            pid=os.getpid(),
+            started=stack.start_time(os.getpid()),
+            session=settings.session,
+            port_base=settings.port_base,
+            api_url=settings.api_url,
+            serve_url=settings.serve_url,
+            temporal=settings.temporal,
+            temporal_ui_url="" if hidden else settings.temporal_ui_url,
+            data_dir=str(settings.data_dir),
+        )
 
     def mind(self) -> None:
         """Start again what ends; returns never. Raises `CannotStart` when something ends at once too often."""
@@ -139,6 +163,8 @@ class Stack:
 
     def tend(self) -> None:
         """One look at everything."""
+        for log in self.settings.logs_dir.glob("*.log"):
+            logs.bound(log)
         if self.server is not None and self.server.process.poll() is not None:
             self.say(f"the Temporal server ended ({_how(self.server.process.returncode)}): starting it again")
             self.server.stop()
@@ -201,7 +227,7 @@ class Stack:
         return temporal.start(
             _temporal_file(settings),
             settings.port(TEMPORAL),
-            settings.port(TEMPORAL_UI),
+            settings.port(UNGUARDED_UI),
             log_of(settings, "temporal"),
             namespace=settings.temporal_namespace,
         )
@@ -238,6 +264,8 @@ class Stack:
             waiting.append("api")
         if not _answers(f"{settings.serve_url}/healthz"):
             waiting.append("serve")
+        if self.server is not None and self.server.guarded and not _listens(settings.port(TEMPORAL_UI)):
+            waiting.append("temporal-ui")
         return waiting or asyncio.run(self._missing_workers())
 
     def missing_slots(self) -> list[str]:
@@ -319,7 +347,7 @@ def check_ports(settings: Settings) -> None:
     """Raise `CannotStart` when one of our ports is taken."""
     offsets = [API, SERVE]
     offsets += [] if settings.dask_address else [SCHEDULER]
-    offsets += [] if settings.temporal_address else [TEMPORAL, TEMPORAL_UI]
+    offsets += [] if settings.temporal_address else [TEMPORAL, TEMPORAL_UI, UNGUARDED_UI]
     for offset in offsets:
         temporal.check_port(settings.port(offset))
 
@@ -425,12 +453,16 @@ def running(settings: Settings) -> Iterator[Stack]:
     """
     if sys.platform != "linux":
         raise CannotStart("Everloop runs on Linux only (prctl, flock, /proc)", hint="use a Linux machine or WSL 2")
+    os.umask(PRIVATE)  # for every child too: what they write is this user's alone
     stack.claim(settings)
     lock: IO[str] = stack.lock(settings)
     settings = replace(settings, session=f"up-{secrets.token_hex(6)}")
     os.environ.update(settings.environment())  # for the Temporal server, which inherits it
     life = Stack(settings)
     try:
+        if opened := stack.close_to_others(settings):
+            life.say(f"{opened} in {settings.data_dir} could be read by other users: only you can now")
+        stack.remember_session(settings)
         killed = clear_leftovers(settings)
         if killed:
             life.say(f"ended {killed} process{'es' * (killed > 1)} that an earlier run had left")
@@ -442,7 +474,7 @@ def running(settings: Settings) -> Iterator[Stack]:
         signing.create_keys(settings.keys_dir)
         try:
             life.start()
-            stack.announce(_up(settings))
+            stack.announce(life.up())
             yield life
         finally:
             with _undisturbed():
@@ -450,20 +482,6 @@ def running(settings: Settings) -> Iterator[Stack]:
                 life.stop()
     finally:
         lock.close()
-
-
-def _up(settings: Settings) -> stack.Up:
-    return stack.Up(
-        pid=os.getpid(),
-        started=stack.start_time(os.getpid()),
-        session=settings.session,
-        port_base=settings.port_base,
-        api_url=settings.api_url,
-        serve_url=settings.serve_url,
-        temporal=settings.temporal,
-        temporal_ui_url=settings.temporal_ui_url,
-        data_dir=str(settings.data_dir),
-    )
 
 
 @contextmanager
@@ -506,8 +524,9 @@ def _run(*, as_json: bool) -> None:
     with running(configuration.load()) as life:
         login = (life.settings.keys_dir / "login.url").read_text().strip()
         seconds = round(time.monotonic() - started, 1)
-        up = {"login_url": login, "seconds": seconds, **asdict(_up(life.settings))}
-        line = f"Everloop is ready ({seconds} s): {login}  Temporal UI: {life.settings.temporal_ui_url}"
+        up = {"login_url": login, "seconds": seconds, **asdict(life.up())}
+        ui = f"  Temporal UI: {up['temporal_ui_url']}" if up["temporal_ui_url"] else ""
+        line = f"Everloop is ready ({seconds} s): {login}{ui}"
         print(json.dumps(up) if as_json else line, flush=True)  # noqa: T201
         life.mind()
 

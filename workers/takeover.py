@@ -15,6 +15,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from everloop import stack
 from everloop.settings import Settings
+from workers import process
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,9 @@ CANCEL_REQUESTED = PendingActivityState.PENDING_ACTIVITY_STATE_CANCEL_REQUESTED
 async def take_over(client: Client, settings: Settings, *, jobs_too: bool = True) -> int:
     """Fail every started attempt of a worker that is gone (retryable, `WorkerLost`); how many there were.
 
-    Gone is who belongs to another session, and who is of this one and no longer a process of this machine.
+    Gone is who is proven dead: a process of this machine that is not there any more, or one of an earlier `up` on
+    this data folder, whose lock we hold now. Others (another machine, another data folder's `up` on the same Temporal)
+    are left to their heartbeat timeouts.
     Call it once the old processes are dead, before the new workers start. Safe to repeat: what is failed once
     is not started any more. *jobs_too*: their jobs die with them, and are waited for.
     """
@@ -42,21 +45,19 @@ async def take_over(client: Client, settings: Settings, *, jobs_too: bool = True
 async def _attempts_of_the_dead(
     client: Client, settings: Settings
 ) -> AsyncIterator[tuple[WorkflowExecution, PendingActivityInfo]]:
+    ended = stack.ended_sessions(settings)
     async for run in client.list_workflows("ExecutionStatus = 'Running'"):
         if not run.workflow_type.startswith(OURS):
             continue
         description = await client.get_workflow_handle(run.id, run_id=run.run_id).describe()
         for attempt in description.raw_description.pending_activities:
-            if attempt.state in (STARTED, CANCEL_REQUESTED) and _of_the_dead(attempt, settings.session):
+            if attempt.state in (STARTED, CANCEL_REQUESTED) and _of_the_dead(attempt, ended):
                 yield run, attempt
 
 
-def _of_the_dead(attempt: PendingActivityInfo, session: str) -> bool:
-    role, _, process = attempt.last_worker_identity.partition("@")
-    theirs, _, pid = process.partition("/")
-    if not role or not theirs:
-        return False
-    return theirs != session or (pid.isdigit() and not stack.start_time(int(pid)))
+def _of_the_dead(attempt: PendingActivityInfo, ended: frozenset[str]) -> bool:
+    worker = process.parse(attempt.last_worker_identity)
+    return worker is not None and (worker.session in ended or worker.proven_dead())
 
 
 async def _give_up(client: Client, run: WorkflowExecution, attempt: PendingActivityInfo) -> int:

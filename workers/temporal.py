@@ -5,6 +5,7 @@ dies, and forgets search attributes on an existing file. This one checks, locks 
 """
 
 import asyncio
+import contextlib
 import ctypes
 import fcntl
 import os
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -26,6 +28,7 @@ from temporalio.service import RPCError
 
 from everloop import engine, logs, names
 from everloop.errors import EverloopError
+from workers.door import Door, possible
 
 READY_TIMEOUT_SECONDS = 30
 SQLITE = b"SQLite format 3\0"
@@ -41,8 +44,9 @@ class Server:
 
     process: "subprocess.Popen[bytes]"
     address: str
-    ui_url: str
     lock: IO[str]
+    guarded: bool
+    """Nobody but this user reaches it."""
 
     def stop(self) -> None:
         """Ask it to end, wait, then kill. Safe to call twice."""
@@ -103,6 +107,9 @@ def start(
 ) -> Server:
     """Start the server on loopback with *database* as its file and wait until it answers.
 
+    Only processes of this user may connect, and to the UI only our guard (see `workers.door`); on a machine that
+    cannot do this there is no UI, and `Server.guarded` is false.
+
     Must be called from the main thread: the server is told to die with the thread that made it.
     Raises `CannotStart` (port taken, file in use, file not ours, no answer) with what to do.
     """
@@ -111,15 +118,20 @@ def start(
     lock = _lock(database)
     check_file(database)
     log.parent.mkdir(parents=True, exist_ok=True)
+    closed = _free_ports(2)
+    door = Door(guarded=frozenset(filter(None, [ui_port])), closed=frozenset(closed)) if possible() else None
+    ui_port = ui_port if door else None
     with log.open("ab") as output:
         process = subprocess.Popen(
-            _command(database, port, ui_port, time_skipping=time_skipping),
+            _command(database, port, ui_port, closed, time_skipping=time_skipping),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509  # called before any thread is
+            preexec_fn=_before_exec(door),  # noqa: PLW1509  # few system calls, no lock is taken
         )
-    server = Server(process, f"127.0.0.1:{port}", f"http://127.0.0.1:{ui_port}" if ui_port else "", lock)
+    if door is not None:
+        door.mind(process)
+    server = Server(process, f"127.0.0.1:{port}", lock, guarded=door is not None)
     try:
         asyncio.run(_ready(server, log, namespace))
     except BaseException:
@@ -128,9 +140,19 @@ def start(
     return server
 
 
-def _command(database: Path, port: int, ui_port: int | None, *, time_skipping: bool) -> list[str]:
+def _free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on now."""
+    with contextlib.ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+def _command(database: Path, port: int, ui_port: int | None, closed: list[int], *, time_skipping: bool) -> list[str]:
     config = _config()
     flags = ["--ip", "127.0.0.1", "--port", str(port), "--db-filename", str(database)]
+    flags += ["--http-port", str(closed[0]), "--metrics-port", str(closed[1])]  # nobody's: the door keeps them shut
     flags += ["--ui-port", str(ui_port)] if ui_port else ["--headless"]
     flags += ["--ui-disable-news-fetch", "--log-level", "warn", "--log-format", "json"]
     for name, value in config["sqlite_pragmas"].items():
@@ -167,9 +189,14 @@ def _lock(database: Path) -> IO[str]:
     return lock
 
 
-def _die_with_parent() -> None:
-    os.setpgid(0, 0)  # Ctrl-C goes to us alone: we end the server last
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 = PR_SET_PDEATHSIG
+def _before_exec(door: Door | None) -> Callable[[], None]:
+    def before_exec() -> None:
+        os.setpgid(0, 0)  # Ctrl-C goes to us alone: we end the server last
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 = PR_SET_PDEATHSIG
+        if door is not None:
+            door.before_exec()
+
+    return before_exec
 
 
 async def _ready(server: Server, log: Path, namespace: str) -> None:

@@ -142,7 +142,7 @@ class DriftCheck:
         request = LifecycleRequest(
             spec=spec,
             body_digest=signing.digest(spec),
-            submitted_by="monitor",
+            submitted_by=names.MONITOR,
             trigger=f"drift:{window.start:%Y-%m-%dT%H:%M:%SZ}",
             window=window,
         )

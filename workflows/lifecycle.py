@@ -7,11 +7,19 @@ from typing import TypeVar
 
 from temporalio import workflow
 from temporalio.common import WorkflowIDReusePolicy
-from temporalio.exceptions import CancelledError, ChildWorkflowError, TerminatedError, WorkflowAlreadyStartedError
+from temporalio.exceptions import (
+    ActivityError,
+    ApplicationError,
+    CancelledError,
+    ChildWorkflowError,
+    TerminatedError,
+    WorkflowAlreadyStartedError,
+)
 from temporalio.workflow import ParentClosePolicy
 
 from everloop import names
 from everloop.contracts import (
+    AdmitRequest,
     ApprovalAnswer,
     ApprovalRequest,
     AttendRequest,
@@ -25,6 +33,7 @@ from everloop.contracts import (
     ExportActivities,
     ExportRequest,
     FeaturesActivities,
+    LifecycleActivities,
     LifecycleAnswer,
     LifecycleRequest,
     MonitorRequest,
@@ -96,9 +105,9 @@ class Lifecycle:
         """A rollout of ours runs, and the traffic may have moved."""
 
     @workflow.run
-    async def run(self, request: LifecycleRequest) -> LifecycleAnswer:
-        self._journal.record(request.submitted())
+    async def run(self, _request: LifecycleRequest) -> LifecycleAnswer:
         try:
+            await self._admitted()
             answer = await self._until_the_data_will_do()
         except Ended as end:
             answer = end.answer
@@ -111,6 +120,26 @@ class Lifecycle:
             raise
         await self._close(answer.outcome, answer.reason)
         return answer
+
+    async def _admitted(self) -> None:
+        """Go on only when the API signed the start, person and all, or a drift check of ours made it."""
+        said = self._request
+        try:
+            if workflow.patched("signed-start"):
+                await workflow.execute_activity_method(
+                    LifecycleActivities.admit,
+                    AdmitRequest(),
+                    start_to_close_timeout=LIGHT_TIMEOUT,
+                    retry_policy=RETRY,
+                    summary="who started it",
+                )
+        except ActivityError as error:
+            if not isinstance(error.cause, ApplicationError) or error.cause.type != "BadSignature":
+                raise
+            said = said.model_copy(update={"submitted_by": ""})
+            raise Ended(self._answer("failed", error.cause.message)) from None
+        finally:
+            self._journal.record(said.submitted())
 
     async def _until_the_data_will_do(self) -> LifecycleAnswer:
         while True:

@@ -10,6 +10,7 @@ the source may change at any time. A value has one meaning everywhere, also in p
 - text: UTF-8; the empty text and the tokens of `inference.MISSING_TEXT` are missing
 """
 
+import contextlib
 import csv
 import difflib
 import hashlib
@@ -30,7 +31,7 @@ import pyarrow.csv
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from activities.compute import Job
+from activities.compute import Job, reach
 from activities.compute.inference import Columns
 from everloop.artifacts import Artifacts
 from everloop.contracts import SnapshotRequest, ValidateRequest
@@ -130,8 +131,8 @@ def snapshot(request: SnapshotRequest, job: Job) -> Snapshot:
     tables = read_all([path.name for path in paths], read_kept)
     whole = pa.concat_tables(tables)
     columns = describe(whole)
+    _enough(whole.num_rows)  # first: the first line of a file without rows may be anything, and is not quoted
     check_spec(spec, [column.name for column in columns])
-    _enough(whole.num_rows)
     manifest = _manifest(paths, blobs, tables, columns, job)
     span = _span(Table(whole, columns), spec)
     print(f"{whole.num_rows:,} rows, {len(columns)} columns; schema {schema_digest(columns)[:12]}")
@@ -166,6 +167,7 @@ def find(source: Path) -> list[Path]:
     """
     field = "source.path"
     try:
+        reach.check(source)
         if source.is_file():
             return [_known_format(source)]
         entries = sorted(source.iterdir(), key=lambda path: path.name)
@@ -189,6 +191,9 @@ def find(source: Path) -> list[Path]:
     if len({path.suffix.lower() for path in usable}) > 1:
         hint = "keep files of one format in a folder"
         raise InvalidData(f"the folder {source} mixes .csv and .parquet files", field=field, hint=hint)
+    for path in usable:
+        with contextlib.suppress(OSError):  # said when it is kept
+            reach.check(path)
     return usable
 
 
@@ -204,18 +209,17 @@ def _passed_over(name: str) -> bool:
 
 
 def _keep(path: Path, artifacts: Artifacts) -> Blob:
-    try:
-        with path.open("rb"):  # whatever fails from here on is not the source's fault
-            pass
-    except FileNotFoundError:
-        raise _vanished(path) from None
-    except PermissionError:
-        hint = "give the user that runs Everloop the right to read it"
-        raise DatasetMissing(f"{path} may not be read", field="source.path", hint=hint) from None
-    try:
-        return artifacts.put_file(path)
-    except FileNotFoundError:
-        raise _vanished(path) from None
+    with contextlib.ExitStack() as held:
+        try:
+            found = held.enter_context(reach.opened(path))
+            with found.open("rb"):  # whatever fails from here on is not the source's fault
+                pass
+        except FileNotFoundError:
+            raise _vanished(path) from None
+        except PermissionError:
+            hint = "give the user that runs Everloop the right to read it"
+            raise DatasetMissing(f"{path} may not be read", field="source.path", hint=hint) from None
+        return artifacts.put_file(found, path.name)
 
 
 def _vanished(path: Path) -> DatasetMissing:
@@ -356,11 +360,11 @@ def read(path: Path, suffix: str, name: str, spelled: Spelled = AS_GUESSED) -> p
         raw, delimiter = _read_csv(path, name)
     else:
         raw, delimiter = _read_parquet(path, name), ""
+    if raw.num_rows == 0:
+        raise InvalidData(f"{name} has a header but no rows", field="source.path", hint="add rows, or remove the file")
     if len(set(raw.column_names)) < raw.num_columns:
         twice = next(column for column, count in Counter(raw.column_names).items() if count > 1)
         raise InvalidData(f"{name} has two columns named {twice!r}", field=twice, hint="give each column its own name")
-    if raw.num_rows == 0:
-        raise InvalidData(f"{name} has a header but no rows", field="source.path", hint="add rows, or remove the file")
     guessed = {
         column: _from_text(values, column, delimiter, spelled) if delimiter else _from_typed(values)
         for column, values in zip(raw.column_names, raw.columns, strict=True)
@@ -429,7 +433,9 @@ def _csv_fault(name: str, bad: Sequence[Any], message: str) -> str:
         return f"{name}: {where} has {row.actual_columns} fields where the header has {row.expected_columns}"
     if "UTF8" in message:
         return f"{name} is not UTF-8 text"
-    return f"{name} is not a readable CSV file: {message.splitlines()[0][:200]}"
+    if "straddling" in message:
+        return f"{name} is not a readable CSV file: a row is larger than {BLOCK_BYTES >> 20} MiB"
+    return f"{name} is not a readable CSV file"  # the reader's own words may quote what stands in it
 
 
 def _header(path: Path, name: str) -> tuple[list[str], str]:
@@ -450,6 +456,9 @@ def _header(path: Path, name: str) -> tuple[list[str], str]:
     if not any(cell.strip() for cell in header) or any("\0" in cell for cell in header):
         hint = "the first line must name the columns"
         raise InvalidData(f"{name} has no header line", field="source.path", hint=hint)
+    if len(header) == 1:  # nothing in it is quoted, also not as a column's name
+        hint = "commas, semicolons or tabs separate columns; a table has a target and at least one other column"
+        raise InvalidData(f"{name} is no table: its first line has one column", field="source.path", hint=hint)
     return column_names(header), delimiter
 
 
@@ -459,9 +468,9 @@ def _read_parquet(path: Path, name: str) -> pa.Table:
     try:
         table = pa.parquet.ParquetFile(path).read(use_threads=False)
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0][:200]
+        reason = ": it does not end as one does" if "magic bytes" in str(error) else ""
         hint = "write it again, with pandas' or pyarrow's Parquet writer"
-        raise InvalidData(f"{name} is not a readable Parquet file: {reason}", field="source.path", hint=hint) from None
+        raise InvalidData(f"{name} is not a readable Parquet file{reason}", field="source.path", hint=hint) from None
     return table.select([column for column in table.column_names if not column.startswith("__index_level_")])
 
 

@@ -27,7 +27,7 @@ from distributed import get_worker
 from distributed.core import Status
 
 from activities.jobs import reaper
-from everloop import engine
+from everloop import engine, logs
 
 POLL_SECONDS = 0.1
 RELAY_SECONDS = 0.2
@@ -180,7 +180,7 @@ def _run(order: Order, task: Task, job: Path, lock: int) -> int:
     status_r, status_w = os.pipe()
     os.set_blocking(events_r, False)
     os.set_blocking(events_w, False)  # a slow reader must never stall the job
-    log = os.open(Path(order["logs_dir"]) / order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    log = os.open(Path(order["logs_dir"]) / order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     start: reaper.Start = {"name": order["function"], "folder": str(job), "grace_seconds": order["grace_seconds"]}
     try:
         try:
@@ -190,7 +190,7 @@ def _run(order: Order, task: Task, job: Path, lock: int) -> int:
         finally:
             for theirs in (life_r, events_w, log, status_w):
                 os.close(theirs)
-        return _relay(task, events_r, life_w, status_r)
+        return _relay(task, events_r, life_w, status_r, Path(order["logs_dir"]) / order["log"])
     finally:
         os.close(life_w)  # whatever happened here, the job ends with us
         while os.read(status_r, 64):
@@ -267,8 +267,8 @@ def _end_orphans(mark: str) -> None:
                 os.kill(int(path.parent.name), signal.SIGKILL)
 
 
-def _relay(task: Task, events: int, life: int, status: int) -> int:
-    """Pass progress on until the reaper is gone; end the job when the task is no longer wanted."""
+def _relay(task: Task, events: int, life: int, status: int, log: Path) -> int:
+    """Pass progress on until the reaper is gone; end the job when the task is no longer wanted. Keeps its log small."""
     progress = Progress(task)
     sources = [status, events]
     told = b""
@@ -280,8 +280,10 @@ def _relay(task: Task, events: int, life: int, status: int) -> int:
             said = os.read(status, 64)
             told += said
             if not said:
+                logs.bound(log)
                 progress.flush()
                 return _code(told)
+        logs.bound(log)
         if not task.ended and not task.wanted():
             task.ended = True
             with contextlib.suppress(BrokenPipeError):

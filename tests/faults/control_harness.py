@@ -23,7 +23,7 @@ from everloop.payloads import converter
 from everloop.settings import Settings
 from everloop.store import Store
 from tests.fakes import QuickCompute
-from workers import connect, control
+from workers import connect, control, process
 
 
 class DyingJournal(JournalOnControl):
@@ -48,7 +48,8 @@ async def observe(_request: ObserveRequest) -> None:
 async def main(data_dir: Path, address: str) -> None:
     settings = Settings(data_dir=data_dir, session=f"harness-{os.getpid()}", temporal_address=address)
     store, artifacts = Store(settings.database), Artifacts(settings.artifacts)
-    client = await Client.connect(address, data_converter=converter, identity=f"control@{settings.session}")
+    identity = str(process.identity("control", settings.session))
+    client = await Client.connect(address, data_converter=converter, identity=identity)
     journal = DyingJournal(store, artifacts, client)
     journal.order = data_dir / "die"
     light = [

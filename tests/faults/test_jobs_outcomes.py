@@ -8,6 +8,7 @@ from temporalio.client import WorkflowFailureError
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
+from everloop import logs
 from everloop.errors import ComputeLost, Invalid, LeaseLost
 from everloop.records import Slot
 from everloop.store import MetricRow
@@ -60,8 +61,20 @@ async def test_any_other_exception_is_job_failed_in_one_line_and_its_traceback_i
     error = await failure(bridge, "trial.wrong")
 
     assert (error.type, error.message) == ("JobFailed", "ValueError: the shapes do not fit")
-    logs = list((bridge.settings.logs_dir / "jobs").glob("*/trial.1/1.log"))
-    assert any("in wrong" in log.read_text() and "second line" in log.read_text() for log in logs)
+    left = list((bridge.settings.logs_dir / "jobs").glob("*/trial.1/1.log"))
+    assert any("in wrong" in log.read_text() and "second line" in log.read_text() for log in left)
+
+
+async def test_a_job_that_prints_without_end_ends_well_and_its_log_keeps_the_last_lines(bridge):
+    lines = 5 * logs.LIMIT_BYTES // 60_000
+
+    tried = await bridge.call("trial.flood", lines=lines)
+
+    log = bridge.settings.logs_dir / tried.ran.log
+    assert tried.values["largest"] < 4 * logs.LIMIT_BYTES
+    assert log.stat().st_size <= logs.LIMIT_BYTES
+    assert log.stat().st_mode & 0o077 == 0
+    assert logs.last_words(log, 1).strip() == "the last line"
 
 
 async def test_a_job_that_leaves_no_result_is_job_failed(bridge):

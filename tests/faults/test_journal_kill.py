@@ -11,7 +11,7 @@ import pytest
 from temporalio.client import Client, WorkflowExecutionStatus
 
 from activities.journal import JournalOnControl, verify
-from everloop import engine, names, signing
+from everloop import engine, names, signing, starts
 from everloop.artifacts import Artifacts
 from everloop.contracts import LifecycleRequest
 from everloop.payloads import converter
@@ -53,12 +53,15 @@ async def test_a_kill_after_the_commit_and_a_cancel_meanwhile_leave_a_clean_jour
     (tmp_path / "die").write_text(moment)
     spec = LifecycleSpec.model_validate(SPEC | {"model": f"kill-{moment.lower()}"})
 
+    id_ = f"kill-{moment}-{tmp_path.name}"
+    request = LifecycleRequest(spec=spec, body_digest="0", submitted_by="ada")
+
     with control(tmp_path, temporal_server.address) as first:
         await eventually((tmp_path / "ready").exists)
         handle = await client.start_workflow(
             names.LIFECYCLE,
-            LifecycleRequest(spec=spec, body_digest="0", submitted_by="ada"),
-            id=f"kill-{moment}-{tmp_path.name}",
+            starts.signed(signing.Signer(tmp_path / "keys"), id_, request),
+            id=id_,
             task_queue=names.CONTROL,
         )
         await eventually(lambda: first.poll() is not None)

@@ -17,7 +17,7 @@ from temporalio.worker import Worker
 
 from activities.journal import Findings, JournalOnControl, verify
 from activities.lease import LeaseOnControl
-from everloop import names, signing
+from everloop import names, signing, starts
 from everloop.artifacts import Artifacts
 from everloop.contracts import LifecycleAnswer, LifecycleRequest, ObserveRequest
 from everloop.errors import IntegrityError, Unavailable
@@ -58,10 +58,12 @@ class Stack:
 
     async def submit(self, name: str = "one", **changes: Any) -> WorkflowHandle[Any, LifecycleAnswer]:
         spec = self.spec(**changes)
+        id_ = f"{self.prefix}-{name}"
+        request = LifecycleRequest(spec=spec, body_digest=signing.digest(spec), submitted_by="ada")
         return await self.client.start_workflow(
             names.LIFECYCLE,
-            LifecycleRequest(spec=spec, body_digest=signing.digest(spec), submitted_by="ada"),
-            id=f"{self.prefix}-{name}",
+            starts.signed(self.signer, id_, request),
+            id=id_,
             task_queue=names.CONTROL,
             result_type=LifecycleAnswer,
         )

@@ -6,7 +6,7 @@ from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
 
 from activities.journal import JournalOnControl
-from everloop import names, signing
+from everloop import names, signing, starts
 from everloop.artifacts import Artifacts
 from everloop.contracts import LifecycleAnswer, LifecycleRequest
 from everloop.payloads import converter
@@ -48,7 +48,11 @@ async def test_a_gate_that_nobody_decides_for_two_weeks_expires_and_releases_not
             spec = LifecycleSpec.model_validate(SPEC)
             answer = await client.execute_workflow(
                 names.LIFECYCLE,
-                LifecycleRequest(spec=spec, body_digest="0", submitted_by="ada"),
+                starts.signed(
+                    signing.Signer(settings.keys_dir),
+                    "two-weeks",
+                    LifecycleRequest(spec=spec, body_digest="0", submitted_by="ada"),
+                ),
                 id="two-weeks",
                 task_queue=names.CONTROL,
                 result_type=LifecycleAnswer,

@@ -56,6 +56,17 @@ def family(request: Trial, job: ThisJob) -> Tried:
     return Tried(values={})
 
 
+def flood(request: Trial, job: ThisJob) -> Tried:
+    """Print far more than a log may hold, at some pace, and say how large the log ever was."""
+    largest = 0
+    for number in range(request.values["lines"]):
+        print(number, "x" * 60_000, flush=True)
+        largest = max(largest, os.fstat(1).st_size)
+        time.sleep(0.002)
+    print("the last line")
+    return Tried(values={"largest": largest})
+
+
 def wrong(request: Trial, job: ThisJob) -> Tried:
     raise ValueError("the shapes do not fit\nsecond line")
 
