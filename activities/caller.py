@@ -54,10 +54,8 @@ async def running_here(client: Client, *types: str) -> Caller:
             raise
         raise Forbidden(f"Temporal knows no run {asks.run_id} of {asks.workflow_id}") from error
     if described.status is not WorkflowExecutionStatus.RUNNING or described.task_queue != names.CONTROL:
-        raise Forbidden(
-            f"{asks.workflow_id} is not a workflow of ours: it is {_status(described.status)} on {described.task_queue}",
-            hint=f"ours run on {names.CONTROL}",
-        )
+        now = f"{_status(described.status)} on {described.task_queue}"
+        raise Forbidden(f"{asks.workflow_id} is not an open workflow of ours: it is {now}")
     return asks
 
 

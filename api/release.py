@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from sqlmodel import Session, col, select
 from starlette.responses import HTMLResponse
 
+from activities.drift import begins
 from api import drift, pages
 from api.dependencies import Here, Person
 from api.drift import DriftView, Project
@@ -207,7 +208,7 @@ def _monitor(row: MonitorRow) -> MonitorView | None:
     if policy is None:
         return None
     return MonitorView(
-        cursor=row.cursor,
+        cursor=begins(row.cursor, policy.window) if row.cursor else None,
         window=policy.window,
         every_seconds=policy.every.total_seconds(),
         share=policy.share,

@@ -101,7 +101,7 @@ async def test_fifty_checks_of_a_drifted_window_are_one_retraining(stack: Stack)
 
     await asyncio.gather(*(check(stack, model) for _ in range(50)))
 
-    assert await eventually_ids(stack, model) == [f"retrain/default/{model}/20260101T000000Z"]
+    assert await eventually_ids(stack, model) == [f"retrain/default/{model}/20260101T000000Z-20260102T000000Z"]
     with stack.store.read() as session:
         assert len(session.exec(select(TriggerRow).where(TriggerRow.model == model)).all()) == 1
 
@@ -124,7 +124,7 @@ async def test_while_a_retraining_is_open_another_drifted_window_starts_none(sta
     assert [row.verdict for row in checks(stack, model)] == ["retrain", "already_triggered"]
     assert len(await eventually_ids(stack, model)) == 1
 
-    retraining = f"retrain/default/{model}/20260101T000000Z"
+    retraining = f"retrain/default/{model}/20260101T000000Z-20260102T000000Z"
     await stack.decide(retraining, Verdict.REJECT, comment="not now")
     await stack.status(retraining, "rejected")
     traffic(stack, model, at(2026, 1, 4))
@@ -139,7 +139,7 @@ async def test_a_retraining_ends_by_itself_when_the_challenger_is_not_better(sta
     traffic(stack, model, at(2026, 1, 1), at(2026, 1, 2))
 
     await check(stack, model)
-    row = await stack.status(f"retrain/default/{model}/20260101T000000Z", "not_better")
+    row = await stack.status(f"retrain/default/{model}/20260101T000000Z-20260102T000000Z", "not_better")
 
     assert (row.trigger, row.submitted_by) == ("drift:2026-01-01T00:00:00Z", "monitor")
     assert row.reason == "not_better: .8 against .7"
