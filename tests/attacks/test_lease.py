@@ -16,6 +16,7 @@ from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
+from activities import lease_ledger
 from everloop import names
 from everloop.errors import LeaseLost
 from everloop.store import LeaseRequestRow, LeaseRow
@@ -155,13 +156,25 @@ async def test_a_foreign_worker_takes_and_gives_back_nothing_and_a_terminate_fre
     await stack.gate(waiting.id)
 
 
-async def test_who_lost_its_lease_gives_it_up_should_the_ledger_hold_it_still(stack: Stack) -> None:
-    """A compute worker's word that the lease is lost: nobody else would ever give it back."""
+async def test_who_lost_its_lease_gives_it_up_and_a_grant_that_nobody_takes_lapses(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A compute worker says that the lease is lost; then the queue holds a request that its workflow has forgotten."""
     stack.compute.hooks["train"] = failing(LeaseLost("the device is another's"), times=1)
     handle = await stack.submit()
-
     await stack.gate(handle.id)
-
     assert live(stack) == []
     assert stack.compute.stages().count("train") == 2
+
+    monkeypatch.setattr(lease_ledger, "OFFER_TTL", timedelta(seconds=0.2))
+    forgotten = requests_of(stack, handle.id)[0].model_copy(update={"id": "forgotten", "arrival": 9, "state": "queued"})
+    with stack.store.write() as session:
+        session.add(LeaseRequestRow(**forgotten.model_dump()))
+    await stack.client.get_workflow_handle(names.pool_id(names.DEFAULT_POOL)).signal(names.POOL_WAKE)
+    (*_, ended) = await eventually(
+        lambda: (rows := requests_of(stack, handle.id)) and rows[-1].state == "lapsed" and rows, seconds=15
+    )
+
+    assert ended.reason.startswith("cpu0 was offered and not taken")
+    assert live(stack) == []
     assert (await stack.verified()).differences == []
