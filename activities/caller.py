@@ -1,16 +1,14 @@
 """Who asks: an activity serves only the workflow runs that it is made for.
 
 Temporal lets every client of its port schedule any activity. Id, run and type come from Temporal's own record of the
-run and not from the request, so a request cannot claim to be another's.
+run and not from the request, so a request cannot claim to be another's. That the run is carried out on our own task
+queue is looked at before any activity begins (workers/admission.py).
 """
 
 from dataclasses import dataclass
 
 from temporalio import activity
-from temporalio.client import Client, WorkflowExecutionStatus
-from temporalio.service import RPCError, RPCStatusCode
 
-from everloop import names
 from everloop.errors import Forbidden
 
 
@@ -38,28 +36,3 @@ def caller(*types: str) -> Caller:
             hint=f"it is called by {' or '.join(types)}",
         )
     return asks
-
-
-async def running_here(client: Client, *types: str) -> Caller:
-    """`caller`, and Temporal says that the run is open and is carried out on our own task queue.
-
-    One call to Temporal (about 2 ms): for what cannot be undone. A workflow of another worker may bear a name of
-    ours, but not our queue. Raises `Forbidden`.
-    """
-    asks = caller(*types)
-    try:
-        described = await client.get_workflow_handle(asks.workflow_id, run_id=asks.run_id).describe()
-    except RPCError as error:
-        if error.status is not RPCStatusCode.NOT_FOUND:
-            raise
-        raise Forbidden(f"Temporal knows no run {asks.run_id} of {asks.workflow_id}") from error
-    if described.status is not WorkflowExecutionStatus.RUNNING or described.task_queue != names.CONTROL:
-        raise Forbidden(
-            f"{asks.workflow_id} is no workflow of ours: it is {_status(described.status)} on {described.task_queue}",
-            hint=f"ours run on {names.CONTROL}",
-        )
-    return asks
-
-
-def _status(status: WorkflowExecutionStatus | None) -> str:
-    return status.name.lower() if status else "of an unknown state"

@@ -1,12 +1,14 @@
 """The watch over a model: its schedule, the next closed window, the measure, and the trigger ledger."""
 
 import asyncio
+from bisect import bisect_right
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from sqlmodel import col, select
+from sqlmodel.sql.expression import SelectOfScalar
 from temporalio import activity
 from temporalio.client import (
     Client,
@@ -24,6 +26,7 @@ from temporalio.client import (
 from temporalio.common import SearchAttributePair, TypedSearchAttributes
 from temporalio.service import RPCError, RPCStatusCode
 
+from activities.caller import caller
 from activities.registry import champion
 from everloop import names
 from everloop.contracts import (
@@ -37,6 +40,7 @@ from everloop.contracts import (
     TriggerRequest,
     Watched,
 )
+from everloop.errors import Conflict
 from everloop.predictions import PredictionLog
 from everloop.records import DriftReport, Version, Window
 from everloop.settings import Settings
@@ -48,6 +52,8 @@ if TYPE_CHECKING:  # control uses this file too, and starts without Dask
 
 STARTING = timedelta(seconds=30)
 """A retraining may be decided and not started for this long."""
+SETTLED = timedelta(seconds=2)
+"""A row is in the log this long after the `logged_at` that it bears, at the latest."""
 CATCH_UP = timedelta(minutes=10)
 """Ticks missed for longer are not made up: one check drains all windows that have closed meanwhile."""
 
@@ -76,7 +82,7 @@ class DriftLedger(DriftActivities):
     async def watch(self, request: MonitorRequest) -> Watched:
         """Make or change the model's schedule; the cursor stays where it is. Safe to repeat."""
         spec = request.spec
-        await asyncio.to_thread(_keep_monitor, self._store, spec)
+        cursor = await asyncio.to_thread(_keep_monitor, self._store, spec)
         handle = self._client.get_schedule_handle(names.monitor_id(spec.project, spec.model))
         if spec.monitor is None:
             await _gone(handle.delete())
@@ -87,7 +93,8 @@ class DriftLedger(DriftActivities):
         except ScheduleAlreadyRunningError:
             await handle.update(_replace_by(schedule))
         every = _spoken(spec.monitor.every)
-        return Watched(sentence=f"checks each closed {spec.monitor.window} of event time, looking every {every}")
+        since = f" from {begins(cursor, spec.monitor.window):%Y-%m-%d %H:%M} UTC on" if cursor else ""
+        return Watched(sentence=f"checks each closed {spec.monitor.window} of event time{since}, looking every {every}")
 
     @activity.defn(name="everloop.drift.next_window")
     async def next_window(self, request: CheckRequest) -> NextWindow:
@@ -97,8 +104,28 @@ class DriftLedger(DriftActivities):
     @activity.defn(name="everloop.drift.trigger")
     async def trigger(self, request: TriggerRequest) -> TriggerAnswer:
         """One row and one verdict per (model, window), and the cursor moves on. Asked again: the same answer."""
+        caller(names.DRIFT_CHECK)
+        if request.window.end > datetime.now(UTC):
+            raise Conflict(f"the window that ends at {request.window.end:%Y-%m-%d %H:%M} UTC is not over yet")
         running = await self._open_retraining(request)
-        return await asyncio.to_thread(_trigger, self._store, request, running)
+        lifecycle = await self._retraining_of(request)
+        return await asyncio.to_thread(_trigger, self._store, request, running, lifecycle)
+
+    async def _retraining_of(self, request: TriggerRequest) -> str:
+        """The id of the retraining that the window may cause; as older releases named it, where one is known so."""
+        old = names.retrain_id(request.project, request.model, request.window.start)
+        new = names.retrain_id(request.project, request.model, request.window.start, request.window.end)
+        if request.share is None or request.share < request.threshold:
+            return new
+        if await asyncio.to_thread(_of_another_window, self._store, request, old):
+            return new
+        try:
+            await self._client.get_workflow_handle(old).describe()
+        except RPCError as error:
+            if error.status is not RPCStatusCode.NOT_FOUND:
+                raise
+            return new
+        return old
 
     async def _open_retraining(self, request: TriggerRequest) -> str:
         """The model's retraining that has not ended yet: a second one would only learn the same.
@@ -126,8 +153,10 @@ class DriftLedger(DriftActivities):
         if spec.monitor is None:
             return NextWindow(window=None)
         log = PredictionLog(self._settings.predictions_dir / request.project / request.model)
-        window = next_closed(log, spec.monitor, row.cursor, datetime.now(UTC))
+        at = datetime.now(UTC)
+        window = next_closed(log, spec.monitor, row.cursor, at)
         if window is None:
+            _count_late_rows(self._store, log, row, at)
             return NextWindow(window=None)
         with self._store.read() as session:
             version = session.get_one(VersionRow, (request.project, request.model, now.version))
@@ -142,25 +171,40 @@ class DriftLedger(DriftActivities):
             spec=spec,
             rows=rows,
             insufficient=f"{rows} rows in the window, {needed} are needed" if rows < needed else "",
+            closed_at=at,
         )
 
 
 def next_closed(log: PredictionLog, monitor: Monitor, cursor: datetime | None, now: datetime) -> Window | None:
-    """The first window at or after *cursor* that holds a row and has closed, else None.
+    """The first window that begins at or after *cursor*, holds a row and has closed, else None.
 
-    Event time closes it (a row later than its end by `lateness`), or silence (its end is past and nothing was
-    logged for `idle`). Windows without a row are passed over.
+    It closes when its end is past by the clock, and then by event time (a row later than its end by `lateness`), or
+    by silence (nothing was logged for `idle`). Rows ahead of the clock are no watermark: they are ordinary rows when
+    their time comes. Windows without a row are passed over.
     """
-    first = log.first() if cursor is None else log.first_at_or_after(cursor)
-    if first is None:
+    window = _next_with_a_row(log, monitor.window, cursor, now)
+    if window is None or window.end > now:
         return None
-    window = window_of(first, monitor.window)
     until = window.end + monitor.lateness
-    if log.closed(until):
+    if log.closed(until, now):
         return window
-    last = log.last_write()
+    last = log.last_write(now)
     silent = last is not None and now - last >= monitor.idle
     return window if silent and now >= until else None
+
+
+def _next_with_a_row(log: PredictionLog, size: str, cursor: datetime | None, now: datetime) -> Window | None:
+    first = log.first() if cursor is None else log.first_at_or_after(begins(cursor, size))
+    return None if first is None or first > now else window_of(first, size)
+
+
+def begins(cursor: datetime, size: str) -> datetime:
+    """When the first window of *size* begins that has nothing in common with what was decided up to *cursor*.
+
+    It is *cursor* itself unless the monitor's window has changed its size since.
+    """
+    window = window_of(cursor, size)
+    return window.start if window.start >= cursor else window.end
 
 
 def window_of(moment: datetime, size: str) -> Window:
@@ -186,19 +230,15 @@ def _spoken(span: timedelta) -> str:
     return f"{seconds:g} seconds"
 
 
-def _keep_monitor(store: Store, spec: LifecycleSpec) -> None:
+def _keep_monitor(store: Store, spec: LifecycleSpec) -> datetime | None:
+    """Keep what the model's monitor is made from. Returns its cursor, which stays where it is."""
     with store.write() as session:
-        row = session.get(MonitorRow, (spec.project, spec.model))
-        cursor = row.cursor if row else None
-        session.merge(
-            MonitorRow(
-                project=spec.project,
-                model=spec.model,
-                cursor=cursor,
-                spec=spec.model_dump_json(),
-                updated_at=datetime.now(UTC),
-            )
+        row = session.get(MonitorRow, (spec.project, spec.model)) or MonitorRow(
+            project=spec.project, model=spec.model, spec="", updated_at=datetime.now(UTC)
         )
+        row.spec, row.updated_at = spec.model_dump_json(), datetime.now(UTC)
+        session.add(row)
+        return row.cursor
 
 
 def _schedule(spec: LifecycleSpec, monitor: Monitor) -> Schedule:
@@ -234,13 +274,15 @@ async def _gone(deletion: Awaitable[None]) -> None:
             raise
 
 
-def _trigger(store: Store, request: TriggerRequest, running: str) -> TriggerAnswer:
+def _trigger(store: Store, request: TriggerRequest, running: str, lifecycle: str) -> TriggerAnswer:
     with store.write() as session:
-        key = (request.project, request.model, request.window.start)
-        known = session.get(TriggerRow, key)
+        monitor = session.get_one(MonitorRow, (request.project, request.model))
+        monitor.cursor = max(monitor.cursor or request.window.end, request.window.end)
+        session.add(monitor)
+        known = session.get(TriggerRow, (request.project, request.model, request.window.start, request.window.end))
         if known is not None:
             return TriggerAnswer.model_validate(known, from_attributes=True)
-        answer = _decide(request, running)
+        answer = _decide(request, running, lifecycle)
         session.add(
             TriggerRow(
                 project=request.project,
@@ -253,15 +295,13 @@ def _trigger(store: Store, request: TriggerRequest, running: str) -> TriggerAnsw
                 reason=answer.reason,
                 lifecycle=answer.lifecycle,
                 decided_at=datetime.now(UTC),
+                closed_at=request.closed_at,
             )
         )
-        monitor = session.get_one(MonitorRow, (request.project, request.model))
-        monitor.cursor = request.window.end
-        session.add(monitor)
         return answer
 
 
-def _decide(request: TriggerRequest, running: str) -> TriggerAnswer:
+def _decide(request: TriggerRequest, running: str, lifecycle: str) -> TriggerAnswer:
     if request.failed:
         return TriggerAnswer(verdict="failed", reason=request.failed)
     if request.share is None:
@@ -273,7 +313,6 @@ def _decide(request: TriggerRequest, running: str) -> TriggerAnswer:
         return TriggerAnswer(
             verdict="already_triggered", reason=f"{figures}; {running} is still open", lifecycle=running
         )
-    lifecycle = names.retrain_id(request.project, request.model, request.window.start)
     return TriggerAnswer(verdict="retrain", reason=figures, lifecycle=lifecycle)
 
 
@@ -288,3 +327,58 @@ def _last_retraining(store: Store, request: TriggerRequest) -> TriggerRow | None
             )
             .order_by(col(TriggerRow.window_start).desc())
         ).first()
+
+
+def _of_another_window(store: Store, request: TriggerRequest, lifecycle: str) -> bool:
+    """Did a window of another length start *lifecycle*?"""
+    with store.read() as session:
+        return (
+            session.exec(
+                select(TriggerRow).where(
+                    TriggerRow.project == request.project,
+                    TriggerRow.model == request.model,
+                    TriggerRow.window_start == request.window.start,
+                    TriggerRow.window_end != request.window.end,
+                    TriggerRow.lifecycle == lifecycle,
+                )
+            ).first()
+            is not None
+        )
+
+
+def _count_late_rows(store: Store, log: PredictionLog, monitor: MonitorRow, now: datetime) -> None:
+    """Add to each decided window the rows that came after it had closed, and were logged since the last count."""
+    until = now - SETTLED
+    late: dict[tuple[datetime, datetime], int] = {}
+    if monitor.cursor is not None and monitor.late_counted_at is not None:
+        with store.read() as session:
+            decided = session.exec(_decided(monitor)).all()
+        for row in log.logged_between(monitor.late_counted_at, until, monitor.cursor):
+            moment = datetime.fromisoformat(row["event_time"])
+            logged_at = datetime.fromisoformat(row["logged_at"])
+            place = bisect_right(decided, moment, key=lambda window: window.window_start) - 1
+            if place < 0:
+                continue
+            window = decided[place]
+            if moment < window.window_end and logged_at > (window.closed_at or window.decided_at):
+                key = (window.window_start, window.window_end)
+                late[key] = late.get(key, 0) + 1
+    with store.write() as session:
+        kept = session.get_one(MonitorRow, (monitor.project, monitor.model))
+        if kept.late_counted_at != monitor.late_counted_at:
+            return  # another check has counted meanwhile
+        kept.late_counted_at = until
+        session.add(kept)
+        for key, rows in late.items():
+            found = session.get_one(TriggerRow, (monitor.project, monitor.model, *key))
+            found.late_rows += rows
+            session.add(found)
+
+
+def _decided(monitor: MonitorRow) -> SelectOfScalar[TriggerRow]:
+    """The windows that were decided, by their start."""
+    return (
+        select(TriggerRow)
+        .where(TriggerRow.project == monitor.project, TriggerRow.model == monitor.model)
+        .order_by(col(TriggerRow.window_start), col(TriggerRow.window_end))
+    )

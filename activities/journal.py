@@ -92,10 +92,15 @@ class JournalOnControl(JournalActivities):
             await _one(self._archive(execution), execution)
         return swept
 
+    async def archive(self, execution: WorkflowExecution) -> None:
+        """Keep a closed run's history, and write the last fact if it could not. One that cannot be read is logged."""
+        if not await asyncio.to_thread(_archived, self._store, execution.id, execution.run_id):
+            await _one(self._archive(execution), execution)
+
     async def _unarchived(self) -> AsyncIterator[WorkflowExecution]:
         since = await asyncio.to_thread(_swept_until, self._store)
         newer = f" AND CloseTime > '{(since - OVERLAP).isoformat()}'" if since else ""
-        async for execution in self._client.list_workflows(f"{_TYPES} AND ExecutionStatus != 'Running'{newer}"):
+        async for execution in self._client.list_workflows(f"{CLOSED}{newer}"):
             if not await asyncio.to_thread(_archived, self._store, execution.id, execution.run_id):
                 yield execution
 
@@ -141,6 +146,8 @@ class Run:
 
 _TYPES = "WorkflowType IN ({}) AND TaskQueue = '{}'".format(", ".join(f"'{name}'" for name in JOURNALED), names.CONTROL)
 """Workflows of another worker may bear our names: they are none of ours."""
+CLOSED = f"{_TYPES} AND ExecutionStatus != 'Running'"
+"""Temporal's query for the journaled runs that have ended."""
 
 
 def _must_go_on(store: Store, execution: Execution) -> None:

@@ -22,7 +22,7 @@ from everloop import engine, errors, names
 from everloop.contracts import DriftRequest
 from everloop.errors import NotFound, Unavailable
 from everloop.records import Champion, Version, Window
-from everloop.store import DriftRow, VersionRow
+from everloop.store import DriftRow, TriggerRow, VersionRow
 from workflows.drift import SAMPLE_SEED
 
 router = APIRouter(tags=["drift"])
@@ -36,6 +36,8 @@ SANDBOX = (
 """The report carries text from the data and Evidently's own scripts: it gets no origin and no network."""
 
 Project = Annotated[str, Query(max_length=63)]
+Key = tuple[datetime, datetime]
+"""A window's start and end."""
 
 _rendering = asyncio.Lock()
 """One report at a time: each takes a core and a few hundred MB."""
@@ -52,6 +54,8 @@ class DriftView(BaseModel):
     window_start: datetime
     window_end: datetime
     rows: int
+    late_rows: int = 0
+    """Rows of the window that came after it had been checked: no check has seen them."""
     share: float | None
     drifted: list[str]
     verdict: str
@@ -59,6 +63,10 @@ class DriftView(BaseModel):
     lifecycle: str
     checked_at: datetime
     links: dict[str, str]
+
+    @property
+    def key(self) -> Key:
+        return self.window_start, self.window_end
 
 
 class Checked(BaseModel):
@@ -82,8 +90,9 @@ async def check(model: str, here: Here, project: Project = "default") -> Checked
 
 @router.get("/models/{model}/drift/{window}/report", response_class=HTMLResponse)
 async def report(model: str, window: str, here: Here, project: Project = "default") -> Response:
-    """Evidently's report as HTML, to be shown in a sandboxed frame. *window*: its number, or its start as
-    `20130201T000000Z`. Rendered on demand from the same sample that the check looked at.
+    """Evidently's report as HTML, to be shown in a sandboxed frame. *window*: its number, its start as
+    `20130201T000000Z`, or start and end with a dash between. Rendered on demand
+    from the same sample that the check looked at.
     """
     row = await run_in_threadpool(_find, here, project, model, window)
     html = await rendered(here, row)
@@ -104,36 +113,45 @@ def report_page(model: str, window: str, here: Here, person: Person, project: Pr
     """What a check found, with Evidently's report in a frame that can reach nothing."""
     row = _find(here, project, model, window)
     with here.store.read() as session:
-        number = next(view.number for view in checks(session, project, model) if view.window_start == row.window_start)
-    return pages.render(
-        "drift.html", person=person, row=row, number=number, source=report_url(project, model, row.window_start)
-    )
+        view = next(view for view in checks(session, project, model) if view.key == _key(row))
+    return pages.render("drift.html", person=person, row=row, view=view, source=report_url(row))
 
 
 def checks(session: Session, project: str, model: str) -> list[DriftView]:
     """Every window that was looked at, oldest first."""
-    return [_view(number, row) for number, row in enumerate(_latest(session, project, model), 1)]
+    query = select(TriggerRow).where(TriggerRow.project == project, TriggerRow.model == model)
+    late = {_key(row): row.late_rows for row in session.exec(query)}
+    rows = enumerate(_latest(session, project, model), 1)
+    return [_view(number, row, late.get(_key(row), 0)) for number, row in rows]
 
 
 def _latest(session: Session, project: str, model: str) -> list[DriftRow]:
-    """The check of each window, by its start; of a window that was looked at twice, the last one."""
+    """The check of each window, in order; of a window that was looked at twice, the last one."""
     query = select(DriftRow).where(DriftRow.project == project, DriftRow.model == model)
-    found: dict[datetime, DriftRow] = {}
-    for row in session.exec(query.order_by(col(DriftRow.window_start), col(DriftRow.checked_at))):
-        found[row.window_start] = row
-    return list(found.values())
+    order = (col(DriftRow.window_start), col(DriftRow.window_end), col(DriftRow.checked_at))
+    return list({_key(row): row for row in session.exec(query.order_by(*order))}.values())
 
 
-def report_url(project: str, model: str, start: datetime) -> str:
-    return f"/api/v1/models/{quote(model)}/drift/{_stamp(start)}/report?project={quote(project)}"
+def _key(row: DriftRow | TriggerRow) -> Key:
+    """A monitor whose window has changed its size may have two windows with one start."""
+    return row.window_start, row.window_end
 
 
-def _view(number: int, row: DriftRow) -> DriftView:
-    links = {"page": f"/models/{quote(row.model)}/drift/{_stamp(row.window_start)}?project={quote(row.project)}"}
+def report_url(row: DriftRow) -> str:
+    return f"/api/v1/models/{quote(row.model)}/drift/{_name(row)}/report?project={quote(row.project)}"
+
+
+def _view(number: int, row: DriftRow, late_rows: int) -> DriftView:
+    links = {"page": f"/models/{quote(row.model)}/drift/{_name(row)}?project={quote(row.project)}"}
     if row.report:
-        url = report_url(row.project, row.model, row.window_start)
+        url = report_url(row)
         links |= {"report": url, "json": url.replace("/report?", "/report.json?")}
-    return DriftView(number=number, links=links, **row.model_dump(include=set(DriftView.model_fields) - {"number"}))
+    shown = row.model_dump(include=set(DriftView.model_fields) - {"number", "late_rows"})
+    return DriftView(number=number, links=links, late_rows=late_rows, **shown)
+
+
+def _name(row: DriftRow) -> str:
+    return f"{_stamp(row.window_start)}-{_stamp(row.window_end)}"
 
 
 def _stamp(moment: datetime) -> str:
@@ -141,10 +159,10 @@ def _stamp(moment: datetime) -> str:
 
 
 def _find(here: Parts, project: str, model: str, window: str) -> DriftRow:
-    """The check of *window* (number or start). Raises `NotFound`."""
+    """The check of *window* (its number, its start, or its start and end). Raises `NotFound`."""
     with here.store.read() as session:
         for number, row in enumerate(_latest(session, project, model), 1):
-            if window in (str(number), _stamp(row.window_start)):
+            if window in (str(number), _stamp(row.window_start), _name(row)):
                 return row
     raise NotFound(
         f"no drift check of {project}/{model} is known as {window[:60]}",

@@ -12,6 +12,7 @@ from starlette.responses import HTMLResponse, RedirectResponse
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 
+from activities.drift import begins
 from api import drift, pages
 from api.bodies import body_schema, json_body, read_form, validated
 from api.dependencies import RPC_TIMEOUT, Here, Parts, Person, ask
@@ -353,7 +354,7 @@ def _monitor(row: MonitorRow) -> MonitorView | None:
     if policy is None:
         return None
     return MonitorView(
-        cursor=row.cursor,
+        cursor=begins(row.cursor, policy.window) if row.cursor else None,
         window=policy.window,
         every_seconds=policy.every.total_seconds(),
         share=policy.share,

@@ -48,6 +48,8 @@ AGAIN_SECONDS = 5.0
 PREDICT_BYTES = 16 << 20
 MAX_ROWS = 10_000
 AHEAD = timedelta(days=1)
+SKEW = timedelta(minutes=1)
+"""Clocks differ: only what lies further ahead is said to be ahead of the clock."""
 EARLIEST = datetime(1500, 1, 1, tzinfo=UTC)
 """What a table may say too, see `activities.compute.data`."""
 
@@ -90,6 +92,8 @@ class PredictAnswer(BaseModel):
     release_seq: int
     request_id: str
     predictions: list[dict[str, Any]]
+    ahead_of_clock: list[int] = []
+    """Rows, by index, whose event time lies ahead of the server's clock: they close no window of the monitor."""
 
 
 class ServedView(BaseModel):
@@ -369,6 +373,7 @@ def answer(serving: Fleet, name: Name, body: PredictRequest) -> PredictAnswer:
     asked = [{name: value for name, value in row.items() if name not in meant_for_the_log} for row in rows]
     predictions = served.model.predict(served.model.check(asked, moments)).rows()
     request_id = body.request_id or uuid.uuid4().hex
+    ahead = {index for index, moment in enumerate(moments) if moment > now + SKEW}
     serving.log_of(name).append(
         [
             {
@@ -381,6 +386,7 @@ def answer(serving: Fleet, name: Name, body: PredictRequest) -> PredictAnswer:
                 "features": _features(row, served.signature, moments[index]),
                 "prediction": prediction,
             }
+            | ({"ahead_of_clock": True} if index in ahead else {})
             for index, (row, prediction) in enumerate(zip(asked, predictions, strict=True))
         ]
     )
@@ -390,6 +396,7 @@ def answer(serving: Fleet, name: Name, body: PredictRequest) -> PredictAnswer:
         release_seq=served.route.release_seq,
         request_id=request_id,
         predictions=predictions,
+        ahead_of_clock=sorted(ahead),
     )
 
 

@@ -232,6 +232,10 @@ def checks(rows: Iterable[Json]) -> RenderableType:
     for row in rows:
         made.add_row(
             when(row["window_start"]), str(row["version"]), number(row["rows"]), number(row["share"]),
-            row["verdict"].replace("_", " "), row["reason"], row["lifecycle"],
+            row["verdict"].replace("_", " "), row["reason"] + _late(row.get("late_rows", 0)), row["lifecycle"],
         )  # fmt: skip
     return made if made.row_count else Text("no window has been checked yet")
+
+
+def _late(rows: int) -> str:
+    return f"; {rows:,} row{'s' if rows > 1 else ''} came after the window was checked" if rows else ""

@@ -202,6 +202,12 @@ class LeaseRequest(Record):
     """Asked before, and still waiting: a Reset may have left the request with the run before."""
 
 
+class LeaseAnswer(Record):
+    """The request is in the queue. `reason`: why it had left it before, where that is worth a word."""
+
+    reason: str = ""
+
+
 class Offer(Record):
     """A grant that waits for its holder to accept. The signal `lease_offered` carries it."""
 
@@ -211,6 +217,8 @@ class Offer(Record):
 
 
 class AcceptRequest(Record):
+    """A lease to take or to give back. Older workers give back without naming the request."""
+
     request_id: str
     token: int
 
@@ -240,7 +248,7 @@ class PoolStep(Record):
 class LeaseActivities(ABC):
     @activity.defn(name="everloop.lease.request")
     @abstractmethod
-    async def request(self, request: LeaseRequest) -> None: ...
+    async def request(self, request: LeaseRequest) -> LeaseAnswer: ...
 
     @activity.defn(name="everloop.lease.accept")
     @abstractmethod
@@ -387,6 +395,8 @@ class NextWindow(Record):
     """In the window, counted up to the monitor's `minimum_rows`."""
     insufficient: str = ""
     """Why the window is not worth a job, or empty."""
+    closed_at: datetime | None = None
+    """When the window was found closed: rows that are logged later are late."""
 
 
 class TriggerRequest(Record):
@@ -401,6 +411,7 @@ class TriggerRequest(Record):
     insufficient: str = ""
     failed: str = ""
     """Why the window could not be measured; the cursor moves on all the same."""
+    closed_at: datetime | None = None
     spec: LifecycleSpec
 
 

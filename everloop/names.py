@@ -78,9 +78,13 @@ def monitor_id(project: str, model: str) -> str:
     return f"monitor/{project}/{model}"
 
 
-def retrain_id(project: str, model: str, window_start: datetime) -> str:
-    """Lifecycle id of the one retraining that a window of a model may cause."""
-    return f"retrain/{project}/{model}/{window_start:%Y%m%dT%H%M%SZ}"
+def retrain_id(project: str, model: str, window_start: datetime, window_end: datetime | None = None) -> str:
+    """Lifecycle id of the one retraining that a window of a model may cause.
+
+    Without *window_end*: as it was named before windows could change their length.
+    """
+    until = f"-{window_end:%Y%m%dT%H%M%SZ}" if window_end else ""
+    return f"retrain/{project}/{model}/{window_start:%Y%m%dT%H%M%SZ}{until}"
 
 
 def pool_id(pool: str) -> str:

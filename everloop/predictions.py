@@ -24,7 +24,7 @@ OPEN_FILES = 64
 
 Row = dict[str, Any]
 """`request_id`, `row` (index in the request), `key`, `event_time`, `logged_at` (ISO, UTC), `version`,
-`features` (name to value), `prediction`."""
+`features` (name to value), `prediction`; `ahead_of_clock` where the event time lay ahead of the clock then."""
 
 
 class PredictionLog:
@@ -94,15 +94,33 @@ class PredictionLog:
                     seen.add(identity)
                     yield row
 
-    def closed(self, until: datetime) -> bool:
-        """Has a row with event time at or after *until* been logged? Reads at most one day."""
-        days = self._days()
-        if not days:
-            return False
-        border = until.astimezone(UTC).date()
-        if any(day > border and self._has_rows(day) for day in reversed(days)):
+    def closed(self, until: datetime, now: datetime) -> bool:
+        """Has a row with *until* <= event time <= *now* been logged? Reads at most two days.
+
+        A row ahead of the clock closes nothing: it says nothing about what came before it.
+        """
+        border, today = until.astimezone(UTC).date(), now.astimezone(UTC).date()
+        days = [day for day in self._days() if border <= day <= today]
+        if any(border < day < today and self._has_rows(day) for day in reversed(days)):
             return True
-        return border in days and any(moment >= until for moment, _ in self._rows(border))
+        edges = [day for day in days if day in (border, today)]
+        return any(until <= moment <= now for day in edges for moment, _ in self._rows(day))
+
+    def logged_between(self, since: datetime, until: datetime, days_before: datetime) -> Iterator[Row]:
+        """Rows that were logged after *since* and not after *until*, of days that begin before *days_before*.
+
+        Reads only files that have changed since: none, where all traffic is of today.
+        """
+        for day in self._days():
+            if datetime.combine(day, time(), UTC) >= days_before:
+                continue
+            for path in self._files(day):
+                if path.stat().st_mtime < since.timestamp():
+                    continue
+                for _, row in _read(path):
+                    logged = _logged_at(row)
+                    if logged is not None and since < logged <= until:
+                        yield row
 
     def first(self) -> datetime | None:
         """The earliest event time, or None while nothing is logged."""
@@ -119,9 +137,10 @@ class PredictionLog:
                 return found
         return None
 
-    def last_write(self) -> datetime | None:
-        """When a row was last logged, by the files' clock."""
-        newest = max((path.stat().st_mtime for path in self.folder.glob("day=*/*.jsonl")), default=None)
+    def last_write(self, now: datetime) -> datetime | None:
+        """When a row was last logged, by the files' clock; rows of days after *now* are not asked about."""
+        days = [day for day in self._days() if day <= now.astimezone(UTC).date()]
+        newest = max((path.stat().st_mtime for day in days for path in self._files(day)), default=None)
         return None if newest is None else datetime.fromtimestamp(newest, UTC)
 
     def _write(self, day: str, data: bytes) -> None:
@@ -182,12 +201,26 @@ class PredictionLog:
         return next(self._rows(day), None) is not None
 
     def _rows(self, day: date) -> Iterator[tuple[datetime, Row]]:
-        for path in sorted((self.folder / f"day={day.isoformat()}").glob("*.jsonl")):
-            with path.open("rb") as source:
-                for line in source:
-                    parsed = _parse(line)
-                    if parsed is not None:
-                        yield parsed
+        for path in self._files(day):
+            yield from _read(path)
+
+    def _files(self, day: date) -> list[Path]:
+        return sorted((self.folder / f"day={day.isoformat()}").glob("*.jsonl"))
+
+
+def _read(path: Path) -> Iterator[tuple[datetime, Row]]:
+    with path.open("rb") as source:
+        for line in source:
+            parsed = _parse(line)
+            if parsed is not None:
+                yield parsed
+
+
+def _logged_at(row: Row) -> datetime | None:
+    try:
+        return datetime.fromisoformat(row["logged_at"]).astimezone(UTC)
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _parse(line: bytes) -> tuple[datetime, Row] | None:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import JSON, Column, DateTime, Engine, Index, Text, TypeDecorator, UniqueConstraint, event
+from sqlalchemy import JSON, BigInteger, Column, DateTime, Engine, Index, Text, TypeDecorator, UniqueConstraint, event
 from sqlmodel import Field, Session, SQLModel, create_engine
 
 
@@ -269,7 +269,7 @@ class RouteChangeRow(SQLModel, table=True):
 
 
 class MonitorRow(SQLModel, table=True):
-    """A model's watch: its cursor is the start of the next window to check."""
+    """A model's watch: its cursor is the end of the last decided window, no later check begins before it."""
 
     __tablename__ = "monitor"
 
@@ -279,6 +279,8 @@ class MonitorRow(SQLModel, table=True):
     spec: str = Field(sa_type=Text)
     """The `LifecycleSpec` that a retraining uses."""
     updated_at: datetime = moment()
+    late_counted_at: datetime | None = moment(default=None)
+    """Rows logged until then are in the windows' `late_rows`."""
 
 
 class TriggerRow(SQLModel, table=True):
@@ -289,23 +291,38 @@ class TriggerRow(SQLModel, table=True):
     project: str = Field(primary_key=True)
     model: str = Field(primary_key=True)
     window_start: datetime = moment(primary_key=True)
-    window_end: datetime = moment()
+    window_end: datetime = moment(primary_key=True)
     version: int
     share: float | None = None
     verdict: str
     reason: str
     lifecycle: str = ""
     decided_at: datetime = moment()
+    closed_at: datetime | None = moment(default=None)
+    """When the window was found closed; None: of an older worker."""
+    late_rows: int = 0
+    """How many rows of the window were logged after that."""
 
 
 class PoolRow(SQLModel, table=True):
-    """A device pool: its version (for optimistic commits) and the last fence token given out."""
+    """A device pool and its version, for optimistic commits."""
 
     __tablename__ = "pool"
 
     id: str = Field(primary_key=True)
     version: int = 0
-    token: int = 0
+
+
+class CounterRow(SQLModel, table=True):
+    """A number of the whole deployment that only grows. `LEASE_TOKENS`: the last fence token given out by any pool."""
+
+    __tablename__ = "counter"
+
+    name: str = Field(primary_key=True)
+    value: int = Field(default=0, sa_type=BigInteger)
+
+
+LEASE_TOKENS = "lease_tokens"
 
 
 class DeviceRow(SQLModel, table=True):
@@ -325,27 +342,37 @@ class LeaseRequestRow(SQLModel, table=True):
     """Someone who wants a slot; the inbox of the pool."""
 
     __tablename__ = "lease_request"
+    __table_args__ = (
+        Index("lease_request_queue", "pool", "state", "arrival"),
+        Index("lease_request_arrival", "pool", "arrival"),
+        Index("lease_request_workflow", "workflow_id", "state"),
+    )
 
     id: str = Field(primary_key=True)
-    pool: str = Field(index=True)
+    pool: str
     arrival: int
     """Order of arrival within the pool."""
     kind: str
     holder: str
     workflow_id: str
     run_id: str
-    state: str = Field(index=True)
-    """`queued`, `granted`, `done`, `cancelled`."""
+    state: str
+    """`queued`, `granted`, `done`, `cancelled`, `lapsed` (offered, and not taken in time)."""
     requested_at: datetime = moment()
+    reason: str = ""
+    """Why it lapsed."""
 
 
 class LeaseRow(SQLModel, table=True):
-    """A grant. Its token is the fence: strictly increasing per pool, never used twice."""
+    """A grant. Its token is the fence: strictly increasing in the whole deployment, never used twice."""
 
     __tablename__ = "lease"
     __table_args__ = (
         Index("one_live_lease_per_device", "pool", "live_device", unique=True),
-        Index("lease_holder", "holder"),
+        Index("lease_holder", "holder", "token"),
+        Index("lease_token", "token"),
+        Index("lease_live", "pool", "state"),
+        Index("lease_of_request", "request_id", "state"),
     )
 
     pool: str = Field(primary_key=True)
@@ -357,10 +384,12 @@ class LeaseRow(SQLModel, table=True):
     device: str
     live_device: str | None = None
     """The device while the lease is live, NULL after: the unique index forbids a double grant."""
-    state: str = Field(index=True)
+    state: str
     """`offered`, `active`, `released`, `fenced`."""
     granted_at: datetime = moment()
     expires_at: datetime | None = moment(default=None)
+    renewals: int = 0
+    """How often the offer has come to its time and was made again."""
     ended_at: datetime | None = moment(default=None)
 
 

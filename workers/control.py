@@ -20,6 +20,7 @@ from everloop.artifacts import Artifacts
 from everloop.settings import Settings
 from everloop.store import Store
 from workers import admission, connect
+from workers.ends import Ends
 from workflows.approval import Approval
 from workflows.drift import DriftCheck
 from workflows.lease import GpuPool
@@ -43,8 +44,9 @@ async def main(settings: Settings) -> None:
     artifacts = Artifacts(settings.artifacts)
     client = await connect.connect(settings, "control")
     journal = JournalOnControl(store, artifacts, client)
+    ends = Ends(client, journal, LeaseOnControl(store, client))
     async with worker(client, activities(client, store, artifacts, settings, journal)):
-        await connect.first_of(_sweep(journal), stop.wait())
+        await connect.first_of(_sweep(journal), ends.watch(), stop.wait())
     store.close()
 
 

@@ -129,6 +129,7 @@ class DriftCheck:
                 threshold=found.monitor.share,
                 insufficient=report.insufficient,
                 failed=failed,
+                closed_at=found.closed_at,
                 spec=found.spec,
             ),
             start_to_close_timeout=LIGHT_TIMEOUT,

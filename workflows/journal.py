@@ -79,6 +79,12 @@ class Journal:
         self.record(WaitEnded())
         self.say("Going on.")
 
+    def waits_on(self, wait: Wait) -> None:
+        """Say a wait that is on in other words; only within `waiting`."""
+        self.record(WaitBegan(wait=wait))
+        self.post()
+        self.say(f"**{wait.sentence()}**")
+
     def post(self) -> None:
         """Start appending what was recorded; appends of one run never overtake each other."""
         if not self._unposted:

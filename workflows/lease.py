@@ -5,7 +5,7 @@ The ledger in SQL is the only copy of the state. `GpuPool` holds none: it says w
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TypeVar
 
 from temporalio import workflow
@@ -28,6 +28,10 @@ QUIET_WAIT = timedelta(seconds=1)
 
 ASK_AGAIN, SELDOM = timedelta(seconds=15), timedelta(minutes=10)
 """A Reset may lose the request (it was the run's before) or the offer, and a person may end the pool."""
+
+LARGEST_TOKEN = 2**63 - 1
+LETS_GO, KEEPS_ITS_REQUEST = "lease lets go of what was lost", "lease keeps its request"
+"""Patches: what histories of before do not do."""
 
 
 @workflow.defn(name=names.GPU_POOL)
@@ -84,79 +88,122 @@ class Lease:
     def __init__(self, journal: Journal, kind: str = "batch") -> None:
         self._journal = journal
         self._kind = kind
-        self._offer: Offer | None = None
+        self._asked = ""
+        """Id of the request that waits for an offer."""
+        self._offers: list[Offer] = []
+        """Made for it and not tried yet. Whoever reaches Temporal can signal one: the ledger says which is true."""
+        self._seen: set[int] = set()
+        self._held: AcceptRequest | None = None
+        """How the held lease was taken, to give it back."""
+        self._lost: AcceptRequest | None = None
+        self._why = ""
+        """Why the request had to be queued again, for the wait's sentence."""
         self.slot: Slot | None = None
         self.last: Slot | None = None
         """Of the last grant, held or not: what a pointer written after the lease must carry."""
 
     def offered(self, offer: Offer) -> None:
         """Take note of the pool's offer (it signals again until the offer is accepted)."""
-        self._offer = offer
+        fits = offer.request_id == self._asked and 0 < offer.token <= LARGEST_TOKEN
+        if fits and offer.token not in self._seen:
+            self._seen.add(offer.token)
+            self._offers.append(offer)
 
     async def take(self) -> Slot:
         """The slot of the held lease; waits for one when none is held."""
+        await self._let_go_of_the_lost()
         while self.slot is None:
             self.slot = await self._one_grant()
         return self.slot
 
     async def give_back(self) -> None:
         """Return the slot, if one is held. Also when cancelled: a slot must not leak."""
+        await self._let_go_of_the_lost()
         if self.slot is None:
             return
         slot, self.slot = self.slot, None
+        taken = self._held or AcceptRequest(request_id="", token=slot.token)
+        self._held = None
         self._journal.record(LeaseReturned(device=slot.device, token=slot.token))
-        await asyncio.shield(
-            self._call(
-                LeaseActivities.release, AcceptRequest(request_id="", token=slot.token), f"give {slot.device} back"
-            )
-        )
+        await asyncio.shield(self._call(LeaseActivities.release, taken, f"give {slot.device} back"))
 
     def lost(self) -> None:
         """Forget a lease whose token is fenced; the next `take` asks for another."""
-        self.slot = None
+        self.slot, self._lost, self._held = None, self._held, None
+
+    async def _let_go_of_the_lost(self) -> None:
+        """Should a lost lease be live in the ledger all the same, nobody else would give it back."""
+        lost, self._lost = self._lost, None
+        if lost is not None and workflow.patched(LETS_GO):
+            await asyncio.shield(self._call(LeaseActivities.release, lost, "let go of the lost lease"))
 
     async def _one_grant(self) -> Slot | None:
         # Never the run's id here: a Reset replays this under another one, and the offer must still fit.
         request = LeaseRequest(id=str(workflow.uuid4()), kind="check" if self._kind == "check" else "batch")
         asked = workflow.now()
+        self._asked, self._offers, self._seen, self._why = request.id, [], set(), ""
         await self._call(LeaseActivities.request, request, "ask for a slot")
         try:
-            offer = await self._offer_for(request)
-            accepted = AcceptRequest(request_id=request.id, token=offer.token)
-            slot = await self._call(LeaseActivities.accept, accepted, f"take {offer.device}")
-        except ActivityError as error:
-            if _kind_of(error) == "LeaseLost":
-                return None
-            raise
+            slot = await self._accepted(request)
         except asyncio.CancelledError:
             await asyncio.shield(self._call(LeaseActivities.cancel, request.id, "take the request back"))
             raise
+        if slot is None:
+            return None
         waited = (workflow.now() - asked).total_seconds()
-        self._journal.record(LeaseGranted(device=offer.device, token=offer.token, waited_seconds=round(waited, 3)))
-        self.last = slot
+        self._journal.record(LeaseGranted(device=slot.device, token=slot.token, waited_seconds=round(waited, 3)))
+        self.last, self._held = slot, AcceptRequest(request_id=request.id, token=slot.token)
         return slot
+
+    async def _accepted(self, request: LeaseRequest) -> Slot | None:
+        """The slot of the first offer that the ledger knows; a false one costs only the question.
+
+        None, on histories of before, after an offer that the ledger does not know.
+        """
+        while True:
+            offer = await self._offer_for(request)
+            accepted = AcceptRequest(request_id=request.id, token=offer.token)
+            try:
+                return await self._call(LeaseActivities.accept, accepted, f"take the offered slot ({offer.token})")
+            except ActivityError as error:
+                if _kind_of(error) != "LeaseLost":
+                    raise
+            if not workflow.patched(KEEPS_ITS_REQUEST):
+                return None
+            await self._ask_again(request)
 
     async def _offer_for(self, request: LeaseRequest) -> Offer:
         def offered() -> bool:
-            return self._offer is not None and self._offer.request_id == request.id
+            return bool(self._offers)
 
         if not await until(offered, QUIET_WAIT, "a free slot"):
             await self._wait_aloud(request, offered)
-        assert self._offer is not None  # noqa: S101  # what `offered` has just said
-        return self._offer
+        return self._offers.pop(0)
 
     async def _wait_aloud(self, request: LeaseRequest, offered: Callable[[], bool]) -> None:
-        wait = Wait(
-            what="a free slot",
-            since=workflow.now(),
+        since = workflow.now()
+        pause = ASK_AGAIN
+        with self._journal.waiting(self._wait(since)):
+            while not await until(offered, pause, "still no free slot"):
+                if await self._ask_again(request):
+                    self._journal.waits_on(self._wait(since))
+                pause = min(pause * 2, SELDOM)
+
+    def _wait(self, since: datetime) -> Wait:
+        return Wait(
+            what="a free slot" + (f" ({self._why})" if self._why else ""),
+            since=since,
             unblocks="it goes on by itself when a running job ends, in order of arrival",
         )
-        pause = ASK_AGAIN
-        with self._journal.waiting(wait):
-            while not await until(offered, pause, "still no free slot"):
-                again = request.model_copy(update={"again": True})
-                await self._call(LeaseActivities.request, again, "is the request still in the queue?")
-                pause = min(pause * 2, SELDOM)
+
+    async def _ask_again(self, request: LeaseRequest) -> bool:
+        """Is the request still in the queue? True when it had left it, for a reason that is worth a word."""
+        again = request.model_copy(update={"again": True})
+        answer = await self._call(LeaseActivities.request, again, "is the request still in the queue?")
+        if answer is None or not answer.reason:  # None: of an older worker
+            return False
+        self._why = answer.reason
+        return True
 
     async def _call(self, method: Callable[[LeaseActivities, Q], Awaitable[R]], request: Q, summary: str) -> R:
         return await workflow.execute_activity_method(

@@ -28,6 +28,7 @@ from everloop.specs import LifecycleSpec
 from everloop.store import ApprovalRow, LifecycleRow, StageRow, Store
 from tests.fakes import QuickCompute
 from workers import connect, control
+from workers.ends import Ends
 from workers.temporal import Server
 
 SPEC = {
@@ -188,7 +189,9 @@ async def stack(temporal_server: Server, store: Store, artifacts: Artifacts, tmp
             start_signal=names.POOL_INVENTORY,
             start_signal_args=[["cpu0", "cpu1:light"]],
         )
+        ends = asyncio.create_task(Ends(client, journal, LeaseOnControl(store, client), back=timedelta()).watch())
         yield made
+        ends.cancel()
         await clear(client)
 
 

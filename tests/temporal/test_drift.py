@@ -1,19 +1,26 @@
 """The monitor: each closed window once, and at most one retraining for it."""
 
 import asyncio
+import dataclasses
+import io
 import uuid
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
+from rich.console import Console, RenderableType
 from sqlmodel import select
 from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.testing import ActivityEnvironment
 
-from everloop import names
-from everloop.contracts import CheckRequest
-from everloop.errors import JobFailed
+from activities.drift import SETTLED, DriftLedger
+from api.drift import checks as drift_views
+from everloop import console, names
+from everloop.contracts import CheckRequest, TriggerRequest
+from everloop.errors import Conflict, JobFailed
 from everloop.predictions import PredictionLog
-from everloop.records import Verdict
-from everloop.store import DriftRow, TriggerRow
+from everloop.records import Verdict, Window
+from everloop.store import DriftRow, MonitorRow, TriggerRow
 from tests.fakes import at
 from tests.temporal.conftest import Stack, eventually
 from tests.temporal.test_stage import failing
@@ -28,7 +35,7 @@ async def released(stack: Stack, **monitor: Any) -> str:
     return stack.spec().model
 
 
-def traffic(stack: Stack, model: str, *moments: datetime) -> None:
+def traffic(stack: Stack, model: str, *moments: datetime, logged_at: datetime | None = None) -> None:
     log = PredictionLog(stack.settings.predictions_dir / "default" / model)
     log.append(
         [
@@ -36,7 +43,7 @@ def traffic(stack: Stack, model: str, *moments: datetime) -> None:
                 "request_id": uuid.uuid4().hex,
                 "row": 0,
                 "event_time": moment.isoformat(),
-                "logged_at": moment.isoformat(),
+                "logged_at": (logged_at or moment).isoformat(),
                 "version": 1,
                 "features": {},
                 "prediction": {},
@@ -101,7 +108,7 @@ async def test_fifty_checks_of_a_drifted_window_are_one_retraining(stack: Stack)
 
     await asyncio.gather(*(check(stack, model) for _ in range(50)))
 
-    assert await eventually_ids(stack, model) == [f"retrain/default/{model}/20260101T000000Z"]
+    assert await eventually_ids(stack, model) == [f"retrain/default/{model}/20260101T000000Z-20260102T000000Z"]
     with stack.store.read() as session:
         assert len(session.exec(select(TriggerRow).where(TriggerRow.model == model)).all()) == 1
 
@@ -124,7 +131,7 @@ async def test_while_a_retraining_is_open_another_drifted_window_starts_none(sta
     assert [row.verdict for row in checks(stack, model)] == ["retrain", "already_triggered"]
     assert len(await eventually_ids(stack, model)) == 1
 
-    retraining = f"retrain/default/{model}/20260101T000000Z"
+    retraining = f"retrain/default/{model}/20260101T000000Z-20260102T000000Z"
     await stack.decide(retraining, Verdict.REJECT, comment="not now")
     await stack.status(retraining, "rejected")
     traffic(stack, model, at(2026, 1, 4))
@@ -139,7 +146,7 @@ async def test_a_retraining_ends_by_itself_when_the_challenger_is_not_better(sta
     traffic(stack, model, at(2026, 1, 1), at(2026, 1, 2))
 
     await check(stack, model)
-    row = await stack.status(f"retrain/default/{model}/20260101T000000Z", "not_better")
+    row = await stack.status(f"retrain/default/{model}/20260101T000000Z-20260102T000000Z", "not_better")
 
     assert (row.trigger, row.submitted_by) == ("drift:2026-01-01T00:00:00Z", "monitor")
     assert row.reason == "not_better: .8 against .7"
@@ -212,3 +219,66 @@ async def test_windows_with_too_few_rows_are_counted_without_a_slot_or_a_job(sta
     ]
     assert stack.compute.stages().count("measure") == jobs
     assert (await stack.verified()).differences == []
+
+
+async def test_rows_that_come_late_are_counted_and_a_longer_window_goes_on_where_the_shorter_one_ended(
+    stack: Stack,
+) -> None:
+    model = await released(stack)
+    traffic(stack, model, at(2026, 1, 1), at(2026, 1, 2))
+    assert await check(stack, model) == 1
+    traffic(stack, model, *[at(2026, 1, 1)] * 3, logged_at=datetime.now(UTC))
+    await asyncio.sleep(SETTLED.total_seconds())
+
+    await released(stack, window="week")
+    stack.compute.share, stack.compute.verdict = 0.9, "not_better"
+    traffic(stack, model, at(2026, 1, 6), at(2026, 1, 12))
+    assert await check(stack, model) == 1
+
+    with stack.store.read() as session:
+        views = drift_views(session, "default", model)
+    assert [(view.window_start, view.window_end, view.late_rows) for view in views] == [
+        (at(2026, 1, 1), at(2026, 1, 2), 3),
+        (at(2026, 1, 5), at(2026, 1, 12), 0),  # Friday's and Sunday's rows belong to a week that had begun before
+    ]
+    assert "3 rows came after the window was checked" in cells(console.checks([view.model_dump() for view in views]))
+    retraining = f"retrain/default/{model}/20260105T000000Z-20260112T000000Z"
+    assert views[1].lifecycle == retraining
+    await stack.status(retraining, "not_better")
+
+    old = f"retrain/default/{model}/20260112T000000Z"  # as a release of before has named the retraining of a week
+    await stack.client.start_workflow("Anything", id=old, task_queue="nobody-polls-this-queue")
+    await stack.client.get_workflow_handle(old).terminate()
+    traffic(stack, model, at(2026, 1, 19))
+    assert await check(stack, model) == 1
+    assert checks(stack, model)[-1].lifecycle == old
+    assert await retrainings(stack.client, model) == [retraining]
+
+
+def cells(table: RenderableType) -> str:
+    out = Console(width=400, record=True, file=io.StringIO())
+    out.print(table)
+    return out.export_text()
+
+
+async def test_a_window_that_is_not_over_is_not_decided_whoever_asks(stack: Stack) -> None:
+    model = await released(stack)
+    ahead = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
+    ledger = DriftLedger(stack.store, stack.settings, stack.client)
+    surroundings = ActivityEnvironment()
+    surroundings.info = dataclasses.replace(surroundings.info, workflow_type=names.DRIFT_CHECK)
+    request = TriggerRequest(
+        project="default",
+        model=model,
+        version=1,
+        window=Window(start=ahead - timedelta(days=1), end=ahead),
+        share=0.9,
+        threshold=0.5,
+        spec=stack.spec(),
+    )
+
+    with pytest.raises(Conflict, match="not over yet"):
+        await surroundings.run(ledger.trigger, request)
+
+    with stack.store.read() as session:
+        assert session.get_one(MonitorRow, ("default", model)).cursor is None

@@ -89,4 +89,4 @@ async def every_kind_of_run(stack: Stack) -> None:
     model = stack.spec().model
     traffic(stack, model, at(2026, 1, 1), at(2026, 1, 2))
     await check(stack, model)
-    await stack.status(f"retrain/default/{model}/20260101T000000Z", "not_better")
+    await stack.status(f"retrain/default/{model}/20260101T000000Z-20260102T000000Z", "not_better")

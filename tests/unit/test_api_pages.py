@@ -82,7 +82,7 @@ def test_a_model_page_shows_drift_window_by_window(served):
 
     assert page.count("<rect") == 8
     assert "Version 1 answers since" in page
-    assert "/models/credit/drift/20240105T000000Z?project=default" in page
+    assert "/models/credit/drift/20240105T000000Z-" in page
 
 
 def test_whatever_data_says_is_text(served):

@@ -106,6 +106,19 @@ def test_a_batch_carries_its_own_times_and_keys_in_the_rows(server):
     assert all(row["features"] == ROW for row in logged)
 
 
+def test_a_row_ahead_of_the_clock_is_answered_and_said_to_be_so_in_the_answer_and_in_the_log(server):
+    ahead = (datetime.now(UTC) + timedelta(hours=14)).isoformat()
+
+    answer = server.predict({"rows": [ROW, ROW | {"event_time": ahead}, ROW], "request_id": "ahead"})
+
+    assert answer.status_code == 200
+    assert len(answer.json()["predictions"]) == 3
+    assert answer.json()["ahead_of_clock"] == [1]
+    logged = [row for row in server.log() if row["request_id"] == "ahead"]
+    assert {row["row"]: row.get("ahead_of_clock") for row in logged} == {0: None, 1: True, 2: None}
+    assert server.predict({"row": ROW}).json()["ahead_of_clock"] == []
+
+
 def test_the_project_may_stand_in_the_address_or_the_query(server):
     assert server.predict({"row": ROW}, "/projects/default/models/credit/predict").status_code == 200
     assert server.predict({"row": ROW}, "/models/credit/predict?project=default").status_code == 200

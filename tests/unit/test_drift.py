@@ -1,0 +1,110 @@
+"""Which window of event time is checked next: by the clock first, and never one that was decided."""
+
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from activities.drift import begins, next_closed, window_of
+from everloop.predictions import PredictionLog
+from everloop.records import Window
+from everloop.specs import Monitor
+
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+NOW = datetime(2026, 1, 8, 10, 30, tzinfo=UTC)  # a Thursday
+TODAY = NOW.replace(hour=0, minute=0)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[PredictionLog]:
+    opened = PredictionLog(tmp_path / "credit")
+    yield opened
+    opened.close()
+
+
+def came(log: PredictionLog, *moments: datetime) -> None:
+    log.append([{"request_id": uuid.uuid4().hex, "row": 0, "event_time": moment.isoformat()} for moment in moments])
+
+
+def monitor(window: str = "day", lateness: timedelta = timedelta(), idle: timedelta = 100 * DAY) -> Monitor:
+    return Monitor.model_validate({"window": window, "lateness": lateness, "idle": idle})
+
+
+def drained(log: PredictionLog, policy: Monitor, cursor: datetime | None, now: datetime) -> list[Window]:
+    """Every window that a monitor checks now, one after the other."""
+    found = []
+    while (window := next_closed(log, policy, cursor, now)) is not None:
+        found.append(window)
+        cursor = window.end
+    return found
+
+
+@pytest.mark.parametrize("ahead", [timedelta(seconds=1), 14 * HOUR, 20 * HOUR, 300 * DAY])
+def test_a_row_ahead_of_the_clock_closes_no_window(log: PredictionLog, ahead: timedelta) -> None:
+    came(log, TODAY - 5 * HOUR, NOW + ahead)
+
+    assert drained(log, monitor(), None, NOW) == []
+    assert drained(log, monitor("hour"), None, NOW) == []
+
+
+def test_a_row_from_the_future_leaves_every_honest_row_its_window(log: PredictionLog) -> None:
+    came(log, TODAY - 20 * HOUR, NOW + 14 * HOUR)
+    checked: list[Window] = []
+    cursor, now = None, NOW
+    for _ in range(60):  # hour after hour, the honest rows come at their time
+        came(log, now)
+        closed = drained(log, monitor("hour", lateness=HOUR), cursor, now)
+        assert all(window.end + HOUR <= now for window in closed)
+        checked += closed
+        cursor = checked[-1].end if checked else None
+        now += HOUR
+
+    assert all(before.end <= after.start for before, after in pairwise(checked))
+    rows = sum(1 for window in checked for _ in log.read(window))
+    # In the first window, each hour until two hours ago, and what was from the future when its own time had come.
+    assert rows == 1 + 58 + 1
+
+
+def test_a_window_that_is_not_over_stays_open_also_when_nothing_comes_any_more(log: PredictionLog) -> None:
+    came(log, TODAY + HOUR)
+
+    assert next_closed(log, monitor(idle=timedelta()), None, NOW) is None
+    later = datetime.now(UTC) + DAY  # the files' clock says when a row was last logged
+    assert next_closed(log, monitor(idle=timedelta()), None, later) == window_of(TODAY, "day")
+
+
+def test_a_replay_of_the_past_closes_windows_by_event_time_as_ever(log: PredictionLog) -> None:
+    first = datetime(2013, 1, 1, tzinfo=UTC)
+    came(log, *(first + day * DAY for day in range(70)))
+
+    closed = drained(log, monitor("month"), None, NOW)
+
+    assert [(window.start.month, window.end.month) for window in closed] == [(1, 2), (2, 3)]
+
+
+SIZES = ("hour", "day", "week", "month")
+LENGTHS = {"hour": HOUR, "day": DAY, "week": 7 * DAY, "month": 31 * DAY}
+
+
+@pytest.mark.parametrize("after", SIZES)
+@pytest.mark.parametrize("before", SIZES)
+def test_a_monitor_whose_window_changes_goes_on_after_the_last_decided_one(
+    log: PredictionLog, before: str, after: str
+) -> None:
+    first = datetime(2025, 9, 10, tzinfo=UTC)  # a Wednesday
+    came(log, *(first + number * 12 * HOUR for number in range(90)))
+    decided = drained(log, monitor(before), None, NOW)
+    came(log, *(decided[-1].end + number * 12 * HOUR for number in range(150)))
+
+    goes_on = drained(log, monitor(after), decided[-1].end, NOW + 100 * DAY)
+
+    assert goes_on
+    assert goes_on[0].start >= decided[-1].end
+    assert goes_on[0].start - decided[-1].end <= LENGTHS[after]
+    assert goes_on[0].start == begins(decided[-1].end, after)
+    every = [*decided, *goes_on]
+    assert all(one.end <= two.start for one, two in pairwise(every))
+    assert all(window == window_of(window.start, after) for window in goes_on)
