@@ -134,7 +134,7 @@ async def test_a_foreign_worker_takes_and_gives_back_nothing_and_a_terminate_fre
         "step": await foreign(stack, "everloop.lease.pool_step", {"pool": "default", "inventory": []}),
         "another type": await foreign(stack, "everloop.lease.accept", given, names.APPROVAL),
     } == {
-        "accept": "LeaseLost",
+        "accept": "Forbidden",
         "release": "Forbidden",
         "release without its request": "Forbidden",
         "cancel": "Forbidden",
