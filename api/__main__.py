@@ -5,6 +5,7 @@ import sys
 
 import uvicorn
 
+from api import connections
 from everloop import logs
 from everloop import settings as configuration
 from everloop.settings import API, SERVE
@@ -24,17 +25,8 @@ def main(which: str = "api") -> None:
         port = settings.port(API)
     else:
         sys.exit(f"python -m api [serve]: {which!r} is neither")
-    uvicorn.run(
-        create(settings),
-        host="127.0.0.1",
-        port=port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=30,
-        timeout_graceful_shutdown=5,
-        limit_concurrency=500,
-    )
+    limits = connections.with_files()
+    uvicorn.Server(connections.config(create(settings), port, limits)).run()
 
 
 if __name__ == "__main__":

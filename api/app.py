@@ -110,7 +110,7 @@ async def logout(request: Request, here: Here) -> HTMLResponse:
 
 
 @page.get("/healthz")
-def healthz() -> dict[str, str]:
+async def healthz() -> dict[str, str]:  # not in a thread: it answers while all threads are taken
     """The process answers."""
     return {"status": "ok"}
 

@@ -298,7 +298,7 @@ _BODY = body_schema(
 
 
 @router.get("/healthz", include_in_schema=False)
-def healthz() -> dict[str, str]:
+async def healthz() -> dict[str, str]:  # not in a thread: it answers while all threads are taken
     """The process answers."""
     return {"status": "ok"}
 
