@@ -172,7 +172,7 @@ def _lifespan(settings: Settings, store: Store) -> Any:  # noqa: ANN401
         app.state.parts = Parts(
             settings=settings,
             store=store,
-            artifacts=Artifacts(settings.artifacts),
+            artifacts=Artifacts(settings.artifacts, settings.disk_floor_bytes),
             temporal=await Client.connect(
                 settings.temporal, namespace=settings.temporal_namespace, data_converter=converter, lazy=True
             ),

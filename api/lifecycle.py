@@ -23,9 +23,9 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from api import journal, pages
 from api.bodies import body_schema, json_body, read_form
 from api.dependencies import RPC_TIMEOUT, Here, Parts, Person, ask, soon
-from everloop import names, signing
+from everloop import disk, names, signing
 from everloop.contracts import AttendRequest, LifecycleRequest
-from everloop.errors import IdempotencyMismatch, Invalid, NotFound, NotWaiting
+from everloop.errors import IdempotencyMismatch, Invalid, NotFound, NotWaiting, StorageLow
 from everloop.records import Wait
 from everloop.specs import JOB_STAGES, SKIPPABLE, STAGES, LifecycleSpec
 from everloop.store import (
@@ -44,6 +44,8 @@ page = APIRouter(include_in_schema=False)
 KEY = re.compile(r"[A-Za-z0-9._-]{1,128}")
 OPEN = ("running", "waiting_approval", "needs_attention")
 """Statuses of a lifecycle that has not ended."""
+ROOM = "room on the disk"
+"""What `workflows.disk` says that it waits for."""
 SUMMARY_BYTES = 200
 REFRESH_SECONDS = 3
 RECENT = 12
@@ -178,6 +180,7 @@ async def submit(
     digest = signing.digest(spec)
     known = await run_in_threadpool(_known_digest, here, key)
     if known is None:
+        await run_in_threadpool(_must_have_room, here)
         known = await _start(here, key, LifecycleRequest(spec=spec, body_digest=digest, submitted_by=person))
     else:
         response.status_code = 200
@@ -204,7 +207,8 @@ def listed(
             query = query.where(LifecycleRow.status == status)
         if model:
             query = query.where(LifecycleRow.model == model)
-        return LifecycleList(items=[_summary(session, row) for row in session.exec(query)])
+        low = _low(here)
+        return LifecycleList(items=[_summary(session, row, low) for row in session.exec(query)])
 
 
 router.include_router(journal.router)  # its addresses end in words; the next one takes whatever is left
@@ -243,6 +247,7 @@ def home(here: Here, person: Person, still: bool = False) -> HTMLResponse:
     with here.store.read() as session:
         rows = _latest(session, OPEN, 200)
         running = [row for row in rows if row.status == "running"]
+        low = _low(here)
         return pages.render(
             "home.html",
             person=person,
@@ -254,7 +259,7 @@ def home(here: Here, person: Person, still: bool = False) -> HTMLResponse:
                 .order_by(col(ApprovalRow.opened_at))
             ).all(),
             parked=[row for row in rows if row.status == "needs_attention"],
-            running=[(_summary(session, row), progress(session, row)) for row in running],
+            running=[(_summary(session, row, low), progress(session, row)) for row in running],
             live=[_live(session, route) for route in session.exec(select(RouteRow).order_by(col(RouteRow.model)))],
             recent=_recent(session),
             serve_url=here.settings.serve_url,
@@ -316,6 +321,16 @@ def _key(given: str) -> str:
             hint="send a fresh random key with each submission, and the same one when you repeat it",
         )
     return given
+
+
+def _must_have_room(here: Parts) -> None:
+    """Raise `StorageLow` before anything starts that could only wait."""
+    if (found := _low(here)) is not None:
+        raise StorageLow(f"nothing is started: {found}", hint="free some space, then submit again")
+
+
+def _low(here: Parts) -> StorageLow | None:
+    return disk.low(here.settings.written, here.settings.disk_floor_bytes)
 
 
 def _known_digest(here: Parts, key: str) -> str | None:
@@ -433,7 +448,7 @@ def stored(here: Parts, id: str) -> LifecycleView | None:  # noqa: A002
         gate = session.get(ApprovalRow, names.approval_id(id))
         spec = LifecycleSpec.model_validate_json(row.spec)
         return LifecycleView(
-            **_summary(session, row).model_dump(),
+            **_summary(session, row, _low(here)).model_dump(),
             objective=spec.objective,
             body_digest=row.body_digest,
             spec=spec.model_dump(mode="json"),
@@ -522,7 +537,7 @@ def _api_url(id: str) -> str:  # noqa: A002
     return f"/api/v1/lifecycles/{quote(id)}"
 
 
-def _summary(session: Session, row: LifecycleRow) -> LifecycleSummary:
+def _summary(session: Session, row: LifecycleRow, low: StorageLow | None = None) -> LifecycleSummary:
     return LifecycleSummary(
         id=row.id,
         project=row.project,
@@ -536,14 +551,17 @@ def _summary(session: Session, row: LifecycleRow) -> LifecycleSummary:
         submitted_by=row.submitted_by,
         submitted_at=row.submitted_at,
         updated_at=row.updated_at,
-        wait=_wait(session, row),
+        wait=_wait(session, row, low),
         metrics=row.metrics,
     )
 
 
-def _wait(session: Session, row: LifecycleRow) -> str:
+def _wait(session: Session, row: LifecycleRow, low: StorageLow | None) -> str:
     if row.status not in OPEN:
         return ""
+    if low is not None and row.status == "running":  # on a disk that is quite full the wait cannot be written down
+        since = row.wait_since if row.wait_what == ROOM and row.wait_since else row.updated_at
+        return Wait(what=ROOM, since=since, unblocks=f"{low}; it goes on by itself when there is room").sentence()
     if row.wait_what and row.wait_since:
         return Wait(what=row.wait_what, since=row.wait_since, unblocks=row.wait_unblocks).sentence()
     return _queued(session, row)

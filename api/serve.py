@@ -459,7 +459,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def run(app: FastAPI) -> AsyncIterator[None]:
-        app.state.fleet = Fleet(settings, store, Artifacts(settings.artifacts))
+        app.state.fleet = Fleet(settings, store, Artifacts(settings.artifacts, settings.disk_floor_bytes))
         await run_in_threadpool(app.state.fleet.start)
         yield
         await run_in_threadpool(app.state.fleet.close)

@@ -34,7 +34,6 @@ from temporalio.service import RPCError
 
 from everloop import engine, logs, names, signing, stack
 from everloop import settings as configuration
-from everloop.artifacts import FLOOR_BYTES
 from everloop.errors import EverloopError, sentence
 from everloop.settings import API, SCHEDULER, SERVE, TEMPORAL, TEMPORAL_UI, Settings
 from everloop.store import DeviceRow, LifecycleRow, Store
@@ -50,7 +49,8 @@ GIVE_UP_AFTER = 5
 FIRST_PAUSE_SECONDS = 0.25
 WORKERS = ("control", "compute")
 """Children that run activities."""
-SPACE_BYTES = FLOOR_BYTES + (256 << 20)
+SPACE_BYTES = 256 << 20
+"""To run at all, beside the floor below which nothing is written."""
 GRACE_SECONDS = 4.0
 """How long a group of children may take to end in order."""
 
@@ -305,12 +305,12 @@ def _end(processes: list["subprocess.Popen[bytes]"]) -> None:
 # --- before the start ------------------------------------------------------------------------------
 
 
-def check_space(folder: Path) -> None:
+def check_space(folder: Path, floor_bytes: int) -> None:
     """Raise `CannotStart` when there is too little room to run."""
-    free = shutil.disk_usage(folder).free
-    if free < SPACE_BYTES:
+    free, needed = shutil.disk_usage(folder).free, floor_bytes + SPACE_BYTES
+    if free < needed:
         raise CannotStart(
-            f"{free >> 20} MiB are free at {folder}; {SPACE_BYTES >> 20} MiB are needed",
+            f"{free >> 20} MiB are free at {folder}; {needed >> 20} MiB are needed",
             hint="free some space, or choose another --data-dir",
         )
 
@@ -434,7 +434,7 @@ def running(settings: Settings) -> Iterator[Stack]:
         killed = clear_leftovers(settings)
         if killed:
             life.say(f"ended {killed} process{'es' * (killed > 1)} that an earlier run had left")
-        check_space(settings.data_dir)
+        check_space(settings.data_dir, settings.disk_floor_bytes)
         check_database(settings)
         check_histories(settings)
         check_ports(settings)
