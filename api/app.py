@@ -54,7 +54,7 @@ class CredentialRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    person: Annotated[str, StringConstraints(pattern=r"^[\w@.+-][\w @.+-]{0,98}[\w@.+-]$")]
+    person: Annotated[str, StringConstraints(pattern=r"^[\w@.+'\u2019-][\w @.+'\u2019-]{0,98}[\w@.+'\u2019-]$")]
 
 
 class Credential(BaseModel):

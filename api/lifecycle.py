@@ -23,6 +23,7 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from api import journal, pages
 from api.bodies import body_schema, json_body, read_form
 from api.dependencies import RPC_TIMEOUT, Here, Parts, Person, ask, soon
+from api.refusals import HELP, refusals
 from everloop import disk, names, signing
 from everloop.contracts import AttendRequest, LifecycleRequest
 from everloop.errors import IdempotencyMismatch, Invalid, NotFound, NotWaiting, StorageLow
@@ -46,6 +47,8 @@ OPEN = ("running", "waiting_approval", "needs_attention")
 """Statuses of a lifecycle that has not ended."""
 ROOM = "room on the disk"
 """What `workflows.disk` says that it waits for."""
+MOST_ID = 1000
+"""Characters that Temporal takes as an id."""
 SUMMARY_BYTES = 200
 REFRESH_SECONDS = 3
 RECENT = 12
@@ -133,6 +136,8 @@ class LifecycleView(LifecycleSummary):
     error: dict[str, Any]
     """Of the parked stage: stage, error, message, field, hint, log, and `log_tail`, its last lines."""
     approval: dict[str, Any] | None
+    refused: str = ""
+    """Why the prediction server does not answer with its release, if it is the model's latest."""
     help: str
     """The command that helps now, or empty."""
     links: dict[str, str]
@@ -258,6 +263,8 @@ def home(here: Here, person: Person, still: bool = False) -> HTMLResponse:
                 .where(ApprovalRow.status == "open", LifecycleRow.stage == "approve")  # not what a Reset left behind
                 .order_by(col(ApprovalRow.opened_at))
             ).all(),
+            refused=list(refusals(here.settings).values()),
+            refusal_help=HELP,
             parked=[row for row in rows if row.status == "needs_attention"],
             running=[(_summary(session, row, low), progress(session, row)) for row in running],
             live=[_live(session, route) for route in session.exec(select(RouteRow).order_by(col(RouteRow.model)))],
@@ -456,15 +463,26 @@ def stored(here: Parts, id: str) -> LifecycleView | None:  # noqa: A002
             comparison=row.comparison,
             error=_error(here, session, row),
             approval=_gate(gate),
+            refused=_refused(here, session, row),
             help=_help(row),
             links=links(here, id, gate=gate is not None),
         )
+
+
+def _refused(here: Parts, session: Session, row: LifecycleRow) -> str:
+    route = session.get(RouteRow, (row.project, row.model))
+    if route is None or route.lifecycle != row.id:
+        return ""
+    found = refusals(here.settings).get((row.project, row.model))
+    return found.sentence if found else ""
 
 
 async def _not_yet_written(here: Parts, id: str) -> LifecycleView:  # noqa: A002
     """A lifecycle that Temporal has accepted and whose first event is still on its way. Raises `NotFound`."""
     missing = f"there is no lifecycle {id[:200]}"
     hint = "`everloop list` shows what there is"
+    if not id or len(id) > MOST_ID:  # known without Temporal
+        raise NotFound(missing, field="id", hint=hint)
     handle = here.temporal.get_workflow_handle(id)
     described = await ask(handle.describe(rpc_timeout=RPC_TIMEOUT), missing=missing, hint=hint)
     if described.workflow_type != names.LIFECYCLE:
