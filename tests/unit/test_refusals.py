@@ -52,6 +52,7 @@ def test_a_refused_release_is_on_home_the_models_page_and_in_the_lists(tmp_path)
         assert "version 1 goes on answering" in found
         assert "<code>everloop journal verify</code>" in found
     assert "Nothing waits for a person" not in home
+    assert "<title>(1) Everloop</title>" in home
     assert why in listed[0]["refused"]
     assert why in shown["refused"]
     for made in (console.models(listed), console.lifecycle(shown)):
