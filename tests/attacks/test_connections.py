@@ -25,7 +25,7 @@ from everloop.settings import API, SERVE
 from everloop.store import Store
 from tests import api_parts as parts
 
-LIMITS = Limits(header_seconds=1.0, body_seconds=1.0, write_seconds=1.0, waiting=100, young_seconds=0.3, requests=40)
+LIMITS = Limits(header_seconds=1.0, body_seconds=1.5, write_seconds=1.0, waiting=100, young_seconds=0.3, requests=40)
 ROW = {"age": 40, "purpose": "car"}
 
 
@@ -124,9 +124,9 @@ def test_a_flood_of_half_open_connections_harms_nobody_and_is_gone_in_time(serve
         flood(port(API), 600, lambda index: halves[index % 3]) as second,
     ):
         slow = honest(servers, 0.8)
-        assert len(slow) > 12
-        assert sorted(slow)[int(len(slow) * 0.95)] < 1, slow
-        assert closed(first + second, 3)
+        assert len(slow) >= 8
+        assert sorted(slow)[int(len(slow) * 0.95)] < 2, slow
+        assert closed(first + second, 6)
 
 
 def test_a_byte_now_and_then_buys_no_time(servers):
@@ -143,7 +143,7 @@ def test_a_byte_now_and_then_buys_no_time(servers):
         ended: list[float] = []
 
         def drip() -> None:
-            for index in range(100):
+            for index in range(140):
                 for each in every:
                     with contextlib.suppress(OSError):
                         each.send(long[index : index + 1])
@@ -154,16 +154,16 @@ def test_a_byte_now_and_then_buys_no_time(servers):
         sender = threading.Thread(target=drip)
         sender.start()
         honest(servers, 0.5)
-        over = closed(every, 4)
+        over = closed(every, 6)
         ended.append(time.monotonic() - began)
         sender.join()
     assert over
-    assert 0.8 < ended[0] < 3
+    assert 0.8 < ended[0] < 4.5
 
 
 def test_a_slow_link_is_waited_for_as_long_as_it_moves_and_who_never_reads_is_let_go(servers):
     settings, port = servers.settings, servers.settings.port(SERVE)
-    body = json.dumps({"rows": [ROW] * 320}).encode()
+    body = json.dumps({"rows": [ROW] * 400}).encode()
     with never_reading(settings) as deaf, socket.create_connection(("127.0.0.1", port), timeout=10) as link:
         link.sendall(head(settings, port, length=len(body)))
         began = time.monotonic()
@@ -208,7 +208,7 @@ def test_health_is_told_while_every_place_is_taken(servers):
         assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
         assert answer.headers["retry-after"]
         assert servers.predictions.get("/healthz").status_code == 200
-        assert closed(taken, 4)
+        assert closed(taken, 6)
     assert servers.predictions.post("/models/credit/predict", json={"row": ROW}).status_code == 200
 
 
