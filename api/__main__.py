@@ -8,6 +8,7 @@ import sys
 
 import uvicorn
 
+from api import connections
 from everloop import logs
 from everloop import settings as configuration
 from everloop.settings import API, SERVE, TEMPORAL_UI
@@ -32,17 +33,8 @@ def main(which: str = "api") -> None:
         port = settings.port(TEMPORAL_UI)
     else:
         sys.exit(f"python -m api [serve | temporal-ui]: {which!r} is neither")
-    uvicorn.run(
-        create(settings),
-        host="127.0.0.1",
-        port=port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=30,
-        timeout_graceful_shutdown=5,
-        limit_concurrency=500,
-    )
+    limits = connections.with_files()
+    uvicorn.Server(connections.config(create(settings), port, limits)).run()
 
 
 if __name__ == "__main__":

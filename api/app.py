@@ -54,7 +54,7 @@ class CredentialRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    person: Annotated[str, StringConstraints(pattern=r"^[\w@.+-][\w @.+-]{0,98}[\w@.+-]$")]
+    person: Annotated[str, StringConstraints(pattern=r"^[\w@.+'\u2019-][\w @.+'\u2019-]{0,98}[\w@.+'\u2019-]$")]
 
 
 class Credential(BaseModel):
@@ -116,7 +116,7 @@ async def logout(request: Request, here: Here) -> HTMLResponse:
 
 
 @page.get("/healthz")
-def healthz() -> dict[str, str]:
+async def healthz() -> dict[str, str]:  # not in a thread: it answers while all threads are taken
     """The process answers."""
     return {"status": "ok"}
 
@@ -178,7 +178,7 @@ def _lifespan(settings: Settings, store: Store) -> Any:  # noqa: ANN401
         app.state.parts = Parts(
             settings=settings,
             store=store,
-            artifacts=Artifacts(settings.artifacts),
+            artifacts=Artifacts(settings.artifacts, settings.disk_floor_bytes),
             temporal=await Client.connect(
                 settings.temporal, namespace=settings.temporal_namespace, data_converter=converter, lazy=True
             ),

@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl
 
 import pydantic
 from fastapi import Request
+from starlette.requests import ClientDisconnect
 
 from api import problems
 from everloop import errors
@@ -18,8 +19,8 @@ from everloop.errors import Invalid, InvalidSpec, Malformed, TooLarge, Unsupport
 SPEC_BYTES = 1 << 20
 DRAIN_BYTES = 64 << 20
 """How much of a body that is too large is read away, so that the sender hears our answer at all."""
-READ_SECONDS = 20.0
-"""A body must have arrived after this long."""
+READ_SECONDS = 900.0
+"""A body must have arrived after this long. Who sends too slowly is let go much earlier, by `api.connections`."""
 MAX_DEPTH = 32
 INT_LIMIT = 2**63
 
@@ -98,6 +99,8 @@ async def read_body(request: Request, limit_bytes: int) -> bytes:
                     break
     except TimeoutError:
         raise Malformed("the body did not arrive in time") from None
+    except ClientDisconnect:  # nobody hears this; it is no error of ours either
+        raise Malformed("the body did not arrive") from None
     if size > limit_bytes:
         raise TooLarge(
             f"the body is larger than {limit_bytes:,} bytes",

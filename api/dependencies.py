@@ -71,6 +71,9 @@ async def ask(call: Awaitable[T], *, missing: str = "", hint: str = "") -> T:
     except (WorkflowUpdateFailedError, WorkflowFailureError) as error:
         raise raised(error) from None
     except RPCError as error:
+        # An id that Temporal takes for none at all (empty, a kilobyte long) is nobody's either.
+        if error.status in (RPCStatusCode.NOT_FOUND, RPCStatusCode.INVALID_ARGUMENT) and missing:
+            raise NotFound(missing, hint=hint) from None
         if error.status == RPCStatusCode.NOT_FOUND:
             raise NotFound(missing or "Temporal does not know it", hint=hint) from None
         raise _unavailable() from error

@@ -23,7 +23,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import problems
-from everloop.errors import CrossSite, EverloopError, NotAuthenticated, UnsupportedMedia, WrongHost
+from everloop import disk
+from everloop.errors import CrossSite, EverloopError, NotAuthenticated, StorageLow, UnsupportedMedia, WrongHost
 from everloop.settings import Settings
 from everloop.store import AuditRow, CredentialRow, Store
 
@@ -190,10 +191,13 @@ class Guard:
             await self.app(scope, receive, exchange.send)
         except EverloopError as error:
             await problems.answer(error, scope)(scope, receive, exchange.send)
-        except Exception:
+        except Exception as error:
             log.exception("%s: %s %s", request_id, scope["method"], scope["path"])
             if exchange.started:
                 raise
+            if disk.is_full(error):
+                await problems.answer(StorageLow(hint=disk.HINT), scope)(scope, receive, exchange.send)
+                return
             await problems.answer(problems.unexpected(request_id), scope)(scope, receive, exchange.send)
 
     def _check_host(self, scope: Scope) -> None:

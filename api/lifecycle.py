@@ -23,9 +23,10 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from api import journal, pages
 from api.bodies import body_schema, json_body, read_form
 from api.dependencies import RPC_TIMEOUT, Here, Parts, Person, ask, soon
-from everloop import names, signing, starts
+from api.refusals import HELP, refusals
+from everloop import disk, names, signing, starts
 from everloop.contracts import AttendRequest, LifecycleRequest
-from everloop.errors import IdempotencyMismatch, Invalid, NotFound, NotWaiting
+from everloop.errors import IdempotencyMismatch, Invalid, NotFound, NotWaiting, StorageLow
 from everloop.payloads import converter
 from everloop.records import Wait
 from everloop.specs import JOB_STAGES, SKIPPABLE, STAGES, LifecycleSpec
@@ -45,6 +46,10 @@ page = APIRouter(include_in_schema=False)
 KEY = re.compile(r"[A-Za-z0-9._-]{1,128}")
 OPEN = ("running", "waiting_approval", "needs_attention")
 """Statuses of a lifecycle that has not ended."""
+ROOM = "room on the disk"
+"""What `workflows.disk` says that it waits for."""
+MOST_ID = 1000
+"""Characters that Temporal takes as an id."""
 SUMMARY_BYTES = 200
 REFRESH_SECONDS = 3
 RECENT = 12
@@ -132,6 +137,8 @@ class LifecycleView(LifecycleSummary):
     error: dict[str, Any]
     """Of the parked stage: stage, error, message, field, hint, log, and `log_tail`, its last lines."""
     approval: dict[str, Any] | None
+    refused: str = ""
+    """Why the prediction server does not answer with its release, if it is the model's latest."""
     help: str
     """The command that helps now, or empty."""
     links: dict[str, str]
@@ -178,6 +185,7 @@ async def submit(
     key = _key(idempotency_key)
     known = await run_in_threadpool(_known_spec, here, key)
     if known is None:
+        await run_in_threadpool(_must_have_room, here)
         request = LifecycleRequest(spec=spec, body_digest=signing.digest(spec), submitted_by=person)
         known = await _start(here, key, starts.signed(here.signer, key, request))
     else:
@@ -205,7 +213,8 @@ def listed(
             query = query.where(LifecycleRow.status == status)
         if model:
             query = query.where(LifecycleRow.model == model)
-        return LifecycleList(items=[_summary(session, row) for row in session.exec(query)])
+        low = _low(here)
+        return LifecycleList(items=[_summary(session, row, low) for row in session.exec(query)])
 
 
 router.include_router(journal.router)  # its addresses end in words; the next one takes whatever is left
@@ -244,6 +253,7 @@ def home(here: Here, person: Person, still: bool = False) -> HTMLResponse:
     with here.store.read() as session:
         rows = _latest(session, OPEN, 200)
         running = [row for row in rows if row.status == "running"]
+        low = _low(here)
         return pages.render(
             "home.html",
             person=person,
@@ -254,8 +264,10 @@ def home(here: Here, person: Person, still: bool = False) -> HTMLResponse:
                 .where(ApprovalRow.status == "open", LifecycleRow.stage == "approve")  # not what a Reset left behind
                 .order_by(col(ApprovalRow.opened_at))
             ).all(),
+            refused=list(refusals(here.settings).values()),
+            refusal_help=HELP,
             parked=[row for row in rows if row.status == "needs_attention"],
-            running=[(_summary(session, row), progress(session, row)) for row in running],
+            running=[(_summary(session, row, low), progress(session, row)) for row in running],
             live=[_live(session, route) for route in session.exec(select(RouteRow).order_by(col(RouteRow.model)))],
             recent=_recent(session),
             serve_url=here.settings.serve_url,
@@ -317,6 +329,16 @@ def _key(given: str) -> str:
             hint="send a fresh random key with each submission, and the same one when you repeat it",
         )
     return given
+
+
+def _must_have_room(here: Parts) -> None:
+    """Raise `StorageLow` before anything starts that could only wait."""
+    if (found := _low(here)) is not None:
+        raise StorageLow(f"nothing is started: {found}", hint="free some space, then submit again")
+
+
+def _low(here: Parts) -> StorageLow | None:
+    return disk.low(here.settings.written, here.settings.disk_floor_bytes)
 
 
 def _known_spec(here: Parts, key: str) -> LifecycleSpec | None:
@@ -446,7 +468,7 @@ def stored(here: Parts, id: str) -> LifecycleView | None:  # noqa: A002
         gate = session.get(ApprovalRow, names.approval_id(id))
         spec = LifecycleSpec.model_validate_json(row.spec)
         return LifecycleView(
-            **_summary(session, row).model_dump(),
+            **_summary(session, row, _low(here)).model_dump(),
             objective=spec.objective,
             body_digest=row.body_digest,
             spec=spec.model_dump(mode="json"),
@@ -454,15 +476,26 @@ def stored(here: Parts, id: str) -> LifecycleView | None:  # noqa: A002
             comparison=row.comparison,
             error=_error(here, session, row),
             approval=_gate(gate),
+            refused=_refused(here, session, row),
             help=_help(row),
             links=links(here, id, gate=gate is not None),
         )
+
+
+def _refused(here: Parts, session: Session, row: LifecycleRow) -> str:
+    route = session.get(RouteRow, (row.project, row.model))
+    if route is None or route.lifecycle != row.id:
+        return ""
+    found = refusals(here.settings).get((row.project, row.model))
+    return found.sentence if found else ""
 
 
 async def _not_yet_written(here: Parts, id: str) -> LifecycleView:  # noqa: A002
     """A lifecycle that Temporal has accepted and whose first event is still on its way. Raises `NotFound`."""
     missing = f"there is no lifecycle {id[:200]}"
     hint = "`everloop list` shows what there is"
+    if not id or len(id) > MOST_ID:  # known without Temporal
+        raise NotFound(missing, field="id", hint=hint)
     handle = here.temporal.get_workflow_handle(id)
     described = await ask(handle.describe(rpc_timeout=RPC_TIMEOUT), missing=missing, hint=hint)
     if described.workflow_type != names.LIFECYCLE:
@@ -535,7 +568,7 @@ def _api_url(id: str) -> str:  # noqa: A002
     return f"/api/v1/lifecycles/{quote(id)}"
 
 
-def _summary(session: Session, row: LifecycleRow) -> LifecycleSummary:
+def _summary(session: Session, row: LifecycleRow, low: StorageLow | None = None) -> LifecycleSummary:
     return LifecycleSummary(
         id=row.id,
         project=row.project,
@@ -549,14 +582,17 @@ def _summary(session: Session, row: LifecycleRow) -> LifecycleSummary:
         submitted_by=row.submitted_by,
         submitted_at=row.submitted_at,
         updated_at=row.updated_at,
-        wait=_wait(session, row),
+        wait=_wait(session, row, low),
         metrics=row.metrics,
     )
 
 
-def _wait(session: Session, row: LifecycleRow) -> str:
+def _wait(session: Session, row: LifecycleRow, low: StorageLow | None) -> str:
     if row.status not in OPEN:
         return ""
+    if low is not None and row.status == "running":  # on a disk that is quite full the wait cannot be written down
+        since = row.wait_since if row.wait_what == ROOM and row.wait_since else row.updated_at
+        return Wait(what=ROOM, since=since, unblocks=f"{low}; it goes on by itself when there is room").sentence()
     if row.wait_what and row.wait_since:
         return Wait(what=row.wait_what, since=row.wait_since, unblocks=row.wait_unblocks).sentence()
     return _queued(session, row)

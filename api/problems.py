@@ -37,6 +37,7 @@ STATUS: dict[type[EverloopError], int] = {
     errors.Permanent: 422,
     errors.IntegrityError: 500,
     errors.Transient: 503,
+    errors.StorageLow: 507,
     EverloopError: 500,
 }
 """The nearest class of an error's family tree counts."""

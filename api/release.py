@@ -18,6 +18,7 @@ from api.bodies import body_schema, json_body, read_form, validated
 from api.dependencies import RPC_TIMEOUT, Here, Parts, Person, ask
 from api.drift import DriftView, Project
 from api.lifecycle import page_url
+from api.refusals import HELP, Refusal, refusals
 from everloop import names
 from everloop.errors import Conflict, NotFound
 from everloop.records import RollBack, Route, RouteChange, SignedRollBack, Version
@@ -91,6 +92,8 @@ class ModelSummary(BaseModel):
     released_at: datetime | None
     versions: int
     url: str
+    refused: str = ""
+    """Why the latest release does not answer, and what answers instead; empty when it does."""
 
 
 class ModelList(BaseModel):
@@ -109,6 +112,8 @@ class ModelView(BaseModel):
     """Drift checks, oldest window first."""
     releases: list[ReleaseView]
     links: dict[str, str]
+    refused: str = ""
+    """Why the latest release does not answer, and what answers instead; empty when it does."""
 
 
 class RollBackRequest(BaseModel):
@@ -142,14 +147,24 @@ def listed(here: Here, limit: Annotated[int, Query(ge=1, le=200)] = 200) -> Mode
         for key in session.exec(select(VersionRow.project, VersionRow.model)):
             counts[key] = counts.get(key, 0) + 1
         items = [_model_summary(session, project, model, count) for (project, model), count in sorted(counts.items())]
+    refused = refusals(here.settings) if items else {}
+    for item in items:
+        item.refused = _refused(refused, item.project, item.model)
     return ModelList(items=items[:limit])
+
+
+def _refused(found: dict[tuple[str, str], Refusal], project: str, model: str) -> str:
+    refusal = found.get((project, model))
+    return refusal.sentence if refusal else ""
 
 
 @router.get("/models/{model}")
 def shown(model: str, here: Here, project: Project = "default") -> ModelView:
     """A model: route, versions, monitor, drift checks, releases."""
     with here.store.read() as session:
-        return view(session, here.settings.serve_url, project, model)
+        found = view(session, here.settings.serve_url, project, model)
+    found.refused = _refused(refusals(here.settings), project, model)
+    return found
 
 
 @page.get("/models/{model}")
@@ -157,9 +172,15 @@ def model_page(model: str, here: Here, person: Person, project: Project = "defau
     """A model: what answers, how far the data has drifted, what there was before."""
     with here.store.read() as session:
         found = view(session, here.settings.serve_url, project, model)
+    found.refused = _refused(refusals(here.settings), project, model)
     threshold = found.monitor.share if found.monitor else None
     return pages.render(
-        "model.html", person=person, view=found, bars=drift.spark(found.checks[-60:], threshold), page_url=page_url
+        "model.html",
+        person=person,
+        view=found,
+        bars=drift.spark(found.checks[-60:], threshold),
+        page_url=page_url,
+        refusal_help=HELP,
     )
 
 

@@ -37,7 +37,8 @@ def main(out: str) -> int:
     settings = configuration.load()
     request = DriftRequest.model_validate_json(sys.stdin.buffer.read())
     with tempfile.TemporaryDirectory() as scratch:
-        job = ReportJob(Artifacts(settings.artifacts), settings.predictions_dir, Path(scratch))
+        artifacts = Artifacts(settings.artifacts, settings.disk_floor_bytes)
+        job = ReportJob(artifacts, settings.predictions_dir, Path(scratch))
         try:
             html = job.artifacts.get(render(request, job))
         except EverloopError as error:

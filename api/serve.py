@@ -330,7 +330,7 @@ _BODY = body_schema(
 
 
 @router.get("/healthz", include_in_schema=False)
-def healthz() -> dict[str, str]:
+async def healthz() -> dict[str, str]:  # not in a thread: it answers while all threads are taken
     """The process answers."""
     return {"status": "ok"}
 
@@ -494,7 +494,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def run(app: FastAPI) -> AsyncIterator[None]:
-        app.state.fleet = Fleet(settings, store, Artifacts(settings.artifacts))
+        app.state.fleet = Fleet(settings, store, Artifacts(settings.artifacts, settings.disk_floor_bytes))
         await run_in_threadpool(app.state.fleet.start)
         yield
         await run_in_threadpool(app.state.fleet.close)

@@ -5,28 +5,30 @@ A blob is at `sha256/<2 hex>/<64 hex>`; it appears whole or not at all and never
 
 import hashlib
 import os
-import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 import fsspec
 
-from everloop.errors import IntegrityError, NotFound, StorageLow
+from everloop import disk
+from everloop.errors import IntegrityError, NotFound
 from everloop.records import Blob
+from everloop.settings import DISK_FLOOR_MIB
 
 CHUNK_BYTES = 1 << 20
-FLOOR_BYTES = 256 << 20
+FLOOR_BYTES = DISK_FLOOR_MIB << 20
 """Nothing is written to a local disk with less than this free: the database beside it must go on."""
 
 
 class Artifacts:
     """An artifact store. Safe to share between threads and processes."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, floor_bytes: int = FLOOR_BYTES) -> None:
         """*url*: an absolute path, or an fsspec URL such as `s3://bucket/prefix`."""
+        self.floor_bytes = floor_bytes
         self.fs, self.root = fsspec.core.url_to_fs(url)
         self.local = self.fs.protocol in ("file", ("file", "local"))
 
@@ -45,12 +47,13 @@ class Artifacts:
         staged = f"{self.root}/incoming/{uuid.uuid4().hex}"
         self._room(path.stat().st_size)
         self.fs.makedirs(f"{self.root}/incoming", exist_ok=True)
-        with path.open("rb") as source, self.fs.open(staged, "wb") as target:
-            while chunk := source.read(CHUNK_BYTES):
-                digest.update(chunk)
-                size += len(chunk)
-                target.write(chunk)
-        self._settle(staged, digest.hexdigest())
+        with self._all_of(staged):
+            with path.open("rb") as source, self.fs.open(staged, "wb") as target:
+                while chunk := source.read(CHUNK_BYTES):
+                    digest.update(chunk)
+                    size += len(chunk)
+                    target.write(chunk)
+            self._settle(staged, digest.hexdigest())
         return Blob(sha256=digest.hexdigest(), size_bytes=size, name=name or path.name)
 
     def get(self, blob: Blob | str) -> bytes:
@@ -93,9 +96,22 @@ class Artifacts:
         self._room(size)
         staged = f"{self.root}/incoming/{uuid.uuid4().hex}"
         self.fs.makedirs(f"{self.root}/incoming", exist_ok=True)
-        with self.fs.open(staged, "wb") as target:
-            yield target
-        self._settle(staged, digest)
+        with self._all_of(staged):
+            with self.fs.open(staged, "wb") as target:
+                yield target
+            self._settle(staged, digest)
+
+    @contextmanager
+    def _all_of(self, staged: str) -> Iterator[None]:
+        """What is left of a write that failed is removed; a full disk is said as `StorageLow`."""
+        try:
+            yield
+        except BaseException as error:
+            with suppress(OSError):
+                self.fs.rm_file(staged)
+            if self.local and disk.is_full(error):
+                raise disk.full(Path(self.root), self.floor_bytes) from error
+            raise
 
     def _settle(self, staged: str, digest: str) -> None:
         path = self._path(digest)
@@ -111,12 +127,15 @@ class Artifacts:
     def _room(self, size: int) -> None:
         if not self.local:
             return
-        Path(self.root).mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self.root).free
-        if free - size < FLOOR_BYTES:
-            raise StorageLow(
-                f"{free >> 20} MiB are free below {self.root}", hint="free some space; the stage goes on by itself"
-            )
+        try:
+            Path(self.root, "incoming").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if disk.is_full(error):
+                raise disk.full(Path(self.root), self.floor_bytes) from error
+            raise
+        found = disk.low([Path(self.root)], self.floor_bytes, size)
+        if found is not None:
+            raise found
 
 
 def _digest(path: Path) -> str:

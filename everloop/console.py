@@ -126,6 +126,9 @@ def lifecycle(found: Json, now: datetime | None = None) -> RenderableType:
         parts.append(command(f"everloop reject {found['id']} --comment WHY"))
     if found.get("reason") and found["status"] not in ("running", "waiting_approval"):
         parts.append(Text(f"why: {found['reason']}"))
+    if found.get("refused"):
+        parts.append(Text(f"the prediction server refuses its release: {found['refused']}", style="red"))
+        parts.append(command("everloop journal verify"))
     parts.extend(failure(found))
     links = found.get("links") or {}
     for name, label in (("page", "page"), ("temporal", "in Temporal")):
@@ -214,7 +217,9 @@ def evidence(gate: Json) -> RenderableType:
 def models(rows: Iterable[Json]) -> RenderableType:
     made = table("project", "model", "live", "released (UTC)", "versions")
     for row in rows:
-        live = "none" if row["version"] is None else f"version {row['version']}"
+        live: str | Text = "none" if row["version"] is None else f"version {row['version']}"
+        if row.get("refused"):
+            live = Text(f"{live}: {row['refused']}; `everloop journal verify` helps", style="red")
         made.add_row(row["project"], row["model"], live, when(row["released_at"]), str(row["versions"]))
     return made if made.row_count else Text("no model yet; `everloop submit SPEC.yaml` makes one")
 

@@ -142,6 +142,14 @@ class DataActivities(ABC):
     async def validate(self, request: ValidateRequest) -> Validation: ...
 
 
+class DiskActivities(ABC):
+    """On compute's queue, where jobs write; no job and no slot."""
+
+    @activity.defn(name="everloop.disk.room")
+    @abstractmethod
+    async def room(self) -> None: ...
+
+
 class FeaturesActivities(ABC):
     @activity.defn(name="everloop.features.prepare")
     @abstractmethod

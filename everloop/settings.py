@@ -16,6 +16,7 @@ API, SERVE, SCHEDULER, TEMPORAL, TEMPORAL_UI, UNGUARDED_UI = range(6)  # offsets
 DEFAULT_PORT_BASE = 7700
 PRIVATE = 0o077
 """The umask of every process that writes into the data folder."""
+DISK_FLOOR_MIB = 256
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,9 @@ class Settings:
     temporal_namespace: str = "default"
     dask_address: str = ""
     slots: int = 2
+    disk_floor_mib: int = DISK_FLOOR_MIB
+    """MiB that stay free on the disk: below this no job starts and no artifact is written, so that the
+    databases beside them go on."""
     session: str = ""
     """Names one life of the whole stack; worker identities carry it, so a takeover knows the dead."""
     person: str = ""
@@ -88,6 +92,16 @@ class Settings:
         """Private keys and local credentials, 0700: `signing.key`, `signing.pub`, `client.key`, `dask.pem`."""
         return self.data_dir / "keys"
 
+    @cached_property
+    def disk_floor_bytes(self) -> int:
+        return self.disk_floor_mib << 20
+
+    @cached_property
+    def written(self) -> list[Path]:
+        """The local folders that jobs and answers are written to."""
+        local = [Path(self.artifacts)] if self.artifacts.startswith("/") else []
+        return [self.data_dir, self.scratch_dir, self.predictions_dir, *local]
+
     def environment(self) -> dict[str, str]:
         """What a child process needs in its environment to read these settings again."""
         values = {
@@ -99,6 +113,7 @@ class Settings:
             "EVERLOOP_TEMPORAL_NAMESPACE": self.temporal_namespace,
             "EVERLOOP_DASK_ADDRESS": self.dask_address,
             "EVERLOOP_SLOTS": str(self.slots),
+            "EVERLOOP_DISK_FLOOR_MIB": str(self.disk_floor_mib),
             "EVERLOOP_SESSION": self.session,
             "EVERLOOP_PERSON": self.person,
         }
@@ -136,6 +151,7 @@ def load(**overrides: object) -> Settings:
         "temporal_namespace": env.get("EVERLOOP_TEMPORAL_NAMESPACE") or "default",
         "dask_address": env.get("EVERLOOP_DASK_ADDRESS", ""),
         "slots": _integer("EVERLOOP_SLOTS", 2, range(1, 1025)),
+        "disk_floor_mib": _integer("EVERLOOP_DISK_FLOOR_MIB", DISK_FLOOR_MIB, range(1 << 20)),
         "session": env.get("EVERLOOP_SESSION") or "manual",
         "person": env.get("EVERLOOP_PERSON") or _user(),
     }

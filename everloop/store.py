@@ -12,7 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import JSON, BigInteger, Column, DateTime, Engine, Index, Text, TypeDecorator, UniqueConstraint, event
+from sqlalchemy.exc import DBAPIError
 from sqlmodel import Field, Session, SQLModel, create_engine
+
+from everloop import disk
+from everloop.errors import StorageLow
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -475,10 +479,18 @@ class Store:
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """A short write transaction (BEGIN IMMEDIATE on SQLite), committed at the end of the block."""
-        with Session(self.engine, expire_on_commit=False) as session, session.begin():
-            session.connection(execution_options={"everloop_write": True})
-            yield session
+        """A short write transaction (BEGIN IMMEDIATE on SQLite), committed at the end of the block.
+
+        Raises `StorageLow` when the disk is full.
+        """
+        try:
+            with Session(self.engine, expire_on_commit=False) as session, session.begin():
+                session.connection(execution_options={"everloop_write": True})
+                yield session
+        except DBAPIError as error:
+            if disk.is_full(error):
+                raise StorageLow("the database's disk is full", hint=disk.HINT) from error
+            raise
 
     @contextmanager
     def read(self) -> Iterator[Session]:

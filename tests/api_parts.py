@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import uvicorn
 
+from api import connections
 from everloop import names, signing
 from everloop.artifacts import Artifacts
 from everloop.records import (
@@ -55,9 +56,9 @@ def settings_in(folder: Path, temporal: str = "127.0.0.1:9") -> Settings:
 
 
 @contextlib.contextmanager
-def running(app: Any, port: int) -> Iterator[str]:
-    """*app* under a real uvicorn on loopback; its address."""
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None, access_log=False))
+def running(app: Any, port: int, limits: connections.Limits | None = None, base: Any = None) -> Iterator[str]:
+    """*app* under a real uvicorn on loopback, as `python -m api` runs it; its address."""
+    server = uvicorn.Server(connections.config(app, port, limits, base))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     deadline = time.monotonic() + 20

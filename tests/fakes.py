@@ -139,6 +139,12 @@ class QuickCompute(
         await self._called("measure", request)
         return DriftReport(window=request.window, rows=500, reference_rows=500, columns=(), share=self.share)
 
+    @activity.defn(name="everloop.disk.room")
+    async def room(self) -> None:
+        hook = self.hooks.get("room")
+        if hook is not None:
+            hook()
+
     def all(self) -> list[Callable[..., Any]]:
         return [
             self.snapshot,
@@ -149,6 +155,7 @@ class QuickCompute(
             self.evaluate,
             self.export,
             self.measure,
+            self.room,
         ]
 
 

@@ -13,6 +13,7 @@ from temporalio.service import RPCError
 from temporalio.worker import Worker
 
 from activities.data import DataJobs
+from activities.disk import DiskOnCompute
 from activities.drift import DriftCompute
 from activities.evaluation import EvaluationJobs
 from activities.export import ExportJobs
@@ -44,17 +45,17 @@ async def main(settings: Settings) -> None:
     stop = connect.told_to_stop()
     client = await connect.connect(settings, "compute")
     jobs = Jobs(settings, Store(settings.database))
-    async with worker(client, jobs):
+    async with worker(client, jobs, settings):
         await connect.first_of(Inventory(client, jobs).report(), stop.wait())
     await jobs.close()
 
 
-def worker(client: Client, jobs: Jobs) -> Worker:
+def worker(client: Client, jobs: Jobs, settings: Settings) -> Worker:
     """The Temporal worker of the compute queue."""
     return Worker(
         client,
         task_queue=names.COMPUTE,
-        activities=activities(jobs),
+        activities=activities(jobs, settings),
         interceptors=[connect.ErrorsCross(), admission.OnlyOurs(client)],
         max_concurrent_activities=MOST_ACTIVITIES,
         max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
@@ -62,7 +63,7 @@ def worker(client: Client, jobs: Jobs) -> Worker:
     )
 
 
-def activities(jobs: Jobs) -> Sequence[Callable[..., Any]]:
+def activities(jobs: Jobs, settings: Settings) -> Sequence[Callable[..., Any]]:
     data, features, training = DataJobs(jobs), FeaturesJobs(jobs), TrainingJobs(jobs)
     evaluation, export = EvaluationJobs(jobs), ExportJobs(jobs)
     return (
@@ -74,6 +75,7 @@ def activities(jobs: Jobs) -> Sequence[Callable[..., Any]]:
         evaluation.evaluate,
         export.export,
         DriftCompute(jobs).measure,
+        DiskOnCompute(settings).room,
     )
 
 

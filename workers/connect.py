@@ -6,14 +6,14 @@ import time
 from typing import Any
 
 from temporalio.client import Client
-from temporalio.exceptions import ApplicationError
+from temporalio.exceptions import ApplicationError, FailureError
 from temporalio.runtime import LoggingConfig, Runtime, TelemetryConfig, TelemetryFilter
 from temporalio.service import RPCError
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
-from everloop import logs
-from everloop.errors import EverloopError, Permanent, Unavailable
+from everloop import disk, logs
+from everloop.errors import EverloopError, Permanent, StorageLow, Unavailable
 from everloop.payloads import converter
 from everloop.settings import Settings
 from workers.process import die_with_parent, first_of, identity, told_to_stop
@@ -64,6 +64,10 @@ class _ErrorsCross(ActivityInboundInterceptor):
             return await super().execute_activity(input)
         except EverloopError as error:
             raise as_failure(error) from error
+        except Exception as error:
+            if not isinstance(error, FailureError) and disk.is_full(error):
+                raise as_failure(StorageLow(hint=disk.HINT)) from error
+            raise
 
 
 def as_failure(error: EverloopError) -> ApplicationError:

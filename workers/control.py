@@ -41,7 +41,7 @@ async def main(settings: Settings) -> None:
     connect.log_lines("control")
     stop = connect.told_to_stop()
     store = Store(settings.database)
-    artifacts = Artifacts(settings.artifacts)
+    artifacts = Artifacts(settings.artifacts, settings.disk_floor_bytes)
     client = await connect.connect(settings, "control")
     journal = JournalOnControl(store, artifacts, client)
     ends = Ends(client, journal, LeaseOnControl(store, client))

@@ -34,7 +34,6 @@ from temporalio.service import RPCError
 
 from everloop import engine, logs, names, signing, stack
 from everloop import settings as configuration
-from everloop.artifacts import FLOOR_BYTES
 from everloop.errors import EverloopError, sentence
 from everloop.settings import API, PRIVATE, SCHEDULER, SERVE, TEMPORAL, TEMPORAL_UI, UNGUARDED_UI, Settings
 from everloop.store import DeviceRow, LifecycleRow, Store
@@ -54,7 +53,8 @@ UNGUARDED = (
     "this kernel cannot say who connects to Temporal (it takes Linux 5.14 and seccomp): its UI is off, and every "
     "user of this machine can reach its port"
 )
-SPACE_BYTES = FLOOR_BYTES + (256 << 20)
+SPACE_BYTES = 256 << 20
+"""To run at all, beside the floor below which nothing is written."""
 GRACE_SECONDS = 4.0
 """How long a group of children may take to end in order."""
 
@@ -333,12 +333,12 @@ def _end(processes: list["subprocess.Popen[bytes]"]) -> None:
 # --- before the start ------------------------------------------------------------------------------
 
 
-def check_space(folder: Path) -> None:
+def check_space(folder: Path, floor_bytes: int) -> None:
     """Raise `CannotStart` when there is too little room to run."""
-    free = shutil.disk_usage(folder).free
-    if free < SPACE_BYTES:
+    free, needed = shutil.disk_usage(folder).free, floor_bytes + SPACE_BYTES
+    if free < needed:
         raise CannotStart(
-            f"{free >> 20} MiB are free at {folder}; {SPACE_BYTES >> 20} MiB are needed",
+            f"{free >> 20} MiB are free at {folder}; {needed >> 20} MiB are needed",
             hint="free some space, or choose another --data-dir",
         )
 
@@ -466,7 +466,7 @@ def running(settings: Settings) -> Iterator[Stack]:
         killed = clear_leftovers(settings)
         if killed:
             life.say(f"ended {killed} process{'es' * (killed > 1)} that an earlier run had left")
-        check_space(settings.data_dir)
+        check_space(settings.data_dir, settings.disk_floor_bytes)
         check_database(settings)
         check_histories(settings)
         check_ports(settings)

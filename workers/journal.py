@@ -14,7 +14,7 @@ from workers import connect
 async def main(settings: Settings, action: str, *, as_json: bool = False) -> None:
     """Print what was done or found. Ends with 1 when `verify` finds a difference."""
     client = await connect.connect(settings, "journal", wait_seconds=5)
-    store, artifacts = Store(settings.database), Artifacts(settings.artifacts)
+    store, artifacts = Store(settings.database), Artifacts(settings.artifacts, settings.disk_floor_bytes)
     if action == "rebuild":
         events = await journal.rebuild(client, store, artifacts)
         print(json.dumps({"events": events}) if as_json else f"made again from Temporal's histories: {events} events")  # noqa: T201

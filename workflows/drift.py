@@ -22,6 +22,7 @@ from everloop.contracts import (
 )
 from everloop.events import DriftChecked
 from everloop.records import DriftReport, Window
+from workflows.disk import Room
 from workflows.journal import Journal, heed_a_cancel
 from workflows.lease import Lease
 from workflows.stage import LIGHT_TIMEOUT, RETRY, run_job
@@ -38,6 +39,7 @@ class DriftCheck:
     def __init__(self) -> None:
         self._journal = Journal()
         self._lease = Lease(self._journal, kind="check")
+        self._room = Room(self._journal, self._lease)
 
     @workflow.run
     async def run(self, request: CheckRequest) -> int:
@@ -92,6 +94,9 @@ class DriftCheck:
             except ActivityError as error:
                 if workflow.cancellation_reason() is not None or not isinstance(error.cause, ApplicationError):
                     raise
+                if error.cause.type == "StorageLow":
+                    await self._room.wait(error.cause)
+                    continue
                 if error.cause.type != "LeaseLost":
                     return _nothing(window, 0), error.cause.message
                 self._lease.lost()

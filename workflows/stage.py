@@ -18,6 +18,7 @@ from everloop.errors import InvalidData, family
 from everloop.events import StageFailed, StageFinished, StageRetried, StageSkipped, StageStarted
 from everloop.records import Blob, Record, Result, Slot, Wait
 from everloop.specs import SKIPPABLE, STAGES, Stage
+from workflows.disk import Room
 from workflows.journal import Journal, heed_a_cancel
 from workflows.lease import PATIENT, STEP_TIMEOUT, Lease
 
@@ -31,6 +32,11 @@ RETRY = RetryPolicy(
     non_retryable_error_types=["LeaseLost"],  # helps only with a new lease, which the stage takes
 )
 """Transient errors are tried again for ever: a job that keeps crashing turns permanent by itself."""
+JOB_RETRY = RetryPolicy(
+    initial_interval=RETRY.initial_interval,
+    maximum_interval=RETRY.maximum_interval,
+    non_retryable_error_types=["LeaseLost", "StorageLow"],  # waits without the slot, see workflows/disk.py
+)
 
 DATA_FAULTS = frozenset(family(InvalidData))
 """Errors that the source is to blame for, not the stage."""
@@ -53,6 +59,7 @@ class Stages:
     def __init__(self, journal: Journal, lease: Lease) -> None:
         self._journal = journal
         self._lease = lease
+        self._room = Room(journal, lease)
         self._starts: dict[str, int] = {}
         self._parked: Stage | None = None
         self._attention: AttendRequest | None = None
@@ -81,11 +88,15 @@ class Stages:
                 if cause.type == "LeaseLost" and isinstance(request, JobRequest):
                     self._lease.lost()
                     continue
+                if cause.type == "StorageLow" and isinstance(request, JobRequest):
+                    await self._room.wait(cause)
+                    continue
                 if await self._failed(stage, cause) == "skip":
                     return None
                 if stage != STAGES[0] and cause.type in DATA_FAULTS:
                     raise ReadAgain from None
             else:
+                self._room.found()
                 self.finished(stage, summary(result), result)
                 return result
 
@@ -203,7 +214,7 @@ async def run_job(
         activity_id=activity_id,
         start_to_close_timeout=JOB_TIMEOUT,
         heartbeat_timeout=HEARTBEAT_TIMEOUT,
-        retry_policy=RETRY,
+        retry_policy=JOB_RETRY,
         cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
         summary=summary,
     )

@@ -18,8 +18,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from everloop.artifacts import Artifacts
-from everloop.errors import EverloopError, Invalid, JobFailed, NotFound
+from activities.jobs.reaper import NO_ROOM
+from everloop import disk
+from everloop.artifacts import FLOOR_BYTES, Artifacts
+from everloop.errors import EverloopError, Invalid, JobFailed, NotFound, StorageLow
 
 NO_EVENTS = -1
 FUNCTION = re.compile(r"[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*")
@@ -46,12 +48,27 @@ class ThisJob:
             return
 
 
-def main(folder: Path, events: int = NO_EVENTS) -> None:
-    """Run the request in *folder*. Leaves result.json or error.json; never raises for what the function does."""
+def main(folder: Path, events: int = NO_EVENTS) -> int:
+    """Run the request in *folder*. Leaves result.json or error.json; never raises for what the function does.
+
+    The exit code: 0, or `NO_ROOM` when the disk is so full that neither could be written.
+    """
+    try:
+        _run(folder, events)
+    except Exception as error:
+        if not disk.is_full(error):
+            raise
+        traceback.print_exc()
+        return NO_ROOM
+    return 0
+
+
+def _run(folder: Path, events: int) -> None:
     order = json.loads((folder / "request.json").read_text())
     started = time.monotonic()
     try:
-        job = ThisJob(folder, Artifacts(order["artifacts"]), Path(order["predictions_dir"]), events)
+        artifacts = Artifacts(order["artifacts"], order.get("floor_bytes", FLOOR_BYTES))
+        job = ThisJob(folder, artifacts, Path(order["predictions_dir"]), events)
         result = _call(find(order["root"], order["function"]), order["request"], job)
     except BaseException as error:  # noqa: BLE001  # SystemExit of a library is a failed job too
         _log(error)
@@ -97,6 +114,8 @@ def _log(error: BaseException) -> None:
 
 def _told(error: BaseException) -> dict[str, str]:
     """The error as the supervisor passes it on; one line, the rest is in the log."""
+    if not isinstance(error, StorageLow) and disk.is_full(error):  # whatever a library made of it
+        error = StorageLow("the disk is full", hint=disk.HINT)
     if isinstance(error, EverloopError):
         return {"error": type(error).__name__, "message": str(error), "field": error.field, "hint": error.hint}
     if isinstance(error, MemoryError):
@@ -116,4 +135,4 @@ def _leave(path: Path, content: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else NO_EVENTS)  # noqa: PLR2004
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else NO_EVENTS))  # noqa: PLR2004

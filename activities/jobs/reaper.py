@@ -24,6 +24,8 @@ OOM_SCORE = 800  # when memory runs out the kernel takes the job, not the Dask w
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 FORKED = b"+"
+NO_ROOM = 75
+"""Exit code of a job that could not even write down that the disk is full (EX_TEMPFAIL)."""
 
 Prepare = Callable[[], None]
 

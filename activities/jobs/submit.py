@@ -26,7 +26,7 @@ from temporalio import activity
 
 from activities.jobs.security import security
 from activities.jobs.supervisor import GRACE_SECONDS, MARK, Order, Outcome, start_warm, supervise
-from everloop import errors
+from everloop import disk, errors
 from everloop.contracts import JobRequest
 from everloop.records import Ran, Result
 from everloop.settings import Settings
@@ -181,6 +181,8 @@ class Jobs:
             await self._drop(client)
             raise errors.ComputeLost(f"the Dask scheduler was lost: {error}") from None
         except LOST as error:
+            if disk.is_full(error):
+                raise disk.full(self._settings.scratch_dir, self._settings.disk_floor_bytes) from None
             raise errors.ComputeLost(f"{watch.device}: {_one_line(error)}") from None
         return outcome
 
@@ -232,6 +234,7 @@ class Jobs:
             "artifacts": settings.artifacts,
             "predictions_dir": str(settings.predictions_dir),
             "grace_seconds": GRACE_SECONDS,
+            "floor_bytes": settings.disk_floor_bytes,
         }
 
     def _environment(self, device: str) -> dict[str, str]:

@@ -27,7 +27,8 @@ from distributed import get_worker
 from distributed.core import Status
 
 from activities.jobs import reaper
-from everloop import engine, logs
+from everloop import disk, engine, logs
+from everloop.errors import StorageLow
 
 POLL_SECONDS = 0.1
 RELAY_SECONDS = 0.2
@@ -65,6 +66,8 @@ class Order(TypedDict):
     artifacts: str
     predictions_dir: str
     grace_seconds: float
+    floor_bytes: int
+    """What stays free on the disk: below this no job starts."""
 
 
 class Outcome(TypedDict, total=False):
@@ -95,11 +98,48 @@ def supervise(order: Order) -> Outcome:
         if kept is not None:
             return kept
         _end_orphans(order["environment"][MARK])
-        job = _prepare(order)
+        shutil.rmtree(_job_folder(order) / "scratch", ignore_errors=True)  # it may be what fills the disk
+        low = _low(order)
+        if low is not None:
+            return low
+        try:
+            return _attempt(order, task, lock)
+        except OSError as error:
+            if disk.is_full(error):
+                return _no_room(order)
+            raise
+
+
+def _attempt(order: Order, task: "Task", lock: int) -> Outcome:
+    job = _prepare(order)
+    try:
         code = _run(order, task, job, lock)
-        outcome = _outcome(order, job, code, unwanted=task.ended)
+        return _outcome(order, job, code, unwanted=task.ended)
+    finally:
         shutil.rmtree(job / "scratch", ignore_errors=True)
-        return outcome
+
+
+def _low(order: Order) -> Outcome | None:
+    """How a job ends that finds too little room, or None where there is enough."""
+    found = disk.low(_written(order), order.get("floor_bytes", 0))
+    return None if found is None else _told(found)
+
+
+def _no_room(order: Order) -> Outcome:
+    return _low(order) or _told(disk.full(Path(order["folder"]), order.get("floor_bytes", 0)))
+
+
+def _told(error: StorageLow) -> Outcome:
+    return {"error": {"error": "StorageLow", "message": str(error), "field": "", "hint": error.hint}}
+
+
+def _written(order: Order) -> list[Path]:
+    local = [Path(order["artifacts"])] if order["artifacts"].startswith("/") else []
+    return [Path(order["folder"]), Path(order["logs_dir"]), *local]
+
+
+def _job_folder(order: Order) -> Path:
+    return Path(order["folder"]) / str(order["token"])
 
 
 class Task:
@@ -159,13 +199,13 @@ def _kept(order: Order) -> Outcome | None:
 
 def _prepare(order: Order) -> Path:
     """The folder of this token, with the request in it and nothing of a former attempt."""
-    job = Path(order["folder"]) / str(order["token"])
+    job = _job_folder(order)
     shutil.rmtree(job / "scratch", ignore_errors=True)
     (job / "scratch").mkdir(parents=True)
     for left in ("error.json", "result.json"):
         (job / left).unlink(missing_ok=True)
     (Path(order["logs_dir"]) / order["log"]).parent.mkdir(parents=True, exist_ok=True)
-    told = ("function", "root", "request", "digest", "log", "artifacts", "predictions_dir")
+    told = ("function", "root", "request", "digest", "log", "artifacts", "predictions_dir", "floor_bytes")
     (job / "request.json").write_text(json.dumps({name: order[name] for name in told}))  # type: ignore[literal-required]
     return job
 
@@ -331,6 +371,10 @@ def _outcome(order: Order, job: Path, code: int, *, unwanted: bool) -> Outcome:
         return {"unwanted": True}
     with contextlib.suppress(OSError, ValueError):
         error = json.loads((job / "error.json").read_text())
+        if error["error"] == "StorageLow":
+            return _no_room(order)  # with the figures
+        if error["error"] == "JobFailed" and (low := _low(order)) is not None:
+            return low  # what a library says of a full disk is often something else: it is tried with room
         return _crashed(order, "MemoryError") if error["error"] == "MemoryError" else {"error": error}
     return _ended(order, code)
 
@@ -342,6 +386,11 @@ def _ended(order: Order, code: int) -> Outcome:
         return {"crash": "the end of its reaper", "crashes": 0}
     if code == NEVER_BEGAN:
         return _crashed(order, "the end of the process that it is forked from")
+    if code == reaper.NO_ROOM:
+        return _no_room(order)
+    low = _low(order)
+    if low is not None and (code < SIGNALLED or code == SIGNALLED + signal.SIGBUS):  # SIGBUS: a mapped file's page
+        return low
     if code > SIGNALLED:
         return _crashed(order, _signal(code - SIGNALLED))
     message = f"the job ended with exit code {code} and left no result"

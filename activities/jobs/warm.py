@@ -115,8 +115,7 @@ def _job(start: reaper.Start, prepare: reaper.Prepare, fds: reaper.Pipes) -> Non
         os.close(fds.life)
         os.close(fds.status)
         ctypes.CDLL(None).prctl(PR_SET_NAME, start["name"][:15].encode())
-        child.main(Path(start["folder"]), fds.events)
-        code = 0
+        code = child.main(Path(start["folder"]), fds.events)
     except BaseException:  # noqa: BLE001  # nothing may unwind into the reaper's code
         traceback.print_exc()
     finally:

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import re
 import time
 from collections.abc import Iterator
 
@@ -307,3 +308,43 @@ async def test_a_person_rolls_back_a_release_once_and_only_to_a_version_before(a
     assert (shown["route"]["version"], shown["route"]["back_to"]) == (1, None)
     assert [release["rolled_back"] for release in shown["releases"]] == ["by ada: it refuses everybody", ""]
     assert (await stack.verified()).differences == []
+
+
+IDS = ("", "%20", "'", "o'brien", "x" * 1500, "%00", "%0a", "%ff", "%F0%9F%90%88", "a//b", "/", "' OR ''='")
+
+
+async def test_an_id_that_nobody_has_is_not_found_at_every_address(api, stack):
+    description = (await api.get("/api/v1/openapi.json")).json()
+    walked = 0
+    for path, methods in description["paths"].items():
+        of_a_lifecycle = path.startswith(("/api/v1/lifecycles/", "/api/v1/approvals/"))
+        for place in (path, path.removeprefix("/api/v1")) if of_a_lifecycle else (path,):
+            for method in methods if "{" in place else ():
+                for id in IDS:  # noqa: A001
+                    where = re.sub(r"\{[^}]+\}", lambda _: id, place.replace("{action}", "retry"))  # noqa: B023
+                    body = {"verdict": "approve"} if where.endswith("/decision") else {"reason": "x"}
+                    sent = {"json" if place == path else "data": body} if method == "post" else {}
+                    answer = await api.request(method, where, **sent)
+                    walked += 1
+                    allowed = (404, 405) if of_a_lifecycle else (200, 307, 404, 405, 422)  # without a name: the list
+                    assert answer.status_code in allowed, (method, where[:100], answer.text)
+    assert walked > 150
+
+
+async def test_a_person_with_an_apostrophe_submits_signs_and_is_shown(api, stack):
+    key, name = f"{stack.prefix}-obrien", "Miles O'Brien"
+    made = await api.post("/api/v1/credentials", json={"person": name})
+    assert made.status_code == 201, made.text
+    api.headers["Authorization"] = f"Bearer {made.json()['key']}"
+    assert (await submit(api, stack, key, target="the state's", positive="it's")).status_code == 202
+    await stack.gate(key)
+
+    decided = await api.post(f"/api/v1/approvals/{key}/decision", json={"verdict": "reject", "comment": "it's no good"})
+
+    assert decided.status_code == 200, decided.text
+    row = await stack.status(key, "rejected")
+    assert row.submitted_by == name
+    page = (await api.get(f"/lifecycles/{key}")).text
+    assert "Miles O&#39;Brien" in page
+    runs = [run async for run in stack.client.list_workflows(f"WorkflowId = '{key}'")]
+    assert (await runs[0].memo())["submitted_by"] == name

@@ -213,7 +213,7 @@ def test_too_little_space_is_said(here, monkeypatch):
     monkeypatch.setattr(dev.shutil, "disk_usage", lambda _: usage._replace(free=100 << 20))
 
     with pytest.raises(CannotStart, match="100 MiB are free"):
-        dev.check_space(here.data_dir)
+        dev.check_space(here.data_dir, here.disk_floor_bytes)
 
 
 def test_a_child_that_ends_at_once_is_given_up_with_its_last_words(here, monkeypatch):

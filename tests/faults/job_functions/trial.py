@@ -1,8 +1,11 @@
 """Jobs that end in every way a job can end."""
 
+import contextlib
 import ctypes
+import mmap
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -80,6 +83,51 @@ def full(request: Trial, job: ThisJob) -> Tried:
     if len(Path(request.values["diary"]).read_text()) < 2:
         raise StorageLow("1 MiB is free")
     return Tried(values={})
+
+
+def gorge(request: Trial, job: ThisJob) -> Tried:
+    """Fill the disk, in one of the ways in which libraries do and tell it."""
+    path = Path(request.values["place"]) if "place" in request.values else job.scratch / "much"
+    WAYS[request.values["way"]](path)
+    return Tried(values={})
+
+
+def fill(path: Path) -> None:
+    with path.open("wb", buffering=0) as target:
+        while target.write(b"x" * 65536):
+            pass
+
+
+def swallowed(path: Path) -> None:
+    """What C++ says: no errno."""
+    with contextlib.suppress(OSError):
+        fill(path)
+    raise RuntimeError("[Fatal] Model could not be saved")
+
+
+def silent(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        fill(path)
+    os._exit(1)
+
+
+def sqlite(path: Path) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE much (bytes BLOB)")
+        while True:
+            connection.execute("INSERT INTO much VALUES (zeroblob(1000000))")
+
+
+def mapped(path: Path) -> None:
+    """A sparse file that is mapped: the page that finds no room ends the process by SIGBUS."""
+    with path.open("w+b") as target:
+        target.truncate(1 << 30)
+        with mmap.mmap(target.fileno(), 1 << 30) as pages:
+            for at in range(0, 1 << 30, 4096):
+                pages[at] = 1
+
+
+WAYS = {"plain": fill, "swallowed": swallowed, "silent": silent, "sqlite": sqlite, "mapped": mapped}
 
 
 def segfault(request: Trial, job: ThisJob) -> Tried:
