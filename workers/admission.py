@@ -14,6 +14,7 @@ JOBS = ("everloop.data.", "everloop.features.", "everloop.training.", "everloop.
 HOLDERS = frozenset({names.LIFECYCLE, names.DRIFT_CHECK})
 SERVES = {
     names.JOURNAL_APPEND: HOLDERS | {names.APPROVAL, names.RELEASE, names.ROLL_BACK},
+    "everloop.disk.": HOLDERS,
     "everloop.lifecycle.": frozenset({names.LIFECYCLE}),
     "everloop.lease.pool_step": frozenset({names.GPU_POOL}),
     "everloop.lease.": HOLDERS,
