@@ -5,6 +5,7 @@ transaction that checks it, so a holder whose lease was taken away commits nothi
 """
 
 import asyncio
+import contextlib
 import logging
 from datetime import UTC, datetime, timedelta
 
@@ -101,6 +102,14 @@ class LeaseOnControl(LeaseActivities):
             start_signal=names.POOL_WAKE,
             static_summary="Grants slots to lifecycles and checks",
         )
+
+    async def replace_pool(self, pool: str, run_id: str, why: str) -> None:
+        """End the pool's run *run_id*, which cannot go on, and start another: the ledger is all that it knows."""
+        handle = self._client.get_workflow_handle(names.pool_id(pool), run_id=run_id)
+        with contextlib.suppress(RPCError):  # it has ended by itself
+            await handle.terminate(reason=f"replaced: its workflow task failed ({why})")
+        await self._wake(pool)
+        log.warning("pool %s is replaced: the workflow task of run %s failed (%s)", pool, run_id, why)
 
     async def _bury_the_dead(self, pool: str) -> None:
         """End leases whose holder's run is closed (a terminate gives nothing back) or whose device stays away."""

@@ -100,11 +100,17 @@ def table(*columns: str) -> Table:
 
 def lifecycles(rows: Iterable[Json]) -> RenderableType:
     made = table("lifecycle", "model", "status", "stage", "submitted (UTC)")
+    alarms: list[RenderableType] = []
     for row in rows:
+        if row.get("alarm"):
+            alarms.append(Text(f"ALARM {row['id']}: {row['alarm']} (`everloop show {row['id']}`)", style="red"))
+        status = Text("ALARM", style="bold red") if row.get("alarm") else words(str(row["status"]))
         made.add_row(
-            str(row["id"]), str(row.get("model", "")), words(str(row["status"])), str(row.get("stage") or ""),
+            str(row["id"]), str(row.get("model", "")), status, str(row.get("stage") or ""),
             when(row.get("submitted_at")),
         )  # fmt: skip
+    if alarms:
+        return Group(made, *alarms)
     return made if made.row_count else Text("no lifecycle yet; `everloop submit SPEC.yaml` starts one")
 
 
@@ -119,6 +125,9 @@ def lifecycle(found: Json, now: datetime | None = None) -> RenderableType:
     comparison = found.get("comparison") or {}
     if comparison.get("reason"):
         parts.append(Text(f"champion: {comparison['reason']}"))
+    if found.get("alarm"):
+        parts.append(Text(f"ALARM: {found['alarm']}", style="bold red"))
+        parts.extend([command(found["help"])] if found.get("help") else [])
     if found.get("wait"):
         parts.append(Text(str(found["wait"]), style="yellow"))
     if found["status"] == "waiting_approval":

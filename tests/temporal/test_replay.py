@@ -25,13 +25,19 @@ from tests.temporal.test_drift import MONITOR, check, traffic
 from tests.temporal.test_reset import reset, workflow_task_after
 from tests.temporal.test_stage import failing
 from workers import connect, control
+from workflows.inputs import Inputs
 
 HISTORIES = Path(__file__).with_name("histories")
 RECORDED = sorted(HISTORIES.glob("*/*.json"))
 
 
 def replayer() -> Replayer:
-    return Replayer(workflows=control.WORKFLOWS, data_converter=converter, workflow_runner=connect.sandbox())
+    return Replayer(
+        workflows=control.WORKFLOWS,
+        data_converter=converter,
+        workflow_runner=connect.sandbox(),
+        interceptors=[Inputs()],
+    )
 
 
 def begin_recording() -> Path | None:
