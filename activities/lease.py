@@ -4,6 +4,7 @@ Only workflows that hold leases are served, each for its own requests (activitie
 """
 
 import asyncio
+import contextlib
 import logging
 
 from temporalio import activity
@@ -110,6 +111,14 @@ class LeaseOnControl(LeaseActivities):
             start_signal=names.POOL_WAKE,
             static_summary="Grants slots to lifecycles and checks",
         )
+
+    async def replace_pool(self, pool: str, run_id: str, why: str) -> None:
+        """End the pool's run *run_id*, which cannot go on, and start another: the ledger is all that it knows."""
+        handle = self._client.get_workflow_handle(names.pool_id(pool), run_id=run_id)
+        with contextlib.suppress(RPCError):  # it has ended by itself
+            await handle.terminate(reason=f"replaced: its workflow task failed ({why})")
+        await self._wake(pool)
+        log.warning("pool %s is replaced: the workflow task of run %s failed (%s)", pool, run_id, why)
 
     async def _look_after_the_due(self, pool: str) -> None:
         """Renew leases that have come to their time, or end those whose holder is gone or whose device stays away."""

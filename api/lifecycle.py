@@ -20,7 +20,7 @@ from temporalio.common import (
 )
 from temporalio.exceptions import WorkflowAlreadyStartedError
 
-from api import journal, pages
+from api import alarm, journal, pages
 from api.bodies import body_schema, json_body, read_form
 from api.dependencies import RPC_TIMEOUT, Here, Parts, Person, ask, soon
 from api.refusals import HELP, refusals
@@ -120,6 +120,8 @@ class LifecycleSummary(BaseModel):
     wait: str
     """One sentence: for what, since when, what unblocks it. Empty when nothing is waited for."""
     metrics: dict[str, float]
+    alarm: str = ""
+    """Why it cannot go on although it is open, and what helps. Empty when nothing is wrong."""
 
 
 class LifecycleList(BaseModel):
@@ -214,7 +216,7 @@ def listed(
         if model:
             query = query.where(LifecycleRow.model == model)
         low = _low(here)
-        return LifecycleList(items=[_summary(session, row, low) for row in session.exec(query)])
+        return LifecycleList(items=[_summary(here, session, row, low) for row in session.exec(query)])
 
 
 router.include_router(journal.router)  # its addresses end in words; the next one takes whatever is left
@@ -266,10 +268,11 @@ def home(here: Here, person: Person, still: bool = False) -> HTMLResponse:
             ).all(),
             refused=list(refusals(here.settings).values()),
             refusal_help=HELP,
+            alarms=alarm.all_of(session, here.settings),
             parked=[row for row in rows if row.status == "needs_attention"],
-            running=[(_summary(session, row, low), progress(session, row)) for row in running],
+            running=[(_summary(here, session, row, low), progress(session, row)) for row in running],
             live=[_live(session, route) for route in session.exec(select(RouteRow).order_by(col(RouteRow.model)))],
-            recent=_recent(session),
+            recent=_recent(here, session),
             serve_url=here.settings.serve_url,
             temporal_url=here.settings.temporal_ui_url,
         )
@@ -468,7 +471,7 @@ def stored(here: Parts, id: str) -> LifecycleView | None:  # noqa: A002
         gate = session.get(ApprovalRow, names.approval_id(id))
         spec = LifecycleSpec.model_validate_json(row.spec)
         return LifecycleView(
-            **_summary(session, row, _low(here)).model_dump(),
+            **_summary(here, session, row, _low(here)).model_dump(),
             objective=spec.objective,
             body_digest=row.body_digest,
             spec=spec.model_dump(mode="json"),
@@ -477,7 +480,7 @@ def stored(here: Parts, id: str) -> LifecycleView | None:  # noqa: A002
             error=_error(here, session, row),
             approval=_gate(gate),
             refused=_refused(here, session, row),
-            help=_help(row),
+            help=_help_now(here, session, row),
             links=links(here, id, gate=gate is not None),
         )
 
@@ -500,7 +503,14 @@ async def _not_yet_written(here: Parts, id: str) -> LifecycleView:  # noqa: A002
     described = await ask(handle.describe(rpc_timeout=RPC_TIMEOUT), missing=missing, hint=hint)
     if described.workflow_type != names.LIFECYCLE:
         raise NotFound(missing, field="id", hint=hint)
-    return _first_view(here, described, await described.memo())
+    view = _first_view(here, described, await described.memo())
+    wedged = await run_in_threadpool(_alarm, here, id)
+    return view.model_copy(update={"alarm": wedged.sentence, "help": wedged.help}) if wedged else view
+
+
+def _alarm(here: Parts, id: str) -> alarm.Alarm | None:  # noqa: A002
+    with here.store.read() as session:
+        return alarm.of(session, here.settings, id)
 
 
 def _first_view(here: Parts, described: WorkflowExecutionDescription, memo: Any) -> LifecycleView:  # noqa: ANN401
@@ -568,7 +578,8 @@ def _api_url(id: str) -> str:  # noqa: A002
     return f"/api/v1/lifecycles/{quote(id)}"
 
 
-def _summary(session: Session, row: LifecycleRow, low: StorageLow | None = None) -> LifecycleSummary:
+def _summary(here: Parts, session: Session, row: LifecycleRow, low: StorageLow | None = None) -> LifecycleSummary:
+    wedged = alarm.of(session, here.settings, row.id) if row.status in OPEN else None
     return LifecycleSummary(
         id=row.id,
         project=row.project,
@@ -584,6 +595,7 @@ def _summary(session: Session, row: LifecycleRow, low: StorageLow | None = None)
         updated_at=row.updated_at,
         wait=_wait(session, row, low),
         metrics=row.metrics,
+        alarm=wedged.sentence if wedged else "",
     )
 
 
@@ -651,6 +663,11 @@ def _gate(row: ApprovalRow | None) -> dict[str, Any] | None:
     }
 
 
+def _help_now(here: Parts, session: Session, row: LifecycleRow) -> str:
+    wedged = alarm.of(session, here.settings, row.id) if row.status in OPEN else None
+    return wedged.help if wedged else _help(row)
+
+
 def _help(row: LifecycleRow) -> str:
     if row.status == "waiting_approval":
         return f"everloop approve {row.id}"
@@ -666,10 +683,10 @@ def _latest(session: Session, statuses: tuple[str, ...], limit: int) -> list[Lif
     return list(session.exec(query.order_by(col(LifecycleRow.submitted_at).desc()).limit(limit)))
 
 
-def _recent(session: Session) -> list[LifecycleSummary]:
+def _recent(here: Parts, session: Session) -> list[LifecycleSummary]:
     query = select(LifecycleRow).where(col(LifecycleRow.status).not_in(OPEN))
     rows = session.exec(query.order_by(col(LifecycleRow.updated_at).desc()).limit(RECENT)).all()
-    return [_summary(session, row) for row in rows]
+    return [_summary(here, session, row) for row in rows]
 
 
 def _live(session: Session, route: RouteRow) -> dict[str, Any]:

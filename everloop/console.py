@@ -1,7 +1,7 @@
 """What people see in a terminal. Readable without colour (marks and words carry the meaning) and when narrow."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -100,11 +100,17 @@ def table(*columns: str) -> Table:
 
 def lifecycles(rows: Iterable[Json]) -> RenderableType:
     made = table("lifecycle", "model", "status", "stage", "submitted (UTC)")
+    alarms: list[RenderableType] = []
     for row in rows:
+        if row.get("alarm"):
+            alarms.append(Text(f"ALARM {row['id']}: {row['alarm']} (`everloop show {row['id']}`)", style="red"))
+        status = Text("ALARM", style="bold red") if row.get("alarm") else words(str(row["status"]))
         made.add_row(
-            str(row["id"]), str(row.get("model", "")), words(str(row["status"])), str(row.get("stage") or ""),
+            str(row["id"]), str(row.get("model", "")), status, str(row.get("stage") or ""),
             when(row.get("submitted_at")),
         )  # fmt: skip
+    if alarms:
+        return Group(made, *alarms)
     return made if made.row_count else Text("no lifecycle yet; `everloop submit SPEC.yaml` starts one")
 
 
@@ -119,6 +125,7 @@ def lifecycle(found: Json, now: datetime | None = None) -> RenderableType:
     comparison = found.get("comparison") or {}
     if comparison.get("reason"):
         parts.append(Text(f"champion: {comparison['reason']}"))
+    parts.extend(alarms_of(found))
     if found.get("wait"):
         parts.append(Text(str(found["wait"]), style="yellow"))
     if found["status"] == "waiting_approval":
@@ -126,15 +133,23 @@ def lifecycle(found: Json, now: datetime | None = None) -> RenderableType:
         parts.append(command(f"everloop reject {found['id']} --comment WHY"))
     if found.get("reason") and found["status"] not in ("running", "waiting_approval"):
         parts.append(Text(f"why: {found['reason']}"))
-    if found.get("refused"):
-        parts.append(Text(f"the prediction server refuses its release: {found['refused']}", style="red"))
-        parts.append(command("everloop journal verify"))
     parts.extend(failure(found))
     links = found.get("links") or {}
     for name, label in (("page", "page"), ("temporal", "in Temporal")):
         if str(links.get(name, "")).startswith("http"):
             parts.append(whole(f"{label}: {links[name]}"))
     return Group(*parts)
+
+
+def alarms_of(found: Json) -> Iterator[RenderableType]:
+    """What is wrong with a lifecycle that it cannot say itself, and the commands that help."""
+    if found.get("alarm"):
+        yield Text(f"ALARM: {found['alarm']}", style="bold red")
+        if found.get("help"):
+            yield command(found["help"])
+    if found.get("refused"):
+        yield Text(f"the prediction server refuses its release: {found['refused']}", style="red")
+        yield command("everloop journal verify")
 
 
 def rail(found: Json, now: datetime) -> RenderableType:

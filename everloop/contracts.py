@@ -6,8 +6,9 @@ the heavy parts. An implementation repeats the decorator with the same name.
 
 from abc import ABC, abstractmethod
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field, StringConstraints
 from temporalio import activity
 
 from everloop import names
@@ -33,6 +34,9 @@ from everloop.records import (
     Window,
 )
 from everloop.specs import LifecycleSpec, Monitor
+
+Short = Annotated[str, StringConstraints(max_length=names.MOST_CHARACTERS)]
+"""A name in a signal or an update: it becomes a summary, which Temporal limits."""
 
 
 class LifecycleRequest(Record):
@@ -219,9 +223,9 @@ class LeaseAnswer(Record):
 class Offer(Record):
     """A grant that waits for its holder to accept. The signal `lease_offered` carries it."""
 
-    request_id: str
-    device: str
-    token: int
+    request_id: Short
+    device: Short
+    token: int = Field(ge=0, lt=1 << 63)
 
 
 class AcceptRequest(Record):
@@ -243,6 +247,13 @@ class PoolStepRequest(Record):
     pool: str
     inventory: tuple[str, ...] | None = None
     """Names of the Dask workers that are there now, when compute has reported them."""
+
+
+class PoolRun(Record):
+    """With what a pool continues as new while an inventory waits to be noted; else it is the pool's name alone."""
+
+    pool: str
+    inventory: tuple[str, ...]
 
 
 class PoolStep(Record):
@@ -483,10 +494,10 @@ class AttendRequest(Record):
     """What a person tells a parked lifecycle to do about the stage that failed."""
 
     action: Literal["retry", "skip", "abort"]
-    person: str
-    stage: str = ""
+    person: Short
+    stage: Short = ""
     """When given, must be the stage that is parked."""
-    reason: str = ""
+    reason: str = Field(default="", max_length=4000)
 
 
 class LifecycleAnswer(Record):

@@ -30,6 +30,8 @@ POOL_INVENTORY = "inventory"  # compute -> pool
 DECIDE = "decide"  # API -> Approval, signed
 ATTEND = "attend"  # API -> Lifecycle: retry, skip, abort a parked stage
 
+MOST_CHARACTERS = 256  # of a name that comes in by a signal or an update
+
 DEFAULT_POOL = "default"
 LIGHT_SUFFIX = ":light"  # how compute marks, in the inventory, the slot that is reserved for checks
 

@@ -77,6 +77,22 @@ class HistoryRow(SQLModel, table=True):
     """Of the history as JSON, in the artifact store."""
 
 
+class AlarmRow(SQLModel, table=True):
+    """An open workflow that cannot go on: its workflow task fails. Control's sweep writes and removes these."""
+
+    __tablename__ = "alarm"
+
+    workflow_id: str = Field(primary_key=True)
+    run_id: str
+    workflow_type: str
+    lifecycle: str = Field(index=True)
+    """Whose page shows it (a gate's is its lifecycle's); empty for a pool, a rollout or a check."""
+    message: str
+    """Why the task failed, in one line."""
+    attempts: int
+    since: datetime = moment()
+
+
 # --- read models: views.fold makes them from the journal ----------------------------------------
 
 

@@ -2,13 +2,14 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
 from temporalio.client import Client
 from temporalio.worker import PollerBehaviorAutoscaling, Worker
 
+from activities.alarm import Alarms
 from activities.drift import DriftLedger
 from activities.journal import JournalOnControl
 from activities.lease import LeaseOnControl
@@ -23,6 +24,7 @@ from workers import admission, connect
 from workers.ends import Ends
 from workflows.approval import Approval
 from workflows.drift import DriftCheck
+from workflows.inputs import Inputs
 from workflows.lease import GpuPool
 from workflows.lifecycle import Lifecycle
 from workflows.release import Release, RollBack
@@ -45,8 +47,9 @@ async def main(settings: Settings) -> None:
     client = await connect.connect(settings, "control")
     journal = JournalOnControl(store, artifacts, client)
     ends = Ends(client, journal, LeaseOnControl(store, client))
+    alarms = Alarms(store, client, LeaseOnControl(store, client))
     async with worker(client, activities(client, store, artifacts, settings, journal)):
-        await connect.first_of(_sweep(journal), ends.watch(), stop.wait())
+        await connect.first_of(_sweep(journal.sweep), _sweep(alarms.sweep), ends.watch(), stop.wait())
     store.close()
 
 
@@ -58,7 +61,7 @@ def worker(client: Client, light: Sequence[Callable[..., Any]]) -> Worker:
         task_queue=names.CONTROL,
         workflows=WORKFLOWS,
         activities=light,
-        interceptors=[connect.ErrorsCross(), admission.OnlyOurs(client)],
+        interceptors=[connect.ErrorsCross(), admission.OnlyOurs(client), Inputs()],
         workflow_runner=connect.sandbox(),
         sticky_queue_schedule_to_start_timeout=STICKY_TIMEOUT,
         workflow_task_poller_behavior=pollers,
@@ -86,11 +89,11 @@ def activities(
     )
 
 
-async def _sweep(journal: JournalOnControl) -> None:
-    """For ever: what workflows could not journal themselves, and the archive of closed histories."""
+async def _sweep(sweep: Callable[[], Awaitable[object]]) -> None:
+    """For ever: what workflows could not journal themselves, the archive of closed histories, alarms."""
     while True:
         try:
-            await journal.sweep()
+            await sweep()
         except Exception:
-            log.exception("the sweep failed; it is tried again")
+            log.exception("a sweep failed; it is tried again")
         await asyncio.sleep(SWEEP_SECONDS)

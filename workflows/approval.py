@@ -24,16 +24,18 @@ Outcome = Literal["approved", "rejected", "expired", "cancelled"]
 class Approval:
     """Waits for signed decisions about one version, or until the deadline."""
 
-    @workflow.init
-    def __init__(self, request: ApprovalRequest) -> None:
-        self._request = request
+    _request: ApprovalRequest
+
+    def __init__(self) -> None:
+        self._begun = False
         self._nonce = str(workflow.uuid4())
         self._decisions: list[Decision] = []
         self._journal = Journal()
         self._closed = False
 
     @workflow.run
-    async def run(self, _request: ApprovalRequest) -> ApprovalAnswer:
+    async def run(self, request: ApprovalRequest) -> ApprovalAnswer:
+        self._request, self._begun = request, True
         try:
             await self._open()
             answer = await self._decided()
@@ -52,6 +54,8 @@ class Approval:
     @decide.validator
     def check(self, decision: Decision) -> None:
         """Refuse, without a trace in the history, whatever is not a fitting signed decision."""
+        if not self._begun:
+            raise _refusal("GateClosed", "this gate is not open yet", "decide again in a moment")
         try:
             signing.verify(decision, self._request.keys)
         except BadSignature as error:

@@ -13,7 +13,7 @@ from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError
 
 from everloop import names
-from everloop.contracts import AcceptRequest, LeaseActivities, LeaseRequest, Offer, PoolStepRequest
+from everloop.contracts import AcceptRequest, LeaseActivities, LeaseRequest, Offer, PoolRun, PoolStepRequest
 from everloop.events import LeaseGranted, LeaseReturned
 from everloop.records import Slot, Wait
 from workflows.journal import Journal, until
@@ -25,6 +25,9 @@ STEP_TIMEOUT = timedelta(seconds=30)
 PATIENT = RetryPolicy(maximum_interval=timedelta(seconds=10), non_retryable_error_types=["LeaseLost"])
 QUIET_WAIT = timedelta(seconds=1)
 """A shorter wait for a slot is not worth a journal entry."""
+
+MOST_DEVICES = 100
+"""Of a pool: what its step is given must fit into one payload."""
 
 ASK_AGAIN, SELDOM = timedelta(seconds=15), timedelta(minutes=10)
 """A Reset may lose the request (it was the run's before) or the offer, and a person may end the pool."""
@@ -43,12 +46,20 @@ class GpuPool:
         self._inventory: tuple[str, ...] | None = None
 
     @workflow.run
-    async def run(self, pool: str) -> None:
+    async def run(self, given: str | PoolRun) -> None:
+        """Begins with the pool's name; goes on with what the run before was told and had not noted yet."""
+        pool, before = (given, None) if isinstance(given, str) else (given.pool, given.inventory)
+        if len(pool) > names.MOST_CHARACTERS:
+            message = f"workflow {names.GPU_POOL} takes given: str of at most {names.MOST_CHARACTERS} characters"
+            raise ApplicationError(message, type="InvalidSpec", non_retryable=True)
+        if self._inventory is None:
+            self._inventory = before
         next_wake: float | None = 0.0
-        while self._woken or not workflow.info().is_continue_as_new_suggested():
+        while not self._must_continue_as_new():
             await self._until_woken(next_wake)
             next_wake = await self._step(pool)
-        workflow.continue_as_new(pool)
+        # The next run begins with a look at the ledger, so a wake that has just come is not lost.
+        workflow.continue_as_new(pool if self._inventory is None else PoolRun(pool=pool, inventory=self._inventory))
 
     @workflow.signal(name=names.POOL_WAKE, description="Look at the ledger now")
     def wake(self) -> None:
@@ -56,8 +67,21 @@ class GpuPool:
 
     @workflow.signal(name=names.POOL_INVENTORY, description="The Dask workers that are there now")
     def inventory(self, devices: list[str]) -> None:
+        if len(devices) > MOST_DEVICES or any(len(name) > names.MOST_CHARACTERS for name in devices):
+            workflow.logger.warning("dropped: an inventory of %s devices, or of too long names", len(devices))
+            return
         self._inventory = tuple(sorted(devices))
         self._woken = True
+
+    def _must_continue_as_new(self) -> bool:
+        """Whenever Temporal says so, also while it is woken all the time: a history without end is ended by force.
+
+        Version 0.1.0-loop did so only when it was not woken. The id names the place in the history, so that a run
+        of it that steps on when it replays asks anew at its next step.
+        """
+        if not workflow.info().is_continue_as_new_suggested():
+            return False
+        return not self._woken or workflow.patched(f"continue-as-new-{workflow.info().get_current_history_length()}")
 
     async def _until_woken(self, seconds: float | None) -> None:
         try:

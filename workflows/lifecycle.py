@@ -63,6 +63,7 @@ from everloop.records import (
     Version,
     Wait,
 )
+from everloop.specs import LifecycleSpec
 from workflows.approval import Approval
 from workflows.journal import Journal, heed_a_cancel, until
 from workflows.lease import Lease
@@ -92,10 +93,10 @@ class Ended(Exception):  # noqa: N818  # control flow: the lifecycle ends here, 
 class Lifecycle:
     """Carries one model from data to release: `stages` is the table of contents."""
 
-    @workflow.init
-    def __init__(self, request: LifecycleRequest) -> None:
-        self._request = request
-        self._spec = request.spec
+    _request: LifecycleRequest
+    _spec: LifecycleSpec
+
+    def __init__(self) -> None:
         self._journal = Journal()
         self._lease = Lease(self._journal)
         self._stages = Stages(self._journal, self._lease)
@@ -105,7 +106,8 @@ class Lifecycle:
         """A rollout of ours runs, and the traffic may have moved."""
 
     @workflow.run
-    async def run(self, _request: LifecycleRequest) -> LifecycleAnswer:
+    async def run(self, request: LifecycleRequest) -> LifecycleAnswer:
+        self._request, self._spec = request, request.spec
         try:
             await self._admitted()
             answer = await self._until_the_data_will_do()

@@ -1,14 +1,18 @@
-"""One stack for the attacks that need all of it: they leave it as it was."""
+"""The stacks that attacks are made on: the temporal tests', and a whole one, which they leave as it was."""
 
 from collections.abc import Iterator
 
 import pytest
 
 from everloop import settings as configuration
-from everloop import stack
+from everloop import stack as launched
 from everloop.settings import Settings
 from tests.conftest import free_port_base
 from tests.loop.test_stack import Launcher
+from tests.temporal.conftest import stack
+from tests.temporal.test_api_temporal import api
+
+__all__ = ["api", "attacked", "stack"]
 
 
 @pytest.fixture(scope="session")
@@ -18,11 +22,11 @@ def attacked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     folder.mkdir(mode=0o755)
     folder.chmod(0o755)
     here = configuration.load(data_dir=folder, port_base=free_port_base())
-    stack.claim(here)
+    launched.claim(here)
     (folder / "logs").mkdir(mode=0o755)
     old = folder / "logs" / "old.log"
     old.write_text("an old line\n")
     old.chmod(0o644)
     Launcher(here).ready()
     yield here
-    stack.down(here)
+    launched.down(here)

@@ -21,10 +21,8 @@ from everloop.contracts import ReleaseRequest
 from everloop.errors import BadSignature, EvidenceChanged
 from everloop.records import RollBack, SignedRollBack
 from everloop.store import JournalRow, LifecycleRow, RouteChangeRow, RouteRow
-from tests.temporal.conftest import Stack, stack
+from tests.temporal.conftest import Stack
 from workers import control
-
-__all__ = ["stack"]  # the fixture
 
 FOREIGN = "foreign"
 

@@ -20,12 +20,10 @@ from activities import lease_ledger
 from everloop import names
 from everloop.errors import LeaseLost
 from everloop.store import LeaseRequestRow, LeaseRow
-from tests.temporal.conftest import Stack, eventually, stack
+from tests.temporal.conftest import Stack, eventually
 from tests.temporal.test_reset import one_holds_the_slot_that_another_waits_for
 from tests.temporal.test_stage import failing
 from workers import temporal
-
-__all__ = ["stack"]
 
 
 @workflow.defn(name=names.LIFECYCLE, sandboxed=False)

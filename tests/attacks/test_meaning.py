@@ -18,10 +18,8 @@ from everloop.records import Route, Signature, Version
 from everloop.store import RouteRow, VersionRow
 from tests import api_parts as parts
 from tests.conftest import free_port_base
-from tests.temporal.conftest import Stack, stack
+from tests.temporal.conftest import Stack
 from tests.unit.test_api_serve import Deployment
-
-__all__ = ["stack"]  # the fixture
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,9 +9,7 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from everloop import names, signing, starts
 from everloop.contracts import LifecycleAnswer, LifecycleRequest
-from tests.temporal.conftest import Stack, stack
-
-__all__ = ["stack"]
+from tests.temporal.conftest import Stack
 
 
 def request(stack: Stack, **changes: Any) -> LifecycleRequest:

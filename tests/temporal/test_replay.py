@@ -1,7 +1,9 @@
-"""Histories of released code still replay, and so do those that were made just now.
+"""Histories of all released code still replay, and so do those that were made just now.
 
-`EVERLOOP_RECORD=1 pytest tests/temporal/test_replay.py` writes the histories again; do so only when a change
-of a workflow is not meant to carry runs that are open, and say so in the changelog.
+`histories/` has a folder per version that landed: runs of each may be open somewhere. A new version is recorded with
+`EVERLOOP_RECORD=0.2.0-name pytest tests/temporal/test_replay.py`, once, into the folder of that name. A folder
+that is there is never written to: while a version is in the making remove its folder first. Remove an earlier one
+only when a change of a workflow is not meant to carry its open runs, and say so in the changelog.
 """
 
 import json
@@ -23,29 +25,54 @@ from tests.temporal.test_drift import MONITOR, check, traffic
 from tests.temporal.test_reset import reset, workflow_task_after
 from tests.temporal.test_stage import failing
 from workers import connect, control
+from workflows.inputs import Inputs
 
 HISTORIES = Path(__file__).with_name("histories")
-RECORDED = sorted(HISTORIES.glob("*.json"))
+RECORDED = sorted(HISTORIES.glob("*/*.json"))
 
 
 def replayer() -> Replayer:
-    return Replayer(workflows=control.WORKFLOWS, data_converter=converter, workflow_runner=connect.sandbox())
+    return Replayer(
+        workflows=control.WORKFLOWS,
+        data_converter=converter,
+        workflow_runner=connect.sandbox(),
+        interceptors=[Inputs()],
+    )
 
 
-def test_there_is_a_stored_history_of_each_workflow() -> None:
-    started = [json.loads(path.read_text())["events"][0] for path in RECORDED]
+def begin_recording() -> Path | None:
+    """The new folder that `EVERLOOP_RECORD` names, if it names one."""
+    version = os.environ.get("EVERLOOP_RECORD")
+    if not version:
+        return None
+    folder = HISTORIES / version
+    folder.mkdir()  # fails where it is there: histories of a version are written once
+    return folder
+
+
+@pytest.mark.parametrize("version", sorted(path.name for path in HISTORIES.iterdir()))
+def test_each_version_has_a_stored_history_of_each_workflow(version: str) -> None:
+    started = [json.loads(path.read_text())["events"][0] for path in RECORDED if path.parent.name == version]
     types = {event["workflowExecutionStartedEventAttributes"]["workflowType"]["name"] for event in started}
 
     assert types == {names.LIFECYCLE, names.APPROVAL, names.RELEASE, names.DRIFT_CHECK, names.GPU_POOL}
 
 
-@pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
+def test_a_recorded_version_is_never_overwritten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVERLOOP_RECORD", RECORDED[0].parent.name)
+
+    with pytest.raises(FileExistsError):
+        begin_recording()
+
+
+@pytest.mark.parametrize("path", RECORDED, ids=lambda path: f"{path.parent.name}/{path.stem}")
 async def test_a_stored_history_replays_on_this_code(path: Path) -> None:
     history = json.loads(path.read_text())
     await replayer().replay_workflow(WorkflowHistory.from_json(history.pop("workflowId"), history))
 
 
 async def test_everything_that_was_just_made_replays(stack: Stack) -> None:
+    folder = begin_recording()
     await every_kind_of_run(stack)
 
     seen: dict[str, int] = {}
@@ -56,10 +83,9 @@ async def test_everything_that_was_just_made_replays(stack: Stack) -> None:
         await replayer().replay_workflow(history)
         kind = execution.workflow_type.rsplit(".", 1)[-1].lower()
         seen[kind] = seen.get(kind, 0) + 1
-        if os.environ.get("EVERLOOP_RECORD") and (kind != "gpupool" or seen[kind] == 1):
-            HISTORIES.mkdir(exist_ok=True)
+        if folder and (kind != "gpupool" or seen[kind] == 1):
             stored = {"workflowId": execution.id} | json.loads(history.to_json())
-            (HISTORIES / f"{kind}-{seen[kind]}.json").write_text(json.dumps(stored))
+            (folder / f"{kind}-{seen[kind]}.json").write_text(json.dumps(stored))
     assert seen["lifecycle"] >= 5
     assert seen["approval"] >= 3
     assert seen["driftcheck"] == 1
