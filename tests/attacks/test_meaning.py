@@ -238,6 +238,7 @@ async def test_a_later_everloop_with_a_new_field_in_its_records_refuses_nothing_
     second = await stack.submit("two", training={"seed": 1})
     await stack.gate(second.id)
     later = later_everloop(tmp_path / "later")
+    await stack.journal.sweep()  # also what other tests have left on the server
     told = {
         "folder": str(stack.settings.data_dir),
         "database": stack.store.url,

@@ -72,7 +72,7 @@ async def test_a_kill_after_the_commit_and_a_cancel_meanwhile_leave_a_clean_jour
         await closed(handle)
         journal = JournalOnControl(store, artifacts, client)
         await journal.sweep()
-        found = await verify(client, store, artifacts)
+        found = await verify(client, store, artifacts, models=lambda model: model == spec.model)
 
     assert not (tmp_path / "die").exists()
     assert found.events > 0
