@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from everloop.reading import ReadColumn
 from everloop.specs import Task
 
 
@@ -77,6 +78,12 @@ class Snapshot(Result):
     schema_digest: str
     time_from: datetime | None = None
     time_to: datetime | None = None
+    reading: Blob | None = None
+    """JSON of `Reading`: how bytes became columns. None: the first reader's rules."""
+    changed: tuple[str, ...] = ()
+    """Sentences on what the rules changed, as many as a result that travels through Temporal may list."""
+    rejected: Blob | None = None
+    """CSV: the values that are not as declared, with their file and row."""
 
 
 class Check(Record):
@@ -180,6 +187,8 @@ class Field(Record):
     """For a category: the values (at most 100) that training knew; others are answered as unseen."""
     layouts: tuple[str, ...] = ()
     """For a datetime: how the table wrote it where not in ISO 8601, as strptime says it. Both are understood."""
+    read: ReadColumn | None = None
+    """How the table's texts became its values. None: by the first reader."""
 
 
 class Signature(Record):
@@ -196,6 +205,10 @@ class Signature(Record):
     key: str | None = None
     ignored: tuple[str, ...] = ()
     """Other columns of the training table: a predict request may carry them, the model does not look at them."""
+    target_type: Literal["", "text", "integer", "number", "boolean"] = ""
+    """What labels are answered as; text where nothing is said."""
+    time_read: ReadColumn | None = None
+    key_read: ReadColumn | None = None
 
 
 class Exported(Result):

@@ -33,7 +33,7 @@ HEAD = 1 << 16
 """Characters that a header line is looked for in."""
 LINES = 6
 """The header and the rows after it that say what separates the columns."""
-QUOTED = re.compile(r'(^|[,;\t\r\n])"(?:[^"]|"")*("|$)')
+QUOTED = re.compile(r'(^|[,;|\t\r\n]) *"(?:[^"\\]|""|\\.)*("|$)')
 
 
 def delimiter_of(head: str) -> str:
@@ -46,8 +46,8 @@ def delimiter_of(head: str) -> str:
     lines = [line for line in re.split(r"[\r\n]+", QUOTED.sub(r"\1", head)) if line]
     if len(lines) > 1 and len(head) >= HEAD:
         lines.pop()  # it may go on
-    counts = {one: [line.count(one) for line in lines[:LINES]] for one in ",;\t"}
-    steady = [one for one in "\t;," if len(counts[one]) > 1 and counts[one][0] and len(set(counts[one])) == 1]
+    counts = {one: [line.count(one) for line in lines[:LINES]] for one in ",;\t|"}
+    steady = [one for one in "\t;|," if len(counts[one]) > 1 and counts[one][0] and len(set(counts[one])) == 1]
     return steady[0] if steady else max(counts, key=lambda one: counts[one][:1])
 
 
