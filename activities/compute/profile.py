@@ -7,13 +7,14 @@ Prints one JSON object: the profile, or `{"error", "message", "field", "hint"}` 
 import argparse
 import contextlib
 import json
+import os
 import re
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from activities.compute.data import (
@@ -22,13 +23,11 @@ from activities.compute.data import (
     Table,
     Target,
     check_spec,
-    describe,
     event_seconds,
     find,
     mistaken,
     month_first,
-    read,
-    read_all,
+    read_paths,
     row_hashes,
     target_of,
 )
@@ -59,13 +58,10 @@ TIME_NAME = re.compile(r"time|date|stamp|(^|_)(ts|at|on|day|when)$", re.IGNORECA
 def profile(path: Path, target: str, time: str | None) -> dict[str, Any]:
     """What the table at *path* seems to be. Raises `InvalidData`, `InvalidSpec`, `TargetUnusable`."""
     paths = find(path)
-    parts = read_all(
-        [file.name for file in paths],
-        lambda place, spelled: read(paths[place], paths[place].suffix.lower(), paths[place].name, spelled),
-    )
-    rows = pa.concat_tables(parts)
-    table = Table(rows, describe(rows))
-    check_spec(_spec(path, "regression", target, time), rows.column_names)
+    asked = _spec(path, "regression", target, time)
+    with tempfile.TemporaryDirectory() as scratch:
+        table, _read = read_paths(paths, asked, Path(scratch), os.cpu_count() or 1)
+    check_spec(asked, table.rows.column_names)
     if len(table) < MINIMUM_ROWS:
         hint = f"at least {MINIMUM_ROWS} rows with a target are needed"
         raise DatasetTooSmall(

@@ -6,9 +6,8 @@ the source may change at any time.
 
 from activities.compute.data.asked import check_spec, nearest
 from activities.compute.data.doubts import mistaken
-from activities.compute.data.first import read, read_all
 from activities.compute.data.hashing import content_hashes, row_hashes
-from activities.compute.data.manifest import load, snapshot
+from activities.compute.data.manifest import load, read_paths, snapshot
 from activities.compute.data.sources import find
 from activities.compute.data.table import (
     CATEGORY_DISTINCT,
@@ -42,8 +41,7 @@ __all__ = [
     "moment",
     "month_first",
     "nearest",
-    "read",
-    "read_all",
+    "read_paths",
     "row_hashes",
     "schema_digest",
     "snapshot",

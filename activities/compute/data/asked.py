@@ -12,6 +12,7 @@ def check_spec(spec: LifecycleSpec, names: Sequence[str]) -> None:
     wanted: list[tuple[str, str]] = [("target", spec.target)]
     wanted += [(field, value) for field, value in (("time", spec.time), ("key", spec.key)) if value]
     wanted += [("features.include", name) for name in spec.features.include or ()]
+    wanted += [("columns", name) for name in spec.columns]
     wanted += [("features.exclude", name) for name in spec.features.exclude]
     for field, name in wanted:
         if name not in names:

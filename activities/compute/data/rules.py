@@ -58,9 +58,9 @@ def value(t: str, column: ReadColumn) -> str:
 def _is_integer(t: str, column: ReadColumn) -> str:
     bare = _bare(t, column)
     if column.declared or column.thousands:
-        plain = _plain(bare, column)
-        whole = like(plain, "[+-]?[0-9]+([.]0*)?")
-        return f"({_shaped(bare, column)} AND {whole} AND TRY_CAST({plain} AS BIGINT) IS NOT NULL)"
+        digits = _plain(bare, column)
+        whole = like(digits, "[+-]?[0-9]+([.]0*)?")
+        return f"({_shaped(bare, column)} AND {whole} AND TRY_CAST({digits} AS BIGINT) IS NOT NULL)"
     # Written back it is the same: cheaper than a pattern, and true of nearly all.
     whole = f"TRY_CAST({t} AS BIGINT)"
     return f"(CAST({whole} AS VARCHAR) = {t} OR ({like(t, WHOLE)} AND {whole} IS NOT NULL)) IS TRUE"
@@ -95,13 +95,18 @@ def _plain(bare: str, column: ReadColumn) -> str:
     return f"replace({bare}, ',', '.')" if column.decimal == "," else bare
 
 
+def plain(t: str, column: ReadColumn) -> str:
+    """The text of a number as SQL casts it."""
+    return _plain(_bare(t, column), column)
+
+
 def _number(t: str, column: ReadColumn) -> str:
-    plain = _plain(_bare(t, column), column)
+    cast = plain(t, column)
     if column.type == "integer":
-        return f"TRY_CAST({plain} AS BIGINT)"
+        return f"TRY_CAST({cast} AS BIGINT)"
     if column.scale is not None:
-        return f"TRY_CAST({plain} AS DECIMAL({WIDEST}, {column.scale}))"
-    return finite(f"TRY_CAST({plain} AS DOUBLE)")
+        return f"TRY_CAST({cast} AS DECIMAL({WIDEST}, {column.scale}))"
+    return finite(f"TRY_CAST({cast} AS DOUBLE)")
 
 
 def finite(number: str) -> str:

@@ -117,7 +117,7 @@ def _known_format(path: Path) -> Path:
 
 
 def _passed_over(name: str) -> bool:
-    return name.startswith((".", "_")) or name.lower().endswith(PARTIAL)
+    return name.startswith((".", "_", "~$")) or name.lower().endswith(PARTIAL)
 
 
 def _keep(path: Path, artifacts: Artifacts) -> Blob:

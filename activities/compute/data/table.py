@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from activities.compute.inference import Columns
 from everloop.errors import DatasetTooSmall
+from everloop.reading import ReadColumn, Reading
 from everloop.records import Column
 
 Raw = Literal["number", "boolean", "datetime", "text"]
@@ -25,9 +26,6 @@ CATEGORY_DISTINCT = 100
 """A text column with at most this many values is a category whatever its length."""
 SUMMARY_BYTES = 8 << 10
 """Columns listed in a stage's result, which travels through Temporal; the manifest lists all."""
-BLOCK_BYTES = 16 << 20
-"""A CSV row must fit into one block."""
-
 LAYOUTS = b"everloop_layouts"
 """Of a column: how its text was written, where times were not ISO 8601 or numbers had a decimal comma."""
 UNREAD = b"everloop_unread"
@@ -48,6 +46,8 @@ class Table:
     rows: pa.Table
     columns: tuple[Column, ...]
     """All of them, as detected: `Snapshot.columns` may list only the first."""
+    reading: Reading | None = None
+    """How they were read. None: by the first reader."""
 
     def __len__(self) -> int:
         return int(self.rows.num_rows)
@@ -85,7 +85,13 @@ def unread_of(field: pa.Field) -> str:
     return found
 
 
+def is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_float64(kind) or pa.types.is_integer(kind) or pa.types.is_decimal(kind))
+
+
 def raw_of(kind: pa.DataType) -> Raw | None:
+    if is_number(kind):
+        return "number"
     return next((name for name, known in ARROW.items() if known == kind), None)
 
 
@@ -105,6 +111,15 @@ def _describe(field: pa.Field, values: pa.ChunkedArray) -> Column:
     return Column(
         name=field.name, kind=kind_named, nulls=values.null_count, distinct=distinct, layouts=tuple(layouts_of(field))
     )
+
+
+def column_of(column: ReadColumn, rows: int, nulls: int, distinct: int, layouts: Sequence[str]) -> Column:
+    """A column as it was read, with what was counted of its values."""
+    kinds: dict[str, Any] = {"integer": "number", "identifier": "text"}
+    kind = kinds.get(column.type, column.type)
+    if kind == "category" and not column.declared and distinct > max(CATEGORY_DISTINCT, (rows - nulls) // 2):
+        kind = "text"
+    return Column(name=column.name, kind=kind, nulls=nulls, distinct=distinct, layouts=tuple(layouts))
 
 
 def schema_digest(columns: Iterable[Column]) -> str:
@@ -140,10 +155,12 @@ def array_of(column: pa.ChunkedArray) -> NDArray[Any]:
         return np.asarray(pc.fill_null(column, "").to_numpy(), dtype=object)
     if pa.types.is_timestamp(column.type):
         return floats(column.cast(pa.int64()).cast(pa.float64(), safe=False)) / 1e6
-    return floats(column.cast(pa.float64()))
+    return floats(column)
 
 
 def floats(column: pa.ChunkedArray) -> NDArray[np.float64]:
+    """Numbers and booleans as a model takes them: whole numbers beyond 2^53 and exact decimals are rounded here."""
+    column = column.cast(pa.float64(), safe=False)
     return np.asarray(pc.fill_null(column, float("nan")).to_numpy(), dtype=np.float64)
 
 
@@ -154,6 +171,8 @@ def example(column: pa.ChunkedArray) -> object:
 
 
 def whole(values: pa.ChunkedArray) -> bool:
+    if pa.types.is_decimal(values.type):
+        values = values.cast(pa.float64())
     if not pa.types.is_float64(values.type):
         return True
     return bool(pc.all(pc.equal(values, pc.round(values))).as_py())

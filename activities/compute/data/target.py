@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from activities.compute.data.doubts import mistaken
-from activities.compute.data.table import MINIMUM_ROWS, Table, example, floats, unread_type
+from activities.compute.data.table import MINIMUM_ROWS, Table, example, floats, is_number, unread_type
 from everloop.errors import DatasetTooSmall, InvalidSpec, TargetUnusable
 from everloop.specs import LifecycleSpec
 
@@ -59,7 +59,7 @@ def _unusable(spec: LifecycleSpec, what: str, hint: str) -> TargetUnusable:
 
 
 def _number_target(column: pa.ChunkedArray, spec: LifecycleSpec) -> Target:
-    if not pa.types.is_float64(column.type):
+    if not is_number(column.type):
         if pa.types.is_string(column.type) and (why := mistaken(column)):
             raise _unusable(spec, f"is not numeric: {why}", "mend the column, or choose another target")
         raise _unusable(
@@ -90,7 +90,7 @@ def _class_target(column: pa.ChunkedArray, spec: LifecycleSpec) -> Target:
         what = f"is always {label_of(values[0])!r}{_except_missing(column)}"
         hint = "choose a target that varies" + (", or give that class another name" if column.null_count else "")
         raise _unusable(spec, what, hint)
-    numeric = pa.types.is_float64(column.type)
+    numeric = is_number(column.type)
     if spec.task == "binary" and len(values) != 2:  # noqa: PLR2004
         hint = "use `task: regression` or `task: multiclass`" if numeric else "use `task: multiclass`"
         raise _unusable(spec, f"has {len(values)} different values, a binary target has 2", hint)

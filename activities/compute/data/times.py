@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from activities.compute.data.first import ISO, MONTH_FIRST, OTHER_TIMES, _iso_times
-from activities.compute.data.table import Table, example, floats, null_where
+from activities.compute.data.table import Table, example, floats, is_number, null_where
 from everloop.errors import InvalidData
 from everloop.rows import NUMBER_BLANKS
 
@@ -70,7 +70,7 @@ def event_seconds(table: Table, time: str) -> NDArray[np.float64]:
     hint = "times look like 2013-01-31, 2013-01-31T12:00:00Z, or seconds since 1970; or leave out `time`"
     if column.null_count == len(column):
         raise InvalidData(f"the column {time!r} has no value in any row", field="time", hint=hint)
-    if not pa.types.is_float64(column.type):
+    if not is_number(column.type):
         raise InvalidData(f"the column {time!r} {_no_times(column)}", field="time", hint=hint)
     values = floats(column)
     unit = _unit(values)
