@@ -20,7 +20,7 @@ from everloop.contracts import (
     RegistryActivities,
 )
 from everloop.errors import IntegrityError
-from everloop.records import Champion, Comparison, Evidence, Version
+from everloop.records import Champion, Comparison, Evidence, Snapshot, Version
 from everloop.store import RouteRow, Store, VersionRow
 
 
@@ -102,7 +102,15 @@ def evidence_of(version: Version, now: Champion | None, trigger: str, submitted_
         trained_until=version.refitted.trained_until,
         trigger=trigger,
         submitted_by=submitted_by,
+        notes=_notes(version.snapshot),
     )
+
+
+def _notes(snapshot: Snapshot) -> tuple[str, ...]:
+    """What an approver should know of the data."""
+    missing = snapshot.target_missing
+    without = (f"{missing:,} of {snapshot.rows:,} rows have no target and are left out",) if missing else ()
+    return (*without, *snapshot.changed)
 
 
 def _comparison_now(made: Comparison, now: Champion | None) -> Comparison:

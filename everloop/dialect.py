@@ -11,9 +11,13 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from everloop.reading import Dialect
-from everloop.rows import column_names, delimiter_of
 from everloop.texts import BLANKS
 
+HEAD = 1 << 16
+"""Characters that a header line is looked for in."""
+LINES = 6
+"""The header and the rows after it that say what separates the columns."""
+QUOTED = re.compile(r'(^|[,;|\t\r\n]) *"(?:[^"\\]|""|\\.)*("|$)')
 BOMS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -32,6 +36,26 @@ PLACE = re.compile(r"column_[1-9]\d*")
 LONGEST_CELL = 16 << 20
 CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 """Bytes that no text holds."""
+
+
+def delimiter_of(head: str) -> str:
+    """What separates the columns of a CSV file that begins with *head*.
+
+    It splits the header and the next rows into the same number of fields, more than one. Where several do, a comma is
+    the least likely: unquoted names (`Area, m2`) and decimal commas stand in every row, too. Where none does, the
+    header alone says it, and the comma wins a draw. What is in quotes does not count, also not line breaks.
+    """
+    lines = [line for line in re.split(r"[\r\n]+", QUOTED.sub(r"\1", head)) if line]
+    if len(lines) > 1 and len(head) >= HEAD:
+        lines.pop()  # it may go on
+    counts = {one: [line.count(one) for line in lines[:LINES]] for one in ",;\t|"}
+    steady = [one for one in "\t;|," if len(counts[one]) > 1 and counts[one][0] and len(set(counts[one])) == 1]
+    return steady[0] if steady else max(counts, key=lambda one: counts[one][:1])
+
+
+def column_names(header: list[str]) -> list[str]:
+    """Names of the columns; one without a name is called by its place."""
+    return [cell or f"unnamed_{place}" for place, cell in enumerate(header, 1)]
 
 
 def encoding_of(head: bytes, *, ascii_or_utf8: bool) -> str | None:

@@ -5,9 +5,9 @@ Unknown fields are ignored, so that an older worker can read what a newer one wr
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 from everloop.reading import ReadColumn
 from everloop.specs import Task
@@ -82,6 +82,8 @@ class Snapshot(Result):
     """JSON of `Reading`: how bytes became columns. None: the first reader's rules."""
     changed: tuple[str, ...] = ()
     """Sentences on what the rules changed, as many as a result that travels through Temporal may list."""
+    target_missing: int = 0
+    """Rows without a target: nothing is learned from them."""
     rejected: Blob | None = None
     """CSV: the values that are not as declared, with their file and row."""
 
@@ -270,6 +272,16 @@ class Evidence(Record):
     trained_until: datetime | None = None
     trigger: str
     submitted_by: str
+    notes: tuple[str, ...] = ()
+    """What the reading changed in the data, and how many rows have no target."""
+
+    @model_serializer(mode="wrap")
+    def _as_before_where_nothing_is_noted(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `notes` the digest is the one that was signed before there were any."""
+        values: dict[str, Any] = dump(self)
+        if not self.notes:
+            values.pop("notes", None)
+        return values
 
 
 class Verdict(StrEnum):

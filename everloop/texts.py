@@ -12,9 +12,14 @@ from datetime import UTC, datetime
 from functools import lru_cache
 
 from everloop.reading import ReadColumn
-from everloop.rows import MISSING_TEXT, NUMBER_BLANKS, THOUSANDS
 from everloop.specs import ColumnReading
 
+MISSING_TEXT = frozenset({"", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "NaT", "null", "NULL"})
+"""Text that stands for a missing value, in data and in requests alike. `None` is not here: tables use it as a value."""
+NUMBER_BLANKS = ("None", "none", "?", "-", ".")
+"""Stand for a missing value, but only in a column that otherwise holds numbers, booleans or times."""
+THOUSANDS = r"^[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?$"
+"""Commas that may stand between thousands: 1,234 is either number. 0,5 and 1234,567 cannot be read so."""
 BLANKS = " \t\r\n\v\f\x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"  # noqa: E501
 """What is trimmed around a value or a name."""
 GAP = "[ \xa0\u2007\u2009\u202f]"

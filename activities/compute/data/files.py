@@ -18,9 +18,9 @@ from activities.compute.data.engine import name as column_name
 from activities.compute.data.engine import text as quoted
 from activities.compute.data.sources import compression_of, format_of
 from everloop import dialect as dialects
+from everloop.dialect import HEAD
 from everloop.errors import InvalidData
 from everloop.reading import Dialect
-from everloop.rows import HEAD
 from everloop.texts import BLANKS, USUAL
 
 CHUNK_BYTES = 4 << 20

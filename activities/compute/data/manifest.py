@@ -27,7 +27,7 @@ from activities.compute.data.table import Table, bounded, column_of, enough, fie
 from activities.compute.data.times import event_seconds, moment
 from everloop.artifacts import Artifacts
 from everloop.contracts import SnapshotRequest
-from everloop.reading import Reading
+from everloop.reading import Changed, Reading
 from everloop.records import Blob, Column, Snapshot
 from everloop.rows import WITH_COMMA
 from everloop.specs import ColumnReading, LifecycleSpec
@@ -79,6 +79,7 @@ def snapshot(request: SnapshotRequest, job: Job) -> Snapshot:
         time_to=span[1],
         reading=stored,
         changed=tuple(sentence[:200] for sentence in changed[:SENTENCES]),
+        target_missing=next(column.nulls for column in columns if column.name == spec.target),
         rejected=job.artifacts.put_file(rejected, "rejected.csv") if rejected else None,
     )
 
@@ -120,7 +121,7 @@ def read_paths(paths: Sequence[Path], spec: LifecycleSpec, scratch: Path, thread
         column_of(column, len(rows), rows[name].null_count, _distinct(rows[name]), _layouts(read, name))
         for name, column in read.columns[0].items()
     )
-    return _table(rows, columns, read.unread, read.reading), read
+    return _table(rows, columns, read.unread, read.reading, read.changed), read
 
 
 def _fetched(read: reading.Read, place: int, duck: duckdb.DuckDBPyConnection) -> pa.Table:
@@ -149,15 +150,22 @@ def load(artifacts: Artifacts, of: Snapshot, names: Collection[str] | None = Non
     if of.reading is None:
         return Table(rows, columns)
     stored = Reading.model_validate_json(artifacts.get(of.reading))
-    return _table(rows, columns, manifest["unread"], stored)
+    changed = [Changed.model_validate(change) for change in manifest["changed"]]
+    return _table(rows, columns, manifest["unread"], stored, changed)
 
 
-def _table(rows: pa.Table, columns: Sequence[Column], unread: Mapping[str, str], stored: Reading) -> Table:
+def _table(
+    rows: pa.Table,
+    columns: Sequence[Column],
+    unread: Mapping[str, str],
+    stored: Reading,
+    changed: Sequence[Changed],
+) -> Table:
     by_name = {column.name: column for column in columns}
     fields = [
         field_of(each.name, each.type, by_name[each.name].layouts, unread.get(each.name, "")) for each in rows.schema
     ]
-    return Table(pa.Table.from_arrays(rows.columns, schema=pa.schema(fields)), tuple(columns), stored)
+    return Table(pa.Table.from_arrays(rows.columns, schema=pa.schema(fields)), tuple(columns), stored, tuple(changed))
 
 
 # --- files of typed columns -------------------------------------------------------------------------------

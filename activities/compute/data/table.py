@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from activities.compute.inference import Columns
 from everloop.errors import DatasetTooSmall
-from everloop.reading import ReadColumn, Reading
+from everloop.reading import Changed, ReadColumn, Reading
 from everloop.records import Column
 
 Raw = Literal["number", "boolean", "datetime", "text"]
@@ -48,6 +48,8 @@ class Table:
     """All of them, as detected: `Snapshot.columns` may list only the first."""
     reading: Reading | None = None
     """How they were read. None: by the first reader."""
+    changed: tuple[Changed, ...] = ()
+    """What the rules made of their texts."""
 
     def __len__(self) -> int:
         return int(self.rows.num_rows)
@@ -58,6 +60,9 @@ class Table:
 
     def column(self, name: str) -> Column:
         return self._by_name[name]
+
+    def changes(self, name: str) -> Changed | None:
+        return next((change for change in self.changed if change.column == name), None)
 
     def arrays(self, names: Iterable[str], rows: NDArray[np.int64] | None = None) -> Columns:
         """Raw columns as the model's graph takes them (see `inference.Columns`), optionally of some rows only."""

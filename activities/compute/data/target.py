@@ -1,7 +1,9 @@
 """The column to learn."""
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +16,9 @@ from everloop.errors import DatasetTooSmall, InvalidSpec, TargetUnusable
 from everloop.specs import LifecycleSpec
 
 MOST_CLASSES = 100
+MISSING_UNASKED = 0.01
+"""Share of rows without a target that are left out without a word from the spec."""
+TargetType = Literal["", "text", "integer", "number", "boolean"]
 SPREAD = (1e-100, 1e100)
 """Of a numeric target, from its least to its largest value: squared errors must fit into float64."""
 
@@ -29,6 +34,8 @@ class Target:
     classes: tuple[str, ...] = ()
     """Binary: negative first, then the positive class."""
     positive: str = ""
+    type: TargetType = ""
+    """What labels are answered as. Nothing where the first reader read them: text."""
 
     @property
     def labelled(self) -> NDArray[np.int64]:
@@ -47,11 +54,37 @@ def target_of(table: Table, spec: LifecycleSpec) -> Target:
         raise _unusable(spec, "has no value in any row", "choose another target")
     if pa.types.is_timestamp(column.type):
         raise _unusable(spec, "holds times", "choose another target")
+    check_missing(table, spec)
     if filled < MINIMUM_ROWS:
         hint = f"at least {MINIMUM_ROWS} rows with a target are needed"
         message = f"only {filled} of {len(column)} rows have a value in the target {spec.target!r}"
         raise DatasetTooSmall(message, field=spec.target, hint=hint)
-    return _number_target(column, spec) if spec.task == "regression" else _class_target(column, spec)
+    if spec.task == "regression":
+        return _number_target(column, spec)
+    return replace(_class_target(column, spec), type=_type_of(column.type) if table.reading else "")
+
+
+def _type_of(kind: pa.DataType) -> TargetType:
+    if pa.types.is_boolean(kind):
+        return "boolean"
+    if pa.types.is_integer(kind):
+        return "integer"
+    return "number" if is_number(kind) else "text"
+
+
+def check_missing(table: Table, spec: LifecycleSpec) -> None:
+    """More than a few rows without a target are not left out unasked. Raises `TargetUnusable`."""
+    missing = table.rows[spec.target].null_count
+    if table.reading is None or spec.target_missing == "drop" or missing <= MISSING_UNASKED * len(table):
+        return
+    texts = list(change.texts)[:3] if (change := table.changes(spec.target)) else []
+    read_so = f" (texts read as missing: {', '.join(map(repr, texts))})" if texts else ""
+    hint = "`target_missing: drop` leaves those rows out"
+    if texts:
+        named = json.dumps(spec.target, ensure_ascii=False)
+        hint += f"; `columns: {{{named}: {{missing: []}}}}` makes those texts classes, and so do quotes around them"
+    what = f"has no value in {missing:,} of {len(table):,} rows{read_so}: say what becomes of them"
+    raise _unusable(spec, what, hint)
 
 
 def _unusable(spec: LifecycleSpec, what: str, hint: str) -> TargetUnusable:

@@ -14,9 +14,9 @@ from activities.compute.data.engine import connection
 from activities.compute.data.engine import name as column_name
 from activities.compute.data.engine import text as quoted
 from activities.compute.data.rules import FIRST, LAST, WIDEST, finite
+from everloop.dialect import column_names
 from everloop.errors import InvalidData
 from everloop.reading import ReadColumn
-from everloop.rows import column_names
 from everloop.texts import BLANKS
 
 MICROSECONDS = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}

@@ -42,6 +42,7 @@ def validate(request: ValidateRequest, job: Job) -> Validation:
     checks = [_ok("schema", f"{len(table.columns)} columns, {len(table):,} rows"), *_target_checks(target, spec)]
     for look in looks:
         checks += look(table, spec)
+    checks += [_warn("read", change.column, said) for change in table.changed for said in change.sentences()]
     for check in checks:
         print(f"{check.level}: {check.message}")
     return Validation(checks=_bounded_checks(checks))
@@ -68,7 +69,7 @@ def _target_checks(target: Target, spec: LifecycleSpec) -> list[Check]:
     missing = len(target.values) - len(target.labelled)
     checks = []
     if missing:
-        what = f"{missing:,} rows without a target are not used"
+        what = f"{missing:,} of {len(target.values):,} rows without a target are not used"
         checks.append(_warn("target", spec.target, what))
     counts: list[int] = []
     if target.classes:
