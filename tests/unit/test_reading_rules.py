@@ -1,7 +1,6 @@
 """One verdict in every spelling and at every door: the rules in Python and in SQL say the same of each text."""
 
 from datetime import UTC, datetime
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,7 @@ import pytest
 from activities.compute.data import rules
 from activities.compute.data.engine import connection
 from everloop.reading import ReadColumn
-from everloop.specs import ColumnReading
-from everloop.texts import NotAsReadError, decide, is_missing, trimmed, value_of
+from everloop.texts import NotAsReadError, is_missing, value_of
 
 TEXTS = [
     *[

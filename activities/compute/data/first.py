@@ -2,6 +2,7 @@
 """The first reader, as it was: rows that a champion of its time learned from are known by how it read them."""
 
 import csv
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,6 +18,8 @@ import pyarrow.parquet
 from activities.compute.data.table import (
     ARROW,
     Raw,
+    Table,
+    describe,
     example,
     field_of,
     layouts_of,
@@ -25,7 +28,9 @@ from activities.compute.data.table import (
     unread_of,
     whole,
 )
+from everloop.artifacts import Artifacts
 from everloop.errors import InvalidData, SchemaMismatch
+from everloop.records import Blob, Snapshot
 from everloop.rows import (
     DECIMAL_COMMA,
     HEAD,
@@ -42,6 +47,21 @@ BLOCK_BYTES = 16 << 20
 
 
 # --- reading ------------------------------------------------------------------------------------
+
+
+def table_of(artifacts: Artifacts, of: Snapshot) -> Table:
+    """A snapshot's source as this reader reads it. Raises `InvalidData`, `SchemaMismatch`, `NotFound`."""
+    files = json.loads(artifacts.get(of.manifest))["files"]
+    names = [file["name"] for file in files]
+    if odd := [name for name in names if Path(name).suffix.lower() not in (".csv", ".parquet")]:
+        raise InvalidData(f"{odd[0]} is neither a .csv nor a .parquet file", field="source.path")
+
+    def read_kept(place: int, spelled: Spelled) -> pa.Table:
+        with artifacts.open_local(Blob.model_validate(files[place]["source"])) as local:
+            return read(local, Path(names[place]).suffix.lower(), names[place], spelled)
+
+    rows = pa.concat_tables(read_all(names, read_kept))
+    return Table(rows, describe(rows))
 
 
 @dataclass(frozen=True)
