@@ -21,7 +21,8 @@ LONGEST_ENDING = 9
 """Of a file's name: `.parquet`, with its dot, has 8 letters."""
 MOST_COLUMNS = 100
 """Listed in a draft with what was found; of more only those of which there is something to say."""
-COLUMNS_BYTES = 12 << 10
+COLUMNS_BYTES, DEFAULTS_BYTES = 16 << 10, 80
+"""Of that list in a spec, and what the fields that an entry does not name take."""
 WINDOWS = "day", "week", "month"
 
 Profile = dict[str, Any]
@@ -141,10 +142,8 @@ def _without_target(found: Profile) -> list[str]:
     lines = [f"# {missing:,} of {found['rows']:,} rows have no target{read}: nothing is learned from them."]
     if not found["target_asks"]:
         return lines
-    lines.append(
-        "# So many are left out only when you say so: take the # off the next line. If those texts are a class,"
-    )
-    lines.append("# say `missing: []` of the target under `columns` instead.")
+    lines.append("# So many are left out only when you say so: take the # off the next line. If those texts are a")
+    lines.append("# class, say `missing: []` of the target under `columns` instead.")
     return [*lines, "# target_missing: drop"]
 
 
@@ -170,11 +169,10 @@ def _columns(found: Profile) -> list[str]:
             continue
         name = column["name"]
         if name in offers:
-            entries.append(
-                f"  # The texts are numbers, such as {_safe(offers[name])}; without this line they stay text."
-            )
+            such = _safe(offers[name])
+            entries.append(f"  # The texts are numbers, such as {such}; without this line they stay text.")
         entries.append(f"  {_quoted(name)}: {_flow(said)}")
-    while entries and len("\n".join(entries).encode()) > COLUMNS_BYTES:
+    while sum(len(entry.encode()) + DEFAULTS_BYTES for entry in entries) > COLUMNS_BYTES:
         entries.pop()
     return [*lines, "columns:", *entries] if entries else [*lines, "columns: {}"]
 

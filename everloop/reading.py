@@ -88,7 +88,9 @@ class Changed(Known):
             shown = ", ".join(map(repr, self.examples[:3]))
             said.append(f"{_values(self.rejected)} of `{self.column}` {_are(self.rejected)} not as declared: {shown}")
         if self.clipped:
-            said.append(f"{_values(self.clipped)} of `{self.column}` lie outside the years 1 to 9999 and are clipped")
+            said.append(
+                f"{_values(self.clipped)} of `{self.column}` {_are(self.clipped)} clipped to the years 1 to 9999"
+            )
         return said
 
 

@@ -252,7 +252,7 @@ def _booleans(filled: Sequence[str], made: ReadColumn) -> ReadColumn | None:
 
 
 def _times(filled: Sequence[str], made: ReadColumn) -> ReadColumn | None:
-    if all(_is_moment(value, ()) for value in filled):
+    if all(is_moment(value, ()) for value in filled):
         return made.model_copy(update={"type": "datetime"})
     for family in FAMILIES:
         layouts = _layouts(filled, tuple(day + clock for day in family for clock in CLOCKS))
@@ -282,7 +282,13 @@ def _follows(text: str, layout: str) -> bool:
     return True
 
 
-def _is_moment(text: str, layouts: Sequence[str]) -> bool:
+def layouts_of(texts: Sequence[str]) -> tuple[str, ...] | None:
+    """The layouts that most of the texts follow, none for ISO 8601; None where hardly any is a day."""
+    found = _best_layouts(texts, ReadColumn(name="", type="datetime")).format
+    return found if any(is_moment(text, found) for text in texts) else None
+
+
+def is_moment(text: str, layouts: Sequence[str]) -> bool:
     try:
         moment_of(text, layouts)
     except NotAsReadError:
@@ -310,7 +316,11 @@ def _declared(name: str, values: Sequence[str], asked: ColumnReading) -> ReadCol
     )
     filled = [value for value in values if value not in missing]
     if kind in ("number", "integer"):
-        return numbers_of(filled, made, asked)
+        style = numbers_of(filled, made, asked)
+        numbers = [bare for value in filled if (bare := plain(value, style)) is not None]
+        if numbers and all(re.fullmatch(r"[+-]?[0-9]+", bare) and LEAST <= int(bare) <= MOST for bare in numbers):
+            return style.model_copy(update={"type": "integer"})  # until one of them has a fraction
+        return style
     if kind == "datetime" and not made.format:
         return _best_layouts(filled, made)
     return made
@@ -342,7 +352,7 @@ def _units(filled: Sequence[str]) -> list[str]:
 
 def _best_layouts(filled: Sequence[str], made: ReadColumn) -> ReadColumn:
     families = [(), *(tuple(day + clock for day in family for clock in CLOCKS) for family in FAMILIES)]
-    best = max(families, key=lambda layouts: sum(_is_moment(value, layouts) for value in filled))
+    best = max(families, key=lambda layouts: sum(is_moment(value, layouts) for value in filled))
     used = [layout for layout in best if any(_follows(value, layout) for value in filled)]
     return made.model_copy(update={"format": tuple(sorted(used))})
 

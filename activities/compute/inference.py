@@ -189,7 +189,7 @@ def _datetime_as_read(value: object, read: ReadColumn) -> float:
 def _text_as_read(field: Field, read: ReadColumn) -> Reader:
     """A text means what it means in the table; one that the model knows is a value even where it is called NA."""
     known = frozenset(field.known)
-    plain = _code if _spelled_as_numbers(field.known) or read.declared else _as_text
+    plain = _code if _spelled_as_numbers(field.known) else _as_text
 
     def reader(value: object) -> float | str:
         text = plain(value)

@@ -90,7 +90,7 @@ def profile(path: Path, target: str, time: str | None) -> dict[str, Any]:
         "files": len(paths),
         "columns": [column.model_dump() for column in table.columns],
         "reading": [
-            column.model_dump() | {"type": _drafted(column, table.column(column.name))}
+            column.model_dump() | {"type": "identifier" if column.name == key else _drafted(column, table)}
             for column in read.reading.columns
         ],
         "dialect": read.reading.dialect.model_dump() if read.files[0].dialect else None,
@@ -132,11 +132,11 @@ def _looked_at(paths: Sequence[Path], asked: LifecycleSpec) -> tuple[Table, Read
     return table, read, {name: example(table, name, style) for name, style in offers.items()}
 
 
-def _drafted(read: ReadColumn, column: Column) -> str:
+def _drafted(read: ReadColumn, table: Table) -> str:
     """The type that a draft says: whole numbers may get fractions one day, and free text is no category."""
     if read.type == "integer":
         return "number"
-    return "text" if read.type == "category" and column.kind == "text" else str(read.type)
+    return "text" if read.type == "category" and table.column(read.name).kind == "text" else str(read.type)
 
 
 def _offers(table: Table) -> dict[str, ReadColumn]:

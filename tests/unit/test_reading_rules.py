@@ -85,7 +85,8 @@ def in_python(text: str, column: ReadColumn) -> Any:
 
 def in_sql(texts: list[str], column: ReadColumn, folder: Path) -> list[Any]:
     t = "t"
-    query = f"SELECT {rules.fits(t, column)}, {rules.value(t, column)}, t FROM (SELECT {rules.trimmed('x', column)} t FROM given)"
+    trimmed_ones = f"SELECT {rules.trimmed('x', column)} t FROM given"
+    query = f"SELECT {rules.fits(t, column)}, {rules.value(t, column)}, t FROM ({trimmed_ones})"
     with connection(folder) as duck:
         duck.execute("CREATE TABLE given (x VARCHAR)")
         duck.executemany("INSERT INTO given VALUES (?)", [[text] for text in texts])

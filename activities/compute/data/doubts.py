@@ -6,6 +6,7 @@ import pyarrow.compute as pc
 from activities.compute.data.first import _any_code
 from activities.compute.data.table import null_where
 from everloop.rows import DECIMAL_COMMA, NUMBER_BLANKS, THOUSANDS
+from everloop.texts import is_moment, layouts_of
 
 CODES = 20
 """Text with at most this many different values is taken for codes, whatever they look like."""
@@ -17,6 +18,24 @@ DRESSED = r"^[+-]?[$€£¥]? ?[+-]?(\d+|\d{1,3}(,\d{3})+)(\.\d+)? ?[%$€£¥]?
 PLAIN = r"(?i)^\s*[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\s*$"
 
 
+MOSTLY_DAYS = 0.9
+LOOKED_AT = 200
+"""Different texts from which it is told whether a column is meant to hold days."""
+
+
+def no_day(filled: pa.ChunkedArray) -> str:
+    """Why texts of which nearly all are days make no datetime column: the first that is none; nothing for others."""
+    texts = filled.unique()
+    some = texts[:LOOKED_AT].to_pylist()
+    best = layouts_of(some)
+    if best is None or sum(is_moment(text, best) for text in some) < MOSTLY_DAYS * len(some):
+        return ""
+    odd = next((text for text in texts.to_pylist() if not is_moment(text, best)), None)
+    if odd is None:
+        return ""
+    return f"{odd[:40]!r} is no day, so all of it is text: mend it, or name it in `missing` under `columns`"
+
+
 def mistaken(column: pa.ChunkedArray) -> str:
     """Why a text column was probably meant to hold numbers; nothing where that is not likely.
 
@@ -24,6 +43,8 @@ def mistaken(column: pa.ChunkedArray) -> str:
     stand in what is no number (E909, 12b, 12345-6789).
     """
     filled = pc.utf8_trim_whitespace(pc.drop_null(column))
+    if len(filled) and (why := no_day(filled)):
+        return why
     if not len(filled) or _any_code(filled):
         return ""
     few = pc.count_distinct(filled).as_py() <= CODES

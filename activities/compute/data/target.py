@@ -54,11 +54,11 @@ def target_of(table: Table, spec: LifecycleSpec) -> Target:
         raise _unusable(spec, "has no value in any row", "choose another target")
     if pa.types.is_timestamp(column.type):
         raise _unusable(spec, "holds times", "choose another target")
-    check_missing(table, spec)
     if filled < MINIMUM_ROWS:
         hint = f"at least {MINIMUM_ROWS} rows with a target are needed"
         message = f"only {filled} of {len(column)} rows have a value in the target {spec.target!r}"
         raise DatasetTooSmall(message, field=spec.target, hint=hint)
+    check_missing(table, spec)
     if spec.task == "regression":
         return _number_target(column, spec)
     return replace(_class_target(column, spec), type=_type_of(column.type) if table.reading else "")
