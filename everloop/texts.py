@@ -71,7 +71,7 @@ DIRECTIVES = {
     "B": "[A-Za-z]{3,9}",
     "%": "%",
 }
-FIRST, LAST = datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)
+FIRST, LAST = datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 
 
 class NotAsReadError(ValueError):
@@ -174,9 +174,9 @@ def moment_of(text: str, layouts: Sequence[str] = ()) -> datetime:
 def _within(moment: datetime) -> datetime:
     """In UTC; before year 1 and after 9999 there is no day, so the first and the last stand for them."""
     if moment.tzinfo is None:
-        return moment.replace(tzinfo=UTC)
+        return min(moment.replace(tzinfo=UTC), LAST)
     try:
-        return moment.astimezone(UTC)
+        return min(moment.astimezone(UTC), LAST)
     except OverflowError:
         return FIRST if moment.year == 1 else LAST
 

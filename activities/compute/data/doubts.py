@@ -5,6 +5,7 @@ import pyarrow.compute as pc
 
 from activities.compute.data.first import _any_code
 from activities.compute.data.table import null_where
+from activities.compute.data.times import LOOKED_AT
 from everloop.rows import DECIMAL_COMMA, NUMBER_BLANKS, THOUSANDS
 from everloop.texts import is_moment, layouts_of
 
@@ -19,8 +20,6 @@ PLAIN = r"(?i)^\s*[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\s*$"
 
 
 MOSTLY_DAYS = 0.9
-LOOKED_AT = 200
-"""Different texts from which it is told whether a column is meant to hold days."""
 
 
 def no_day(filled: pa.ChunkedArray) -> str:
@@ -43,9 +42,11 @@ def mistaken(column: pa.ChunkedArray) -> str:
     stand in what is no number (E909, 12b, 12345-6789).
     """
     filled = pc.utf8_trim_whitespace(pc.drop_null(column))
-    if len(filled) and (why := no_day(filled)):
-        return why
-    if not len(filled) or _any_code(filled):
+    return (no_day(filled) or _no_number(filled)) if len(filled) else ""
+
+
+def _no_number(filled: pa.ChunkedArray) -> str:
+    if _any_code(filled):
         return ""
     few = pc.count_distinct(filled).as_py() <= CODES
     if why := _comma_mistaken(filled, few=few):

@@ -300,7 +300,7 @@ def _steps(decided: Decided, looked: Looked) -> Steps:
         if column.type != "datetime" or looked.unread:
             return Steps()
         when = typed.moment(f"c{place}", looked.kind)
-        return Steps(f"{when} AS {m}", counts=(f"count(*) FILTER (WHERE year({m}) NOT BETWEEN 1 AND 9999)",))
+        return Steps(f"{when} AS {m}", counts=(f"count(*) FILTER (WHERE {rules.outside(m)})",))
     text = typed.as_text(f"c{place}", looked.kind) if looked.kind is not None else f"c{place}"
     found = Steps(f"{rules.trimmed(text, column)} AS {t}")
     when = f"{rules.moment(t, column)} AS {m}, " if column.type == "datetime" else ""
@@ -318,7 +318,7 @@ def _steps(decided: Decided, looked: Looked) -> Steps:
     if column.type == "number":
         counts.append(f"max(strlen({t}))")
     if column.type == "datetime":
-        counts.append(f"count(*) FILTER (WHERE year({m}) NOT BETWEEN 1 AND 9999)")
+        counts.append(f"count(*) FILTER (WHERE {rules.outside(m)})")
     found.counts = tuple(counts)
     return found
 

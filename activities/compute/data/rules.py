@@ -10,7 +10,7 @@ from activities.compute.data.engine import text as quoted
 from everloop.reading import ReadColumn
 from everloop.texts import BLANKS, CODE, ISO, NO, SEPARATORS, WHOLE, YES, number_shape, shape_of
 
-FIRST, LAST = "TIMESTAMPTZ '0001-01-01 00:00:00+00'", "TIMESTAMPTZ '9999-12-31 23:59:59.999999+00'"
+FIRST, LAST = "TIMESTAMPTZ '0001-01-01 00:00:00+00'", "TIMESTAMPTZ '9999-12-31 23:59:59+00'"
 WIDEST = 38
 """Digits of a DECIMAL."""
 
@@ -18,6 +18,11 @@ WIDEST = 38
 def trimmed(x: str, column: ReadColumn) -> str:
     """A raw text without the blanks around it; never null."""
     return f"trim({x}, {quoted(BLANKS)})" if column.trim else x
+
+
+def outside(moment: str) -> str:
+    """Is it before year 1 or after 9999? Not by its `year`, which knows no year 0."""
+    return f"{moment} NOT BETWEEN {FIRST} AND {LAST}"
 
 
 def one_of(t: str, texts: Sequence[str]) -> str:

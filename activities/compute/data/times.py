@@ -1,6 +1,5 @@
 """When a row happened: times and numbers that stand for times, in seconds since 1970."""
 
-import re
 from datetime import UTC, datetime
 
 import numpy as np
@@ -8,51 +7,29 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from activities.compute.data.first import ISO, MONTH_FIRST, OTHER_TIMES, _iso_times
 from activities.compute.data.table import Table, example, floats, is_number, null_where
 from everloop.errors import InvalidData
-from everloop.rows import NUMBER_BLANKS
+from everloop.texts import AMONG_NUMBERS, FIRST, LAST, MONTH_FIRST, is_moment, layouts_of
+
+LOOKED_AT = 200
+"""Texts from which it is told how a column writes its times."""
 
 
 def moment(seconds: float) -> datetime:
-    """A UTC datetime of seconds since 1970."""
-    return datetime.fromtimestamp(seconds, UTC)
+    """A UTC datetime of seconds since 1970, within the years 1 to 9999."""
+    return datetime.fromtimestamp(min(max(seconds, FIRST.timestamp()), LAST.timestamp()), UTC)
 
 
 def _no_times(column: pa.ChunkedArray) -> str:
     """Why a text or boolean column is no time: the first value that is none, or not like the ones before it."""
     first = example(column)
-    if not isinstance(first, str):
+    filled = null_where(column, AMONG_NUMBERS) if isinstance(first, str) else column
+    texts = [text for text in pc.drop_null(filled).unique().to_pylist() if isinstance(text, str)]
+    layouts = layouts_of(texts[:LOOKED_AT])
+    odd = None if layouts is None else next((text for text in texts if not is_moment(text, layouts)), None)
+    if odd is None or odd == texts[0]:
         return f"does not hold times (for instance {first!r})"
-    filled = pc.drop_null(null_where(column, NUMBER_BLANKS))
-    if not len(filled):
-        return f"does not hold times (for instance {first!r})"
-    first = filled[0].as_py()
-    odd = _first_odd(filled, first)
-    if odd == first:
-        return f"does not hold times (for instance {first!r})"
-    return f"does not hold times alone (for instance {odd!r}, while the first is {first!r})"
-
-
-def _first_odd(filled: pa.ChunkedArray, first: str) -> str:
-    """The first text that is not written as *first* is, or names a day that does not exist."""
-    if re.match(ISO, first):
-        fits = [pc.match_substring_regex(filled, ISO)]
-    else:
-        fits = [
-            pc.is_valid(pc.strptime(filled, format=layout, unit="us", error_is_null=True))
-            for shape, layout in OTHER_TIMES
-            if shape.match(first)
-        ]
-    places = [pc.index(fit, value=False).as_py() for fit in fits]
-    odd: str
-    if -1 not in places:
-        odd = filled[max(places, default=0)].as_py()
-        return odd
-    for odd in pc.unique(filled).to_pylist():
-        if _iso_times(pa.chunked_array([[odd]])) is None:
-            return odd
-    return first
+    return f"does not hold times alone (for instance {odd!r}, while the first is {texts[0]!r})"
 
 
 YEARS, DAYS, SECONDS, MILLISECONDS = (1500, 2500), (15000101, 25001231), (1e8, 1e11), (1e11, 1e14)
