@@ -15,7 +15,7 @@ import pyarrow.parquet
 import pytest
 
 from activities.compute import data, features
-from activities.compute.data import first, seen
+from activities.compute.data import first_folder, seen
 from activities.compute.features import Pipeline
 from activities.compute.profile import profile
 from everloop import contracts
@@ -444,7 +444,7 @@ def test_two_files_of_other_scripts_are_two_models(tmp_path: Path) -> None:
 
 def old_champion(job: FolderJob, passed: Passed, path: Path) -> Champion:
     """The same model as the first reader would have left it."""
-    old = first.table_of(job.artifacts, passed.snapshot)
+    old = first_folder.table_of(job.artifacts, passed.snapshot)
     target = data.target_of(old, spec_of(path, "binary", "y"))
     seen.keep_seen(old, target.labelled, job.scratch / "seen.npz")
     with np.load(job.scratch / "seen.npz", allow_pickle=False) as stored:

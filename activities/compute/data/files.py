@@ -16,6 +16,7 @@ import pyarrow.parquet
 from activities.compute.data import typed
 from activities.compute.data.engine import name as column_name
 from activities.compute.data.engine import text as quoted
+from activities.compute.data.rules import ODD_BLANKS
 from activities.compute.data.sources import compression_of, format_of
 from everloop import dialect as dialects
 from everloop.dialect import HEAD
@@ -50,6 +51,8 @@ class Opened:
     quoted_blanks: bool = False
     """Somewhere a text that may mean missing stands in quotes."""
     newline: str = "\n"
+    odd_blanks: str = ODD_BLANKS
+    """Blanks that some value may hold and that are no plain ones: tabs, line breaks."""
 
     @property
     def typed(self) -> bool:
@@ -149,6 +152,7 @@ def _text(path: Path, name: str, scratch: Path, wanted: Collection[str], encodin
     with path.open("rb") as source, mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) as data:
         backslash = ODD_QUOTE.search(data) is not None
         blanks = IN_QUOTES.search(data) is not None
+        odd = _odd_blanks(data)
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as text:
         start = text.read(HEAD)
     try:
@@ -165,7 +169,18 @@ def _text(path: Path, name: str, scratch: Path, wanted: Collection[str], encodin
         # DuckDB takes the first line's end, also of one within quotes, for every line's.
         path, lines, ends = _plain(path, dialect.comment, scratch, lines), 0, ["\n"]
     ended = ends[0] if ends else "\n"
-    return Opened(name, path, tuple(names), dialect=dialect, lines=lines, quoted_blanks=blanks, newline=ended)
+    return Opened(
+        name, path, tuple(names), dialect=dialect, lines=lines, quoted_blanks=blanks, newline=ended, odd_blanks=odd
+    )
+
+
+def _odd_blanks(data: mmap.mmap) -> str:
+    """Those that are in the file at all; line breaks are part of values in quotes alone."""
+    quotes = data.find(b'"') >= 0
+    there = [blank for blank in ODD_BLANKS if quotes if blank in "\r\n"]
+    return "".join(
+        [*there, *(blank for blank in ODD_BLANKS if blank not in "\r\n" and data.find(blank.encode(), 3) >= 0)]
+    )
 
 
 def _fresh(scratch: Path) -> Path:

@@ -222,7 +222,7 @@ def _rejected(read: reading.Read, target: Path, duck: duckdb.DuckDBPyConnection)
         for place, file in enumerate(read.files):
             column, looked = read.columns[place][change.column], read.looked[place][change.column]
             text = typed.as_text("x", looked.kind) if looked.kind is not None else "x"
-            t = rules.trimmed(text, column)
+            t = rules.trimmed(text, column, file.odd_blanks)
             odd = f"{t} <> '' AND NOT {rules.one_of(t, column.missing)} AND NOT {rules.fits(t, column)}"
             numbered = f"SELECT row_number() OVER () AS n, c{looked.place} AS x FROM {file.relation()}"
             query = f"SELECT n, {t} FROM ({numbered}) WHERE {odd} ORDER BY n LIMIT {MOST_REJECTED_ROWS}"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from activities.compute.data import first
+from activities.compute.data import first_folder
 from activities.compute.data.hashing import row_hashes
 from activities.compute.data.table import Table, array_of
 from activities.compute.data.times import event_seconds
@@ -79,7 +79,7 @@ def _of_another_reading(
     if table.reading is None:  # a champion of a later version than we are
         return nothing, tuple(sorted(then))
     try:
-        old = first.table_of(artifacts, request.snapshot)
+        old = first_folder.table_of(artifacts, request.snapshot)
     except EverloopError as error:
         print(f"the source cannot be read as it was for the champion: {error}")
         return nothing, tuple(table.rows.column_names)
