@@ -69,6 +69,7 @@ def profile(path: Path, target: str, time: str | None) -> dict[str, Any]:
     asked = _spec(path, "regression", target, time)
     table, read, offers = _looked_at(paths, asked)
     check_spec(asked, table.rows.column_names)
+    rows = sum(read.rows)
     if len(table) < MINIMUM_ROWS:
         hint = f"at least {MINIMUM_ROWS} rows with a target are needed"
         raise DatasetTooSmall(
@@ -77,7 +78,7 @@ def profile(path: Path, target: str, time: str | None) -> dict[str, Any]:
     task, why = guess_task(table, target)
     spec = _spec(path, task, target, time)
     found = target_of(table, spec)
-    without = len(table) - len(found.labelled)
+    without = _without_target(read, table, found, target)
     when = event_seconds(table, time) if time else None
     suspects = leaks(table, found, target, time)
     guess = _time_guess(table, target) if not time else None
@@ -86,7 +87,7 @@ def profile(path: Path, target: str, time: str | None) -> dict[str, Any]:
     exclude, last = _left_out(suspects, fitted)
     return {
         "path": str(path),
-        "rows": len(table),
+        "rows": rows,
         "files": len(paths),
         "columns": [column.model_dump() for column in table.columns],
         "reading": [
@@ -97,7 +98,7 @@ def profile(path: Path, target: str, time: str | None) -> dict[str, Any]:
         "changed": [sentence for change in table.changed for sentence in change.sentences()],
         "offers": offers,
         "target_missing": without,
-        "target_asks": without > MISSING_UNASKED * len(table),
+        "target_asks": without > MISSING_UNASKED * rows,
         "target_texts": list(change.texts) if (change := table.changes(target)) else [],
         "target": target,
         "task": task,
@@ -107,7 +108,7 @@ def profile(path: Path, target: str, time: str | None) -> dict[str, Any]:
         "time": time,
         "time_guess": guess,
         "time_notes": [note for column in table.columns if (note := month_first(table, column.name))],
-        "windows": _windows(when) if when is not None else {},
+        "windows": _windows(when, rows / len(table)) if when is not None else {},
         "key": key,
         "suspects": suspects,
         "exclude": exclude,
@@ -137,6 +138,14 @@ def _drafted(read: ReadColumn, table: Table) -> str:
     if read.type == "integer":
         return "number"
     return "text" if read.type == "category" and table.column(read.name).kind == "text" else str(read.type)
+
+
+def _without_target(read: Read, table: Table, found: Target, target: str) -> int:
+    """Rows of the whole source that have no target."""
+    own = [columns[target] for columns in read.looked]
+    if all(each.textual for each in own):
+        return sum(each.missing for each in own)
+    return round((len(table) - len(found.labelled)) * sum(read.rows) / len(table))
 
 
 def _offers(table: Table) -> dict[str, ReadColumn]:
@@ -191,11 +200,11 @@ def _left_out(suspects: dict[str, float], fitted: Pipeline) -> tuple[list[str], 
     return [name for name in leaking if name != last], last
 
 
-def _windows(seconds: NDArray[np.float64]) -> dict[str, int]:
-    """How many rows a window of each length usually holds: the median of those with any rows."""
+def _windows(seconds: NDArray[np.float64], times: float) -> dict[str, int]:
+    """How many rows a window of each length usually holds: the median of those with any rows, each for so many."""
     days = np.floor(seconds[np.isfinite(seconds)] / 86400).astype("datetime64[D]")
     units = {"day": days, "week": (days.astype(np.int64) + 3) // 7, "month": days.astype("datetime64[M]")}
-    return {window: int(np.median(np.unique(units[window], return_counts=True)[1])) for window in WINDOWS}
+    return {window: int(times * np.median(np.unique(units[window], return_counts=True)[1])) for window in WINDOWS}
 
 
 def guess_task(table: Table, target: str) -> tuple[Task, str]:

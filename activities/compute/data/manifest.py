@@ -34,6 +34,9 @@ from everloop.specs import ColumnReading, LifecycleSpec
 
 MOST_REJECTED_ROWS = 10_000
 """Kept for people to look at; all are counted."""
+MOST_FETCHED = 50_000
+"""Rows that `init` looks at, at least; twice as many at most."""
+MOST_CLASSES = 200
 SENTENCES = 20
 """On what was changed, in the result; the manifest has all."""
 
@@ -107,7 +110,10 @@ def _opened(local: Sequence[Path], names: Sequence[str], spec: LifecycleSpec, sc
 
 
 def read_paths(paths: Sequence[Path], spec: LifecycleSpec, scratch: Path, threads: int) -> tuple[Table, reading.Read]:
-    """The table of files that are not kept, as `snapshot` would read it: for `init`."""
+    """The table of files that are not kept, as `snapshot` would read it: for `init`.
+
+    How columns are read is held against all rows; of many rows a seeded sample is returned, with two of each class.
+    """
     local = []
     for place, path in enumerate(paths):  # a name that DuckDB can open, whatever the file's own is
         link = scratch / f"source-{place}"
@@ -115,7 +121,10 @@ def read_paths(paths: Sequence[Path], spec: LifecycleSpec, scratch: Path, thread
         local.append(link)
     with connection(scratch, threads) as duck:
         read = reading.settle(_opened(local, [shown(path) for path in paths], spec, scratch), asked_of(spec), duck)
-        parts = [_fetched(read, place, duck) for place in range(len(paths))]
+        every = max(1, sum(read.rows) // MOST_FETCHED)
+        parts = [
+            _fetched(read, place, duck, _some(read, place, spec.target, every, duck)) for place in range(len(paths))
+        ]
     rows = pa.concat_tables(parts).combine_chunks()
     columns = tuple(
         column_of(column, len(rows), rows[name].null_count, _distinct(rows[name]), _layouts(read, name))
@@ -124,10 +133,21 @@ def read_paths(paths: Sequence[Path], spec: LifecycleSpec, scratch: Path, thread
     return _table(rows, columns, read.unread, read.reading, read.changed), read
 
 
-def _fetched(read: reading.Read, place: int, duck: duckdb.DuckDBPyConnection) -> pa.Table:
+def _some(read: reading.Read, place: int, target: str, every: int, duck: duckdb.DuckDBPyConnection) -> str:
+    """Which rows of a file to look at: about one of *every*, and the first and last of each class of the target."""
+    if every == 1 or target not in read.columns[place]:
+        return ""
+    file, looked = read.files[place], read.looked[place][target]
+    rows = f"SELECT c{looked.place} AS x, row_number() OVER () AS n FROM {file.relation()}"
+    classes = f"SELECT min(n), max(n) FROM ({rows}) GROUP BY x LIMIT {2 * MOST_CLASSES}"
+    ends = {int(n) for both in duck.execute(classes).fetchall() for n in both}
+    return f"hash(n) % {every} = 0 OR n IN ({', '.join(map(str, sorted(ends)))})"
+
+
+def _fetched(read: reading.Read, place: int, duck: duckdb.DuckDBPyConnection, where: str = "") -> pa.Table:
     names = list(read.columns[0])
     try:
-        return duck.sql(reading.select(read, place, numbered=True)).to_arrow_table().rename_columns(names)
+        return duck.sql(reading.select(read, place, numbered=True, where=where)).to_arrow_table().rename_columns(names)
     except duckdb.Error as error:
         raise read.files[place].fault(str(error)) from None
 

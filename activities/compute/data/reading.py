@@ -102,8 +102,11 @@ def _as_text_where_unsettled(
     return plan
 
 
-def select(read: Read, place: int, *, numbered: bool = False) -> str:
-    """The rows of one file as the snapshot keeps them, as SQL; with *numbered*, columns are called 0, 1, ..."""
+def select(read: Read, place: int, *, numbered: bool = False, where: str = "") -> str:
+    """The rows of one file as the snapshot keeps them, as SQL.
+
+    With *numbered*, columns are called 0, 1, ...; with *where*, only rows of which that is true, by their number `n`.
+    """
     file = read.files[place]
     nulls = file.quoted_blanks and any(
         not column.quoted and read.looked[place][name].blanks for name, column in read.columns[place].items()
@@ -112,7 +115,10 @@ def select(read: Read, place: int, *, numbered: bool = False) -> str:
     for number, (name, column) in enumerate(read.columns[place].items()):
         cell = _cell(column, read.looked[place][name], nulls=nulls, odd=file.odd_blanks)
         cells.append(f"{cell} AS {column_name(str(number) if numbered else name)}")
-    return f"SELECT {', '.join(cells)} FROM {file.relation(nulls=nulls)}"
+    rows = file.relation(nulls=nulls)
+    if where:
+        rows = f"(SELECT * FROM (SELECT *, row_number() OVER () AS n FROM {rows}) WHERE {where})"
+    return f"SELECT {', '.join(cells)} FROM {rows}"
 
 
 def _cell(column: ReadColumn, looked: Looked, *, nulls: bool, odd: str) -> str:

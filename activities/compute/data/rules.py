@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from activities.compute.data.engine import text as quoted
 from everloop.reading import ReadColumn
-from everloop.texts import BLANKS, CODE, ISO, NO, SEPARATORS, WHOLE, YES, number_shape, shape_of
+from everloop.texts import BLANKS, ISO, NO, SEPARATORS, WHOLE, YES, number_shape, shape_of
 
 FIRST, LAST = "TIMESTAMPTZ '0001-01-01 00:00:00+00'", "TIMESTAMPTZ '9999-12-31 23:59:59+00'"
 WIDEST = 38
@@ -89,8 +89,16 @@ def _is_number(t: str, column: ReadColumn) -> str:
 
 
 def _is_code(t: str) -> str:
-    zero = f"(starts_with({t}, '0') OR starts_with({t}, '-0') OR starts_with({t}, '+0'))"
-    return f"CASE WHEN {zero} THEN regexp_matches({t}, {quoted('^' + CODE)}) ELSE false END"
+    """`texts.CODE`, by the order of texts: a colon comes after 9. A pattern costs several times as much."""
+    between = (f"({t} >= '{sign}00' AND {t} < '{sign}0:')" for sign in ("", "-", "+"))
+    return f"({' OR '.join(between)})"
+
+
+def is_usual_number(t: str, column: ReadColumn) -> str:
+    """Is the untrimmed text a number, written as most are? Where not, `fits` has the last word."""
+    if column.type == "integer":
+        return f"(CAST(TRY_CAST({t} AS BIGINT) AS VARCHAR) = {t}) IS TRUE"
+    return _is_number(t, column.model_copy(update={"declared": False}))
 
 
 def _shaped(bare: str, column: ReadColumn) -> str:
