@@ -77,11 +77,11 @@ def _count(
     (answer,) = ask(file, f"SELECT {counts} FROM ({query})", duck)
     at, again = 1, []
     for name, step in steps.items():
-        counts = answer[at : at + len(step.counts)]
+        own = answer[at : at + len(step.counts)]
         at += len(step.counts)
         if not step.quick:
-            _note(columns[name], plan[name], counts)
-        elif not _note_quickly(columns[name], plan[name], counts):
+            _note(columns[name], plan[name], own)
+        elif not _note_quickly(columns[name], plan[name], own):
             again.append(name)
     return int(str(answer[0])), again
 
