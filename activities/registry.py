@@ -20,7 +20,7 @@ from everloop.contracts import (
     RegistryActivities,
 )
 from everloop.errors import IntegrityError
-from everloop.records import Champion, Comparison, Evidence, Signature, Version
+from everloop.records import Champion, Comparison, Evidence, Signature, Snapshot, Version
 from everloop.store import RouteRow, Store, VersionRow
 
 
@@ -126,7 +126,15 @@ def evidence_of(
         signature_digest=version.exported.signature.sha256,
         reference_digest=version.exported.reference.sha256,
         classes=signature.classes,
+        notes=_notes(version.snapshot),
     )
+
+
+def _notes(snapshot: Snapshot) -> tuple[str, ...]:
+    """What an approver should know of the data."""
+    missing = snapshot.target_missing
+    without = (f"{missing:,} of {snapshot.rows:,} rows have no target and are left out",) if missing else ()
+    return (*without, *snapshot.changed)
 
 
 def _comparison_now(made: Comparison, now: Champion | None) -> Comparison:

@@ -1,8 +1,11 @@
 """`everloop init`: look at a table, write a spec that submits as it is and explains itself."""
 
+import hashlib
 import json
+import os
 import re
 import subprocess
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,12 @@ from everloop.specs import METRICS, Monitor, checked
 
 PATIENCE_SECONDS = 600
 SHOWN = 12
+LONGEST_ENDING = 9
+"""Of a file's name: `.parquet`, with its dot, has 8 letters."""
+MOST_COLUMNS = 100
+"""Listed in a draft with what was found; of more only those of which there is something to say."""
+COLUMNS_BYTES, DEFAULTS_BYTES = 16 << 10, 80
+"""Of that list in a spec, and what the fields that an entry does not name take."""
 WINDOWS = "day", "week", "month"
 
 Profile = dict[str, Any]
@@ -40,9 +49,18 @@ def draft(path: Path, target: str, time: str | None = None, model: str | None = 
 
 
 def name_from(path: Path) -> str:
-    """A model name from a file's: `Credit Data.csv` is `credit-data`."""
-    words = re.findall(r"[a-z0-9]+", path.name.removesuffix(path.suffix).lower())
-    return "-".join(words)[:63].strip("-") or "model"
+    """A model name from a file's: `Credit Data.csv` is `credit-data`, and no two files of other scripts are one."""
+    name = path.name
+    for _ in range(2):  # table.csv.gz
+        name = name.removesuffix(Path(name).suffix) if len(Path(name).suffix) <= LONGEST_ENDING else name
+    plain = unicodedata.normalize("NFKD", name.lower())
+    plain = "".join(letter for letter in plain if not unicodedata.combining(letter))
+    made = "-".join(re.findall(r"[a-z0-9_]+", plain))[:63].strip("-_")
+    if all(letter.isascii() or not letter.isalnum() for letter in plain) and made:
+        return made
+    # Letters of other scripts are lost: a few digits of the whole name keep two files apart.
+    digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]
+    return f"{made[:54].strip('-_') or 'model'}-{digest}"
 
 
 def _look(path: Path, target: str, time: str | None) -> Profile:
@@ -76,6 +94,9 @@ def _lines(found: Profile, model: str) -> list[str]:
         "source:",
         "  # This file, or a folder of files with the same columns that may grow.",
         f"  path: {_quoted(found['path'])}",
+        *_encoding(found),
+        "",
+        *_columns(found),
         "",
         *_time(found),
         *_key(found),
@@ -106,8 +127,71 @@ def _question(found: Profile) -> list[str]:
     if found["task"] == "binary":
         classes = " or ".join(_safe(label) for label in found["classes"])
         lines += [f"# The class whose probability is answered: {classes}.", f"positive: {_quoted(found['positive'])}"]
+    lines += _without_target(found)
     others = ", ".join(METRICS[found["task"]])
     return [*lines, f"# A challenger must beat the champion on this: {others}.", f"metric: {METRICS[found['task']][0]}"]
+
+
+def _without_target(found: Profile) -> list[str]:
+    """Rows without a target, counted; more than a few are not left out unasked."""
+    missing = found["target_missing"]
+    if not missing:
+        return []
+    texts = ", ".join(_safe(repr(text)) for text in found["target_texts"][:3])
+    read = f" (read as missing: {texts})" if texts else ""
+    lines = [f"# {missing:,} of {found['rows']:,} rows have no target{read}: nothing is learned from them."]
+    if not found["target_asks"]:
+        return lines
+    lines.append("# So many are left out only when you say so: take the # off the next line. If those texts are a")
+    lines.append("# class, say `missing: []` of the target under `columns` instead.")
+    return [*lines, "# target_missing: drop"]
+
+
+def _encoding(found: Profile) -> list[str]:
+    dialect = found["dialect"]
+    if not dialect or dialect["encoding"] == "utf-8":
+        return []
+    return ["  # Found, as the file does not say it.", f"  encoding: {dialect['encoding']}"]
+
+
+def _columns(found: Profile) -> list[str]:
+    """How each column was read. What stands here wins over what later data look like."""
+    lines = ["# How columns are read, as found. What stands here holds for training, refit, drift and predictions."]
+    lines += [f"# {_safe(sentence, 200)}." for sentence in found["changed"][:SHOWN]]
+    if len(found["changed"]) > SHOWN:
+        lines.append(f"# {len(found['changed']) - SHOWN} more columns have values that were read as missing.")
+    offers: dict[str, str] = found["offers"]
+    entries: list[str] = []
+    many = len(found["reading"]) > MOST_COLUMNS
+    for column in found["reading"]:
+        said = _said(column)
+        if many and not said.keys() - {"type"}:
+            continue
+        name = column["name"]
+        if name in offers:
+            such = _safe(offers[name])
+            entries.append(f"  # The texts are numbers, such as {such}; without this line they stay text.")
+        entries.append(f"  {_quoted(name)}: {_flow(said)}")
+    while sum(len(entry.encode()) + DEFAULTS_BYTES for entry in entries) > COLUMNS_BYTES:
+        entries.pop()
+    return [*lines, "columns:", *entries] if entries else [*lines, "columns: {}"]
+
+
+def _said(column: dict[str, Any]) -> dict[str, Any]:
+    """A column's reading as the spec says it, without what is usual."""
+    said: dict[str, Any] = {"type": column["type"]}
+    if column["format"]:
+        said["format"] = column["format"][0] if len(column["format"]) == 1 else list(column["format"])
+    if column["decimal"] == "," or column["thousands"]:
+        said["decimal"] = column["decimal"]
+    if column["unit"]:
+        said["unit"] = column["unit"]
+    return said
+
+
+def _flow(said: dict[str, Any]) -> str:
+    dumped: str = yaml.safe_dump(said, default_flow_style=True, allow_unicode=True, width=10**9, sort_keys=False)
+    return dumped.strip()
 
 
 def _time(found: Profile) -> list[str]:

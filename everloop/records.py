@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from everloop.reading import ReadColumn
 from everloop.specs import Task
 
 
@@ -77,6 +78,14 @@ class Snapshot(Result):
     schema_digest: str
     time_from: datetime | None = None
     time_to: datetime | None = None
+    reading: Blob | None = None
+    """JSON of `Reading`: how bytes became columns. None: the first reader's rules."""
+    changed: tuple[str, ...] = ()
+    """Sentences on what the rules changed, as many as a result that travels through Temporal may list."""
+    target_missing: int = 0
+    """Rows without a target: nothing is learned from them."""
+    rejected: Blob | None = None
+    """CSV: the values that are not as declared, with their file and row."""
 
 
 class Check(Record):
@@ -180,6 +189,8 @@ class Field(Record):
     """For a category: the values (at most 100) that training knew; others are answered as unseen."""
     layouts: tuple[str, ...] = ()
     """For a datetime: how the table wrote it where not in ISO 8601, as strptime says it. Both are understood."""
+    read: ReadColumn | None = None
+    """How the table's texts became its values. None: by the first reader."""
 
 
 class Signature(Record):
@@ -196,6 +207,10 @@ class Signature(Record):
     key: str | None = None
     ignored: tuple[str, ...] = ()
     """Other columns of the training table: a predict request may carry them, the model does not look at them."""
+    target_type: Literal["", "text", "integer", "number", "boolean"] = ""
+    """What labels are answered as; text where nothing is said."""
+    time_read: ReadColumn | None = None
+    key_read: ReadColumn | None = None
 
 
 class Exported(Result):
@@ -269,9 +284,12 @@ class Evidence(Record):
     classes: tuple[str, ...] = ()
     """The labels, in the order of the model's outputs."""
 
+    notes: tuple[str, ...] = ()
+    """What the reading changed in the data, and how many rows have no target."""
+
     def as_format_1(self) -> "Evidence":
         """The same without what format 2 binds."""
-        first = {"format": 1, "signature_digest": "", "reference_digest": "", "classes": ()}
+        first = {"format": 1, "signature_digest": "", "reference_digest": "", "classes": (), "notes": ()}
         return self.model_copy(update=first)
 
 

@@ -3,57 +3,43 @@
 Standard library only: the command line loads it.
 """
 
-import csv
 import io
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
+from everloop import dialect as dialects
+from everloop.dialect import HEAD, column_names, delimiter_of
 from everloop.errors import Invalid
+from everloop.reading import ReadColumn
 from everloop.records import Field, Signature
+from everloop.texts import MISSING_TEXT, NUMBER_BLANKS, THOUSANDS, WHOLE, NotAsReadError, decide, value_of
+
+__all__ = [
+    "DECIMAL_COMMA",
+    "HEAD",
+    "MISSING_TEXT",
+    "NUMBER_BLANKS",
+    "THOUSANDS",
+    "WITH_COMMA",
+    "column_names",
+    "delimiter_of",
+    "from_csv",
+    "pointed",
+]
 
 Json = dict[str, Any]
 Cell = str | int | float | bool | None
 
-MISSING_TEXT = frozenset({"", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "NaT", "null", "NULL"})
-"""Text that stands for a missing value, in data and in requests alike. `None` is not here: tables use it as a value."""
-NUMBER_BLANKS = ("None", "none", "?", "-", ".")
-"""Stand for a missing value, but only in a column that otherwise holds numbers, booleans or times."""
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?inf(inity)?", re.IGNORECASE)
 DECIMAL_COMMA = r"(?i)^([+-]?(\d+(,\d*)?|[1-9]\d{0,2}(\.\d{3})+(,\d*)?|,\d+)(e[+-]?\d+)?|[+-]?inf(inity)?)$"
 """A number as much of the world writes it: 1234,5 or 1.234,5, not 0.512 (RE2 and Python read this alike)."""
-THOUSANDS = r"^[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?$"
-"""Commas that may stand between thousands: 1,234 is either number. 0,5 and 1234,567 cannot be read so."""
 WITH_COMMA = "decimal comma"
 """Among a column's layouts: its numbers were written so."""
 LONGEST_WHOLE = 18
 """Digits of a whole number that 64 bits always hold."""
-HEAD = 1 << 16
-"""Characters that a header line is looked for in."""
-LINES = 6
-"""The header and the rows after it that say what separates the columns."""
-QUOTED = re.compile(r'(^|[,;\t\r\n])"(?:[^"]|"")*("|$)')
-
-
-def delimiter_of(head: str) -> str:
-    """What separates the columns of a CSV file that begins with *head*.
-
-    It splits the header and the next rows into the same number of fields, more than one. Where several do, a comma is
-    the least likely: unquoted names (`Area, m2`) and decimal commas stand in every row, too. Where none does, the
-    header alone says it, and the comma wins a draw. What is in quotes does not count, also not line breaks.
-    """
-    lines = [line for line in re.split(r"[\r\n]+", QUOTED.sub(r"\1", head)) if line]
-    if len(lines) > 1 and len(head) >= HEAD:
-        lines.pop()  # it may go on
-    counts = {one: [line.count(one) for line in lines[:LINES]] for one in ",;\t"}
-    steady = [one for one in "\t;," if len(counts[one]) > 1 and counts[one][0] and len(set(counts[one])) == 1]
-    return steady[0] if steady else max(counts, key=lambda one: counts[one][:1])
-
-
-def column_names(header: list[str]) -> list[str]:
-    """Names of the columns; one without a name is called by its place."""
-    return [cell or f"unnamed_{place}" for place, cell in enumerate(header, 1)]
 
 
 def from_csv(text: str, name: str, schema: Mapping[str, Any]) -> list[Json]:
@@ -62,16 +48,24 @@ def from_csv(text: str, name: str, schema: Mapping[str, Any]) -> list[Json]:
     What does not fit stays text: the prediction server says which field it is and what was expected.
     """
     signature = Signature.model_validate(schema)
+    fields = {field.name: field for field in signature.fields}
     text = text.removeprefix("\ufeff")
-    delimiter = delimiter_of(text[:HEAD])
-    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    names = column_names(next(lines, []))
+    wanted = {*fields, signature.time, signature.key, signature.target} - {None}
+    dialect = dialects.found(
+        text[:HEAD], {str(name) for name in wanted}, backslash=bool(dialects.BACKSLASH.search(text))
+    )
+    names, _ = dialects.header(text, dialect)
+    source = io.StringIO(text, newline="")
+    for _ in range(dialect.skip):
+        source.readline()
+    lines = dialects.rows(source, dialect)
+    if dialect.header:
+        next(lines, None)
     rows = list(_lines(lines, names, name))
     if not rows:
         raise Invalid(f"{name} has no rows", field="rows", hint="it needs a header line and rows")
-    fields = {field.name: field for field in signature.fields}
     columns = [
-        _column(cells, fields.get(column), _kind(column, signature, fields), delimiter)
+        _column(column, cells, signature, fields, dialect.delimiter)
         for column, cells in zip(names, zip(*rows, strict=True), strict=True)
     ]
     return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
@@ -96,11 +90,55 @@ def _kind(column: str, signature: Signature, fields: Mapping[str, Field]) -> str
     return "plain" if column in (signature.time, signature.key) else "text"
 
 
-def _column(cells: Sequence[str], field: Field | None, kind: str, delimiter: str) -> list[Cell]:
-    """The cells of one column: commas are decimal in all of them or in none."""
+def _column(
+    name: str, cells: Sequence[str], signature: Signature, fields: Mapping[str, Field], delimiter: str
+) -> list[Cell]:
+    """The cells of one column, as the model's table was read."""
+    field = fields.get(name)
+    read = field.read if field else None
+    if read is not None and field is not None:
+        return _as_read(name, cells, read, field)
+    if name == signature.key and signature.key_read:
+        return [_key(cell) for cell in cells]
+    kind = _kind(name, signature, fields)
+    # Commas are decimal in all cells of a column or in none.
     if kind == "number" and delimiter != "," and _with_commas(cells, field):
         return [_comma_cell(cell) for cell in cells]
     return [_cell(cell, kind) for cell in cells]
+
+
+def _as_read(name: str, cells: Sequence[str], read: ReadColumn, field: Field) -> list[Cell]:
+    """Cells by the reading that the model was trained with. What does not fit stays as it is, to be refused."""
+    if field.kind == "number" and not read.declared and not all(_fits(cell, read) for cell in cells):
+        own = decide(name, cells).column  # a file may write its numbers in another way than the table did
+        read = own if own.type in ("number", "integer") else read
+    return [_read_cell(cell, read, field) for cell in cells]
+
+
+def _fits(cell: str, read: ReadColumn) -> bool:
+    try:
+        value_of(cell, read)
+    except NotAsReadError:
+        return False
+    return True
+
+
+def _read_cell(cell: str, read: ReadColumn, field: Field) -> Cell:
+    if field.kind == "category" and cell.strip() in field.known:
+        return cell.strip()  # one that is called NA
+    try:
+        value = value_of(cell, read)
+    except NotAsReadError:
+        return cell
+    return cell.strip() if isinstance(value, datetime) else value
+
+
+def _key(cell: str) -> Cell:
+    """A key with all its digits: a number where it is written as one of 64 bits, else text."""
+    text = cell.strip()
+    if re.fullmatch("-?" + WHOLE.removeprefix("[+-]?"), text) and -(2**63) <= int(text) < 2**63:
+        return int(text)
+    return text or None
 
 
 def _with_commas(cells: Sequence[str], field: Field | None) -> bool:

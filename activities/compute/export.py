@@ -96,15 +96,19 @@ def signature_of(spec: LifecycleSpec, pipeline: Pipeline, table: Table) -> Signa
                 maximum=entry.high if entry.kind == "number" else None,
                 known=entry.known[:MOST_KNOWN],
                 layouts=table.column(entry.name).layouts,
+                read=table.reading.column(entry.name) if table.reading else None,
             )
             for entry in pipeline.inputs
         ),
         target=spec.target,
         classes=pipeline.classes,
         positive=pipeline.positive,
+        target_type=target_of(table, spec).type,
         time=spec.time,
         time_layouts=time_layouts(table, spec.time) if spec.time else (),
         key=spec.key,
+        time_read=table.reading.column(spec.time) if table.reading else None,
+        key_read=table.reading.column(spec.key) if table.reading else None,
         ignored=tuple(column.name for column in table.columns if column.name not in names),
     )
 

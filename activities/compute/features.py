@@ -9,7 +9,6 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +18,6 @@ from activities.compute import Job
 from activities.compute.data import (
     Table,
     Target,
-    array_of,
     bounded,
     check_spec,
     content_hashes,
@@ -30,12 +28,12 @@ from activities.compute.data import (
     target_of,
     unread_type,
 )
+from activities.compute.data import seen as data_seen
 from activities.compute.inference import Columns
 from everloop.artifacts import Artifacts
 from everloop.contracts import PrepareRequest
 from everloop.errors import InvalidData, InvalidSpec
-from everloop.records import Blob, Champion, Column, Prepared
-from everloop.rows import WITH_COMMA
+from everloop.records import Blob, Column, Prepared
 from everloop.specs import LifecycleSpec
 
 Kind = Literal["number", "boolean", "datetime", "category"]
@@ -55,6 +53,8 @@ LARGEST = float(np.finfo(np.float32).max)
 """Numbers are kept within float32: LightGBM's infinite threshold ("missing or not") is exported as 1e300."""
 NOTHING = np.float32(1e-35)
 """LightGBM takes what is this near to 0 for 0, but only in some of its ways through a tree: so it never sees any."""
+INDEX = "__index_level_"
+"""How pandas calls an index without a name in a Parquet file: no feature unless asked for."""
 FRESH_ROWS = 30
 """Fewer rows than this that the champion has not seen cannot compare two models."""
 
@@ -165,7 +165,7 @@ def prepare(request: PrepareRequest, job: Job) -> Prepared:
     check_spec(spec, table.rows.column_names)
     target = target_of(table, spec)
     rows = target.labelled
-    unseen, unmatched = _unseen(table, rows, request.champion, job.artifacts)
+    unseen, unmatched = data_seen.unseen(table, rows, request, job.artifacts)
     part = split(spec, table, target, unseen)
     pipeline = fit(spec, table, target, rows[part == TRAIN])
     matrix = pipeline.transform(table.arrays([entry.name for entry in pipeline.inputs], rows))
@@ -195,49 +195,6 @@ def prepare(request: PrepareRequest, job: Job) -> Prepared:
 
 
 # --- the split ----------------------------------------------------------------------------------
-
-
-def keep_seen(table: Table, rows: NDArray[np.int64], path: Path) -> None:
-    """Write to *path* what a later challenger needs to know its fresh rows: hashes, and how columns were read."""
-    np.savez(path, hashes=np.unique(row_hashes(table)[rows]), reading=json.dumps(_reading(table)))
-
-
-def _reading(table: Table) -> dict[str, list[str]]:
-    """Each column as `text`, `number` or `datetime` (nothing, while it holds no value), and how it was written."""
-    found = {}
-    for column in table.columns:
-        values = table.rows[column.name]
-        plain = "text" if array_of(values).dtype == object else "number"
-        kind = "datetime" if column.kind == "datetime" else plain
-        found[column.name] = [kind if values.null_count < len(values) else "", *column.layouts]
-    return found
-
-
-def _unseen(
-    table: Table, rows: NDArray[np.int64], champion: Champion | None, artifacts: Artifacts
-) -> tuple[NDArray[np.bool_], tuple[str, ...]]:
-    """For each labelled row: has no champion learned from it? And the columns that keep us from knowing."""
-    if champion is None:
-        return np.ones(len(rows), np.bool_), ()
-    with artifacts.open_local(champion.seen) as path, np.load(path, allow_pickle=False) as seen:
-        hashes, then = seen["hashes"], json.loads(str(seen["reading"]))
-    unmatched = _read_otherwise(then, _reading(table))
-    if unmatched:
-        return np.zeros(len(rows), np.bool_), unmatched
-    return ~np.isin(row_hashes(table)[rows], hashes), ()
-
-
-def _read_otherwise(then: dict[str, list[str]], now: dict[str, list[str]]) -> tuple[str, ...]:
-    """Columns whose old values have another hash now: a row that the champion learned from would seem new."""
-    found = [name for name in then if name not in now] + [name for name in now if name not in then]
-    for name in then.keys() & now.keys():
-        (before, *layouts), (kind, *others) = then[name], now[name]
-        if "" in (before, kind):
-            continue
-        commas = (WITH_COMMA in layouts) != (WITH_COMMA in others)
-        if before != kind or commas or not set(layouts) <= set(others):
-            found.append(name)
-    return tuple(sorted(found))
 
 
 def split(spec: LifecycleSpec, table: Table, target: Target, unseen: NDArray[np.bool_]) -> NDArray[np.int8]:
@@ -371,6 +328,8 @@ def _candidates(spec: LifecycleSpec, table: Table) -> list[str]:
         hint = "leave it out of one of them"
         raise InvalidSpec(f"{both[0]!r} is both included and excluded", field="features.exclude", hint=hint)
     names = [column.name for column in table.columns]
+    if chosen is None:
+        never |= {name for name in names if name.startswith(INDEX)}
     return [name for name in names if name not in never and (chosen is None or name in chosen)]
 
 
@@ -396,7 +355,7 @@ def _fit_column(  # noqa: PLR0911  # one return per reason
     low, high = float(filled.min()), float(filled.max())
     middle = float(np.median(filled))
     with np.errstate(over="ignore"):
-        far = column.kind == "number" and abs(middle) > FAR * float(filled.std() or 1.0)
+        far = column.kind == "number" and (abs(middle) > FAR * float(filled.std() or 1.0) or _blurred(filled, middle))
     return Input(
         name=column.name,
         kind="boolean" if column.kind == "boolean" else "number",
@@ -406,6 +365,13 @@ def _fit_column(  # noqa: PLR0911  # one return per reason
         low=low,
         high=high,
     )
+
+
+def _blurred(filled: Floats, middle: float) -> bool:
+    """Does float32 take more different numbers for one than it would around *middle*: 500000015 and 500000016?"""
+    values = np.unique(filled)
+    with np.errstate(over="ignore"):
+        return len(np.unique((values - middle).astype(np.float32))) > len(np.unique(values.astype(np.float32)))
 
 
 def _counts_rows(filled: Floats, nulls: int) -> bool:

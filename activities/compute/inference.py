@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from everloop.errors import IntegrityError, InvalidPrediction
+from everloop.reading import ReadColumn
 from everloop.records import Field, Signature
-from everloop.rows import MISSING_TEXT
+from everloop.texts import BLANKS, MISSING_TEXT, NotAsReadError, value_of
 
 Columns = dict[str, NDArray[Any]]
 Reader = Callable[[object], float | str]
@@ -39,6 +41,16 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.values)
 
+    @cached_property
+    def labels(self) -> list[str | int | float | bool]:
+        """The classes in the target's own type: 0 and 1 where it holds whole numbers, true and false of booleans."""
+        kind = self.signature.target_type
+        if kind == "boolean":
+            return [label == "true" for label in self.signature.classes]
+        if kind in ("integer", "number"):
+            return [int(label) if label.lstrip("-").isdecimal() else float(label) for label in self.signature.classes]
+        return list(self.signature.classes)
+
     def rows(self) -> list[dict[str, object]]:
         """One dictionary per row, as the prediction API answers it."""
         if self.signature.task == "regression":
@@ -48,7 +60,7 @@ class Predictions:
     def _classified(self, row: list[float]) -> dict[str, object]:
         classes = self.signature.classes
         best = max(range(len(row)), key=row.__getitem__)
-        answer: dict[str, object] = {"label": classes[best]}
+        answer: dict[str, object] = {"label": self.labels[best]}
         if self.signature.task == "binary":
             answer["probability"] = row[classes.index(self.signature.positive)]
         return answer | {"probabilities": dict(zip(classes, row, strict=True))}
@@ -153,8 +165,49 @@ def _reader(field: Field) -> Reader:
     if field.kind == "boolean":
         return _boolean
     if field.kind == "datetime":
-        return lambda value: _datetime(value, field.layouts)
-    return _code if _spelled_as_numbers(field.known) else _text
+        read = field.read
+        return lambda value: _datetime_as_read(value, read) if read else _datetime(value, field.layouts)
+    if field.read is not None:
+        return _text_as_read(field, field.read)
+    if not _spelled_as_numbers(field.known):
+        return _text
+    return lambda value: _text(_code(value))
+
+
+def _datetime_as_read(value: object, read: ReadColumn) -> float:
+    if value is None:
+        return math.nan
+    if not isinstance(value, str):
+        raise _ExpectedError("text such as 2013-01-31, or null")
+    try:
+        found = value_of(value, read, quoted=True)
+    except NotAsReadError as error:
+        raise _ExpectedError(f"{error}, or null") from None
+    return found.timestamp() if isinstance(found, datetime) else math.nan
+
+
+def _text_as_read(field: Field, read: ReadColumn) -> Reader:
+    """A text means what it means in the table; one that the model knows is a value even where it is called NA."""
+    known = frozenset(field.known)
+    plain = _code if _spelled_as_numbers(field.known) else _as_text
+
+    def reader(value: object) -> float | str:
+        text = plain(value)
+        if isinstance(text, str) and text not in known:
+            text = text.strip(BLANKS) if read.trim else text
+            return "" if text in read.missing and text not in known else text
+        return text
+
+    return reader
+
+
+def _as_text(value: object) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise _ExpectedError("text or null")
+    # JSON may hold half of a surrogate pair, which is no text.
+    return value if value.isascii() else value.encode("utf-8", "replace").decode()
 
 
 def _spelled_as_numbers(known: Iterable[str]) -> bool:
@@ -197,20 +250,14 @@ def _boolean(value: object) -> float:
 
 
 def _text(value: object) -> str:
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise _ExpectedError("text or null")
-    if value in MISSING_TEXT:
-        return ""
-    # JSON may hold half of a surrogate pair, which is no text.
-    return value if value.isascii() else value.encode("utf-8", "replace").decode()
+    text = _as_text(value)
+    return "" if text in MISSING_TEXT else text
 
 
 def _code(value: object) -> str:
     """A category with a known value that looks like a number: 7 is the text `7`."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return _text(value)
+        return _as_text(value)
     if not math.isfinite(value):
         raise _ExpectedError("text, a finite number or null")
     return str(int(value)) if float(value).is_integer() else repr(value)

@@ -7,13 +7,16 @@ Prints one JSON object: the profile, or `{"error", "message", "field", "hint"}` 
 import argparse
 import contextlib
 import json
+import os
 import re
 import sys
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from activities.compute.data import (
@@ -22,26 +25,30 @@ from activities.compute.data import (
     Table,
     Target,
     check_spec,
-    describe,
     event_seconds,
     find,
     mistaken,
     month_first,
-    read,
-    read_all,
+    read_paths,
     row_hashes,
     target_of,
 )
+from activities.compute.data.doubts import CODES
+from activities.compute.data.reading import Read
+from activities.compute.data.target import MISSING_UNASKED
 from activities.compute.evaluation import auc
 from activities.compute.features import TRAIN, Pipeline, fit, split
 from everloop.errors import DatasetMissing, DatasetTooSmall, EverloopError, InvalidData, InvalidSpec, TargetUnusable
 from everloop.init import WINDOWS
+from everloop.reading import ReadColumn
 from everloop.records import Column
-from everloop.specs import LifecycleSpec, Task, checked
+from everloop.specs import ColumnReading, LifecycleSpec, Task, checked
+from everloop.texts import THOUSANDS, offered
 
 FEW_NUMBERS = 10
 """A whole-number target with at most this many values is taken for classes."""
 LOOKED_AT = 20_000
+PLAIN_COMMAS = re.compile(rf"{THOUSANDS[1:-1]}|[+-]?[0-9]+")
 MOST_BINS, BIN_ROWS = 200, 20
 """Of numbers: at most so many bins, and at least so many rows (half of them fitted on) in each."""
 FEW_OF_A_CLASS = 5
@@ -59,13 +66,10 @@ TIME_NAME = re.compile(r"time|date|stamp|(^|_)(ts|at|on|day|when)$", re.IGNORECA
 def profile(path: Path, target: str, time: str | None) -> dict[str, Any]:
     """What the table at *path* seems to be. Raises `InvalidData`, `InvalidSpec`, `TargetUnusable`."""
     paths = find(path)
-    parts = read_all(
-        [file.name for file in paths],
-        lambda place, spelled: read(paths[place], paths[place].suffix.lower(), paths[place].name, spelled),
-    )
-    rows = pa.concat_tables(parts)
-    table = Table(rows, describe(rows))
-    check_spec(_spec(path, "regression", target, time), rows.column_names)
+    asked = _spec(path, "regression", target, time)
+    table, read, offers = _looked_at(paths, asked)
+    check_spec(asked, table.rows.column_names)
+    rows = sum(read.rows)
     if len(table) < MINIMUM_ROWS:
         hint = f"at least {MINIMUM_ROWS} rows with a target are needed"
         raise DatasetTooSmall(
@@ -74,6 +78,7 @@ def profile(path: Path, target: str, time: str | None) -> dict[str, Any]:
     task, why = guess_task(table, target)
     spec = _spec(path, task, target, time)
     found = target_of(table, spec)
+    without = _without_target(read, table, found, target)
     when = event_seconds(table, time) if time else None
     suspects = leaks(table, found, target, time)
     guess = _time_guess(table, target) if not time else None
@@ -82,9 +87,19 @@ def profile(path: Path, target: str, time: str | None) -> dict[str, Any]:
     exclude, last = _left_out(suspects, fitted)
     return {
         "path": str(path),
-        "rows": len(table),
+        "rows": rows,
         "files": len(paths),
         "columns": [column.model_dump() for column in table.columns],
+        "reading": [
+            column.model_dump() | {"type": "identifier" if column.name == key else _drafted(column, table)}
+            for column in read.reading.columns
+        ],
+        "dialect": read.reading.dialect.model_dump() if read.files[0].dialect else None,
+        "changed": [sentence for change in table.changed for sentence in change.sentences()],
+        "offers": offers,
+        "target_missing": without,
+        "target_asks": without > MISSING_UNASKED * rows,
+        "target_texts": list(change.texts) if (change := table.changes(target)) else [],
         "target": target,
         "task": task,
         "why": why,
@@ -93,7 +108,7 @@ def profile(path: Path, target: str, time: str | None) -> dict[str, Any]:
         "time": time,
         "time_guess": guess,
         "time_notes": [note for column in table.columns if (note := month_first(table, column.name))],
-        "windows": _windows(when) if when is not None else {},
+        "windows": _windows(when, rows / len(table)) if when is not None else {},
         "key": key,
         "suspects": suspects,
         "exclude": exclude,
@@ -102,10 +117,61 @@ def profile(path: Path, target: str, time: str | None) -> dict[str, Any]:
     }
 
 
+def _looked_at(paths: Sequence[Path], asked: LifecycleSpec) -> tuple[Table, Read, dict[str, str]]:
+    """The table, how it is read, and the columns whose texts are numbers if one says so: they are read as such."""
+    threads = os.cpu_count() or 1
+    with tempfile.TemporaryDirectory() as scratch:
+        table, read = read_paths(paths, asked, Path(scratch), threads)
+    offers = _offers(table)
+    if not offers:
+        return table, read, {}
+    columns = {
+        name: ColumnReading(type="number", unit=style.unit, decimal=style.decimal) for name, style in offers.items()
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        table, read = read_paths(paths, asked.model_copy(update={"columns": columns}), Path(scratch), threads)
+    return table, read, {name: example(table, name, style) for name, style in offers.items()}
+
+
+def _drafted(read: ReadColumn, table: Table) -> str:
+    """The type that a draft says: whole numbers may get fractions one day, and free text is no category."""
+    if read.type == "integer":
+        return "number"
+    return "text" if read.type == "category" and table.column(read.name).kind == "text" else str(read.type)
+
+
+def _without_target(read: Read, table: Table, found: Target, target: str) -> int:
+    """Rows of the whole source that have no target."""
+    own = [columns[target] for columns in read.looked]
+    if all(each.textual for each in own):
+        return sum(each.missing for each in own)
+    return round((len(table) - len(found.labelled)) * sum(read.rows) / len(table))
+
+
+def _offers(table: Table) -> dict[str, ReadColumn]:
+    found = {}
+    for column in table.columns:
+        if column.kind not in ("text", "category") or (column.distinct or 0) <= CODES:
+            continue
+        texts = pc.drop_null(table.rows[column.name]).unique().to_pylist()
+        if all(PLAIN_COMMAS.fullmatch(text) for text in texts):
+            continue  # 1,234 is either number: nobody but the owner knows
+        if style := offered(texts):
+            found[column.name] = style
+    return found
+
+
+def example(table: Table, name: str, style: ReadColumn) -> str:
+    """How a number of the column was written, for people."""
+    value = pc.drop_null(table.rows[name])[0].as_py()
+    return f"{value:g}{' ' + style.unit if style.unit else ''}"
+
+
 def _spec(path: Path, task: Task, target: str, time: str | None) -> LifecycleSpec:
     if target == time:
         raise InvalidSpec("the target must not be the time column", field="target", hint="choose another target")
-    return checked({"model": "profile", "task": task, "target": target, "time": time, "source": {"path": str(path)}})
+    asked = {"model": "profile", "task": task, "target": target, "time": time, "source": {"path": str(path)}}
+    return checked(asked | {"target_missing": "drop"})  # counted and asked about in the draft
 
 
 def _prepared(spec: LifecycleSpec, table: Table, target: Target) -> Pipeline:
@@ -134,11 +200,11 @@ def _left_out(suspects: dict[str, float], fitted: Pipeline) -> tuple[list[str], 
     return [name for name in leaking if name != last], last
 
 
-def _windows(seconds: NDArray[np.float64]) -> dict[str, int]:
-    """How many rows a window of each length usually holds: the median of those with any rows."""
+def _windows(seconds: NDArray[np.float64], times: float) -> dict[str, int]:
+    """How many rows a window of each length usually holds: the median of those with any rows, each for so many."""
     days = np.floor(seconds[np.isfinite(seconds)] / 86400).astype("datetime64[D]")
     units = {"day": days, "week": (days.astype(np.int64) + 3) // 7, "month": days.astype("datetime64[M]")}
-    return {window: int(np.median(np.unique(units[window], return_counts=True)[1])) for window in WINDOWS}
+    return {window: int(times * np.median(np.unique(units[window], return_counts=True)[1])) for window in WINDOWS}
 
 
 def guess_task(table: Table, target: str) -> tuple[Task, str]:

@@ -12,8 +12,9 @@ import numpy as np
 
 from activities.compute import UNUSED_BY_LIGHTGBM, Job, without
 from activities.compute.data import check_spec, event_seconds, load, moment, target_of
+from activities.compute.data.seen import keep_seen
 from activities.compute.evaluation import score
-from activities.compute.features import TRAIN, VALIDATION, Floats, Matrix, Pipeline, fit, keep_seen
+from activities.compute.features import TRAIN, VALIDATION, Floats, Matrix, Pipeline, fit
 from everloop.contracts import RefitRequest, TrainRequest
 from everloop.records import Refitted, Trained
 from everloop.specs import LifecycleSpec

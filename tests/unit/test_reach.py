@@ -54,7 +54,7 @@ def test_a_link_that_another_user_planted_to_our_file_is_not_followed(secret, dr
         lambda: read(planted),
         lambda: data.find(planted),
         lambda: data.find(drop),
-        lambda: data._keep(planted, Artifacts(str(tmp_path / "artifacts"))),
+        lambda: data.sources._keep(planted, Artifacts(str(tmp_path / "artifacts"))),
     ):
         with pytest.raises(DatasetMissing, match=r"link 'data\.csv' of another user") as refused:
             attempt()

@@ -1,0 +1,44 @@
+"""DuckDB as the data rooms use it: one connection per job, made after the fork, and nothing downloaded ever."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import duckdb
+
+MEMORY = "1GB"
+"""What a connection may hold before it spills to its scratch folder."""
+
+
+@contextmanager
+def connection(scratch: Path, threads: int = 1) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A database in memory that spills to *scratch*. Never open one in a process that forks."""
+    spill = scratch / f"duckdb-{os.getpid()}"
+    made = duckdb.connect(
+        ":memory:",
+        config={
+            "autoinstall_known_extensions": "false",
+            "autoload_known_extensions": "false",
+            "threads": threads,
+            "memory_limit": MEMORY,
+            "temp_directory": str(spill),
+            "preserve_insertion_order": "true",
+        },
+    )
+    try:
+        made.execute("SET TimeZone = 'UTC'")
+        made.execute("SET enable_progress_bar = false")
+        yield made
+    finally:
+        made.close()
+
+
+def text(value: str) -> str:
+    """*value* as SQL."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def name(value: str) -> str:
+    """A column's name as SQL."""
+    return '"' + value.replace('"', '""') + '"'

@@ -1,0 +1,261 @@
+# ruff: noqa: T201  # what a job prints is its log
+"""A file of any format, made ready for DuckDB: text files as columns of texts, the others as typed Parquet."""
+
+import codecs
+import csv
+import mmap
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet
+
+from activities.compute.data import typed
+from activities.compute.data.engine import name as column_name
+from activities.compute.data.engine import text as quoted
+from activities.compute.data.rules import ODD_BLANKS
+from activities.compute.data.sources import compression_of, format_of
+from everloop import dialect as dialects
+from everloop.dialect import HEAD
+from everloop.errors import InvalidData
+from everloop.reading import Dialect
+from everloop.texts import BLANKS, USUAL
+
+CHUNK_BYTES = 4 << 20
+LONGEST_LINE = 16 << 20
+NEVER = "everloop: no cell is this"
+SPACED = tuple(before + text + after for text in USUAL for before, after in (("", ""), (" ", ""), ("", " ")))
+COMPRESSIONS = {"gz": "gzip", "zst": "zstd", "bz2": "bz2"}
+IN_QUOTES = re.compile(('" *(' + "|".join(map(re.escape, USUAL)) + ') *"').encode())
+ODD_QUOTE = re.compile(dialects.BACKSLASH.pattern.encode())
+
+
+@dataclass
+class Opened:
+    """A file that DuckDB can read."""
+
+    name: str
+    """What errors call it."""
+    path: Path
+    columns: tuple[str, ...]
+    stored: tuple[str, ...] = ()
+    """What a typed file calls its columns, where two names differ in case alone: DuckDB takes those for one."""
+    types: dict[str, pa.DataType] = field(default_factory=dict)
+    """Of a file with types of its own, by column; none for a text file."""
+    dialect: Dialect | None = None
+    lines: int = 0
+    """Before the first row."""
+    quoted_blanks: bool = False
+    """Somewhere a text that may mean missing stands in quotes."""
+    newline: str = "\n"
+    odd_blanks: str = ODD_BLANKS
+    """Blanks that some value may hold and that are no plain ones: tabs, line breaks."""
+
+    @property
+    def typed(self) -> bool:
+        return self.dialect is None
+
+    def relation(self, *, nulls: bool = False) -> str:
+        """The rows as SQL, columns named c0, c1, ... With *nulls*, an unquoted text that means missing is null."""
+        if self.dialect is None:
+            return f"(SELECT {self._places()} FROM read_parquet({quoted(str(self.path))}))"
+        columns = ", ".join(f"'c{place}': 'VARCHAR'" for place in range(len(self.columns)))
+        blanks = ", ".join(map(quoted, SPACED if nulls else (NEVER,)))
+        return (
+            f"read_csv({quoted(str(self.path))}, auto_detect = false, header = false, skip = {self.lines}, "
+            f"delim = {quoted(self.dialect.delimiter)}, quote = '\"', escape = {quoted(self.dialect.escape)}, "
+            f"columns = {{{columns}}}, nullstr = [{blanks}], allow_quoted_nulls = false, strict_mode = true, "
+            f"new_line = {quoted(repr(self.newline)[1:-1])}, max_line_size = {LONGEST_LINE}, compression = 'none')"
+        )
+
+    def _places(self) -> str:
+        return ", ".join(
+            f"{column_name(column)} AS c{place}" for place, column in enumerate(self.stored or self.columns)
+        )
+
+    def adapt(self, fault: str) -> bool:
+        """Look at the file another way, after DuckDB's *fault*. False where there is no other."""
+        if self.dialect is None:
+            return False
+        if "quote" in fault and self.dialect.escape == '"' and b'\\"' in self.path.read_bytes():
+            self.dialect = self.dialect.model_copy(update={"escape": "\\"})
+            return True
+        return False
+
+    def fault(self, message: str) -> InvalidData:
+        """DuckDB's word on the file, for people."""
+        hint = "mend or remove the file"
+        row = re.search(r"CSV Error on Line: (\d+)", message)
+        where = f"row {int(row[1]):,} (the header is row 1)" if row else "a row"
+        if counts := re.search(r"Expected Number of Columns: (\d+) Found: (\d+)", message):
+            what = f"{where} has {counts[2]} fields where the header has {counts[1]}"
+        elif "quote" in message:
+            what = f"{where} has a quote that does not end"
+        else:
+            what = "it is not readable as a table"  # DuckDB's own words may quote what stands in it
+        return InvalidData(f"{self.name}: {what}", field="source.path", hint=hint)
+
+
+def open_file(path: Path, name: str, scratch: Path, wanted: Collection[str], encoding: str | None) -> Opened:
+    """The file at *path*, which people call *name*. Raises `InvalidData`."""
+    if path.stat().st_size == 0:
+        raise InvalidData(f"{name} is empty", field="source.path", hint="it needs a header line and rows")
+    kind = format_of(name)
+    if kind == "csv":
+        opened = _text(path, name, scratch, wanted, encoding)
+    else:
+        opened = _typed(path, name, str(kind), scratch, wanted)
+    if twice := [column for column, count in Counter(opened.columns).items() if count > 1]:
+        hint = "give each column its own name"
+        raise InvalidData(f"{name} has two columns named {twice[0]!r}", field=twice[0], hint=hint)
+    return opened
+
+
+def _typed(path: Path, name: str, kind: str, scratch: Path, wanted: Collection[str]) -> Opened:
+    table = path if kind == "parquet" else typed.as_parquet(path, name, kind, scratch, wanted)
+    try:
+        schema = pa.parquet.read_schema(table)
+    except (pa.ArrowException, OSError) as error:
+        reason = ": it does not end as one does" if "magic bytes" in str(error) else ""
+        hint = "write it again, with pandas' or pyarrow's Parquet writer"
+        raise InvalidData(f"{name} is not a readable Parquet file{reason}", field="source.path", hint=hint) from None
+    columns = tuple(column.strip(BLANKS) for column in schema.names)
+    if len(set(columns)) < len(columns):
+        columns = tuple(schema.names)
+    stored: tuple[str, ...] = ()
+    if len({column.casefold() for column in schema.names}) < len(schema.names):
+        rows = pa.parquet.read_table(table)
+        stored = tuple(f"c{place}" for place in range(len(columns)))
+        table = scratch / f"renamed-{table.name}.parquet"
+        pa.parquet.write_table(rows.rename_columns(list(stored)), table)
+    types = {column: typed.plain_type(each.type) for column, each in zip(columns, schema, strict=True)}
+    return Opened(name=name, path=table, columns=columns, stored=stored, types=types)
+
+
+def _text(path: Path, name: str, scratch: Path, wanted: Collection[str], encoding: str | None) -> Opened:
+    if compression := compression_of(name):
+        path = _unpacked(path, name, compression, scratch)
+    with path.open("rb") as source:
+        head = source.read(HEAD)
+    is_utf8, ends = _scanned(path)
+    encoding = encoding or dialects.encoding_of(head, ascii_or_utf8=is_utf8)
+    if encoding is None:
+        hint = "save it as UTF-8, or say `encoding` in the spec's source"
+        raise InvalidData(f"{name} is not UTF-8 text, nor UTF-16 or Latin-1", field="source.path", hint=hint)
+    if encoding not in ("utf-8", "utf-8-sig", "ascii"):
+        path, encoding = _as_utf8(path, name, encoding, scratch)
+        print(f"{name}: read as {encoding}")
+        _, ends = _scanned(path)
+    with path.open("rb") as source, mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        backslash = ODD_QUOTE.search(data) is not None
+        blanks = IN_QUOTES.search(data) is not None
+        odd = _odd_blanks(data)
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as text:
+        start = text.read(HEAD)
+    try:
+        dialect = dialects.found(start, wanted, backslash=backslash, encoding=encoding)
+        with path.open(encoding="utf-8-sig", errors="replace", newline="") as text:
+            names, lines = dialects.header(text.read(LONGEST_LINE), dialect)
+    except csv.Error as error:
+        hint = "the first line must name the columns"
+        raise InvalidData(f"{name} has no readable header line ({error})", field="source.path", hint=hint) from None
+    if not any(names) or any("\0" in cell for cell in names) or not start.strip():
+        hint = "the first line must name the columns"
+        raise InvalidData(f"{name} has no header line", field="source.path", hint=hint)
+    if len(start) < HEAD and not any(line.strip() for line in re.split(r"\r\n|\r|\n", start)[lines:]):
+        hint = "add rows, or remove the file"
+        raise InvalidData(f"{name} has a header but no rows", field="source.path", hint=hint)
+    if len(names) == 1:  # nothing in it is quoted, also not as a column's name
+        hint = "commas, semicolons or tabs separate columns; a table has a target and at least one other column"
+        raise InvalidData(f"{name} is no table: its first line has one column", field="source.path", hint=hint)
+    if dialect.comment or len(ends) > 1 or lines > dialect.skip + 1:
+        # DuckDB takes the first line's end, also of one within quotes, for every line's.
+        path, lines, ends = _plain(path, dialect.comment, scratch, lines), 0, ["\n"]
+    ended = ends[0] if ends else "\n"
+    return Opened(
+        name, path, tuple(names), dialect=dialect, lines=lines, quoted_blanks=blanks, newline=ended, odd_blanks=odd
+    )
+
+
+def _odd_blanks(data: mmap.mmap) -> str:
+    """Those that are in the file at all; line breaks are part of values in quotes alone."""
+    quotes = data.find(b'"') >= 0
+    there = [blank for blank in ODD_BLANKS if quotes if blank in "\r\n"]
+    return "".join(
+        [*there, *(blank for blank in ODD_BLANKS if blank not in "\r\n" and data.find(blank.encode(), 3) >= 0)]
+    )
+
+
+def _fresh(scratch: Path) -> Path:
+    number = 0
+    while (path := scratch / f"plain-{number}.csv").exists():
+        number += 1
+    return path
+
+
+def _unpacked(path: Path, name: str, compression: str, scratch: Path) -> Path:
+    target = _fresh(scratch)
+    try:
+        with pa.input_stream(str(path), compression=COMPRESSIONS[compression]) as source, target.open("wb") as out:
+            while chunk := source.read(CHUNK_BYTES):
+                out.write(chunk)
+    except (pa.ArrowException, OSError) as error:
+        hint = "write it again"
+        raise InvalidData(f"{name} is not readable as {compression}: {error}", field="source.path", hint=hint) from None
+    if target.stat().st_size == 0:
+        raise InvalidData(f"{name} is empty", field="source.path", hint="it needs a header line and rows")
+    return target
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as source:
+        while chunk := source.read(CHUNK_BYTES):
+            yield chunk
+
+
+def _scanned(path: Path) -> tuple[bool, list[str]]:
+    """Whether all bytes are UTF-8, and the ways in which lines end, in quotes or not."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    utf8, between = True, False  # between: a letter goes on in the next chunk
+    both, returns, feeds, last = 0, 0, 0, b""
+    for chunk in _chunks(path):
+        both += chunk.count(b"\r\n") + (last == b"\r" and chunk[:1] == b"\n")
+        returns, feeds, last = returns + chunk.count(b"\r"), feeds + chunk.count(b"\n"), chunk[-1:]
+        if utf8 and (between or not chunk.isascii()):
+            try:
+                decoder.decode(chunk)
+            except UnicodeDecodeError:
+                utf8 = False
+            between = bool(decoder.getstate()[0])
+    counts = {"\r\n": both, "\n": feeds - both, "\r": returns - both}
+    return utf8 and not between, [end for end, count in counts.items() if count]
+
+
+def _as_utf8(path: Path, name: str, encoding: str, scratch: Path) -> tuple[Path, str]:
+    for tried in (encoding, "latin-1") if encoding == "cp1252" else (encoding,):
+        target = _fresh(scratch)
+        try:
+            with path.open(encoding=tried, newline="") as source, target.open("w", encoding="utf-8", newline="") as out:
+                while chunk := source.read(CHUNK_BYTES):
+                    out.write(chunk)
+        except (UnicodeError, LookupError):
+            continue
+        return target, tried
+    hint = "save it as UTF-8, or say another `encoding` in the spec's source"
+    raise InvalidData(f"{name} is not {encoding} text", field="source.path", hint=hint)
+
+
+def _plain(path: Path, comment: str, scratch: Path, lines: int) -> Path:
+    """A copy that begins with the first row, without comments, each line ended in one way."""
+    target = _fresh(scratch)
+    with path.open(encoding="utf-8-sig", newline="") as source:
+        for _ in range(lines):
+            source.readline()
+        with target.open("w", encoding="utf-8", newline="") as out:
+            for line in source:
+                if not comment or not line.startswith(comment):
+                    out.write(line.replace("\r\n", "\n").replace("\r", "\n"))
+    return target

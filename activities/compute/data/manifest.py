@@ -1,0 +1,291 @@
+# ruff: noqa: T201  # what a job prints is its log
+"""The snapshot: a source's bytes at one moment, and the table that was read from them."""
+
+import csv
+import json
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet
+
+from activities.compute import Job
+from activities.compute.data import reading, rules, typed
+from activities.compute.data.asked import check_spec
+from activities.compute.data.engine import connection
+from activities.compute.data.engine import name as column_name
+from activities.compute.data.engine import text as quoted
+from activities.compute.data.files import Opened, open_file
+from activities.compute.data.sources import _keep, find, shown
+from activities.compute.data.table import Table, bounded, column_of, enough, field_of, schema_digest
+from activities.compute.data.times import event_seconds, moment
+from everloop.artifacts import Artifacts
+from everloop.contracts import SnapshotRequest
+from everloop.reading import Changed, Reading
+from everloop.records import Blob, Column, Snapshot
+from everloop.rows import WITH_COMMA
+from everloop.specs import ColumnReading, LifecycleSpec
+
+MOST_REJECTED_ROWS = 10_000
+"""Kept for people to look at; all are counted."""
+MOST_FETCHED = 50_000
+"""Rows that `init` looks at, at least; twice as many at most."""
+MOST_CLASSES = 200
+SENTENCES = 20
+"""On what was changed, in the result; the manifest has all."""
+
+
+def snapshot(request: SnapshotRequest, job: Job) -> Snapshot:
+    """Keep the source's bytes as blobs, then read the table from them.
+
+    Safe to run twice: the same bytes give the same blobs. Raises `DatasetMissing`, `InvalidData`,
+    `SchemaMismatch`, `DatasetTooSmall`, `InvalidSpec` (a column that the spec names is not there).
+    """
+    spec = request.spec
+    paths = find(Path(spec.source.path))
+    blobs = [_keep(path, job.artifacts) for path in paths]
+    print(f"kept {len(blobs)} files, {sum(blob.size_bytes for blob in blobs):,} bytes")
+    with ExitStack() as stack:
+        duck = stack.enter_context(connection(job.scratch))
+        local = [stack.enter_context(job.artifacts.open_local(blob)) for blob in blobs]
+        files = _opened(local, [shown(path) for path in paths], spec, job.scratch)
+        read = reading.settle(files, asked_of(spec), duck)
+        enough(sum(read.rows))  # first: the first line of a file without rows may be anything, and is not quoted
+        check_spec(spec, list(read.columns[0]))
+        tables = []
+        for place in range(len(files)):
+            tables.append(_converted(read, place, job.scratch / f"table-{place}.parquet", duck))
+            job.report(place + 1, files=place + 1, of=len(files))
+        columns = describe_files(read, tables, duck)
+        kept = [job.artifacts.put_file(table, "table.parquet") for table in tables]
+        span = _span(tables, columns, spec)
+        rejected = _rejected(read, job.scratch / "rejected.csv", duck)
+    stored = job.artifacts.put(read.reading.model_dump_json().encode(), "reading.json")
+    changed = [sentence for each in read.changed for sentence in each.sentences()]
+    for sentence in changed:
+        print(sentence)
+    print(f"{sum(read.rows):,} rows, {len(columns)} columns; schema {schema_digest(columns)[:12]}")
+    return Snapshot(
+        manifest=_manifest(read, blobs, kept, columns, stored, job),
+        rows=sum(read.rows),
+        files=len(paths),
+        size_bytes=sum(blob.size_bytes for blob in blobs),
+        columns=bounded(columns),
+        schema_digest=schema_digest(columns),
+        time_from=span[0],
+        time_to=span[1],
+        reading=stored,
+        changed=tuple(sentence[:200] for sentence in changed[:SENTENCES]),
+        target_missing=next(column.nulls for column in columns if column.name == spec.target),
+        rejected=job.artifacts.put_file(rejected, "rejected.csv") if rejected else None,
+    )
+
+
+def asked_of(spec: LifecycleSpec) -> dict[str, ColumnReading]:
+    """What the spec says of columns. A key is an identifier, so that no digit of it is ever lost."""
+    asked = dict(spec.columns)
+    if spec.key and not (spec.key in asked and asked[spec.key].kind):
+        own = asked.get(spec.key, ColumnReading())
+        asked[spec.key] = own.model_copy(update={"type": "identifier"})
+    return asked
+
+
+def wanted_of(spec: LifecycleSpec) -> set[str]:
+    """Names that tell a header from other lines."""
+    named = {spec.target, spec.time, spec.key, *spec.columns, *(spec.features.include or ()), *spec.features.exclude}
+    return {name for name in named if name}
+
+
+def _opened(local: Sequence[Path], names: Sequence[str], spec: LifecycleSpec, scratch: Path) -> list[Opened]:
+    wanted = wanted_of(spec)
+    return [
+        open_file(path, name, scratch, wanted, spec.source.encoding) for path, name in zip(local, names, strict=True)
+    ]
+
+
+def read_paths(paths: Sequence[Path], spec: LifecycleSpec, scratch: Path, threads: int) -> tuple[Table, reading.Read]:
+    """The table of files that are not kept, as `snapshot` would read it: for `init`.
+
+    How columns are read is held against all rows; of many rows a seeded sample is returned, with two of each class.
+    """
+    local = []
+    for place, path in enumerate(paths):  # a name that DuckDB can open, whatever the file's own is
+        link = scratch / f"source-{place}"
+        link.symlink_to(path)
+        local.append(link)
+    with connection(scratch, threads) as duck:
+        read = reading.settle(_opened(local, [shown(path) for path in paths], spec, scratch), asked_of(spec), duck)
+        every = max(1, sum(read.rows) // MOST_FETCHED)
+        parts = [
+            _fetched(read, place, duck, _some(read, place, spec.target, every, duck)) for place in range(len(paths))
+        ]
+    rows = pa.concat_tables(parts).combine_chunks()
+    columns = tuple(
+        column_of(column, len(rows), rows[name].null_count, _distinct(rows[name]), _layouts(read, name))
+        for name, column in read.columns[0].items()
+    )
+    return _table(rows, columns, read.unread, read.reading, read.changed), read
+
+
+def _some(read: reading.Read, place: int, target: str, every: int, duck: duckdb.DuckDBPyConnection) -> str:
+    """Which rows of a file to look at: about one of *every*, and the first and last of each class of the target."""
+    if every == 1 or target not in read.columns[place]:
+        return ""
+    file, looked = read.files[place], read.looked[place][target]
+    rows = f"SELECT c{looked.place} AS x, row_number() OVER () AS n FROM {file.relation()}"
+    classes = f"SELECT min(n), max(n) FROM ({rows}) GROUP BY x LIMIT {2 * MOST_CLASSES}"
+    ends = {int(n) for both in duck.execute(classes).fetchall() for n in both}
+    return f"hash(n) % {every} = 0 OR n IN ({', '.join(map(str, sorted(ends)))})"
+
+
+def _fetched(read: reading.Read, place: int, duck: duckdb.DuckDBPyConnection, where: str = "") -> pa.Table:
+    names = list(read.columns[0])
+    try:
+        return duck.sql(reading.select(read, place, numbered=True, where=where)).to_arrow_table().rename_columns(names)
+    except duckdb.Error as error:
+        raise read.files[place].fault(str(error)) from None
+
+
+def _distinct(values: pa.ChunkedArray) -> int:
+    return int(pa.compute.count_distinct(values, mode="only_valid").as_py())
+
+
+def load(artifacts: Artifacts, of: Snapshot, names: Collection[str] | None = None) -> Table:
+    """The canonical table of a snapshot, optionally of some columns only. Raises `NotFound`, `IntegrityError`."""
+    manifest = json.loads(artifacts.get(of.manifest))
+    columns = tuple(Column.model_validate(column) for column in manifest["columns"])
+    chosen = None if names is None else [column.name for column in columns if column.name in names]
+    tables = []
+    for file in manifest["files"]:
+        with artifacts.open_local(Blob.model_validate(file["table"])) as path:
+            # Not mapped: the rows outlive the file's name when the store is remote.
+            tables.append(pa.parquet.read_table(path, columns=chosen, memory_map=False, use_threads=False))
+    rows = pa.concat_tables(tables).combine_chunks()
+    if of.reading is None:
+        return Table(rows, columns)
+    stored = Reading.model_validate_json(artifacts.get(of.reading))
+    changed = [Changed.model_validate(change) for change in manifest["changed"]]
+    return _table(rows, columns, manifest["unread"], stored, changed)
+
+
+def _table(
+    rows: pa.Table,
+    columns: Sequence[Column],
+    unread: Mapping[str, str],
+    stored: Reading,
+    changed: Sequence[Changed],
+) -> Table:
+    by_name = {column.name: column for column in columns}
+    fields = [
+        field_of(each.name, each.type, by_name[each.name].layouts, unread.get(each.name, "")) for each in rows.schema
+    ]
+    return Table(pa.Table.from_arrays(rows.columns, schema=pa.schema(fields)), tuple(columns), stored, tuple(changed))
+
+
+# --- files of typed columns -------------------------------------------------------------------------------
+
+
+def _converted(read: reading.Read, place: int, target: Path, duck: duckdb.DuckDBPyConnection) -> Path:
+    try:
+        if not _alike(read):
+            options = "FORMAT parquet, COMPRESSION zstd"
+            duck.execute(f"COPY ({reading.select(read, place)}) TO {quoted(str(target))} ({options})")
+        else:  # names that differ in case alone are one name to DuckDB
+            pa.parquet.write_table(_fetched(read, place, duck), target, compression="zstd")
+    except duckdb.Error as error:
+        raise read.files[place].fault(str(error)) from None
+    return target
+
+
+def describe_files(read: reading.Read, tables: Sequence[Path], duck: duckdb.DuckDBPyConnection) -> tuple[Column, ...]:
+    """Each column's kind, nulls and number of different values: one column at a time, so that memory is bounded."""
+    files = ", ".join(quoted(str(table)) for table in tables)
+    found = []
+    if _alike(read):
+        whole = pa.concat_tables([pa.parquet.read_table(table) for table in tables])
+        return tuple(
+            column_of(column, len(whole), whole[name].null_count, _distinct(whole[name]), _layouts(read, name))
+            for name, column in read.columns[0].items()
+        )
+    for name, column in read.columns[0].items():
+        x = column_name(name)
+        counts = f"SELECT count(*) - count({x}), count(DISTINCT {x}) FROM read_parquet([{files}])"
+        nulls, distinct = duck.execute(counts).fetchone() or (0, 0)
+        found.append(column_of(column, sum(read.rows), int(nulls), int(distinct), _layouts(read, name)))
+    return tuple(found)
+
+
+def _alike(read: reading.Read) -> bool:
+    """Do two names differ in case alone?"""
+    return len({name.casefold() for name in read.columns[0]}) < len(read.columns[0])
+
+
+def _layouts(read: reading.Read, name: str) -> tuple[str, ...]:
+    """How a column's texts were written, over all files."""
+    own = [columns[name] for columns in read.columns]
+    commas = {WITH_COMMA} if any(column.decimal == "," for column in own) else set()
+    return tuple(sorted({layout for column in own for layout in column.format} | commas))
+
+
+def _rejected(read: reading.Read, target: Path, duck: duckdb.DuckDBPyConnection) -> Path | None:
+    """The values that are not as declared, with their file and row; None where there is none."""
+    rows: list[tuple[Any, ...]] = []
+    for change in read.changed:
+        if not change.rejected:
+            continue
+        for place, file in enumerate(read.files):
+            column, looked = read.columns[place][change.column], read.looked[place][change.column]
+            text = typed.as_text("x", looked.kind) if looked.kind is not None else "x"
+            t = rules.trimmed(text, column, file.odd_blanks)
+            odd = f"{t} <> '' AND NOT {rules.one_of(t, column.missing)} AND NOT {rules.fits(t, column)}"
+            numbered = f"SELECT row_number() OVER () AS n, c{looked.place} AS x FROM {file.relation()}"
+            query = f"SELECT n, {t} FROM ({numbered}) WHERE {odd} ORDER BY n LIMIT {MOST_REJECTED_ROWS}"
+            rows += [(file.name, n, change.column, value) for n, value in duck.execute(query).fetchall()]
+    if not rows:
+        return None
+    with target.open("w", encoding="utf-8", newline="") as out:
+        writer = csv.writer(out)
+        writer.writerow(["file", "row", "column", "value"])
+        writer.writerows(rows[:MOST_REJECTED_ROWS])
+    return target
+
+
+def _manifest(  # noqa: PLR0917
+    read: reading.Read,
+    blobs: Sequence[Blob],
+    kept: Sequence[Blob],
+    columns: Sequence[Column],
+    stored: Blob,
+    job: Job,
+) -> Blob:
+    files = []
+    for place, (file, blob, table) in enumerate(zip(read.files, blobs, kept, strict=True)):
+        entry: dict[str, Any] = {"name": file.name, "source": blob.model_dump(), "table": table.model_dump()}
+        entry |= {"rows": read.rows[place], "dialect": file.dialect.model_dump() if file.dialect else None}
+        files.append(entry)
+    manifest = {
+        "files": files,
+        "columns": [column.model_dump() for column in columns],
+        "reading": stored.model_dump(),
+        "unread": read.unread,
+        "changed": [change.model_dump() for change in read.changed],
+    }
+    return job.artifacts.put(json.dumps(manifest, sort_keys=True).encode(), "manifest.json")
+
+
+def _span(
+    tables: Sequence[Path], columns: Sequence[Column], spec: LifecycleSpec
+) -> tuple[datetime | None, datetime | None]:
+    if not spec.time:
+        return None, None
+    rows = pa.concat_tables([pa.parquet.read_table(table, columns=[spec.time]) for table in tables])
+    seconds = event_seconds(Table(rows, tuple(columns)), spec.time)
+    if not np.isfinite(seconds).any():
+        return None, None
+    return moment(float(np.nanmin(seconds))), moment(float(np.nanmax(seconds)))

@@ -1,0 +1,190 @@
+"""Files that have types of their own: what each type becomes, and how other formats become Parquet."""
+
+import datetime as dt
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.feather
+import pyarrow.ipc
+import pyarrow.parquet
+
+from activities.compute.data.engine import connection
+from activities.compute.data.engine import name as column_name
+from activities.compute.data.engine import text as quoted
+from activities.compute.data.rules import FIRST, LAST, WIDEST, finite
+from everloop.dialect import column_names
+from everloop.errors import InvalidData
+from everloop.reading import ReadColumn
+from everloop.texts import BLANKS
+
+MICROSECONDS = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}
+
+
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """The type of the values, however they are stored."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def read_column(name: str, kind: pa.DataType) -> ReadColumn | None:  # noqa: PLR0911  # one return per type
+    """What values of a type are; None where no model understands them, or where there are none."""
+    if pa.types.is_boolean(kind):
+        return ReadColumn(name=name, type="boolean")
+    if pa.types.is_uint64(kind):
+        return ReadColumn(name=name, type="number", scale=0)
+    if pa.types.is_integer(kind):
+        return ReadColumn(name=name, type="integer")
+    if pa.types.is_decimal(kind) and kind.precision <= WIDEST and kind.scale >= 0:
+        return ReadColumn(name=name, type="number", scale=kind.scale)
+    if pa.types.is_floating(kind) or pa.types.is_decimal(kind) or pa.types.is_duration(kind):
+        return ReadColumn(name=name, type="number")
+    if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
+        return ReadColumn(name=name, type="datetime")
+    return None
+
+
+def value(x: str, kind: pa.DataType, column: ReadColumn) -> str:
+    """A typed value as what the snapshot keeps of *column*."""
+    if column.type == "boolean":
+        return f"CAST({x} AS BOOLEAN)"
+    if column.type == "integer":
+        return f"CAST({x} AS BIGINT)"
+    if column.type == "datetime":
+        return f"greatest(least({moment(x, kind)}, {LAST}), {FIRST})"
+    if column.scale is not None:
+        return f"CAST({x} AS DECIMAL({WIDEST}, {column.scale}))"
+    if pa.types.is_duration(kind):
+        return f"CAST({x} AS DOUBLE) * {MICROSECONDS[kind.unit]!r}"
+    return finite(f"CAST({x} AS DOUBLE)")
+
+
+def moment(x: str, kind: pa.DataType) -> str:
+    if pa.types.is_timestamp(kind) and kind.tz:
+        return f"CAST({x} AS TIMESTAMPTZ)"
+    return f"CAST({x} AS TIMESTAMP) AT TIME ZONE 'UTC'"
+
+
+def as_text(x: str, kind: pa.DataType) -> str:
+    """A value as the text that people would write: what is declared to be text or another type is read from it."""
+    if is_text(kind):
+        return f"coalesce({x}, '')"
+    whole = f"{x} = trunc({x}) AND abs({x}) < 9007199254740992"
+    if pa.types.is_floating(kind):
+        return (
+            f"coalesce(CASE WHEN {whole} THEN CAST(CAST({x} AS BIGINT) AS VARCHAR) ELSE CAST({x} AS VARCHAR) END, '')"
+        )
+    return f"coalesce(CAST({x} AS VARCHAR), '')"
+
+
+# --- other formats as Parquet ---------------------------------------------------------------------------
+
+
+def as_parquet(path: Path, name: str, kind: str, scratch: Path, wanted: Collection[str]) -> Path:
+    """A Parquet file of the same rows. Raises `InvalidData`."""
+    number = 0
+    while (target := scratch / f"typed-{number}.parquet").exists():
+        number += 1
+    make = {"arrow": _arrow, "excel": _excel, "lines": _lines}[kind]
+    try:
+        make(path, name, target, wanted)
+    except InvalidData:
+        raise
+    except Exception as error:  # three libraries, each with its own family of errors
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        kinds = {"arrow": "Arrow", "excel": "Excel", "lines": "JSON lines"}
+        message = f"{name} is not a readable {kinds[kind]} file: {reason}"
+        raise InvalidData(message, field="source.path", hint="write it again") from error
+    return target
+
+
+def _arrow(path: Path, _name: str, target: Path, _wanted: Collection[str]) -> None:
+    with path.open("rb") as source:
+        magic = source.read(6)
+    if magic == b"ARROW1" or magic[:4] == b"FEA1":
+        table = pa.feather.read_table(path, memory_map=False)
+    else:
+        with pa.ipc.open_stream(str(path)) as stream:
+            table = stream.read_all()
+    pa.parquet.write_table(table, target)
+
+
+def _lines(path: Path, name: str, target: Path, _wanted: Collection[str]) -> None:
+    """JSON lines: a column per key; numbers, booleans and texts are what JSON says they are."""
+    compression = "gzip" if name.lower().endswith(".gz") else "zstd" if name.lower().endswith(".zst") else "none"
+    if name.lower().endswith(".bz2"):
+        plain = target.with_suffix(".jsonl")
+        with pa.input_stream(str(path), compression="bz2") as source, plain.open("wb") as out:
+            out.write(source.read())
+        path = plain
+    rows = f"read_ndjson_objects({quoted(str(path))}, compression = '{compression}', maximum_object_size = 16777216)"
+    with connection(target.parent) as duck:
+        found = duck.execute(
+            f"SELECT k, list(DISTINCT t) FROM (SELECT row_number() OVER () AS n, unnest(json_keys(json)) AS k, json "
+            f"FROM {rows}), LATERAL (SELECT json_type(json, '/' || replace(replace(k, '~', '~0'), '/', '~1')) AS t) "
+            f"GROUP BY k ORDER BY min(n), k"
+        ).fetchall()
+        (first,) = duck.execute(f"SELECT json_keys(json) FROM {rows} LIMIT 1").fetchone() or ([],)
+        kinds = {key: set(types) - {None, "NULL"} for key, types in found}
+        keys = [*first, *(key for key in kinds if key not in set(first))]
+        cells = ", ".join(f"{_json(key, kinds[key])} AS {column_name(key.strip(BLANKS))}" for key in keys)
+        duck.execute(f"COPY (SELECT {cells} FROM {rows}) TO {quoted(str(target))} (FORMAT parquet)")
+
+
+def _json(key: str, kinds: set[str]) -> str:
+    pointer = "/" + key.replace("~", "~0").replace("/", "~1")
+    cell = f"json_extract_string(json, {quoted(pointer)})"
+    if kinds and kinds <= {"BIGINT", "UBIGINT"}:
+        return f"CAST({cell} AS {'DECIMAL(38, 0)' if 'UBIGINT' in kinds else 'BIGINT'})"
+    if kinds and kinds <= {"BIGINT", "UBIGINT", "DOUBLE", "HUGEINT"}:
+        return f"CAST({cell} AS DOUBLE)"
+    return f"CAST({cell} AS BOOLEAN)" if kinds == {"BOOLEAN"} else cell
+
+
+def _excel(path: Path, name: str, target: Path, wanted: Collection[str]) -> None:
+    """The first sheet that has rows. Its header is the first row that names a column of *wanted*, else the first."""
+    import python_calamine
+
+    book = python_calamine.CalamineWorkbook.from_path(str(path))
+    for sheet in book.sheet_names:
+        rows = [row for row in book.get_sheet_by_name(sheet).to_python() if any(cell != "" for cell in row)]
+        if rows:
+            break
+    else:
+        raise InvalidData(f"{name} has no rows", field="source.path", hint="it needs a header line and rows")
+    named = [place for place, row in enumerate(rows[:20]) if {str(cell).strip(BLANKS) for cell in row} & set(wanted)]
+    start = named[0] if named else 0
+    names = column_names([_cell_name(cell) for cell in rows[start]])
+    columns = [_excel_column([row[place] for row in rows[start + 1 :]]) for place in range(len(names))]
+    pa.parquet.write_table(pa.table(columns, names=names), target)
+
+
+def _cell_name(cell: object) -> str:
+    return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell).strip(BLANKS)
+
+
+def _excel_column(cells: Sequence[Any]) -> pa.Array:
+    """Cells of one type as that type, whole numbers as such; else all as texts."""
+    values = [None if cell == "" else cell for cell in cells]
+    kinds = {type(cell) for cell in values if cell is not None}
+    if kinds <= {int, float} and all(
+        float(cell).is_integer() and abs(cell) < 2**53 for cell in values if cell is not None
+    ):
+        return pa.array([None if cell is None else int(cell) for cell in values], pa.int64() if kinds else pa.null())
+    if kinds <= {int, float}:
+        return pa.array(values, pa.float64())
+    if kinds == {bool}:
+        return pa.array(values, pa.bool_())
+    if kinds <= {dt.date, dt.datetime}:
+        return pa.array([_moment(cell) for cell in values], pa.timestamp("us"))
+    return pa.array([None if cell is None else _cell_name(cell) for cell in values], pa.string())
+
+
+def _moment(cell: Any) -> dt.datetime | None:  # noqa: ANN401  # a date or a datetime
+    if cell is None or isinstance(cell, dt.datetime):
+        return cell
+    return dt.datetime(cell.year, cell.month, cell.day)  # noqa: DTZ001  # a sheet has no zones

@@ -1,0 +1,142 @@
+"""How a text file is laid out: its encoding, its delimiter, how it escapes quotes, and where its header is.
+
+Standard library only: the same word in `init`, in the snapshot and where the command line sends a file of rows.
+"""
+
+import codecs
+import csv
+import io
+import re
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from everloop.reading import Dialect
+from everloop.texts import BLANKS
+
+HEAD = 1 << 16
+"""Characters that a header line is looked for in."""
+LINES = 6
+"""The header and the rows after it that say what separates the columns."""
+QUOTED = re.compile(r'(^|[,;|\t\r\n]) *"(?:[^"\\]|""|\\.)*("|$)')
+BOMS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+MOST_BEFORE = 20
+"""Lines before the header that may be titles or comments."""
+SEPARATOR = re.compile(r"sep=(.)\r?\n?", re.IGNORECASE)
+"""The first line of a file that was made for Excel."""
+BACKSLASH = re.compile(r'\\"[^,;|\t\r\n"]')
+"""A quote within a value, as Spark writes it."""
+PLACE = re.compile(r"column_[1-9]\d*")
+"""A column of a file without a header."""
+LONGEST_CELL = 16 << 20
+CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
+"""Bytes that no text holds."""
+
+
+def delimiter_of(head: str) -> str:
+    """What separates the columns of a CSV file that begins with *head*.
+
+    It splits the header and the next rows into the same number of fields, more than one. Where several do, a comma is
+    the least likely: unquoted names (`Area, m2`) and decimal commas stand in every row, too. Where none does, the
+    header alone says it, and the comma wins a draw. What is in quotes does not count, also not line breaks.
+    """
+    lines = [line for line in re.split(r"[\r\n]+", QUOTED.sub(r"\1", head)) if line]
+    if len(lines) > 1 and len(head) >= HEAD:
+        lines.pop()  # it may go on
+    counts = {one: [line.count(one) for line in lines[:LINES]] for one in ",;\t|"}
+    steady = [one for one in "\t;|," if len(counts[one]) > 1 and counts[one][0] and len(set(counts[one])) == 1]
+    return steady[0] if steady else max(counts, key=lambda one: counts[one][:1])
+
+
+def column_names(header: list[str]) -> list[str]:
+    """Names of the columns; one without a name is called by its place."""
+    return [cell or f"unnamed_{place}" for place, cell in enumerate(header, 1)]
+
+
+def encoding_of(head: bytes, *, ascii_or_utf8: bool) -> str | None:
+    """The encoding of a file that begins with *head*; None where it is no text.
+
+    *ascii_or_utf8*: whether all of its bytes are UTF-8. What is not, and is no UTF-16, is Windows' Latin-1 (cp1252).
+    """
+    for mark, name in BOMS:
+        if head.startswith(mark):
+            return name
+    if (wide := _wide(head)) is not None:
+        return wide
+    if ascii_or_utf8:
+        return "utf-8"
+    return None if CONTROL.search(head) else "cp1252"
+
+
+def _wide(head: bytes) -> str | None:
+    """UTF-16 without a mark: every other byte of most western text is 0."""
+    head = head[: len(head) // 2 * 2]
+    if len(head) < 4:  # noqa: PLR2004
+        return None
+    for name, zeros in (("utf-16-le", head[1::2]), ("utf-16-be", head[::2])):
+        if zeros.count(0) > 0.6 * len(zeros):
+            return name
+    return None
+
+
+def found(text: str, wanted: Collection[str] = (), *, backslash: bool = False, encoding: str = "utf-8") -> Dialect:
+    """The dialect of a file that begins with *text*.
+
+    Its header is the first line that names one of *wanted*; where none does, the first line. *backslash*: somewhere
+    in the file a backslash escapes a quote (see `BACKSLASH`).
+    """
+    escape = "\\" if backslash else '"'
+    said = SEPARATOR.match(text)
+    if said:
+        return Dialect(encoding=encoding, delimiter=said[1], escape=escape, skip=1)
+    first = Dialect(encoding=encoding, delimiter=delimiter_of(text), escape=escape)
+    wanted = frozenset(wanted)
+    start, line = 0, 0
+    while line < MOST_BEFORE and start < len(text) and wanted:
+        there = Dialect(encoding=encoding, delimiter=delimiter_of(text[start:]), escape=escape, skip=line)
+        if wanted & frozenset(header(text[start:], there.model_copy(update={"skip": 0}))[0]):
+            before = text[:start].lstrip(BLANKS)
+            return there.model_copy(update={"comment": before[:1] if before[:1] in ("#", "%") else ""})
+        ending = re.compile(r"\r\n|\n|\r").search(text, start)
+        start, line = (ending.end() if ending else len(text)), line + 1
+    if any(PLACE.fullmatch(name) for name in wanted):
+        return first.model_copy(update={"header": False})
+    return first
+
+
+def header(text: str, dialect: Dialect) -> tuple[list[str], int]:
+    """Names of the columns, and how many lines the file has before its first row. Raises `csv.Error`."""
+    cells, lines = _first_row(text, dialect, blanks=False)
+    names = [cell.strip(BLANKS) for cell in cells]
+    if not dialect.header:
+        return [f"column_{place}" for place in range(1, len(names) + 1)], dialect.skip
+    if len(set(names)) < len(names):  # a blank is all that tells ` lead` from `lead`
+        written, _ = _first_row(text, dialect, blanks=True)
+        names = written if len(set(written)) == len(names) else names
+    return column_names(names), lines
+
+
+def _first_row(text: str, dialect: Dialect, *, blanks: bool) -> tuple[list[str], int]:
+    lines = io.StringIO(text, newline="")
+    for _ in range(dialect.skip):
+        lines.readline()
+    reader = rows(lines, dialect, blanks=blanks)
+    return next(reader, []), dialect.skip + reader.line_num
+
+
+def rows(lines: Iterator[str], dialect: Dialect, *, blanks: bool = False) -> Any:  # noqa: ANN401  # a csv.reader, whose type has no public name
+    """The rows of a file as texts. Blanks before a value are left off, so that they hide no quote, unless *blanks*."""
+    csv.field_size_limit(LONGEST_CELL)
+    doubled = dialect.escape == '"'
+    return csv.reader(
+        lines,
+        delimiter=dialect.delimiter,
+        doublequote=doubled,
+        escapechar=None if doubled else dialect.escape,
+        skipinitialspace=not blanks and dialect.delimiter != " ",
+    )
