@@ -1017,8 +1017,13 @@ def validate(request: ValidateRequest, job: Job) -> Validation:
     Raises `TargetUnusable`, `DatasetTooSmall` or `InvalidData` for what cannot be learned from;
     the rest is listed as warnings.
     """
-    spec = request.spec
-    table = load(job.artifacts, request.snapshot)
+    from activities.compute.rows import opened
+
+    with opened(job.artifacts, request.snapshot) as table:  # one column in memory at a time
+        return _validate(request.spec, table)
+
+
+def _validate(spec: LifecycleSpec, table: Table) -> Validation:
     check_spec(spec, table.rows.column_names)
     _enough(len(table))
     target = target_of(table, spec)

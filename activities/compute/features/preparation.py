@@ -1,0 +1,118 @@
+# ruff: noqa: T201  # what a job prints is its log
+"""The prepare stage: rows are split, the preprocessing is fitted on the train part, all rows are transformed."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from activities.compute import Job
+from activities.compute.data import Table, array_of, bounded, check_spec, target_of
+from activities.compute.features.categories import Coded
+from activities.compute.features.fitting import fit
+from activities.compute.features.inputs import Floats, Matrix
+from activities.compute.features.parts import TEST, TRAIN, VALIDATION, folds, split, unseen_rows
+from activities.compute.features.pipeline import Pipeline
+from activities.compute.features.table import Writer
+from activities.compute.rows import CHUNK_ROWS, chunks, opened
+from everloop.contracts import PrepareRequest
+from everloop.records import Column, Prepared
+
+UNMATCHED = 5
+"""Columns named in the result; the log has all."""
+
+
+def prepare(request: PrepareRequest, job: Job) -> Prepared:
+    """Split the labelled rows and fit the preprocessing on the train part.
+
+    With a champion and a time column the test part is the latest half of the rows that the champion has never
+    seen: neither model has, and the other half may teach the challenger. Raises `InvalidData`, `TargetUnusable`.
+    """
+    with opened(job.artifacts, request.snapshot) as table:
+        return _prepare(request, job, table)
+
+
+def _prepare(request: PrepareRequest, job: Job, table: Table) -> Prepared:
+    spec = request.spec
+    check_spec(spec, table.rows.column_names)
+    target = target_of(table, spec)
+    rows = target.labelled
+    unseen, unmatched = unseen_rows(table, rows, request.champion, job.artifacts)
+    part = split(spec, table, target, unseen)
+    fresh = unseen & (part == TEST)
+    pipeline = fit(spec, table, target, rows[part == TRAIN], scratch=job.scratch)
+    path = job.scratch / "prepared.arrow"
+    write(path, pipeline, table, rows, y=target.values[rows], part=part, fresh=fresh)
+    counts = np.bincount(part, minlength=3)
+    print(f"train {counts[TRAIN]:,}, validation {counts[VALIDATION]:,}, test {counts[TEST]:,} rows")
+    print(f"{fresh.sum():,} of the test rows are new to the champion" if request.champion else "there is no champion")
+    for name in unmatched:
+        print(f"{name!r} is not read as it was for the champion: nobody can tell which rows are new to it")
+    print(f"{len(pipeline.inputs)} columns become {len(pipeline.names)} features")
+    for column in pipeline.dropped:
+        print(f"not used: {column.name!r}, {column.reason}")
+    return Prepared(
+        table=job.artifacts.put_file(path, "prepared.arrow"),
+        pipeline=job.artifacts.put(pipeline.dump(), "pipeline.json"),
+        train_rows=int(counts[TRAIN]),
+        validation_rows=int(counts[VALIDATION]),
+        test_rows=int(counts[TEST]),
+        feature_count=len(pipeline.inputs),
+        fresh_rows=int(fresh.sum()),
+        features=bounded([Column(name=entry.name, kind=entry.kind) for entry in pipeline.inputs]),
+        classes=pipeline.classes,
+        unmatched=unmatched[:UNMATCHED],
+    )
+
+
+def write(
+    path: Path,
+    pipeline: Pipeline,
+    table: Table,
+    rows: NDArray[np.int64],
+    *,
+    y: Floats,
+    part: NDArray[np.int8],
+    fresh: NDArray[np.bool_],
+    size: int = CHUNK_ROWS,
+) -> None:
+    """Transform *rows* (ascending numbers) chunk by chunk into the table of `Prepared` at *path*."""
+    start = 0
+    with Writer(path, len(pipeline.names)) as out:
+        for numbers, matrix in transformed(pipeline, table, rows, size):
+            own = slice(start, start + len(numbers))
+            out.add(matrix, y=y[own], part=part[own], fold=folds(numbers), row=numbers, fresh=fresh[own])
+            start += len(numbers)
+
+
+def transformed(
+    pipeline: Pipeline, table: Table, rows: NDArray[np.int64], size: int = CHUNK_ROWS
+) -> Iterator[tuple[NDArray[np.int64], Matrix]]:
+    """Row numbers and features of *rows*, chunk by chunk."""
+    names = [entry.name for entry in pipeline.inputs]
+    for numbers, batch in chunks(table, names, rows, size, coded=True):
+        yield numbers, pipeline.transform(raw(batch))
+
+
+def raw(batch: pa.Table) -> dict[str, Any]:
+    """Raw columns as `Pipeline.transform` takes them; texts as `Coded`."""
+    return {name: _raw(column) for name, column in zip(batch.column_names, batch.columns, strict=True)}
+
+
+def _raw(column: pa.ChunkedArray) -> NDArray[np.generic] | Coded:
+    if pa.types.is_string(column.type):
+        column = pc.dictionary_encode(column)
+    if not pa.types.is_dictionary(column.type):
+        return array_of(column)
+    if column.num_chunks == 0:
+        return Coded([""], np.zeros(0, np.int64))
+    column = column.unify_dictionaries()
+    values = column.chunk(0).dictionary.to_pylist()
+    places = pc.fill_null(
+        pa.chunked_array([chunk.indices for chunk in column.chunks]).cast(pa.int64()), len(values)
+    ).to_numpy()
+    return Coded([*values, ""], places)
