@@ -48,6 +48,7 @@ def evaluate(request: EvaluateRequest, job: Job) -> Evaluation:
         "comparison": comparison.model_dump(mode="json"),
         "importance": _importance(booster, pipeline),
         "not_used": {column.name: column.reason for column in pipeline.dropped},
+        "added": {entry.name: f"{entry.rule}: {entry.reason}" for entry in pipeline.added},
     } | _figures(pipeline, values, answers)
     print(f"test, {len(values):,} rows: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
     print(comparison.reason)

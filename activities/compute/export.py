@@ -9,6 +9,7 @@ follow `default_left` where LightGBM, which saw none in training, compares 0 wit
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,6 +23,8 @@ from activities.compute import UNUSED_BY_LIGHTGBM, Job, without
 from activities.compute.data import Table, target_of, time_layouts
 from activities.compute.features import DAY, FIRST_SECOND, LAST_SECOND, Floats, Input, Pipeline
 from activities.compute.features.graph import Graph
+from activities.compute.features.inputs import Terms
+from activities.compute.features.terms import OPSET as TEXT_OPSET
 from activities.compute.inference import Columns, Model
 from activities.compute.rows import opened
 from activities.compute.training import predicted
@@ -37,6 +40,7 @@ with without(*UNUSED_BY_LIGHTGBM):
     from onnxmltools.convert.lightgbm.operator_converters import LightGbm as converter  # noqa: N813  # a module
 
 OPSET, ML_OPSET, IR_VERSION = 18, 3, 9
+TEXTS = ("category", "text")
 REFERENCE_ROWS = 50_000
 PARITY_ROWS = 50_000
 LEAST_PARITY_ROWS = 10_000
@@ -84,7 +88,7 @@ def signature_of(spec: LifecycleSpec, pipeline: Pipeline, table: Table) -> Signa
         fields=tuple(
             Field(
                 name=entry.name,
-                kind=entry.kind,
+                kind="category" if entry.kind == "text" else entry.kind,
                 minimum=entry.low if entry.kind == "number" else None,
                 maximum=entry.high if entry.kind == "number" else None,
                 known=entry.known[:MOST_KNOWN],
@@ -128,12 +132,15 @@ def build(pipeline: Pipeline, booster: "lightgbm.Booster") -> Any:  # noqa: ANN4
     output = _trees(graph, pipeline, booster, pipeline.in_graph(graph))
     inputs = [
         helper.make_tensor_value_info(
-            entry.name, TensorProto.STRING if entry.kind == "category" else TensorProto.DOUBLE, ["rows", 1]
+            entry.name, TensorProto.STRING if entry.kind in TEXTS else TensorProto.DOUBLE, ["rows", 1]
         )
         for entry in pipeline.inputs
     ]
     made = helper.make_graph(graph.nodes, "everloop", inputs, [output], initializer=graph.constants)
-    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", ML_OPSET)]
+    opsets = [
+        helper.make_opsetid("", TEXT_OPSET if pipeline.terms else OPSET),
+        helper.make_opsetid("ai.onnx.ml", ML_OPSET),
+    ]
     return helper.make_model(made, opset_imports=opsets, ir_version=IR_VERSION, producer_name="everloop")
 
 
@@ -299,6 +306,10 @@ def _edges(pipeline: Pipeline, booster: "lightgbm.Booster", real: Columns, rando
     """Real rows with one column replaced: missing, unseen, extreme, and both neighbours of every threshold."""
     thresholds = _thresholds(pipeline, booster)
     tried = {entry.name: _edge_values(entry, thresholds.get(entry.name, [])) for entry in pipeline.inputs}
+    for encoding in pipeline.encodings:
+        tried[encoding.column] = [*UNSEEN, *encoding.known]
+    for terms in pipeline.terms:
+        tried[terms.column] = [*UNSEEN, *_texts(terms)]
     most = max(len(EXTREMES), MOST_EDGE_ROWS // len(tried))
     tried = {
         name: values if len(values) <= most else [*values[:13], *random.choice(values[13:], most - 13).tolist()]
@@ -310,7 +321,7 @@ def _edges(pipeline: Pipeline, booster: "lightgbm.Booster", real: Columns, rando
     for name, start in zip(tried, starts, strict=False):
         edges[name][start : start + len(tried[name])] = tried[name]
     for entry in pipeline.inputs:  # and one row with nothing at all
-        edges[entry.name][-1] = "" if entry.kind == "category" else np.nan
+        edges[entry.name][-1] = "" if entry.kind in TEXTS else np.nan
     return edges
 
 
@@ -328,6 +339,13 @@ def _edge_values(entry: Input, thresholds: Sequence[float]) -> list[Any]:
         around = [np.nextafter(single, np.float32(-np.inf)), single, np.nextafter(single, np.float32(np.inf))]
     values = np.concatenate([near, *(one.astype(np.float64) for one in around)]) + entry.offset
     return [*EXTREMES, *values[np.isfinite(values)].tolist()]
+
+
+def _texts(terms: Terms) -> list[str]:
+    """Each spelling alone, and texts of several with blanks, tabs and newlines around."""
+    words = [word for word, _ in terms.spellings]
+    pairs = [f"  {first} {second}  {first}" for first, second in pairwise(words)]
+    return [*pairs, " ".join(words[:100]), *(f"{word}\t{word}\n {word}" for word in words[:50]), ".", *words]
 
 
 def _thresholds(pipeline: Pipeline, booster: "lightgbm.Booster") -> dict[str, list[float]]:

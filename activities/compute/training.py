@@ -25,6 +25,7 @@ from activities.compute.features import (
     keep_seen,
     opened_rows,
     prepared_rows,
+    smallest_leaf,
     write,
 )
 from activities.compute.rows import opened
@@ -117,10 +118,10 @@ def parameters(spec: LifecycleSpec, pipeline: Pipeline, rows: int) -> dict[str, 
         "force_row_wise": True,  # the other layout sums in another order
         "num_threads": 1,  # one slot, one thread: two that spin on a shared core are slower than one
         "verbosity": -1,
-        "min_data_in_leaf": min(20, max(2, rows // 50)),  # LightGBM's 20 leaves a small table without a split
+        "min_data_in_leaf": smallest_leaf(rows),
         "min_data_per_group": min(100, max(5, rows // 50)),
         "feature_pre_filter": False,
-        "bin_construct_sample_cnt": max(200_000, min(rows, 1_000_000)),  # see every missing value there is
+        "bin_construct_sample_cnt": max(200_000, min(rows, 500_000)),  # see every missing value there is
     }
     if spec.task == "multiclass":
         params["num_class"] = len(pipeline.classes)

@@ -6,10 +6,10 @@ nodes, operation by operation the same, so that the parity gate can ask for equa
 
 from activities.compute.features.dates import DAY, FIRST_SECOND, LAST_SECOND
 from activities.compute.features.fitting import fit
-from activities.compute.features.inputs import Dropped, Floats, Input, Matrix
+from activities.compute.features.inputs import Dropped, Floats, Input, Matrix, smallest_leaf
 from activities.compute.features.parts import FRESH_ROWS, TEST, TRAIN, VALIDATION, folds, keep_seen, split
 from activities.compute.features.pipeline import Pipeline
-from activities.compute.features.preparation import prepare, transformed, write
+from activities.compute.features.preparation import prepare, write
 from activities.compute.features.table import PreparedRows, opened_rows, prepared_rows
 
 __all__ = [
@@ -32,7 +32,7 @@ __all__ = [
     "opened_rows",
     "prepare",
     "prepared_rows",
+    "smallest_leaf",
     "split",
-    "transformed",
     "write",
 ]

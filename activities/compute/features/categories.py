@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from activities.compute.features.graph import Graph
@@ -31,6 +33,18 @@ class Coded:
 def coded(column: NDArray[np.generic] | Coded) -> Coded:
     """A text column, also one of plain texts."""
     return column if isinstance(column, Coded) else Coded(column.ravel().tolist(), np.arange(column.size))
+
+
+def texts_of(column: pa.ChunkedArray) -> Coded:
+    """An Arrow column of texts, or of texts as a dictionary; the empty text is missing."""
+    if not pa.types.is_dictionary(column.type):
+        column = pc.dictionary_encode(column)
+    if column.num_chunks == 0:
+        return Coded([""], np.zeros(0, np.int64))
+    column = column.unify_dictionaries()
+    values = column.chunk(0).dictionary.to_pylist()
+    indices = pa.chunked_array([chunk.indices for chunk in column.chunks]).cast(pa.int64())
+    return Coded([*values, ""], pc.fill_null(indices, len(values)).to_numpy())
 
 
 def codes(entry: Input, values: NDArray[np.generic] | Coded) -> Matrix:

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from activities.compute.features.graph import FLOAT, INT64, Graph
-from activities.compute.features.inputs import Input, Matrix, Part
+from activities.compute.features.inputs import Difference, Input, Matrix, Part
+from activities.compute.inference import Columns
 
 DAY = 86400.0
 FIRST_SECOND, LAST_SECOND = -62135596800.0, 253402300799.0  # years 1 to 9999: calendar arithmetic stays positive
@@ -106,3 +107,15 @@ class _Calendar:
 
     def _given(self, other: str | int) -> str:
         return other if isinstance(other, str) else self.graph.constant(other, np.int64)
+
+
+def difference(entry: Difference, columns: Columns) -> Matrix:
+    """Days between two moments."""
+    start, end = (np.asarray(columns[name], np.float64) for name in (entry.start, entry.end))
+    return ((end - start) / DAY).astype(np.float32).reshape(-1, 1)
+
+
+def difference_in_graph(graph: Graph, entry: Difference) -> str:
+    """`difference`."""
+    seconds = graph.add("Sub", entry.end, entry.start)
+    return graph.add("Cast", graph.add("Div", seconds, graph.constant(DAY, np.float64)), to=FLOAT)

@@ -11,9 +11,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from activities.compute.data import Table, Target, array_of, mistaken, unread_type
-from activities.compute.features.inputs import Dropped, Input, Part
+from activities.compute.features.automation import make
+from activities.compute.features.encoding import MOST_ENCODED
+from activities.compute.features.goals import Goal
+from activities.compute.features.inputs import Added, Dropped, Input, Part, Terms, smallest_leaf
 from activities.compute.features.pipeline import Pipeline
-from activities.compute.rows import THREADS, Aggregates, Spread, chunks, open_aggregates
+from activities.compute.features.terms import SAMPLE_ROWS
+from activities.compute.features.terms import fitted as fit_terms
+from activities.compute.rows import THREADS, Aggregates, Spread, Texts, chunks, open_aggregates
 from everloop.errors import InvalidData, InvalidSpec
 from everloop.records import Column
 from everloop.specs import LifecycleSpec
@@ -21,6 +26,7 @@ from everloop.specs import LifecycleSpec
 MOST_VALUES = 100
 """Values of a category that keep a code of their own; rarer and unseen ones share one."""
 LEAST_COUNT = 2
+OWN_TEXTS = "nearly every row has its own text: free text or an identifier"
 FAR = 2.0**12
 """A column this many spreads away from 0 is centred in float64 first: float32 would blur its rows together."""
 USUAL = 1.349
@@ -53,8 +59,12 @@ def fit(  # noqa: PLR0917
     asked = spec.features.include is not None or like is not None
     inputs: list[Input] = []
     dropped: list[Dropped] = list(like.dropped) if like else []
+    values = target.values[rows]  # in the order of the rows, so that their sums are always the same
+    regression = not target.classes
+    center, scale = (float(values.mean()), float(values.std()) or 1.0) if regression else (0.0, 1.0)
+    goal = Goal.of(target, rows, center, scale)
     with open_aggregates(table, rows, scratch, threads) as ask:
-        fitting = _Fitting(spec, table, rows, ask, asked=asked)
+        fitting = _Fitting(spec, table, rows, goal, ask, like, asked=asked)
         for name, fitted in fitting.columns(names).items():
             if isinstance(fitted, Input):
                 inputs.append(fitted)
@@ -64,10 +74,9 @@ def fit(  # noqa: PLR0917
         hint = "add columns that say something about the target, or name them in features.include"
         reasons = "; ".join(f"{column.name!r}: {column.reason}" for column in dropped[:5]) or "there are no others"
         raise InvalidData(f"no column is left to learn from ({reasons})", field="features", hint=hint)
-    ranks = {"number": 0, "boolean": 0, "datetime": 1, "category": 2}
+    ranks = {"number": 0, "boolean": 0, "datetime": 1, "text": 2, "category": 3}
     inputs.sort(key=lambda entry: ranks[entry.kind])
-    values = target.values[rows]  # in the order of the rows, so that their sums are always the same
-    regression = not target.classes
+    made = make(table, rows, goal, inputs, fitting.texts, like)
     return Pipeline(
         task=spec.task,
         target=spec.target,
@@ -77,8 +86,13 @@ def fit(  # noqa: PLR0917
         classes=target.classes,
         inputs=tuple(inputs),
         dropped=tuple(dropped),
-        center=float(values.mean()) if regression else 0.0,
-        scale=(float(values.std()) or 1.0) if regression else 1.0,
+        differences=made.differences,
+        indicators=made.indicators,
+        encodings=made.encodings,
+        terms=tuple(fitting.terms),
+        added=(*fitting.added, *made.added),
+        center=center,
+        scale=scale,
     )
 
 
@@ -106,11 +120,25 @@ def _candidates(spec: LifecycleSpec, table: Table) -> list[str]:
 class _Fitting:
     """Columns of some rows become inputs, or the reason why not."""
 
-    def __init__(
-        self, spec: LifecycleSpec, table: Table, rows: NDArray[np.int64], ask: Aggregates, *, asked: bool
+    def __init__(  # noqa: PLR0917
+        self,
+        spec: LifecycleSpec,
+        table: Table,
+        rows: NDArray[np.int64],
+        goal: Goal,
+        ask: Aggregates,
+        like: Pipeline | None,
+        *,
+        asked: bool,
     ) -> None:
         """*asked*: the columns were asked for by name, so they may be identifiers."""
-        self._spec, self._table, self._rows, self._ask, self._asked = spec, table, rows, ask, asked
+        self._spec, self._table, self._rows, self._goal, self._ask = spec, table, rows, goal, ask
+        self._asked, self._named = asked, spec.features.include is not None
+        self._like = {entry.column: entry for entry in like.terms} if like else {}
+        self.texts: dict[str, Texts] = {}
+        """What the columns of text hold."""
+        self.terms: list[Terms] = []
+        self.added: list[Added] = []
         self._text = {field.name for field in table.rows.schema if pa.types.is_string(field.type)}
 
     def columns(self, names: list[str]) -> dict[str, Input | str]:
@@ -131,7 +159,16 @@ class _Fitting:
             return self._datetime(column.name, spread)
         if column.kind == "number" and not self._asked and self._counts_rows(column.name, spread):
             return "it only counts the rows"
+        return self._number(column, spread)
+
+    def _number(self, column: Column, spread: Spread) -> Input | str:
         first, middle, third = self._ask.quantiles(column.name, (0.25, 0.5, 0.75))
+        if (
+            first == third
+            and not self._asked
+            and (why := self._hardly_varies(self._ask.other_than(column.name, middle)))
+        ):
+            return why
         usual = (third - first) / USUAL or spread.high - spread.low or 1.0
         return Input(
             name=column.name,
@@ -142,6 +179,13 @@ class _Fitting:
             low=spread.low,
             high=spread.high,
         )
+
+    def _hardly_varies(self, others: int) -> str:
+        """Why a column with so many rows unlike its usual value is not used; nothing where it may be."""
+        rows = len(self._rows)
+        if others >= smallest_leaf(rows):
+            return ""
+        return f"it is nearly always the same: {others} of {rows:,} rows differ, a leaf needs {smallest_leaf(rows)}"
 
     def _counts_rows(self, name: str, spread: Spread) -> bool:
         """Row numbers: whole, each once, without gaps to speak of, and in the order of the rows."""
@@ -158,16 +202,38 @@ class _Fitting:
         return True
 
     def _category(self, name: str) -> Input | str:
-        found = self._ask.texts(name, MOST_VALUES)
+        if name in self._like:
+            return self._text_input(self._like[name])
+        found = self.texts[name] = self._ask.texts(name, MOST_ENCODED)
         if not found.distinct:
             return "it has no usable values"
         if found.distinct == 1 and not found.nulls:
             return "it is always the same"
-        if found.distinct > max(20, found.count // 2) and not self._asked:
-            return "nearly every row has its own text: free text or an identifier"
+        if found.distinct > max(20, found.count // 2) and not self._named:
+            terms = self._terms(name)
+            return self._text_input(terms) if terms else OWN_TEXTS
+        usual, count = found.common[0]
+        if not self._asked and (why := self._hardly_varies(len(self._rows) - max(count, found.nulls))):
+            return why
         # By count, then by value: the same rows in another order give the same codes.
-        known = tuple(value for value, count in found.common if count >= LEAST_COUNT) or (found.common[0][0],)
+        known = tuple(value for value, count in found.common[:MOST_VALUES] if count >= LEAST_COUNT) or (usual,)
+        if rare := found.distinct - len(known):
+            reason = f"{rare:,} of its {found.distinct:,} values are rare: they share a code with unseen ones"
+            self.added.append(Added(name, "rare", reason))
         return Input(name=name, kind="category", nullable=found.nulls > 0, known=known)
+
+    def _terms(self, name: str) -> Terms | None:
+        step = max(1, -(-len(self._rows) // SAMPLE_ROWS))
+        some = np.arange(0, len(self._rows), step)
+        texts = [text for _, batch in chunks(self._table, [name], self._rows[some]) for text in array_of(batch[name])]
+        goal = Goal(self._goal.values[some], self._goal.classes)
+        return fit_terms(name, texts, goal, len(self._rows))
+
+    def _text_input(self, terms: Terms) -> Input:
+        self.terms.append(terms)
+        reason = f"{len(terms.terms):,} words with which the target differs"
+        self.added.append(Added(terms.column, "terms", reason))
+        return Input(name=terms.column, kind="text")
 
     def _datetime(self, name: str, spread: Spread) -> Input | str:
         wanted = EVENT_PARTS if name == self._spec.time else DATE_PARTS

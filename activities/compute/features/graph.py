@@ -24,6 +24,14 @@ class Graph:
         self.constants.append(numpy_helper.from_array(np.asarray(values, kind), name))
         return name
 
+    def text(self, value: str) -> str:
+        """A constant text."""
+        from onnx import helper
+
+        name = self.free(f"everloop:c{len(self.constants)}")
+        self.constants.append(helper.make_tensor(name, STRING, [1], [value.encode()]))
+        return name
+
     def add(self, op: str, *inputs: str, outputs: Sequence[str] = (), domain: str = "", **attributes: Any) -> str:  # noqa: ANN401
         """Add a node; returns the name of its first output."""
         from onnx import helper

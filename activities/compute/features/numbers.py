@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from activities.compute.features.graph import FLOAT, Graph
-from activities.compute.features.inputs import Input, Matrix
+from activities.compute.features.inputs import Indicator, Input, Matrix
 from activities.compute.inference import Columns
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -43,3 +43,13 @@ def numbers_in_graph(graph: Graph, inputs: Sequence[Input]) -> str:
     single = graph.add("Cast", block, to=FLOAT)
     near = graph.add("LessOrEqual", graph.add("Abs", single), graph.constant([[NOTHING]], np.float32))
     return graph.add("Where", near, graph.constant([[0.0]], np.float32), single)
+
+
+def indicator(entry: Indicator, columns: Columns) -> Matrix:
+    """Whether a number is missing."""
+    return np.isnan(np.asarray(columns[entry.column], np.float64)).astype(np.float32).reshape(-1, 1)
+
+
+def indicator_in_graph(graph: Graph, entry: Indicator) -> str:
+    """`indicator`."""
+    return graph.add("Cast", graph.add("IsNaN", entry.column), to=FLOAT)

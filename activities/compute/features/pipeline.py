@@ -2,14 +2,28 @@
 
 import json
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from activities.compute.features.categories import codes, codes_in_graph
-from activities.compute.features.dates import dates, dates_in_graph
+from activities.compute.features.dates import dates, dates_in_graph, difference, difference_in_graph
+from activities.compute.features.encoding import encoded, encoded_in_graph
 from activities.compute.features.graph import Graph
-from activities.compute.features.inputs import Dropped, Input, Kind, Matrix
-from activities.compute.features.numbers import numbers, numbers_in_graph
+from activities.compute.features.inputs import (
+    Added,
+    Difference,
+    Dropped,
+    Encoding,
+    Indicator,
+    Input,
+    Kind,
+    Matrix,
+    Terms,
+)
+from activities.compute.features.numbers import indicator, indicator_in_graph, numbers, numbers_in_graph
+from activities.compute.features.terms import counted, counted_in_graph
 from activities.compute.inference import Columns
 from everloop.artifacts import Artifacts
 from everloop.records import Blob
@@ -28,6 +42,12 @@ class Pipeline:
     inputs: tuple[Input, ...]
     """Numbers and booleans, then datetimes, then categories: the order of the features."""
     dropped: tuple[Dropped, ...] = ()
+    differences: tuple[Difference, ...] = ()
+    indicators: tuple[Indicator, ...] = ()
+    encodings: tuple[Encoding, ...] = ()
+    terms: tuple[Terms, ...] = ()
+    added: tuple[Added, ...] = ()
+    """What was made of the columns beyond their plain features, and why."""
     center: float = 0.0
     scale: float = 1.0
     """Regression: the model learns (target - center) / scale, so that float32 leaves keep their precision."""
@@ -35,7 +55,12 @@ class Pipeline:
     """Of the features, for people."""
 
     def __post_init__(self) -> None:
-        names = [name for entry in self.inputs for name in _feature_names(entry)]
+        names = [name for entry in self.inputs if entry.kind != "category" for name in _feature_names(entry)]
+        names += [f"{entry.end} - {entry.start} (days)" for entry in self.differences]
+        names += [f"{entry.column} (missing)" for entry in self.indicators]
+        names += [f"{entry.column} (mean of the target)" for entry in self.encodings]
+        names += [f"{entry.column}: {term}" for entry in self.terms for term in entry.terms]
+        names += [entry.name for entry in self.of("category")]
         object.__setattr__(self, "names", tuple(names))
 
     def of(self, *kinds: Kind) -> tuple[Input, ...]:
@@ -46,11 +71,18 @@ class Pipeline:
         """Places of the features that are category codes."""
         return list(range(len(self.names) - len(self.of("category")), len(self.names)))
 
-    def transform(self, columns: Columns) -> Matrix:
-        """Features of raw 1-D columns: what the exported graph computes inside."""
+    def transform(self, columns: Columns, folds: NDArray[np.int8] | None = None) -> Matrix:
+        """Features of raw 1-D columns: what the exported graph computes inside.
+
+        *folds*: of rows that this was fitted on, -1 for others (see `Encoding`).
+        """
         rows = len(columns[self.inputs[0].name])
         blocks = [numbers(self.of("number", "boolean"), columns, rows)]
         blocks += [dates(entry, columns[entry.name]) for entry in self.of("datetime")]
+        blocks += [difference(entry, columns) for entry in self.differences]
+        blocks += [indicator(entry, columns) for entry in self.indicators]
+        blocks += [encoded(entry, columns[entry.column], folds) for entry in self.encodings]
+        blocks += [counted(entry, columns[entry.column]) for entry in self.terms]
         blocks += [codes(entry, columns[entry.name]) for entry in self.of("category")]
         return np.ascontiguousarray(np.concatenate(blocks, axis=1))
 
@@ -59,6 +91,10 @@ class Pipeline:
         plain = self.of("number", "boolean")
         blocks = [numbers_in_graph(graph, plain)] if plain else []
         blocks += [part for entry in self.of("datetime") for part in dates_in_graph(graph, entry)]
+        blocks += [difference_in_graph(graph, entry) for entry in self.differences]
+        blocks += [indicator_in_graph(graph, entry) for entry in self.indicators]
+        blocks += [encoded_in_graph(graph, entry) for entry in self.encodings]
+        blocks += [counted_in_graph(graph, entry) for entry in self.terms]
         blocks += [codes_in_graph(graph, entry) for entry in self.of("category")]
         return graph.add("Concat", *blocks, axis=1)
 
@@ -69,14 +105,30 @@ class Pipeline:
 
     @classmethod
     def read(cls, artifacts: Artifacts, blob: Blob) -> "Pipeline":
-        values = json.loads(artifacts.get(blob))
-        inputs = tuple(
-            Input(**(entry | {"known": tuple(entry["known"]), "parts": tuple(entry["parts"])}))
-            for entry in values.pop("inputs")
-        )
-        dropped = tuple(Dropped(**entry) for entry in values.pop("dropped"))
-        return cls(**(values | {"inputs": inputs, "dropped": dropped, "classes": tuple(values["classes"])}))
+        """The pipeline in *blob*, also one that was fitted before a rule was there."""
+        values = _frozen(json.loads(artifacts.get(blob)))
+        return cls(**(values | {name: tuple(kind(**each) for each in values.get(name, ())) for name, kind in MADE_OF}))
+
+
+MADE_OF: tuple[tuple[str, Any], ...] = (
+    ("inputs", Input),
+    ("dropped", Dropped),
+    ("differences", Difference),
+    ("indicators", Indicator),
+    ("encodings", Encoding),
+    ("terms", Terms),
+    ("added", Added),
+)
+
+
+def _frozen(value: Any) -> Any:  # noqa: ANN401  # JSON
+    """Lists as tuples."""
+    if isinstance(value, dict):
+        return {name: _frozen(each) for name, each in value.items()}
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def _feature_names(entry: Input) -> list[str]:
+    if entry.kind == "text":
+        return []
     return [f"{entry.name} ({part})" for part in entry.parts] if entry.kind == "datetime" else [entry.name]

@@ -1,20 +1,18 @@
 # ruff: noqa: T201  # what a job prints is its log
 """The prepare stage: rows are split, the preprocessing is fitted on the train part, all rows are transformed."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from activities.compute import Job
 from activities.compute.data import Table, array_of, bounded, check_spec, target_of
-from activities.compute.features.categories import Coded
+from activities.compute.features.categories import Coded, texts_of
 from activities.compute.features.fitting import fit
-from activities.compute.features.inputs import Floats, Matrix
+from activities.compute.features.inputs import Floats
 from activities.compute.features.parts import TEST, TRAIN, VALIDATION, folds, split, unseen_rows
 from activities.compute.features.pipeline import Pipeline
 from activities.compute.features.table import Writer
@@ -53,6 +51,8 @@ def _prepare(request: PrepareRequest, job: Job, table: Table) -> Prepared:
     for name in unmatched:
         print(f"{name!r} is not read as it was for the champion: nobody can tell which rows are new to it")
     print(f"{len(pipeline.inputs)} columns become {len(pipeline.names)} features")
+    for made in pipeline.added:
+        print(f"{made.rule}: {made.name!r}, {made.reason}")
     for column in pipeline.dropped:
         print(f"not used: {column.name!r}, {column.reason}")
     return Prepared(
@@ -83,19 +83,13 @@ def write(
     """Transform *rows* (ascending numbers) chunk by chunk into the table of `Prepared` at *path*."""
     start = 0
     with Writer(path, len(pipeline.names)) as out:
-        for numbers, matrix in transformed(pipeline, table, rows, size):
-            own = slice(start, start + len(numbers))
-            out.add(matrix, y=y[own], part=part[own], fold=folds(numbers), row=numbers, fresh=fresh[own])
+        names = [entry.name for entry in pipeline.inputs]
+        for numbers, batch in chunks(table, names, rows, size, coded=True):
+            own, fold = slice(start, start + len(numbers)), folds(numbers)
+            learned = np.where(part[own] == TRAIN, fold, np.int8(-1))
+            matrix = pipeline.transform(raw(batch), learned)
+            out.add(matrix, y=y[own], part=part[own], fold=fold, row=numbers, fresh=fresh[own])
             start += len(numbers)
-
-
-def transformed(
-    pipeline: Pipeline, table: Table, rows: NDArray[np.int64], size: int = CHUNK_ROWS
-) -> Iterator[tuple[NDArray[np.int64], Matrix]]:
-    """Row numbers and features of *rows*, chunk by chunk."""
-    names = [entry.name for entry in pipeline.inputs]
-    for numbers, batch in chunks(table, names, rows, size, coded=True):
-        yield numbers, pipeline.transform(raw(batch))
 
 
 def raw(batch: pa.Table) -> dict[str, Any]:
@@ -104,15 +98,5 @@ def raw(batch: pa.Table) -> dict[str, Any]:
 
 
 def _raw(column: pa.ChunkedArray) -> NDArray[np.generic] | Coded:
-    if pa.types.is_string(column.type):
-        column = pc.dictionary_encode(column)
-    if not pa.types.is_dictionary(column.type):
-        return array_of(column)
-    if column.num_chunks == 0:
-        return Coded([""], np.zeros(0, np.int64))
-    column = column.unify_dictionaries()
-    values = column.chunk(0).dictionary.to_pylist()
-    places = pc.fill_null(
-        pa.chunked_array([chunk.indices for chunk in column.chunks]).cast(pa.int64()), len(values)
-    ).to_numpy()
-    return Coded([*values, ""], places)
+    text = pa.types.is_string(column.type) or pa.types.is_dictionary(column.type)
+    return texts_of(column) if text else array_of(column)
