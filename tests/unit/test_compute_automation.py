@@ -51,6 +51,7 @@ def frame(task: str = "binary") -> pd.DataFrame:
     )
 
 
+MEANS = {"features": {"target_mean": True}}
 FILLERS = ["the", "parcel", "came", "late", "again", "today", "and", "was", "wet", "größe"]
 
 
@@ -60,7 +61,7 @@ def test_made_features_are_inside_the_graph_and_their_reasons_are_kept(
 ) -> None:
     table = frame(task)
 
-    passed = Passed(job, spec_of(csv(tmp_path, table), task, "y", training={"rounds": 40}))
+    passed = Passed(job, spec_of(csv(tmp_path, table), task, "y", training={"rounds": 40}, **MEANS))
 
     pipeline = Pipeline.read(job.artifacts, passed.refitted.pipeline)
     rules = {(entry.name, entry.rule) for entry in pipeline.added}
@@ -91,7 +92,7 @@ def test_a_row_that_is_fitted_on_is_encoded_by_the_other_folds(tmp_path: Path, j
         {"code": [f"c{n}" for n in random.integers(0, 150, ROWS)], "y": random.integers(0, 2, ROWS), "x": 1.0}
     )
     noise["x"] = random.normal(size=ROWS)
-    passed = Passed(job, spec_of(csv(tmp_path, noise), "binary", "y", training={"rounds": 5}))
+    passed = Passed(job, spec_of(csv(tmp_path, noise), "binary", "y", training={"rounds": 5}, **MEANS))
     pipeline = Pipeline.read(job.artifacts, passed.prepared.pipeline)
     place = pipeline.names.index("code (mean of the target)")
 

@@ -76,7 +76,7 @@ def fit(  # noqa: PLR0917
         raise InvalidData(f"no column is left to learn from ({reasons})", field="features", hint=hint)
     ranks = {"number": 0, "boolean": 0, "datetime": 1, "text": 2, "category": 3}
     inputs.sort(key=lambda entry: ranks[entry.kind])
-    made = make(table, rows, goal, inputs, fitting.texts, like)
+    made = make(table, rows, goal, inputs, fitting.texts, like, target_mean=spec.features.target_mean)
     return Pipeline(
         task=spec.task,
         target=spec.target,
