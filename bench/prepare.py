@@ -234,7 +234,7 @@ def child(arguments: argparse.Namespace) -> None:
     peak, done = [0.0], threading.Event()
 
     def watch() -> None:
-        while not done.wait(0.05):
+        while not done.wait(0.2):
             peak[0] = max(peak[0], private_mib())
 
     watcher = threading.Thread(target=watch)

@@ -27,7 +27,7 @@ from everloop.records import Blob, Column, Snapshot
 
 CHUNK_ROWS = 65_536
 """Rows that are worked on at once."""
-MEMORY_MIB = 400
+MEMORY_MIB = 256
 """DuckDB's own; what does not fit goes to the scratch folder."""
 THREADS = 1
 """A slot's."""
@@ -149,8 +149,6 @@ class Spread:
     nulls: int
     low: float = 0.0
     high: float = 0.0
-    whole: bool = False
-    """Every value is a whole number."""
 
 
 @dataclass(frozen=True)
@@ -224,12 +222,12 @@ class Aggregates:
                     f"count({value})",
                     f"CAST(min({value}) AS DOUBLE)",
                     f"CAST(max({value}) AS DOUBLE)",
-                    f"bool_and({value} = round({value}))",
                 ]
             row = self._one(f"SELECT {', '.join(asked)} FROM {self._rows(*some)}")
             for place, name in enumerate(some):
-                count, low, high, whole = row[4 * place : 4 * place + 4]
-                found[name] = Spread(count, self._total - count, (low or 0.0) + 0.0, (high or 0.0) + 0.0, bool(whole))
+                count, low, high = row[3 * place : 3 * place + 3]
+                # + 0.0: which of -0.0 and 0.0 is the least depends on the order.
+                found[name] = Spread(count, self._total - count, (low or 0.0) + 0.0, (high or 0.0) + 0.0)
         return found
 
     def quantiles(self, name: str, shares: Sequence[float]) -> list[float]:

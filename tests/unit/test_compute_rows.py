@@ -33,7 +33,10 @@ def mixed(count: int = ROWS, seed: int = 3) -> pd.DataFrame:
             "flag": random.choice([True, False], count),
             "at": pd.Timestamp("2020-01-01") + pd.to_timedelta(random.integers(0, 10**8, count), unit="s"),
             "few": random.choice(["ä", "a", "a ", "Z", "ab"], count),
-            "many": [f"v{number % 700}" for number in random.integers(0, 10**6, count)],
+            "many": [f"v{number % 130}" for number in random.integers(0, 10**6, count)],
+            "note": [
+                f"{'Good' if random.random() < 0.2 + 0.5 * y else 'bad'} or not {n}" for n, y in enumerate(target)
+            ],
             "y": target,
         }
     )
@@ -56,11 +59,13 @@ def kept(job: FolderJob, folder: Path, cuts: list[int]) -> tuple[data.Table, lis
 
 
 def prepared_bytes(table: data.Table, folder: Path, *, size: int, threads: int) -> tuple[bytes, bytes]:
-    spec = spec_of(folder, "binary", "y")
+    spec = spec_of(folder, "binary", "y", features={"target_mean": True})
     target = data.target_of(table, spec)
     labelled = target.labelled
     part = features.split(spec, table, target, np.ones(len(labelled), np.bool_))
     pipeline = features.fit(spec, table, target, labelled[part == features.TRAIN], scratch=folder, threads=threads)
+    assert pipeline.terms
+    assert pipeline.encodings
     path = folder / "prepared.arrow"
     fresh, goal = part == features.TEST, target.values[labelled]  # noqa: PD011  # not a frame
     features.write(path, pipeline, table, labelled, y=goal, part=part, fresh=fresh, size=size)

@@ -189,14 +189,14 @@ class _Fitting:
 
     def _counts_rows(self, name: str, spread: Spread) -> bool:
         """Row numbers: whole, each once, without gaps to speak of, and in the order of the rows."""
-        if spread.nulls or not spread.whole or spread.count <= MOST_VALUES // 2:
+        if spread.nulls or spread.count <= MOST_VALUES // 2:
             return False
         if spread.high - spread.low >= 100 * spread.count:
             return False
         before = np.array([-np.inf])
         for _, batch in chunks(self._table, [name], self._rows):
             values = np.concatenate([before, array_of(batch[name])])
-            if not (np.diff(values) > 0).all():
+            if not (np.diff(values) > 0).all() or (values[1:] != np.round(values[1:])).any():
                 return False
             before = values[-1:]
         return True
