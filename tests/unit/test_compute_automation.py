@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from activities.compute import data, features
+from activities.compute import data, drift, features
 from activities.compute.features import Pipeline
 from tests.unit.test_compute_stages import FolderJob, Passed, csv, spec_of
 
@@ -110,6 +110,16 @@ def test_a_row_that_is_fitted_on_is_encoded_by_the_other_folds(tmp_path: Path, j
         same = codes[rows] == codes[test_rows[at]]
         assert others[at] == np.float32((y[same].sum() + 20 * y.mean()) / (same.sum() + 20))
     assert abs(np.corrcoef(found, y)[0, 1]) < 0.08
+
+
+def test_free_text_is_no_reason_for_drift(tmp_path: Path, job: FolderJob) -> None:
+    """Every row has its own: as a category it would differ from any reference."""
+    passed = Passed(job, spec_of(csv(tmp_path, frame()), "binary", "y", training={"rounds": 3}))
+    raw = {entry.name: np.array(["a", "b"], object) for entry in passed.signature.fields if entry.kind == "category"}
+
+    pairs = drift._pairs(passed.signature, raw, raw, np.zeros(2))
+
+    assert [pair.name for pair in pairs] == ["customer"]
 
 
 def test_texts_without_a_telling_word_stay_unused(tmp_path: Path, job: FolderJob) -> None:
