@@ -106,8 +106,11 @@ class Validation(Result):
 class Prepared(Result):
     """The rows as the model sees them, split, and the preprocessing that was fitted on the train part."""
 
-    matrix: Blob
-    """npz: X float32 [rows, features], y, part (0 train, 1 validation, 2 test), fresh (bool), row order as read."""
+    table: Blob | None = None
+    """Arrow IPC: features (list of float32), y, part (0 train, 1 validation, 2 test), fold, row (number in the
+    snapshot), fresh (bool); row order as read."""
+    matrix: Blob | None = None
+    """npz of the same without folds, where an older worker prepared."""
     pipeline: Blob
     """JSON: the fitted preprocessing, everything needed to repeat it."""
     train_rows: int

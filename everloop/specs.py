@@ -140,6 +140,8 @@ class Features(Strict):
     """Only these; all other columns when left out."""
     exclude: tuple[Column, ...] = ()
     """Never these: leaks (columns known only after the fact) and identifiers."""
+    target_mean: bool = False
+    """Tell a category of more than 100 values also as the target's mean, fold by fold. LightGBM rarely needs it."""
 
 
 class Split(Strict):

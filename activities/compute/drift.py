@@ -176,6 +176,8 @@ def _pairs(signature: Signature, reference: Columns, current: Columns, seconds: 
     for entry in signature.fields:
         if entry.name == signature.time or entry.name not in reference:
             continue
+        if entry.kind == "category" and not entry.known:
+            continue  # free text: every row has its own
         before, now = reference[entry.name], current[entry.name]
         if entry.kind == "datetime":
             if EVENT not in reference:

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from activities.compute import UNUSED_BY_LIGHTGBM, Job, without
-from activities.compute.data import load
-from activities.compute.features import FRESH_ROWS, TEST, Floats, Pipeline
+from activities.compute.features import FRESH_ROWS, TEST, Floats, Pipeline, prepared_rows
 from activities.compute.inference import Columns, Model
+from activities.compute.rows import opened
 from everloop.contracts import EvaluateRequest
 from everloop.records import Champion, Comparison, Evaluation, Field, Signature
 from everloop.specs import HIGHER_IS_BETTER, METRICS, LifecycleSpec, Task
@@ -21,23 +21,24 @@ if TYPE_CHECKING:
 SMALLEST = 1e-15
 """Probabilities are kept this far from 0 and 1 before their logarithm is taken."""
 MOST_IMPORTANT = 30
+CHAMPION_ROWS = 250_000
+"""Rows that the champion is asked about at once."""
 
 
 def evaluate(request: EvaluateRequest, job: Job) -> Evaluation:
     """Metrics on the test part, and the comparison with the champion on its fresh rows."""
-    from activities.compute.training import predicted
+    from activities.compute.training import predicted_rows
 
     with without(*UNUSED_BY_LIGHTGBM):
         import lightgbm
 
     spec, prepared = request.spec, request.prepared
     pipeline = Pipeline.read(job.artifacts, prepared.pipeline)
-    with job.artifacts.open_local(prepared.matrix) as path, np.load(path, allow_pickle=False) as stored:
-        test = stored["part"] == TEST
-        matrix, values = stored["X"][test], stored["y"][test]
-        fresh, rows = stored["fresh"][test], stored["rows"][test]
     booster = lightgbm.Booster(model_str=job.artifacts.get(request.trained.model).decode())
-    answers = predicted(booster, pipeline, matrix)
+    with prepared_rows(job.artifacts, prepared) as stored:
+        test = np.flatnonzero(stored.part == TEST)
+        values, fresh, rows = stored.y[test], stored.fresh[test], stored.rows[test]
+        answers = predicted_rows(booster, pipeline, stored, test)
     metrics = score(pipeline, values, answers)
     comparison = _compare(request, job, pipeline, values[fresh], answers[fresh], rows[fresh])
     report = {
@@ -47,6 +48,7 @@ def evaluate(request: EvaluateRequest, job: Job) -> Evaluation:
         "comparison": comparison.model_dump(mode="json"),
         "importance": _importance(booster, pipeline),
         "not_used": {column.name: column.reason for column in pipeline.dropped},
+        "added": {entry.name: f"{entry.rule}: {entry.reason}" for entry in pipeline.added},
     } | _figures(pipeline, values, answers)
     print(f"test, {len(values):,} rows: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
     print(comparison.reason)
@@ -162,21 +164,30 @@ def _compare(  # noqa: PLR0917
 def _champion_answers(
     request: EvaluateRequest, job: Job, champion: Champion, signature: Signature, rows: NDArray[np.int64]
 ) -> Floats:
-    table = load(job.artifacts, request.snapshot)
-    there = {column.name: column.kind for column in table.columns}
-    wanted = [entry.name for entry in signature.fields if entry.name in there]
-    raw = table.arrays(wanted, rows)
-    columns: Columns = {entry.name: _fitting(entry, raw.get(entry.name), len(rows)) for entry in signature.fields}
-    return Model(job.artifacts.get(champion.model), signature).predict(columns).values
+    model, told = Model(job.artifacts.get(champion.model), signature), []
+    with opened(job.artifacts, request.snapshot) as table:
+        there = {column.name for column in table.columns}
+        wanted = [entry.name for entry in signature.fields if entry.name in there]
+        for start in range(0, len(rows), CHAMPION_ROWS):
+            some = rows[start : start + CHAMPION_ROWS]
+            raw = table.arrays(wanted, some)
+            columns: Columns = {
+                entry.name: _fitting(entry, raw.get(entry.name), some, say=not start) for entry in signature.fields
+            }
+            told.append(model.predict(columns).values)
+    return np.concatenate(told)
 
 
-def _fitting(entry: Field, values: NDArray[np.generic] | None, rows: int) -> NDArray[np.generic]:
+def _fitting(
+    entry: Field, values: NDArray[np.generic] | None, rows: NDArray[np.int64], *, say: bool
+) -> NDArray[np.generic]:
     """The column as the champion takes it; missing where the data has it no more, or as another kind."""
     text = entry.kind == "category"
     if values is not None and (values.dtype == object) == text:
         return values
-    print(f"the champion's column {entry.name!r} is no longer there as {entry.kind}: missing in its rows")
-    return np.full(rows, "", object) if text else np.full(rows, np.nan)
+    if say:
+        print(f"the champion's column {entry.name!r} is no longer there as {entry.kind}: missing in its rows")
+    return np.full(len(rows), "", object) if text else np.full(len(rows), np.nan)
 
 
 def _same_classes(pipeline: Pipeline, signature: Signature, own: Floats, theirs: Floats) -> tuple[Floats, Floats]:

@@ -9,7 +9,7 @@ follow `default_left` where LightGBM, which saw none in training, compares 0 wit
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,24 +17,16 @@ import onnx
 import pyarrow as pa
 import pyarrow.parquet
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from activities.compute import UNUSED_BY_LIGHTGBM, Job, without
-from activities.compute.data import Table, load, target_of, time_layouts
-from activities.compute.features import (
-    DAY,
-    FIRST,
-    FIRST_SECOND,
-    LARGEST,
-    LAST_SECOND,
-    MISSING,
-    NOTHING,
-    OTHER,
-    Floats,
-    Input,
-    Pipeline,
-)
+from activities.compute.data import Table, target_of, time_layouts
+from activities.compute.features import DAY, FIRST_SECOND, LAST_SECOND, Floats, Input, Pipeline
+from activities.compute.features.graph import Graph
+from activities.compute.features.inputs import Terms
+from activities.compute.features.terms import OPSET as TEXT_OPSET
 from activities.compute.inference import Columns, Model
+from activities.compute.rows import opened
 from activities.compute.training import predicted
 from everloop.contracts import ExportRequest
 from everloop.errors import DatasetTooSmall, ParityFailed
@@ -48,6 +40,7 @@ with without(*UNUSED_BY_LIGHTGBM):
     from onnxmltools.convert.lightgbm.operator_converters import LightGbm as converter  # noqa: N813  # a module
 
 OPSET, ML_OPSET, IR_VERSION = 18, 3, 9
+TEXTS = ("category", "text")
 REFERENCE_ROWS = 50_000
 PARITY_ROWS = 50_000
 LEAST_PARITY_ROWS = 10_000
@@ -67,7 +60,11 @@ def export(request: ExportRequest, job: Job) -> Exported:
     spec = request.spec
     pipeline = Pipeline.read(job.artifacts, request.refitted.pipeline)
     booster = lightgbm.Booster(model_str=job.artifacts.get(request.refitted.model).decode())
-    table = load(job.artifacts, request.snapshot)
+    with opened(job.artifacts, request.snapshot) as table:
+        return _export(spec, pipeline, booster, table, job)
+
+
+def _export(spec: LifecycleSpec, pipeline: Pipeline, booster: "lightgbm.Booster", table: Table, job: Job) -> Exported:
     graph = build(pipeline, booster)
     onnx.checker.check_model(graph, full_check=False)
     data = graph.SerializeToString()
@@ -91,7 +88,7 @@ def signature_of(spec: LifecycleSpec, pipeline: Pipeline, table: Table) -> Signa
         fields=tuple(
             Field(
                 name=entry.name,
-                kind=entry.kind,
+                kind="category" if entry.kind == "text" else entry.kind,
                 minimum=entry.low if entry.kind == "number" else None,
                 maximum=entry.high if entry.kind == "number" else None,
                 known=entry.known[:MOST_KNOWN],
@@ -133,147 +130,22 @@ def _sample(rows: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:
 # --- the graph ----------------------------------------------------------------------------------
 
 
-@dataclass
-class Graph:
-    """Nodes and constants as they are added; names of ours start with `everloop:` and stay clear of the columns'."""
-
-    taken: frozenset[str]
-    nodes: list[Any] = field(default_factory=list)
-    constants: list[Any] = field(default_factory=list)
-
-    def constant(self, values: object, kind: type | np.dtype[Any]) -> str:
-        name = self.free(f"everloop:c{len(self.constants)}")
-        self.constants.append(numpy_helper.from_array(np.asarray(values, kind), name))
-        return name
-
-    def add(self, op: str, *inputs: str, outputs: Sequence[str] = (), domain: str = "", **attributes: Any) -> str:  # noqa: ANN401
-        """Add a node; returns the name of its first output."""
-        names = list(outputs) or [self.free(f"everloop:n{len(self.nodes)}")]
-        self.nodes.append(helper.make_node(op, list(inputs), names, domain=domain, **attributes))
-        return names[0]
-
-    def free(self, name: str) -> str:
-        while name in self.taken:
-            name += "_"
-        return name
-
-
 def build(pipeline: Pipeline, booster: "lightgbm.Booster") -> Any:  # noqa: ANN401  # a ModelProto
     """The graph of preprocessing and trees. Its inputs are [rows, 1], in the order of the pipeline's inputs."""
     graph = Graph(frozenset(entry.name for entry in pipeline.inputs))
-    blocks = []
-    plain = pipeline.of("number", "boolean")
-    if plain:
-        blocks.append(_numbers(graph, plain))
-    blocks += [part for entry in pipeline.of("datetime") for part in _dates(graph, entry)]
-    blocks += [_codes(graph, entry) for entry in pipeline.of("category")]
-    features = graph.add("Concat", *blocks, axis=1)
-    output = _trees(graph, pipeline, booster, features)
+    output = _trees(graph, pipeline, booster, pipeline.in_graph(graph))
     inputs = [
         helper.make_tensor_value_info(
-            entry.name, TensorProto.STRING if entry.kind == "category" else TensorProto.DOUBLE, ["rows", 1]
+            entry.name, TensorProto.STRING if entry.kind in TEXTS else TensorProto.DOUBLE, ["rows", 1]
         )
         for entry in pipeline.inputs
     ]
     made = helper.make_graph(graph.nodes, "everloop", inputs, [output], initializer=graph.constants)
-    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", ML_OPSET)]
+    opsets = [
+        helper.make_opsetid("", TEXT_OPSET if pipeline.terms else OPSET),
+        helper.make_opsetid("ai.onnx.ml", ML_OPSET),
+    ]
     return helper.make_model(made, opset_imports=opsets, ir_version=IR_VERSION, producer_name="everloop")
-
-
-def _numbers(graph: Graph, inputs: Sequence[Input]) -> str:
-    """`features.numbers`, for all of them at once."""
-    block = graph.add("Concat", *(entry.name for entry in inputs), axis=1)
-    if not all(entry.nullable for entry in inputs):
-        fills = graph.constant([[np.nan if entry.nullable else entry.fill for entry in inputs]], np.float64)
-        block = graph.add("Where", graph.add("IsNaN", block), fills, block)
-    if any(entry.offset for entry in inputs):
-        block = graph.add("Sub", block, graph.constant([[entry.offset for entry in inputs]], np.float64))
-    # Where and not Clip: what Clip makes of a missing value is not said.
-    most, least = graph.constant([[LARGEST]], np.float64), graph.constant([[-LARGEST]], np.float64)
-    block = graph.add("Where", graph.add("Greater", block, most), most, block)
-    block = graph.add("Where", graph.add("Less", block, least), least, block)
-    single = graph.add("Cast", block, to=TensorProto.FLOAT)
-    near = graph.add("LessOrEqual", graph.add("Abs", single), graph.constant([[NOTHING]], np.float32))
-    return graph.add("Where", near, graph.constant([[0.0]], np.float32), single)
-
-
-def _dates(graph: Graph, entry: Input) -> list[str]:
-    """`features.dates`, part by part."""
-    raw = entry.name
-    if not entry.nullable:
-        raw = graph.add("Where", graph.add("IsNaN", raw), graph.constant([[entry.fill]], np.float64), raw)
-    missing = graph.add("IsNaN", raw)
-    there = graph.add("Where", missing, graph.constant([[0.0]], np.float64), raw)
-    low, high = graph.constant(FIRST_SECOND, np.float64), graph.constant(LAST_SECOND, np.float64)
-    exact = graph.add("Clip", there, low, high)
-    whole = graph.add("Cast", graph.add("Floor", exact), to=TensorProto.INT64)
-    whole = graph.add("Sub", whole, graph.constant(int(FIRST_SECOND), np.int64))
-    calendar = _Calendar(graph, whole)
-    parts: dict[str, Callable[[], str]] = {
-        "hour": lambda: calendar.divide(calendar.rest(whole, 86400), 3600),
-        "weekday": lambda: calendar.rest(calendar.divide(whole, 86400), 7),
-        "day": lambda: calendar.day_and_month()[0],
-        "month": lambda: calendar.day_and_month()[1],
-        "elapsed": lambda: graph.add(
-            "Div",
-            graph.add("Sub", exact, graph.constant(entry.offset, np.float64)),
-            graph.constant(DAY, np.float64),
-        ),
-    }
-    unknown = graph.constant([[np.nan]], np.float32)
-    columns = [graph.add("Cast", parts[part](), to=TensorProto.FLOAT) for part in entry.parts]
-    return [graph.add("Where", missing, unknown, column) for column in columns]
-
-
-@dataclass
-class _Calendar:
-    """Whole-number arithmetic on seconds since year 1, all of it positive, as `features._day_and_month` does it."""
-
-    graph: Graph
-    whole: str
-
-    def divide(self, value: str, by: int) -> str:
-        return self.graph.add("Div", value, self.graph.constant(by, np.int64))
-
-    def rest(self, value: str, of: int) -> str:
-        return self.graph.add("Mod", value, self.graph.constant(of, np.int64))
-
-    def plus(self, value: str, other: str | int) -> str:
-        return self.graph.add("Add", value, self._given(other))
-
-    def minus(self, value: str, other: str | int) -> str:
-        return self.graph.add("Sub", value, self._given(other))
-
-    def times(self, value: str, by: int) -> str:
-        return self.graph.add("Mul", value, self.graph.constant(by, np.int64))
-
-    def day_and_month(self) -> tuple[str, str]:
-        of_era = self.rest(self.plus(self.divide(self.whole, 86400), 306), 146097)
-        leaps = self.plus(self.minus(of_era, self.divide(of_era, 1460)), self.divide(of_era, 36524))
-        year = self.divide(self.minus(leaps, self.divide(of_era, 146096)), 365)
-        before = self.minus(self.plus(self.times(year, 365), self.divide(year, 4)), self.divide(year, 100))
-        of_year = self.minus(of_era, before)
-        month = self.divide(self.plus(self.times(of_year, 5), 2), 153)
-        start = self.divide(self.plus(self.times(month, 153), 2), 5)
-        day = self.plus(self.minus(of_year, start), 1)
-        return day, self.plus(self.rest(self.plus(month, 2), 12), 1)
-
-    def _given(self, other: str | int) -> str:
-        return other if isinstance(other, str) else self.graph.constant(other, np.int64)
-
-
-def _codes(graph: Graph, entry: Input) -> str:
-    """`features.codes`."""
-    keys = ["", *entry.known]
-    values = [float(MISSING), *(float(FIRST + place) for place in range(len(entry.known)))]
-    return graph.add(
-        "LabelEncoder",
-        entry.name,
-        domain="ai.onnx.ml",
-        keys_strings=[key.encode() for key in keys],
-        values_floats=values,
-        default_float=float(OTHER),
-    )
 
 
 def _trees(graph: Graph, pipeline: Pipeline, booster: "lightgbm.Booster", features: str) -> Any:  # noqa: ANN401
@@ -438,6 +310,10 @@ def _edges(pipeline: Pipeline, booster: "lightgbm.Booster", real: Columns, rando
     """Real rows with one column replaced: missing, unseen, extreme, and both neighbours of every threshold."""
     thresholds = _thresholds(pipeline, booster)
     tried = {entry.name: _edge_values(entry, thresholds.get(entry.name, [])) for entry in pipeline.inputs}
+    for encoding in pipeline.encodings:
+        tried[encoding.column] = [*UNSEEN, *encoding.known]
+    for terms in pipeline.terms:
+        tried[terms.column] = [*UNSEEN, *_texts(terms)]
     most = max(len(EXTREMES), MOST_EDGE_ROWS // len(tried))
     tried = {
         name: values if len(values) <= most else [*values[:13], *random.choice(values[13:], most - 13).tolist()]
@@ -449,7 +325,7 @@ def _edges(pipeline: Pipeline, booster: "lightgbm.Booster", real: Columns, rando
     for name, start in zip(tried, starts, strict=False):
         edges[name][start : start + len(tried[name])] = tried[name]
     for entry in pipeline.inputs:  # and one row with nothing at all
-        edges[entry.name][-1] = "" if entry.kind == "category" else np.nan
+        edges[entry.name][-1] = "" if entry.kind in TEXTS else np.nan
     return edges
 
 
@@ -467,6 +343,13 @@ def _edge_values(entry: Input, thresholds: Sequence[float]) -> list[Any]:
         around = [np.nextafter(single, np.float32(-np.inf)), single, np.nextafter(single, np.float32(np.inf))]
     values = np.concatenate([near, *(one.astype(np.float64) for one in around)]) + entry.offset
     return [*EXTREMES, *values[np.isfinite(values)].tolist()]
+
+
+def _texts(terms: Terms) -> list[str]:
+    """Each spelling alone, and texts of several with blanks, tabs and newlines around."""
+    words = [word for word, _ in terms.spellings]
+    pairs = [f"  {first} {second}  {first}" for first, second in pairwise(words)]
+    return [*pairs, " ".join(words[:100]), *(f"{word}\t{word}\n {word}" for word in words[:50]), ".", *words]
 
 
 def _thresholds(pipeline: Pipeline, booster: "lightgbm.Booster") -> dict[str, list[float]]:

@@ -181,7 +181,7 @@ def test_the_same_request_gives_the_same_bytes(tmp_path: Path, job: FolderJob) -
     first, second = Passed(job, spec), Passed(job, spec)
 
     assert first.exported.model == second.exported.model
-    assert first.prepared.matrix == second.prepared.matrix
+    assert first.prepared.table == second.prepared.table
     assert first.snapshot == second.snapshot
 
 
@@ -787,8 +787,8 @@ def test_the_positive_class_is_the_one_that_the_spec_names(tmp_path: Path, job: 
 
 
 def parts(job: FolderJob, prepared: Prepared) -> dict[str, np.ndarray]:
-    with job.artifacts.open_local(prepared.matrix) as path, np.load(path) as stored:
-        return dict(stored)
+    with features.prepared_rows(job.artifacts, prepared) as stored:
+        return {"part": stored.part, "rows": stored.rows}
 
 
 def test_by_time_the_test_part_is_the_latest_and_one_moment_stays_together(tmp_path: Path, job: FolderJob) -> None:

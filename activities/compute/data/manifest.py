@@ -159,14 +159,23 @@ def _distinct(values: pa.ChunkedArray) -> int:
 def load(artifacts: Artifacts, of: Snapshot, names: Collection[str] | None = None) -> Table:
     """The canonical table of a snapshot, optionally of some columns only. Raises `NotFound`, `IntegrityError`."""
     manifest = json.loads(artifacts.get(of.manifest))
-    columns = tuple(Column.model_validate(column) for column in manifest["columns"])
+    columns = _columns(manifest)
     chosen = None if names is None else [column.name for column in columns if column.name in names]
     tables = []
     for file in manifest["files"]:
         with artifacts.open_local(Blob.model_validate(file["table"])) as path:
             # Not mapped: the rows outlive the file's name when the store is remote.
             tables.append(pa.parquet.read_table(path, columns=chosen, memory_map=False, use_threads=False))
-    rows = pa.concat_tables(tables).combine_chunks()
+    return described(pa.concat_tables(tables).combine_chunks(), manifest, of, artifacts)
+
+
+def _columns(manifest: Mapping[str, Any]) -> tuple[Column, ...]:
+    return tuple(Column.model_validate(column) for column in manifest["columns"])
+
+
+def described(rows: Any, manifest: Mapping[str, Any], of: Snapshot, artifacts: Artifacts) -> Table:  # noqa: ANN401
+    """*rows* (a pyarrow table, or what stands for one) with what the snapshot says of its columns."""
+    columns = _columns(manifest)
     if of.reading is None:
         return Table(rows, columns)
     stored = Reading.model_validate_json(artifacts.get(of.reading))
@@ -185,7 +194,7 @@ def _table(
     fields = [
         field_of(each.name, each.type, by_name[each.name].layouts, unread.get(each.name, "")) for each in rows.schema
     ]
-    return Table(pa.Table.from_arrays(rows.columns, schema=pa.schema(fields)), tuple(columns), stored, tuple(changed))
+    return Table(rows.cast(pa.schema(fields)), tuple(columns), stored, tuple(changed))
 
 
 # --- files of typed columns -------------------------------------------------------------------------------

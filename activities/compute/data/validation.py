@@ -11,7 +11,6 @@ from activities.compute import Job
 from activities.compute.data.asked import check_spec
 from activities.compute.data.doubts import mistaken
 from activities.compute.data.hashing import content_hashes
-from activities.compute.data.manifest import load
 from activities.compute.data.table import Table, enough, whole
 from activities.compute.data.target import Target, target_of
 from activities.compute.data.times import event_seconds, month_first
@@ -33,8 +32,13 @@ def validate(request: ValidateRequest, job: Job) -> Validation:
     Raises `TargetUnusable`, `DatasetTooSmall` or `InvalidData` for what cannot be learned from;
     the rest is listed as warnings.
     """
-    spec = request.spec
-    table = load(job.artifacts, request.snapshot)
+    from activities.compute.rows import opened
+
+    with opened(job.artifacts, request.snapshot) as table:  # one column in memory at a time
+        return _validate(request.spec, table)
+
+
+def _validate(spec: LifecycleSpec, table: Table) -> Validation:
     check_spec(spec, table.rows.column_names)
     enough(len(table))
     target = target_of(table, spec)

@@ -1,0 +1,160 @@
+"""Preparation out of core: the same bytes whatever the chunks, the threads and the files; any path opens the door."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from activities.compute import data, features, rows
+from everloop import contracts
+from everloop.records import Prepared
+from tests.unit.test_compute_stages import SLOT, FolderJob, Passed, csv, spec_of
+
+ROWS = 5000
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> FolderJob:
+    return FolderJob(tmp_path)
+
+
+def mixed(count: int = ROWS, seed: int = 3) -> pd.DataFrame:
+    """Every kind of column, with missing values, ties, signed zeros and texts that begin alike."""
+    random = np.random.default_rng(seed)
+    target = random.integers(0, 2, count)
+    frame = pd.DataFrame(
+        {
+            "x": random.normal(size=count) * 10.0 ** random.integers(-9, 9, count) + target,
+            "X": np.where(random.random(count) < 0.3, np.nan, random.integers(-2, 3, count)) * -0.0,
+            "far": 5e8 + random.integers(0, 100, count),
+            "flag": random.choice([True, False], count),
+            "at": pd.Timestamp("2020-01-01") + pd.to_timedelta(random.integers(0, 10**8, count), unit="s"),
+            "few": random.choice(["ä", "a", "a ", "Z", "ab"], count),
+            "many": [f"v{number % 130}" for number in random.integers(0, 10**6, count)],
+            "note": [
+                f"{'Good' if random.random() < 0.2 + 0.5 * y else 'bad'} or not {n}" for n, y in enumerate(target)
+            ],
+            "y": target,
+        }
+    )
+    frame.loc[::11, "few"] = None
+    frame.loc[::13, "at"] = None
+    return frame
+
+
+def kept(job: FolderJob, folder: Path, cuts: list[int]) -> tuple[data.Table, list[Path]]:
+    """The mixed table in files that end at *cuts*, as a snapshot keeps it."""
+    frame = mixed()
+    for place, part in enumerate(np.split(np.arange(len(frame)), cuts)):
+        csv(folder, frame.iloc[part], f"{place:03d}.csv")
+    taken = data.snapshot(contracts.SnapshotRequest(spec=spec_of(folder, "binary", "y"), slot=SLOT), job)
+    whole = data.load(job.artifacts, taken)
+    manifest = json.loads(job.artifacts.get(taken.manifest))
+    root = Path(job.artifacts.root) / "sha256"
+    names = [file["table"]["sha256"] for file in manifest["files"]]
+    return whole, [root / name[:2] / name for name in names]
+
+
+def prepared_bytes(table: data.Table, folder: Path, *, size: int, threads: int) -> tuple[bytes, bytes]:
+    spec = spec_of(folder, "binary", "y", features={"target_mean": True})
+    target = data.target_of(table, spec)
+    labelled = target.labelled
+    part = features.split(spec, table, target, np.ones(len(labelled), np.bool_))
+    pipeline = features.fit(spec, table, target, labelled[part == features.TRAIN], scratch=folder, threads=threads)
+    assert pipeline.terms
+    assert pipeline.encodings
+    path = folder / "prepared.arrow"
+    fresh, goal = part == features.TEST, target.values[labelled]  # noqa: PD011  # not a frame
+    features.write(path, pipeline, table, labelled, y=goal, part=part, fresh=fresh, size=size)
+    return pipeline.dump(), path.read_bytes()
+
+
+def test_the_prepared_bytes_are_the_same_in_any_chunking_with_any_threads_and_files(
+    tmp_path: Path, job: FolderJob
+) -> None:
+    whole, (only,) = kept(job, tmp_path / "one", [])
+    _, many = kept(job, tmp_path / "many", [1, 777, 778, 4000])
+    in_memory = prepared_bytes(whole, tmp_path, size=10**9, threads=1)
+
+    for paths, size, threads in (([only], 10**9, 1), ([only], 997, 2), (many, 65_536, 1), (many, 64, 2)):
+        table = data.Table(rows.Stored(paths), whole.columns)
+        assert prepared_bytes(table, tmp_path, size=size, threads=threads) == in_memory
+
+
+def test_what_duckdb_says_of_a_column_is_what_numpy_says(tmp_path: Path, job: FolderJob) -> None:
+    whole, paths = kept(job, tmp_path / "s", [2000])
+    table = data.Table(rows.Stored(paths), whole.columns)
+    some = np.flatnonzero(np.random.default_rng(0).random(ROWS) < 0.6)
+    raw = whole.arrays(whole.rows.column_names, some)
+
+    with rows.open_aggregates(table, some, tmp_path) as ask:
+        spreads = ask.spreads(["x", "X", "flag", "at"])
+        for name, spread in spreads.items():
+            scale = 1e6 if name == "at" else 1
+            there = raw[name][~np.isnan(raw[name])]
+            assert (spread.count, spread.nulls) == (len(there), len(some) - len(there))
+            assert (spread.low / scale, spread.high / scale) == (there.min(), there.max())
+        x = np.sort(raw["x"])
+        assert ask.quantiles("x", [0.25, 0.5]) == [x[int(np.ceil(len(x) * share)) - 1] for share in (0.25, 0.5)]
+        assert str(spreads["X"].low) == "0.0"  # not -0.0, whichever came first
+        texts = ask.texts("many", 5)
+    counts = pd.Series(raw["many"]).value_counts()
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:5]
+    assert (texts.distinct, list(texts.common)) == (len(counts), ranked)
+
+
+@pytest.mark.parametrize("folder", ["a [b]*?", "it's ${here}", "größe"])
+def test_a_data_folder_of_any_name_is_read(tmp_path: Path, folder: str) -> None:
+    (tmp_path / folder).mkdir()
+    job = FolderJob(tmp_path / folder)
+
+    passed = Passed(job, spec_of(csv(tmp_path, mixed(300)), "binary", "y", training={"rounds": 3}))
+
+    assert {column.name for column in passed.prepared.features} >= {"x", "far"}
+
+
+def test_rows_are_taken_by_number_in_any_order(tmp_path: Path, job: FolderJob) -> None:
+    whole, paths = kept(job, tmp_path / "s", [100, 3000])
+    wanted = np.random.default_rng(0).integers(0, ROWS, 300)
+
+    found = rows.Stored(paths).select(["x", "few"]).take(pa.array(wanted))
+
+    assert found.equals(whole.rows.select(["x", "few"]).take(pa.array(wanted)))
+
+
+def test_a_lifecycle_that_an_older_worker_prepared_goes_on(tmp_path: Path, job: FolderJob) -> None:
+    spec = spec_of(csv(tmp_path, mixed(600)), "binary", "y", training={"rounds": 20})
+    passed = Passed(job, spec)
+    with features.prepared_rows(job.artifacts, passed.prepared) as new:
+        path = tmp_path / "matrix.npz"
+        every = new.matrix(np.arange(len(new)))
+        np.savez(path, X=every, y=new.y, part=new.part, fresh=new.fresh, rows=new.rows)
+    old = passed.prepared.model_dump(exclude={"table"}) | {"matrix": job.artifacts.put_file(path)}
+
+    from activities.compute import evaluation, training
+
+    before = Prepared.model_validate(old)
+    trained = training.train(contracts.TrainRequest(spec=spec, prepared=before, slot=SLOT), job)
+    found = evaluation.evaluate(
+        contracts.EvaluateRequest(
+            spec=spec, snapshot=passed.snapshot, prepared=before, trained=trained, champion=None, slot=SLOT
+        ),
+        job,
+    )
+
+    assert trained.model == passed.trained.model
+    assert found.metrics == passed.evaluation.metrics
+
+
+def test_every_row_has_a_fold_that_does_not_depend_on_the_others(tmp_path: Path, job: FolderJob) -> None:
+    passed = Passed(job, spec_of(csv(tmp_path, mixed()), "binary", "y", training={"rounds": 3}))
+
+    with features.prepared_rows(job.artifacts, passed.prepared) as stored:
+        counts = np.bincount(stored.fold, minlength=5)
+        again = features.folds(stored.rows[100:200])
+        assert (again == stored.fold[100:200]).all()
+    assert len(counts) == 5
+    assert counts.min() > ROWS / 5 * 0.9
