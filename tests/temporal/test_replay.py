@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 import pytest
-from temporalio.client import WorkflowHistory
+from temporalio.client import WorkflowExecutionStatus, WorkflowHistory
 from temporalio.worker import Replayer
 
 from everloop import names
@@ -77,7 +77,8 @@ async def test_everything_that_was_just_made_replays(stack: Stack) -> None:
 
     seen: dict[str, int] = {}
     async for execution in stack.client.list_workflows():
-        if stack.prefix not in execution.id and execution.workflow_type != names.GPU_POOL:
+        pool = execution.workflow_type == names.GPU_POOL and execution.status is WorkflowExecutionStatus.RUNNING
+        if stack.prefix not in execution.id and not pool:  # the server is shared, also with tests that attack it
             continue
         history = await stack.client.get_workflow_handle(execution.id, run_id=execution.run_id).fetch_history()
         await replayer().replay_workflow(history)
