@@ -216,6 +216,24 @@ def test_never_and_unset_are_clipped_and_said(tmp_path: Path, job: FolderJob, ne
     assert any("clipped to the years 1 to 9999" in said for said in kept.changed)
 
 
+@pytest.mark.parametrize("layout", ["%Y-%m-%d", "%d.%m.%Y"])
+def test_what_is_missing_stays_missing_of_every_type(tmp_path: Path, job: FolderJob, layout: str) -> None:
+    moments = pd.Series(pd.date_range("2024", periods=ROWS))
+    frame = pd.DataFrame({"t": moments, "n": range(ROWS), "x": np.arange(ROWS) / 8, "c": "a", "b": True})
+    frame = frame.astype({"n": "Int64", "b": "boolean"}).assign(z=moments.dt.tz_localize("Asia/Tokyo"))
+    frame.loc[::3, :] = None
+    frame["y"] = [0, 1] * (ROWS // 2)
+    frame.to_parquet(tmp_path / "t.parquet")
+    frame.drop(columns="z").assign(t=frame.t.dt.strftime(layout)).to_csv(tmp_path / "t.csv", index=False)
+
+    for name in ("t.csv", "t.parquet"):
+        found = read(job, tmp_path / name)
+        for column in set(found.rows.column_names) - {"y"}:
+            missing = [place for place, value in enumerate(found.rows[column].to_pylist()) if value is None]
+            assert missing == list(range(0, ROWS, 3)), column
+            assert found.column(column).nulls == ROWS // 3
+
+
 # --- the target -------------------------------------------------------------------------------------------
 
 
@@ -484,3 +502,12 @@ def test_a_champion_of_the_first_reader_can_be_replaced(tmp_path: Path, job: Fol
 def test_an_unknown_column_under_columns_is_refused(tmp_path: Path, job: FolderJob) -> None:
     with pytest.raises(InvalidSpec, match="columns: the data has no column 'age'"):
         taken(job, written(tmp_path, "x,y", lambda n: f"{n},{n % 2}"), columns={"age": {"type": "number"}})
+
+
+def test_a_file_of_rows_in_latin_1_is_read_as_training_reads_one(tmp_path: Path) -> None:
+    from everloop.cli import _rows
+
+    (tmp_path / "rows.tsv").write_bytes("größe\tort\n1,5\tKöln\n".encode("cp1252"))
+    schema = {"task": "binary", "fields": [{"name": "größe", "kind": "number"}], "target": "y"}
+
+    assert _rows(str(tmp_path / "rows.tsv"), lambda: schema) == [{"größe": 1.5, "ort": "Köln"}]
