@@ -15,14 +15,14 @@ import pyarrow.parquet
 import pytest
 
 from activities.compute import data, features
-from activities.compute.data import first_folder, seen
+from activities.compute.data import first, first_folder, seen
 from activities.compute.features import Pipeline
 from activities.compute.profile import profile
 from everloop import contracts
 from everloop.errors import EverloopError, InvalidData, InvalidSpec, TargetUnusable
 from everloop.init import draft, name_from
 from everloop.reading import Reading
-from everloop.records import Champion
+from everloop.records import Champion, Snapshot
 from everloop.rows import from_csv
 from everloop.specs import LifecycleSpec
 from tests.unit.test_compute_stages import SLOT, FolderJob, Passed, spec_of, table
@@ -511,3 +511,32 @@ def test_a_file_of_rows_in_latin_1_is_read_as_training_reads_one(tmp_path: Path)
     schema = {"task": "binary", "fields": [{"name": "größe", "kind": "number"}], "target": "y"}
 
     assert _rows(str(tmp_path / "rows.tsv"), lambda: schema) == [{"größe": 1.5, "ort": "Köln"}]
+
+
+def test_a_snapshot_of_the_first_reader_still_loads_and_goes_on(tmp_path: Path, job: FolderJob) -> None:
+    source = written(tmp_path, "t,x,y", lambda n: f"{n % 28 + 1:02d}.01.2024,{n * 7919 % 97},{n % 2}")
+    part = first.read(source, ".csv", "t.csv")
+    columns = data.describe(part)
+    pa.parquet.write_table(part, tmp_path / "part.parquet")
+    file = {"name": "t.csv", "rows": ROWS, "source": job.artifacts.put_file(source).model_dump()}
+    file["table"] = job.artifacts.put_file(tmp_path / "part.parquet").model_dump()
+    manifest = {"files": [file], "columns": [column.model_dump() for column in columns]}
+    kept = Snapshot.model_validate(
+        {
+            "manifest": job.artifacts.put(json.dumps(manifest).encode()).model_dump(),
+            "rows": ROWS,
+            "files": 1,
+            "size_bytes": 1,
+            "columns": columns,
+            "schema_digest": data.schema_digest(columns),
+        }
+    )
+    spec = spec_of(source, "binary", "y", time="t")
+
+    whole = data.load(job.artifacts, kept)
+    prepared = features.prepare(contracts.PrepareRequest(spec=spec, snapshot=kept, champion=None, slot=SLOT), job)
+
+    assert whole.column("t").layouts == ("%d.%m.%Y",)
+    assert data.time_layouts(whole, "t") == ("%d.%m.%Y",)
+    assert prepared.train_rows + prepared.validation_rows + prepared.test_rows == ROWS
+    assert data.target_of(whole, spec).type == ""  # answered as text, as its model always did
