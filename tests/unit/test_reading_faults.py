@@ -2,8 +2,10 @@
 
 import bz2
 import gzip
+import io
 import json
 import os
+import zipfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -540,3 +542,39 @@ def test_a_snapshot_of_the_first_reader_still_loads_and_goes_on(tmp_path: Path, 
     assert data.time_layouts(whole, "t") == ("%d.%m.%Y",)
     assert prepared.train_rows + prepared.validation_rows + prepared.test_rows == ROWS
     assert data.target_of(whole, spec).type == ""  # answered as text, as its model always did
+
+
+def sheet_of(rows: list[list[Any]]) -> bytes:
+    """An Excel file of one sheet, as small as they come."""
+    kinds = {str: 't="inlineStr"><is><t>{}</t></is>', bool: 't="b"><v>{:d}</v>'}
+    cells = (
+        "".join(f"<c {kinds.get(type(cell), '><v>{}</v>').format(cell)}</c>" for cell in row if cell is not None)
+        for row in rows
+    )
+    body = "".join(f"<row>{row}</row>" for row in cells)
+    main, office = "http://schemas.openxmlformats.org/spreadsheetml/2006/main", "officeDocument/2006/relationships"
+    links = f'xmlns="http://schemas.openxmlformats.org/package/2006/relationships"><Relationship Id="r1" Type="http://schemas.openxmlformats.org/{office}/'
+    parts = {
+        "[Content_Types].xml": '<Types xmlns="http://schemas.openxmlformats.org/package/2006/content-types"/>',
+        "_rels/.rels": f'<Relationships {links}officeDocument" Target="xl/workbook.xml"/></Relationships>',
+        "xl/_rels/workbook.xml.rels": f'<Relationships {links}worksheet" Target="worksheets/s.xml"/></Relationships>',
+        "xl/workbook.xml": f'<workbook xmlns="{main}" xmlns:r="http://schemas.openxmlformats.org/{office}"><sheets>'
+        '<sheet name="s" sheetId="1" r:id="r1"/></sheets></workbook>',
+        "xl/worksheets/s.xml": f'<worksheet xmlns="{main}"><sheetData>{body}</sheetData></worksheet>',
+    }
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as book:
+        for name, text in parts.items():
+            book.writestr(name, text)
+    return made.getvalue()
+
+
+def test_an_excel_sheet_with_a_title_is_read(tmp_path: Path, job: FolderJob) -> None:
+    rows = [[n, n / 8, ("NA", "EU")[n % 2], n % 3 == 0, n % 2] for n in range(ROWS)]
+    (tmp_path / "t.xlsx").write_bytes(sheet_of([["Report of May"], ["n", "x", "region", "b", "y"], *rows]))
+
+    found = read(job, tmp_path / "t.xlsx")
+
+    assert found.rows.column_names == ["n", "x", "region", "b", "y"]
+    assert found.rows["n"].type == pa.int64()
+    assert [list(row.values()) for row in found.rows.to_pylist()] == rows
