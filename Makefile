@@ -24,9 +24,10 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: $(VENV)/.dev  ## what Everloop costs beside plain Temporal
+bench: $(VENV)/.dev  ## what Everloop costs beside plain Temporal, and init beside DuckDB
 	PYTHONPATH=. $(BIN)/python bench/orchestration.py
 	PYTHONPATH=. $(BIN)/python bench/recovery.py
+	PYTHONPATH=. $(BIN)/python bench/init.py
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

@@ -142,7 +142,10 @@ def demo(
 
 @app.command()
 def init(  # noqa: PLR0917  # options of a command, given by name
-    path: Annotated[Path, typer.Argument(help="A .csv or .parquet file, or a folder of them.", metavar="DATA")],
+    path: Annotated[
+        Path,
+        typer.Argument(help="A file of rows, a folder of them, or a glob.", metavar="DATA"),
+    ],
     target: Annotated[str, typer.Option("--target", help="Column to predict.")],
     time: Annotated[str | None, typer.Option("--time", help="Column with the event time.")] = None,
     model: Annotated[str | None, typer.Option("--model", help="Name of the model [default: from the file].")] = None,
@@ -597,18 +600,32 @@ def _rows(text: str, schema: Callable[[], Json]) -> list[Json]:
         return _parsed(sys.stdin.read(), "stdin")
     path = Path(text)
     try:
-        content = path.read_text()
+        content = _decoded(path.read_bytes())
     except (OSError, UnicodeDecodeError) as error:
         raise Invalid(
             f"cannot read {path}: {getattr(error, 'strerror', None) or 'not text'}",
             field="rows",
-            hint="give JSON, or a .json, .jsonl or .csv file",
+            hint="give JSON, or a .json, .jsonl, .csv or .tsv file",
         ) from None
-    if path.suffix.lower() == ".csv":
+    if path.suffix.lower() in (".csv", ".tsv"):
         from everloop import rows
 
         return rows.from_csv(content, path.name, schema())
     return _parsed(content, str(path))
+
+
+def _decoded(content: bytes) -> str:
+    """A file's text in the encoding that training would find. Raises `UnicodeDecodeError`."""
+    from everloop import dialect
+
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        utf8 = False
+    else:
+        utf8 = True
+    encoding = dialect.encoding_of(content[: dialect.HEAD], ascii_or_utf8=utf8)
+    return content.decode(encoding or "utf-8").removeprefix("\ufeff")
 
 
 def _parsed(text: str, where: str) -> list[Json]:

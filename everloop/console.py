@@ -219,6 +219,7 @@ def evidence(gate: Json) -> RenderableType:
         ("champion", f"version {champion}" if champion is not None else "none: this would be the first release"),
         ("comparison", str(comparison.get("reason") or "-")),
         ("learned from", f"{number(shown.get('rows'))} rows{f', until {until} UTC' if until else ''}"),
+        ("the data", "\n".join(shown.get("notes") or ("as it is: nothing was read as missing or left out",))),
         ("export", exported),
         ("model digest", str(shown.get("model_digest") or "")),
         ("evidence", str(gate.get("evidence_digest") or "")),

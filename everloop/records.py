@@ -82,6 +82,8 @@ class Snapshot(Result):
     """JSON of `Reading`: how bytes became columns. None: the first reader's rules."""
     changed: tuple[str, ...] = ()
     """Sentences on what the rules changed, as many as a result that travels through Temporal may list."""
+    profile: Blob | None = None
+    """JSON: per column its kind, missing and different values and the bars of a histogram; what the rules changed."""
     target_missing: int = 0
     """Rows without a target: nothing is learned from them."""
     rejected: Blob | None = None

@@ -108,7 +108,7 @@ def test_a_table_is_submitted_approved_and_answers_by_the_command_line_alone(run
             assert time.monotonic() < deadline
             time.sleep(0.1)
     answer = everloop(here, "predict", "churn", '{"age": 79, "plan": "basic"}', "--json")
-    assert json.loads(answer.stdout)["predictions"][0]["label"] == "1", answer.stderr
+    assert json.loads(answer.stdout)["predictions"][0]["label"] == 1, answer.stderr
     wrong = everloop(here, "predict", "churn", '{"age": "old", "plan": "basic"}')
     assert wrong.returncode == 1
     assert "age" in wrong.stderr

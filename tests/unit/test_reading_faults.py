@@ -2,8 +2,10 @@
 
 import bz2
 import gzip
+import io
 import json
 import os
+import zipfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,14 +17,14 @@ import pyarrow.parquet
 import pytest
 
 from activities.compute import data, features
-from activities.compute.data import first_folder, seen
+from activities.compute.data import first, first_folder, seen
 from activities.compute.features import Pipeline
 from activities.compute.profile import profile
 from everloop import contracts
 from everloop.errors import EverloopError, InvalidData, InvalidSpec, TargetUnusable
 from everloop.init import draft, name_from
 from everloop.reading import Reading
-from everloop.records import Champion
+from everloop.records import Champion, Snapshot
 from everloop.rows import from_csv
 from everloop.specs import LifecycleSpec
 from tests.unit.test_compute_stages import SLOT, FolderJob, Passed, spec_of, table
@@ -214,6 +216,24 @@ def test_never_and_unset_are_clipped_and_said(tmp_path: Path, job: FolderJob, ne
     assert kept.time_to is not None
     assert len(data.load(job.artifacts, kept)) == ROWS
     assert any("clipped to the years 1 to 9999" in said for said in kept.changed)
+
+
+@pytest.mark.parametrize("layout", ["%Y-%m-%d", "%d.%m.%Y"])
+def test_what_is_missing_stays_missing_of_every_type(tmp_path: Path, job: FolderJob, layout: str) -> None:
+    moments = pd.Series(pd.date_range("2024", periods=ROWS))
+    frame = pd.DataFrame({"t": moments, "n": range(ROWS), "x": np.arange(ROWS) / 8, "c": "a", "b": True})
+    frame = frame.astype({"n": "Int64", "b": "boolean"}).assign(z=moments.dt.tz_localize("Asia/Tokyo"))
+    frame.loc[::3, :] = None
+    frame["y"] = [0, 1] * (ROWS // 2)
+    frame.to_parquet(tmp_path / "t.parquet")
+    frame.drop(columns="z").assign(t=frame.t.dt.strftime(layout)).to_csv(tmp_path / "t.csv", index=False)
+
+    for name in ("t.csv", "t.parquet"):
+        found = read(job, tmp_path / name)
+        for column in set(found.rows.column_names) - {"y"}:
+            missing = [place for place, value in enumerate(found.rows[column].to_pylist()) if value is None]
+            assert missing == list(range(0, ROWS, 3)), column
+            assert found.column(column).nulls == ROWS // 3
 
 
 # --- the target -------------------------------------------------------------------------------------------
@@ -484,3 +504,77 @@ def test_a_champion_of_the_first_reader_can_be_replaced(tmp_path: Path, job: Fol
 def test_an_unknown_column_under_columns_is_refused(tmp_path: Path, job: FolderJob) -> None:
     with pytest.raises(InvalidSpec, match="columns: the data has no column 'age'"):
         taken(job, written(tmp_path, "x,y", lambda n: f"{n},{n % 2}"), columns={"age": {"type": "number"}})
+
+
+def test_a_file_of_rows_in_latin_1_is_read_as_training_reads_one(tmp_path: Path) -> None:
+    from everloop.cli import _rows
+
+    (tmp_path / "rows.tsv").write_bytes("größe\tort\n1,5\tKöln\n".encode("cp1252"))
+    schema = {"task": "binary", "fields": [{"name": "größe", "kind": "number"}], "target": "y"}
+
+    assert _rows(str(tmp_path / "rows.tsv"), lambda: schema) == [{"größe": 1.5, "ort": "Köln"}]
+
+
+def test_a_snapshot_of_the_first_reader_still_loads_and_goes_on(tmp_path: Path, job: FolderJob) -> None:
+    source = written(tmp_path, "t,x,y", lambda n: f"{n % 28 + 1:02d}.01.2024,{n * 7919 % 97},{n % 2}")
+    part = first.read(source, ".csv", "t.csv")
+    columns = data.describe(part)
+    pa.parquet.write_table(part, tmp_path / "part.parquet")
+    file = {"name": "t.csv", "rows": ROWS, "source": job.artifacts.put_file(source).model_dump()}
+    file["table"] = job.artifacts.put_file(tmp_path / "part.parquet").model_dump()
+    manifest = {"files": [file], "columns": [column.model_dump() for column in columns]}
+    kept = Snapshot.model_validate(
+        {
+            "manifest": job.artifacts.put(json.dumps(manifest).encode()).model_dump(),
+            "rows": ROWS,
+            "files": 1,
+            "size_bytes": 1,
+            "columns": columns,
+            "schema_digest": data.schema_digest(columns),
+        }
+    )
+    spec = spec_of(source, "binary", "y", time="t")
+
+    whole = data.load(job.artifacts, kept)
+    prepared = features.prepare(contracts.PrepareRequest(spec=spec, snapshot=kept, champion=None, slot=SLOT), job)
+
+    assert whole.column("t").layouts == ("%d.%m.%Y",)
+    assert data.time_layouts(whole, "t") == ("%d.%m.%Y",)
+    assert prepared.train_rows + prepared.validation_rows + prepared.test_rows == ROWS
+    assert data.target_of(whole, spec).type == ""  # answered as text, as its model always did
+
+
+def sheet_of(rows: list[list[Any]]) -> bytes:
+    """An Excel file of one sheet, as small as they come."""
+    kinds = {str: 't="inlineStr"><is><t>{}</t></is>', bool: 't="b"><v>{:d}</v>'}
+    cells = (
+        "".join(f"<c {kinds.get(type(cell), '><v>{}</v>').format(cell)}</c>" for cell in row if cell is not None)
+        for row in rows
+    )
+    body = "".join(f"<row>{row}</row>" for row in cells)
+    main, office = "http://schemas.openxmlformats.org/spreadsheetml/2006/main", "officeDocument/2006/relationships"
+    links = f'xmlns="http://schemas.openxmlformats.org/package/2006/relationships"><Relationship Id="r1" Type="http://schemas.openxmlformats.org/{office}/'
+    parts = {
+        "[Content_Types].xml": '<Types xmlns="http://schemas.openxmlformats.org/package/2006/content-types"/>',
+        "_rels/.rels": f'<Relationships {links}officeDocument" Target="xl/workbook.xml"/></Relationships>',
+        "xl/_rels/workbook.xml.rels": f'<Relationships {links}worksheet" Target="worksheets/s.xml"/></Relationships>',
+        "xl/workbook.xml": f'<workbook xmlns="{main}" xmlns:r="http://schemas.openxmlformats.org/{office}"><sheets>'
+        '<sheet name="s" sheetId="1" r:id="r1"/></sheets></workbook>',
+        "xl/worksheets/s.xml": f'<worksheet xmlns="{main}"><sheetData>{body}</sheetData></worksheet>',
+    }
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as book:
+        for name, text in parts.items():
+            book.writestr(name, text)
+    return made.getvalue()
+
+
+def test_an_excel_sheet_with_a_title_is_read(tmp_path: Path, job: FolderJob) -> None:
+    rows = [[n, n / 8, ("NA", "EU")[n % 2], n % 3 == 0, n % 2] for n in range(ROWS)]
+    (tmp_path / "t.xlsx").write_bytes(sheet_of([["Report of May"], ["n", "x", "region", "b", "y"], *rows]))
+
+    found = read(job, tmp_path / "t.xlsx")
+
+    assert found.rows.column_names == ["n", "x", "region", "b", "y"]
+    assert found.rows["n"].type == pa.int64()
+    assert [list(row.values()) for row in found.rows.to_pylist()] == rows

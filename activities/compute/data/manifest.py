@@ -22,6 +22,7 @@ from activities.compute.data.engine import connection
 from activities.compute.data.engine import name as column_name
 from activities.compute.data.engine import text as quoted
 from activities.compute.data.files import Opened, open_file
+from activities.compute.data.histograms import histograms
 from activities.compute.data.sources import _keep, find, shown
 from activities.compute.data.table import Table, bounded, column_of, enough, field_of, schema_digest
 from activities.compute.data.times import event_seconds, moment
@@ -63,6 +64,7 @@ def snapshot(request: SnapshotRequest, job: Job) -> Snapshot:
             tables.append(_converted(read, place, job.scratch / f"table-{place}.parquet", duck))
             job.report(place + 1, files=place + 1, of=len(files))
         columns = describe_files(read, tables, duck)
+        drawn = [] if _alike(read) else histograms(columns, tables, duck)
         kept = [job.artifacts.put_file(table, "table.parquet") for table in tables]
         span = _span(tables, columns, spec)
         rejected = _rejected(read, job.scratch / "rejected.csv", duck)
@@ -70,6 +72,7 @@ def snapshot(request: SnapshotRequest, job: Job) -> Snapshot:
     changed = [sentence for each in read.changed for sentence in each.sentences()]
     for sentence in changed:
         print(sentence)
+    profile = json.dumps({"columns": drawn, "changed": changed}, sort_keys=True)
     print(f"{sum(read.rows):,} rows, {len(columns)} columns; schema {schema_digest(columns)[:12]}")
     return Snapshot(
         manifest=_manifest(read, blobs, kept, columns, stored, job),
@@ -82,6 +85,7 @@ def snapshot(request: SnapshotRequest, job: Job) -> Snapshot:
         time_to=span[1],
         reading=stored,
         changed=tuple(sentence[:200] for sentence in changed[:SENTENCES]),
+        profile=job.artifacts.put(profile.encode(), "profile.json"),
         target_missing=next(column.nulls for column in columns if column.name == spec.target),
         rejected=job.artifacts.put_file(rejected, "rejected.csv") if rejected else None,
     )

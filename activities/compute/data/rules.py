@@ -34,6 +34,11 @@ def outside(moment: str) -> str:
     return f"{moment} NOT BETWEEN {FIRST} AND {LAST}"
 
 
+def clipped(moment: str) -> str:
+    """The moment within the years 1 to 9999. A missing one stays so: `least` and `greatest` pass over nulls."""
+    return f"CASE WHEN ({moment}) IS NOT NULL THEN greatest(least({moment}, {LAST}), {FIRST}) END"
+
+
 def one_of(t: str, texts: Sequence[str]) -> str:
     return f"{t} IN ({', '.join(map(quoted, texts))})" if texts else "false"
 
@@ -65,7 +70,7 @@ def value(t: str, column: ReadColumn) -> str:
         yes, no = (YES, NO) if column.declared else (YES[:1], NO[:1])
         return f"CASE WHEN {one_of(f'lower({t})', yes)} THEN true WHEN {one_of(f'lower({t})', no)} THEN false END"
     if column.type == "datetime":
-        return f"greatest(least({moment(t, column)}, {LAST}), {FIRST})"
+        return clipped(moment(t, column))
     return f"CASE WHEN {t} <> '' THEN {t} END"
 
 

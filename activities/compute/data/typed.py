@@ -13,7 +13,7 @@ import pyarrow.parquet
 from activities.compute.data.engine import connection
 from activities.compute.data.engine import name as column_name
 from activities.compute.data.engine import text as quoted
-from activities.compute.data.rules import FIRST, LAST, WIDEST, finite
+from activities.compute.data.rules import WIDEST, clipped, finite
 from everloop.dialect import column_names
 from everloop.errors import InvalidData
 from everloop.reading import ReadColumn
@@ -55,7 +55,7 @@ def value(x: str, kind: pa.DataType, column: ReadColumn) -> str:
     if column.type == "integer":
         return f"CAST({x} AS BIGINT)"
     if column.type == "datetime":
-        return f"greatest(least({moment(x, kind)}, {LAST}), {FIRST})"
+        return clipped(moment(x, kind))
     if column.scale is not None:
         return f"CAST({x} AS DECIMAL({WIDEST}, {column.scale}))"
     if pa.types.is_duration(kind):
