@@ -26,12 +26,16 @@ from activities.compute.data.manifest import described
 from everloop.artifacts import Artifacts
 from everloop.records import Blob, Snapshot
 
+LARGEST = 3.4e38
+"""What float32 holds."""
 CHUNK_ROWS = 65_536
 """Rows that are worked on at once."""
 MEMORY_MIB = 256
 """DuckDB's own; what does not fit goes to the scratch folder."""
 THREADS = 1
 """A slot's."""
+BUFFER_BYTES = 1 << 20
+"""Of each column while it is read."""
 GLOB = re.compile(r"[*?\[\]{}]")
 
 
@@ -70,7 +74,7 @@ class Stored:
     def table(self, names: Sequence[str]) -> pa.Table:
         """Whole columns."""
         schema = pa.schema([self.schema.field(name) for name in names])
-        read = [pa.parquet.ParquetFile(path).read(columns=list(names), use_threads=False) for path in self.paths]
+        read = [_file(path).read(columns=list(names), use_threads=False) for path in self.paths]
         return pa.concat_tables([part.select(list(names)).cast(schema) for part in read])
 
     def select(self, names: Sequence[str]) -> "Stored":
@@ -87,8 +91,7 @@ class Stored:
         texts = [field.name for field in self.schema if pa.types.is_string(field.type)] if coded else []
         start = 0
         for path in self.paths:
-            file = pa.parquet.ParquetFile(path, read_dictionary=texts)
-            for batch in file.iter_batches(size, columns=names, use_threads=False):
+            for batch in _file(path, texts).iter_batches(size, columns=names, use_threads=False):
                 yield start, pa.Table.from_batches([batch]).select(names)
                 start += batch.num_rows
 
@@ -111,6 +114,11 @@ class Stored:
     @property
     def columns(self) -> list[pa.ChunkedArray]:
         return list(self.table(self.column_names).columns)
+
+
+def _file(path: Path, coded: Sequence[str] = ()) -> pa.parquet.ParquetFile:
+    """A file that is read as it is asked for. Left to itself, pyarrow keeps all that was read until the file's end."""
+    return pa.parquet.ParquetFile(path, read_dictionary=list(coded), pre_buffer=False, buffer_size=BUFFER_BYTES)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from activities.compute import data, features, rows
@@ -158,3 +159,17 @@ def test_every_row_has_a_fold_that_does_not_depend_on_the_others(tmp_path: Path,
         assert (again == stored.fold[100:200]).all()
     assert len(counts) == 5
     assert counts.min() > ROWS / 5 * 0.9
+
+
+def test_what_was_read_is_not_kept(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    held = pa.table({f"n{place}": random.normal(size=200_000) for place in range(16)})
+    pa.parquet.write_table(held, tmp_path / "t.parquet", row_group_size=20_000)
+    size = held.nbytes
+    del held
+    before, most = pa.total_allocated_bytes(), 0
+
+    for _, _batch in rows.Stored([tmp_path / "t.parquet"]).batches(5000):
+        most = max(most, pa.total_allocated_bytes() - before)
+
+    assert most < size / 2
