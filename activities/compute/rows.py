@@ -261,8 +261,9 @@ class Aggregates:
 
     def apart(self, name: str, around: float) -> int:
         """How many different values float32 tells apart when *around* is subtracted first."""
-        number = self._number(name)
-        return int(self._one(f"SELECT count(DISTINCT CAST({number} - $1 AS FLOAT)) FROM {self._rows(name)}", around)[0])
+        moved = f"greatest(least({self._number(name)} - $1, {LARGEST!r}), -{LARGEST!r})"
+        query = f"SELECT count(DISTINCT CAST({moved} AS FLOAT)) FROM {self._rows(name)}"
+        return int(self._one(query, around)[0])
 
     def calendar(self, name: str) -> dict[str, bool]:
         """Which calendar parts of a column of moments differ between rows."""

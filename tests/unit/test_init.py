@@ -270,7 +270,8 @@ def test_columns_that_are_not_used_are_listed_with_why(tmp_path: Path) -> None:
 
     told = "196 of 200 values are numbers; the others, like 'n/k', make it text: if these are numbers, empty the others"
     assert f"# Not used: mixed: {told}." in text
-    assert "# Not used: money: values like '$1.00' are read as text" in text
+    assert "# The texts are numbers, such as 1 $; without this line they stay text." in text
+    assert LifecycleSpec.model_validate(yaml.safe_load(text)).columns["money"].unit == "$"
     assert "# Not used: same: it is always the same." in text
 
 
@@ -334,6 +335,6 @@ def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
 
 
 def test_a_name_is_made_from_the_file() -> None:
-    assert name_from(Path("/x/Über Data (2).csv")) == "ber-data-2"
-    assert name_from(Path("/x/世.csv")) == "model"
+    assert name_from(Path("/x/Über Data (2).csv")) == "uber-data-2"
+    assert name_from(Path("/x/世.csv")) != name_from(Path("/x/界.csv"))
     assert len(name_from(Path("a" * 100))) == 63

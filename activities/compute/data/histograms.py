@@ -39,8 +39,8 @@ def _bars(column: Column, rows: str, duck: duckdb.DuckDBPyConnection) -> list[tu
     low, high = duck.execute(f"SELECT min({number}), max({number}) FROM {rows}").fetchone() or (None, None)
     if low is None:
         return []
-    width = (high - low) / BARS or 1.0
-    place = f"CAST(least({BARS - 1}, floor(({number} - ({low!r})) / {width!r})) AS INTEGER)"
+    width = high / BARS - low / BARS or 1.0  # high - low may be more than float64 holds
+    place = f"CAST(greatest(0, least({BARS - 1}, floor({number} / {width!r} - ({low / width!r})))) AS INTEGER)"
     counts = dict(duck.execute(f"SELECT {place}, count(*) FROM {rows} WHERE {x} IS NOT NULL GROUP BY 1").fetchall())
     return [(_label(column, low + bar * width), int(counts.get(bar, 0))) for bar in range(BARS)]
 
