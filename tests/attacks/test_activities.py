@@ -42,7 +42,12 @@ class Foreign:
     async def _one(self, kind: str, name: str, given: Any) -> str:
         once = RetryPolicy(maximum_attempts=1)
         try:
-            if kind == "child":
+            if kind == "gate":
+                await workflow.execute_child_workflow(
+                    name, given, id=names.approval_id(workflow.info().workflow_id),
+                    task_queue=names.CONTROL, retry_policy=once,
+                )  # fmt: skip
+            elif kind == "child":
                 await workflow.execute_child_workflow(
                     name, given, id=names.release_id(given["version"]["project"], given["version"]["model"]),
                     task_queue=names.CONTROL, retry_policy=once,
@@ -164,6 +169,28 @@ async def test_under_the_id_of_a_closed_lifecycle_its_recorded_release_is_not_pl
 
     assert list(answers.values()) == ["BadSignature"]
     assert route_of(stack) == (2, 2)
+    assert (await stack.verified()).differences == []
+
+
+async def test_a_foreign_gate_under_the_id_of_a_closed_lifecycle_leaves_no_trace(stack: Stack) -> None:
+    lifecycle = await released(stack, "one")
+    request: dict[str, Any] = {}
+    async for event in stack.client.get_workflow_handle(lifecycle).fetch_history_events():
+        child = event.start_child_workflow_execution_initiated_event_attributes
+        if child.workflow_type.name == names.APPROVAL:
+            request = json.loads(child.input.payloads[0].data)
+    forged = request["evidence"] | {"metrics": {"auc": 1.0}}
+    soon = (datetime.now(UTC) + timedelta(seconds=1)).isoformat()
+    await stack.journal.sweep()
+    before = everything(stack)
+
+    async with foreign_worker(stack):
+        order = ["gate", names.APPROVAL, request | {"evidence": forged, "deadline": soon}]
+        answers = await foreign(stack, names.LIFECYCLE, lifecycle, [order])
+    await stack.journal.sweep()
+
+    assert list(answers.values()) == ["Forbidden"]
+    assert everything(stack) == before
     assert (await stack.verified()).differences == []
 
 
