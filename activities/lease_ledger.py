@@ -37,8 +37,8 @@ LEASE_TTL = timedelta(seconds=60)
 """How often the pool asks Temporal whether a holder still lives, should nobody have said that it ended."""
 FUEL = 10_000
 LIVE = ("offered", "active")
-LARGEST = 2**63 - 1
-"""What a column of whole numbers holds."""
+LARGEST = 2**31 - 1
+"""What a column of whole numbers holds on Postgres, which raises for more: a forged offer would be retried for ever."""
 
 
 def check_token(session: Session, slot: Slot) -> None:
