@@ -1,5 +1,6 @@
 """Who reaches Temporal's port cannot start a lifecycle as anybody: the API signs each start."""
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,19 @@ class ForeignCheck:
         return await workflow.execute_child_workflow(
             names.LIFECYCLE, forged, id=lifecycle, task_queue=names.CONTROL, result_type=LifecycleAnswer
         )
+
+
+async def test_a_start_in_another_name_that_is_ended_before_it_was_looked_at_names_nobody(stack: Stack) -> None:
+    handle = await stack.client.start_workflow(
+        names.LIFECYCLE, request(stack, submitted_by="ada"), id=f"{stack.prefix}-never", task_queue=names.CONTROL,
+        start_delay=timedelta(hours=1),
+    )  # fmt: skip
+    await handle.terminate(reason="by who started it")
+
+    row = await stack.status(handle.id, "terminated")
+
+    assert row.submitted_by == ""
+    assert (await stack.verified()).differences == []
 
 
 async def test_a_retraining_that_no_check_of_ours_decided_on_is_refused(stack: Stack) -> None:
