@@ -170,7 +170,8 @@ def _never_begun(started: HistoryEvent, converter: DataConverter) -> list[Event]
         submitted = request.submitted()
     except Exception:  # noqa: BLE001  # whatever somebody has typed as its input
         return []
-    return [submitted.model_copy(update={"submitted_by": "", "seq": 0, "at": started.event_time.ToDatetime(tzinfo=UTC)})]
+    at = started.event_time.ToDatetime(tzinfo=UTC)
+    return [submitted.model_copy(update={"submitted_by": "", "seq": 0, "at": at})]
 
 
 def _ended_from_outside(entry: HistoryEvent, found: Sequence[Event]) -> list[Event]:

@@ -257,6 +257,6 @@ def test_no_token_is_looked_up_that_postgres_cannot_compare(pool: Store) -> None
     """There a larger one is an error of the driver, which the activity would try again for ever."""
     column = LeaseRow.__table__.c.token.type.compile(dialect=postgresql.dialect())  # type: ignore[attr-defined]
 
-    assert ledger.LARGEST < {"INTEGER": 2**31, "BIGINT": 2**63}[column]
+    assert {"INTEGER": 2**31, "BIGINT": 2**63}[column] > ledger.LARGEST
     with pytest.raises(LeaseLost):
         ledger.accept(pool, AcceptRequest(request_id=ask(pool, ADA), token=ledger.LARGEST + 1), ADA)
