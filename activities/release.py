@@ -72,7 +72,7 @@ class ReleaseOnControl(ReleaseActivities):
         if rollout.workflow_id != names.release_id(request.project, request.model):
             raise BadSignature("a rollout undoes releases of its own model only")
         if request.order is not None:
-            _must_be_ordered(request, signing.trusted_keys(self._settings.keys_dir))
+            _must_be_ordered(request, signing.present_key(self._settings.keys_dir))
         elif rollout.workflow_type != names.RELEASE:
             raise BadSignature("a roll back that a person wants must be signed", hint="use `everloop roll-back`")
         return await asyncio.to_thread(_roll_back, self._store, request, rollout)
