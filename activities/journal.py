@@ -307,7 +307,8 @@ async def runs(client: Client, store: Store, artifacts: Artifacts) -> AsyncItera
         archived = session.exec(select(HistoryRow)).all()
     known: set[tuple[str, str]] = set()
     first = _first_runs(executions, archived)
-    lifecycles = {one.run_id for one in (*executions, *archived) if one.workflow_type == names.LIFECYCLE}
+    lifecycles = {one.run_id for one in executions if one.workflow_type == names.LIFECYCLE}
+    lifecycles |= {row.run_id for row in archived if row.workflow_type == names.LIFECYCLE}
     for execution in executions:
         try:
             history = await history_of(client, execution.id, execution.run_id)
