@@ -1,11 +1,7 @@
 """The journal is what the histories say, and the read models are what the journal folds to."""
 
-import asyncio
-
 import pytest
 from sqlmodel import col, delete, select
-from temporalio.api.enums.v1 import EventType
-from temporalio.client import WorkflowExecutionStatus
 from temporalio.testing import WorkflowEnvironment
 
 from activities.journal import Run, append, rebuild
@@ -149,21 +145,3 @@ async def test_what_somebody_typed_in_temporals_ui_spoils_neither_sweep_nor_veri
 
     await stack.status(handle.id, "terminated")
     assert (await stack.verified()).differences == []
-
-
-async def test_a_workflow_whose_input_cannot_be_read_waits_for_a_fixed_worker(stack: Stack) -> None:
-    by_hand = await stack.client.start_workflow(
-        names.LIFECYCLE, args=["x"], id=f"{stack.prefix}-unreadable", task_queue=names.CONTROL
-    )
-
-    async def tried() -> bool:
-        history = await by_hand.fetch_history()
-        return any(event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_FAILED for event in history.events)
-
-    for _ in range(50):
-        if await tried():
-            break
-        await asyncio.sleep(0.1)
-
-    assert await tried()
-    assert (await by_hand.describe()).status is WorkflowExecutionStatus.RUNNING
