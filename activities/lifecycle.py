@@ -75,7 +75,7 @@ class LifecycleOnControl(LifecycleActivities):
         run = await self._executions.caller()
         if run.first_run_id == run.run_id or not sent.get("submitted_by"):
             return False
-        return await asyncio.to_thread(_submitted_by, self._store, run) == sent["submitted_by"]
+        return await asyncio.to_thread(_submitted_by, self._store, run) == str(sent["submitted_by"])
 
     async def _started(self, workflow_id: str, run_id: str) -> WorkflowExecutionStartedEventAttributes:
         request = GetWorkflowExecutionHistoryRequest(
