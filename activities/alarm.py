@@ -18,7 +18,7 @@ from everloop.store import AlarmRow, Store
 
 log = logging.getLogger(__name__)
 
-TYPES = (names.LIFECYCLE, names.APPROVAL, names.RELEASE, names.DRIFT_CHECK, names.GPU_POOL)
+TYPES = (names.LIFECYCLE, names.APPROVAL, names.RELEASE, names.ROLL_BACK, names.DRIFT_CHECK, names.GPU_POOL)
 QUERY = "ExecutionStatus = 'Running' AND TemporalReportedProblems IS NOT NULL AND WorkflowType IN ({})".format(
     ", ".join(f"'{name}'" for name in TYPES)
 )
