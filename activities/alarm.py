@@ -18,9 +18,10 @@ from everloop.store import AlarmRow, Store
 
 log = logging.getLogger(__name__)
 
-TYPES = (names.LIFECYCLE, names.APPROVAL, names.RELEASE, names.DRIFT_CHECK, names.GPU_POOL)
-QUERY = "ExecutionStatus = 'Running' AND TemporalReportedProblems IS NOT NULL AND WorkflowType IN ({})".format(
-    ", ".join(f"'{name}'" for name in TYPES)
+TYPES = (names.LIFECYCLE, names.APPROVAL, names.RELEASE, names.ROLL_BACK, names.DRIFT_CHECK, names.GPU_POOL)
+QUERY = (
+    "ExecutionStatus = 'Running' AND TemporalReportedProblems IS NOT NULL "
+    f"AND TaskQueue = '{names.CONTROL}' AND WorkflowType IN ({', '.join(map(repr, TYPES))})"
 )
 MOST_ALARMS = 100
 """Looked at by one sweep; each costs two calls to Temporal, and a healthy deployment has none."""

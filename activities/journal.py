@@ -63,7 +63,7 @@ class JournalOnControl(JournalActivities):
         one that has this id: a lifecycle's id is never used again.
         """
         caller = await self._executions.caller()
-        await asyncio.to_thread(_must_go_on, self._store, caller)
+        await self._must_be_ours(caller)
         run = Run(caller.workflow_id, caller.run_id, caller.started_at, request.events)
         if not await asyncio.to_thread(append, self._store, run):
             await self.repair(caller.workflow_id, caller.run_id)
@@ -71,10 +71,29 @@ class JournalOnControl(JournalActivities):
     async def repair(self, workflow_id: str, run_id: str) -> None:
         """Append whatever of an open run's history is not in the journal yet."""
         execution = await self._executions.of(workflow_id, run_id)
-        await asyncio.to_thread(_must_go_on, self._store, execution)
+        await self._must_be_ours(execution)
         history = await history_of(self._client, workflow_id, run_id)
         events = tuple(views.project(history.events, converter))
         await asyncio.to_thread(append, self._store, Run(workflow_id, run_id, execution.started_at, events))
+
+    async def _must_be_ours(self, execution: Execution) -> None:
+        """Raise `Forbidden` unless the run goes on with its lifecycle, or is the gate that a lifecycle of ours opened.
+
+        Our worker carries out a gate for every parent that asks: one of another worker may bear a lifecycle's name.
+        """
+        await asyncio.to_thread(_must_go_on, self._store, execution)
+        if execution.workflow_type != names.APPROVAL:
+            return
+        try:
+            parent = await self._executions.of(execution.parent_id, execution.parent_run_id)
+        except Forbidden:
+            # Temporal's retention may have taken the run that a Reset replaced: then the journal knows it.
+            if await asyncio.to_thread(_journaled, self._store, execution.parent_id, execution.parent_run_id):
+                return
+            raise
+        if not parent.ours or parent.workflow_type != names.LIFECYCLE:
+            raise Forbidden(f"{execution.workflow_id} was opened by a {parent.workflow_type} of another worker")
+        await asyncio.to_thread(_must_go_on, self._store, parent)
 
     async def sweep(self) -> int:
         """Catch what workflows could not write themselves. Returns how many runs were looked at.
@@ -106,7 +125,7 @@ class JournalOnControl(JournalActivities):
 
     async def _archive(self, execution: WorkflowExecution) -> None:
         key = (execution.id, execution.run_id)
-        await asyncio.to_thread(_must_go_on, self._store, await self._executions.of(*key))
+        await self._must_be_ours(await self._executions.of(*key))
         history = await history_of(self._client, *key)
         events = tuple(views.project(history.events, converter))
         await asyncio.to_thread(append, self._store, Run(*key, execution.start_time, events))
@@ -234,6 +253,12 @@ def _refold(session: Session, workflow_id: str) -> None:
     session.add_all(views.fold(rows))
 
 
+def _journaled(store: Store, workflow_id: str, run_id: str) -> bool:
+    with store.read() as session:
+        mine = select(JournalRow.id).where(JournalRow.workflow_id == workflow_id, JournalRow.run_id == run_id)
+        return session.exec(mine.limit(1)).first() is not None
+
+
 def _unknown(store: Store, workflow_id: str, run_id: str) -> bool:
     """A run that has no event yet although an earlier run of the same workflow has: a Reset made it."""
     with store.read() as session:
@@ -282,6 +307,8 @@ async def runs(client: Client, store: Store, artifacts: Artifacts) -> AsyncItera
         archived = session.exec(select(HistoryRow)).all()
     known: set[tuple[str, str]] = set()
     first = _first_runs(executions, archived)
+    lifecycles = {one.run_id for one in executions if one.workflow_type == names.LIFECYCLE}
+    lifecycles |= {row.run_id for row in archived if row.workflow_type == names.LIFECYCLE}
     for execution in executions:
         try:
             history = await history_of(client, execution.id, execution.run_id)
@@ -290,7 +317,7 @@ async def runs(client: Client, store: Store, artifacts: Artifacts) -> AsyncItera
                 continue  # retention has just taken it: the archive has it
             raise
         known.add((execution.id, execution.run_id))
-        if _goes_on(history, first.get(execution.id)):
+        if _goes_on(history, first.get(execution.id)) and _is_a_gate_of(lifecycles, execution, history):
             yield _run(execution.id, execution.run_id, execution.start_time, history)
     for row in archived:
         if (row.workflow_id, row.run_id) not in known:
@@ -313,6 +340,14 @@ def _goes_on(history: WorkflowHistory, first_run: str | None) -> bool:
         return True
     attributes = history.events[0].workflow_execution_started_event_attributes
     return first_run in (attributes.first_execution_run_id, attributes.original_execution_run_id)
+
+
+def _is_a_gate_of(lifecycles: set[str], execution: WorkflowExecution, history: WorkflowHistory) -> bool:
+    """False for a gate that none of the runs *lifecycles* has opened; true for what is no gate."""
+    if execution.workflow_type != names.APPROVAL or not history.events:
+        return True
+    attributes = history.events[0].workflow_execution_started_event_attributes
+    return attributes.parent_workflow_execution.run_id in lifecycles
 
 
 def _run(workflow_id: str, run_id: str, started_at: datetime, history: WorkflowHistory) -> Run:

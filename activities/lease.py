@@ -153,20 +153,26 @@ class LeaseOnControl(LeaseActivities):
             fresh = [row for row in await asyncio.to_thread(ledger.offers, self._store, pool) if row.token not in told]
             told |= {row.token for row in fresh}
             gone = [row for row in fresh if not await self._told(row)]
-            for row in gone:
-                await self._fence(row, f"its holder {row.workflow_id} is gone")
             if not gone:
                 return granted
             granted += await asyncio.to_thread(ledger.grant, self._store, pool)
 
     async def _told(self, row: LeaseRow) -> bool:
+        """False, and the offer is taken back, when its holder is gone or can never be told: others wait behind it."""
         offer = Offer(request_id=row.request_id, device=row.device, token=row.token)
         handle = self._client.get_workflow_handle(row.workflow_id, run_id=row.run_id)
         try:
             await handle.signal(names.LEASE_OFFERED, offer)
         except RPCError as error:
-            if error.status is not RPCStatusCode.NOT_FOUND:
+            if error.status is RPCStatusCode.NOT_FOUND:
+                await self._fence(row, f"its holder {row.workflow_id} is gone")
+                return False
+            if error.status is not RPCStatusCode.INVALID_ARGUMENT:
                 raise
+            # Temporal takes 10,000 signals for a run and then no more, whoever sent them.
+            reason = f"Temporal takes no offer for it: {error.message}; cancel it and submit it again"
+            log.warning("lease %s is fenced: its holder %s cannot be told (%s)", row.token, row.workflow_id, error)
+            await asyncio.to_thread(ledger.end, self._store, row.pool, row.token, "fenced", reason)
             return False
         return True
 

@@ -37,8 +37,8 @@ LEASE_TTL = timedelta(seconds=60)
 """How often the pool asks Temporal whether a holder still lives, should nobody have said that it ended."""
 FUEL = 10_000
 LIVE = ("offered", "active")
-LARGEST = 2**63 - 1
-"""What a column of whole numbers holds."""
+LARGEST = 2**31 - 1
+"""What a column of whole numbers holds on Postgres, which raises for more: a forged offer would be retried for ever."""
 
 
 def check_token(session: Session, slot: Slot) -> None:
@@ -144,14 +144,17 @@ def commit(store: Store, request: CommitRequest, asks: Caller) -> None:
         )
 
 
-def end(store: Store, pool: str, token: int, state: str) -> bool:
-    """End a live lease and, with it, its request. False when it had ended before."""
+def end(store: Store, pool: str, token: int, state: str, reason: str = "") -> bool:
+    """End a live lease and, with it, its request. False when it had ended before.
+
+    *reason*: what whoever waits with the request is told when it asks again.
+    """
     with store.write() as session:
         row = session.get(LeaseRow, (pool, token))
         if row is None or row.state not in LIVE:
             return False
         _ended(session, row, state)
-        _request_ends(session, row, "done")
+        _request_ends(session, row, "lapsed" if reason else "done", reason)
         return True
 
 

@@ -12,10 +12,11 @@ from temporalio.api.history.v1 import WorkflowExecutionStartedEventAttributes
 from temporalio.api.workflowservice.v1 import GetWorkflowExecutionHistoryRequest
 from temporalio.client import Client
 
+from activities.execution import Execution, Executions
 from everloop import names, signing, starts
 from everloop.contracts import AdmitRequest, LifecycleActivities
 from everloop.errors import BadSignature
-from everloop.store import Store, TriggerRow
+from everloop.store import JournalRow, Store, TriggerRow
 
 HINT = "start it with `everloop submit`"
 
@@ -27,6 +28,7 @@ class LifecycleOnControl(LifecycleActivities):
         self._store = store
         self._client = client
         self._keys_dir = keys_dir
+        self._executions = Executions(client)
 
     @activity.defn(name="everloop.lifecycle.admit")
     async def admit(self, request: AdmitRequest) -> None:  # noqa: ARG002  # nothing that the caller says counts
@@ -42,7 +44,7 @@ class LifecycleOnControl(LifecycleActivities):
             raise BadSignature("only a lifecycle of this deployment is admitted", hint=HINT)
         if sent.get("signature"):
             self._check(info.workflow_id, sent)
-        elif not await self._is_drifts(info.workflow_id, started, sent):
+        elif not await self._is_drifts(info.workflow_id, started, sent) and not await self._went_on_before(sent):
             raise BadSignature("this start is not signed by the API of this deployment", hint=HINT)
 
     def _check(self, lifecycle: str, sent: dict[str, Any]) -> None:
@@ -64,6 +66,16 @@ class LifecycleOnControl(LifecycleActivities):
             return False
         asked = _sent(theirs)
         return await asyncio.to_thread(_decided, self._store, asked, lifecycle)
+
+    async def _went_on_before(self, sent: dict[str, Any]) -> bool:
+        """Did a Reset make this run of a lifecycle that Everloop 0.1 began, before starts were signed?
+
+        The journal names its submitter then; of a start that was refused it names nobody.
+        """
+        run = await self._executions.caller()
+        if run.first_run_id == run.run_id or not sent.get("submitted_by"):
+            return False
+        return await asyncio.to_thread(_submitted_by, self._store, run) == str(sent["submitted_by"])
 
     async def _started(self, workflow_id: str, run_id: str) -> WorkflowExecutionStartedEventAttributes:
         request = GetWorkflowExecutionHistoryRequest(
@@ -95,3 +107,15 @@ def _decided(store: Store, asked: dict[str, Any], lifecycle: str) -> bool:
             TriggerRow.verdict == "retrain",
         )
         return session.exec(query).first() is not None
+
+
+def _submitted_by(store: Store, run: Execution) -> str:
+    """Whom the journal names for the first run of the lifecycle that *run* goes on with; empty when nobody."""
+    with store.read() as session:
+        query = select(JournalRow.body).where(
+            JournalRow.workflow_id == run.workflow_id,
+            JournalRow.run_id == run.first_run_id,
+            JournalRow.type == "LifecycleSubmitted",
+        )
+        body = session.exec(query).first()
+    return str(json.loads(body)["submitted_by"]) if body else ""

@@ -61,7 +61,7 @@ class RegistryOnControl(RegistryActivities):
         signature = signature_of(self._artifacts, version)
         made = evidence_of(version, signature, now, request.trigger, request.submitted_by)
         text = signing.canonical(made).decode()
-        keys = signing.trusted_keys(self._keys_dir)
+        keys = signing.present_key(self._keys_dir)
         return EvidenceAnswer(evidence=made, digest=signing.digest_of(text), keys=keys, text=text)
 
     def _check_bytes(self, request: RegisterRequest) -> None:

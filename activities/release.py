@@ -72,7 +72,7 @@ class ReleaseOnControl(ReleaseActivities):
         if rollout.workflow_id != names.release_id(request.project, request.model):
             raise BadSignature("a rollout undoes releases of its own model only")
         if request.order is not None:
-            _must_be_ordered(request, signing.trusted_keys(self._settings.keys_dir))
+            _must_be_ordered(request, signing.present_key(self._settings.keys_dir))
         elif rollout.workflow_type != names.RELEASE:
             raise BadSignature("a roll back that a person wants must be signed", hint="use `everloop roll-back`")
         return await asyncio.to_thread(_roll_back, self._store, request, rollout)
@@ -89,9 +89,15 @@ class ReleaseOnControl(ReleaseActivities):
         ):
             raise BadSignature("this rollout was not started by the lifecycle of the version")
         parent = await self._executions.of(rollout.parent_id, rollout.parent_run_id)
-        known = await asyncio.to_thread(_journaled_run, self._store, parent)
-        if not parent.ours or parent.workflow_type != names.LIFECYCLE or not known:
+        known = await asyncio.to_thread(_journaled_runs, self._store, parent.workflow_id)
+        ours = parent.ours and parent.workflow_type == names.LIFECYCLE
+        if not ours or not known & {parent.run_id, parent.first_run_id}:
             raise BadSignature("this rollout was started by a run that is not of the version's lifecycle")
+        if parent.run_id not in known:  # a Reset made it, and it has written nothing of its own yet
+            raise Unavailable(
+                "the run that a Reset made of the lifecycle is not in the journal yet",
+                hint="control's sweep brings it there within seconds",
+            )
         return rollout
 
     def _route(self, request: ReleaseRequest, rollout: Execution) -> Route:
@@ -199,12 +205,9 @@ def _check_lifecycle(session: Session, request: ReleaseRequest) -> None:
         raise BadSignature("the rollout names another submitter than the lifecycle has")
 
 
-def _journaled_run(store: Store, execution: Execution) -> bool:
+def _journaled_runs(store: Store, workflow_id: str) -> set[str]:
     with store.read() as session:
-        query = select(JournalRow.id).where(
-            JournalRow.workflow_id == execution.workflow_id, JournalRow.run_id == execution.run_id
-        )
-        return session.exec(query.limit(1)).first() is not None
+        return set(session.exec(select(JournalRow.run_id).where(JournalRow.workflow_id == workflow_id).distinct()))
 
 
 # --- the ledger of changes ------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from typing import Annotated
 from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from sqlmodel import Session, col, select
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import HTMLResponse, RedirectResponse
@@ -121,7 +121,7 @@ class RollBackRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    release_seq: int | None = None
+    release_seq: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     """The release to undo, as the model shows it; the present one when left out."""
     reason: Annotated[str, StringConstraints(min_length=1, max_length=2000, strip_whitespace=True)]
     """Everybody reads it."""

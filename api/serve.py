@@ -4,6 +4,7 @@ A process of its own. It follows the route rows; a route whose bytes, decisions 
 refused, the last good version goes on answering, and `GET /status` says why.
 """
 
+import json
 import logging
 import threading
 import time
@@ -38,7 +39,7 @@ from everloop.errors import (
 from everloop.predictions import PredictionLog
 from everloop.records import Claim, Evidence, Route, Signature, Verdict, Version
 from everloop.settings import Settings
-from everloop.store import RouteRow, Store, VersionRow
+from everloop.store import JournalRow, RouteRow, Store, VersionRow
 
 log = logging.getLogger("everloop.serve")
 
@@ -224,7 +225,7 @@ class Fleet:
                 self._take((project, model), release_seq)
 
     def _forget(self, routed: set[Name]) -> None:
-        """Let go of models whose only release was rolled back; the next one counts from 1 again."""
+        """Let go of models whose only release was rolled back."""
         for known in (self.served, self.refused):
             for name in known.keys() - routed:
                 known.pop(name, None)
@@ -265,6 +266,8 @@ class Fleet:
         signature = Signature.model_validate_json(self.artifacts.get(version.exported.signature))
         if claim.format > 1:
             must_mean_what_was_shown(name, route, claim, version, signature)
+        else:
+            must_be_of_the_model_shown(name, route, _shown_before(self.store, claim))
         return Served(route, signature, Model(data, signature), datetime.now(UTC))
 
 
@@ -282,6 +285,29 @@ def must_be_approved(route: Route, keys: Mapping[str, str]) -> Claim:
     raise BadSignature("no signed approval is for these bytes", hint="decide on the approval page")
 
 
+def _shown_before(store: Store, claim: Claim) -> Evidence:
+    """The evidence of a gate that an earlier Everloop opened: its digest is signed, its text is in the journal.
+
+    Raises `IntegrityError` when the journal has none with that digest.
+    """
+    with store.read() as session:
+        opened = session.exec(
+            select(JournalRow.body).where(JournalRow.workflow_id == claim.gate, JournalRow.type == "ApprovalOpened")
+        ).all()
+    for body in opened:
+        shown = json.loads(body)["evidence"]
+        if signing.digest(shown) == claim.evidence_digest:
+            return Evidence.model_validate(shown)
+    raise IntegrityError("the journal has no evidence that this approval is about")
+
+
+def must_be_of_the_model_shown(name: Name, route: Route, shown: Evidence) -> None:
+    """Raise `IntegrityError` unless the route is of the model, version and lifecycle that *shown* is about."""
+    routed = (*name, route.version, route.model_digest, route.lifecycle)
+    if routed != (shown.project, shown.model, shown.version, shown.model_digest, shown.lifecycle):
+        raise IntegrityError("the model is another than the approved one")
+
+
 def must_mean_what_was_shown(name: Name, route: Route, claim: Claim, version: Version, signature: Signature) -> None:
     """Raise `IntegrityError` unless the evidence that was signed is about this model's answers and what they mean.
 
@@ -290,15 +316,14 @@ def must_mean_what_was_shown(name: Name, route: Route, claim: Claim, version: Ve
     if signing.digest_of(route.evidence) != claim.evidence_digest:
         raise IntegrityError("the route's evidence is not what was signed")
     shown = Evidence.model_validate_json(route.evidence)
+    must_be_of_the_model_shown(name, route, shown)
     exported = version.exported
     routed = {
-        "model": (*name, route.version, route.model_digest, route.lifecycle),
         "task": (version.task, signature.task),
         "signature": (exported.signature.sha256, signature.classes),
         "reference": exported.reference.sha256,
     }
     approved = {
-        "model": (shown.project, shown.model, shown.version, shown.model_digest, shown.lifecycle),
         "task": (shown.task, shown.task),
         "signature": (shown.signature_digest, shown.classes),
         "reference": shown.reference_digest,

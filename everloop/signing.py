@@ -94,6 +94,12 @@ def rotate(folder: Path) -> str:
     return key_id(new.public_key().public_bytes_raw())
 
 
+def present_key(folder: Path) -> dict[str, str]:
+    """Key id to public key of who signs now: for what begins now, a key that was rotated out counts no more."""
+    public = (folder / "signing.pub").read_text().strip()
+    return {key_id(base64.b64decode(public)): public}
+
+
 def trusted_keys(folder: Path) -> dict[str, str]:
     """Key id to public key (base64) of who may have signed decisions here: the present key and the retired ones."""
     paths = [*sorted((folder / RETIRED).glob("*.pub")), folder / "signing.pub"]

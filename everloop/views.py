@@ -158,7 +158,10 @@ _ENDINGS = {
 
 
 def _never_begun(started: HistoryEvent, converter: DataConverter) -> list[Event]:
-    """The first fact of a lifecycle that was ended before it could write one."""
+    """The first fact of a lifecycle that was ended before it could write one.
+
+    Nobody has looked at who signed its start by then, so it names nobody.
+    """
     attributes = started.workflow_execution_started_event_attributes
     if attributes.workflow_type.name != names.LIFECYCLE:
         return []
@@ -167,7 +170,8 @@ def _never_begun(started: HistoryEvent, converter: DataConverter) -> list[Event]
         submitted = request.submitted()
     except Exception:  # noqa: BLE001  # whatever somebody has typed as its input
         return []
-    return [submitted.model_copy(update={"seq": 0, "at": started.event_time.ToDatetime(tzinfo=UTC)})]
+    at = started.event_time.ToDatetime(tzinfo=UTC)
+    return [submitted.model_copy(update={"submitted_by": "", "seq": 0, "at": at})]
 
 
 def _ended_from_outside(entry: HistoryEvent, found: Sequence[Event]) -> list[Event]:

@@ -78,7 +78,9 @@ ROLLOUT_ATTEMPTS = 3
 USUAL_ROLLOUT = timedelta(seconds=5)
 """A rollout that takes longer says what it waits for."""
 ROLLOUT_RETRY = timedelta(seconds=2)
-"""How often a lifecycle looks whether the model's other rollout has ended."""
+"""After how long a lifecycle looks first whether the model's other rollout has ended."""
+ROLLOUT_SELDOM = timedelta(minutes=5)
+"""How often it looks at last: each look is in its history, which must last until serve is back."""
 
 
 class Ended(Exception):  # noqa: N818  # control flow: the lifecycle ends here, as it should
@@ -420,7 +422,7 @@ class Lifecycle:
 
     async def _one_rollout(self, request: ReleaseRequest) -> ReleaseAnswer:
         """The model's one rollout at a time; a second waits. What ends it from outside is an answer, not our end."""
-        ended_by_others = 0
+        ended_by_others, pause = 0, ROLLOUT_RETRY
         while True:
             self._rolling = True
             try:
@@ -434,7 +436,8 @@ class Lifecycle:
                 )
             except WorkflowAlreadyStartedError:
                 self._rolling = False
-                await self._other_rollout()
+                await self._other_rollout(pause)
+                pause = min(pause * 2, ROLLOUT_SELDOM)
             except ChildWorkflowError as error:
                 ended_by_others += isinstance(error.cause, TerminatedError)
                 if 0 < ended_by_others < ROLLOUT_ATTEMPTS:
@@ -455,14 +458,14 @@ class Lifecycle:
             unblocks="it does so by itself once it runs; logs/serve.log says why it does not",
         )
 
-    async def _other_rollout(self) -> None:
+    async def _other_rollout(self, pause: timedelta) -> None:
         wait = Wait(
             what=f"another rollout of {self._spec.model} to end",
             since=workflow.now(),
             unblocks="it goes on by itself",
         )
         with self._journal.waiting(wait):
-            await workflow.sleep(ROLLOUT_RETRY, summary="another rollout of this model")
+            await workflow.sleep(pause, summary="another rollout of this model")
 
     async def _monitor(self, release_seq: int) -> None:
         await self._stages.run(

@@ -1,22 +1,24 @@
 """Anybody on Temporal's port can schedule an activity of ours: it serves our own workflows, and nobody else's."""
 
 import json
+import shutil
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlmodel import SQLModel, select
 from temporalio import activity, workflow
-from temporalio.client import WorkflowFailureError
+from temporalio.client import WorkflowFailureError, WorkflowUpdateFailedError
 from temporalio.common import RawValue, RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError, ChildWorkflowError
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from activities.execution import Execution
 from activities.release import ReleaseOnControl
-from everloop import names, views
+from everloop import names, signing, views
 from everloop.contracts import ReleaseRequest
 from everloop.errors import BadSignature, EvidenceChanged
 from everloop.records import RollBack, SignedRollBack
@@ -42,7 +44,12 @@ class Foreign:
     async def _one(self, kind: str, name: str, given: Any) -> str:
         once = RetryPolicy(maximum_attempts=1)
         try:
-            if kind == "child":
+            if kind == "gate":
+                await workflow.execute_child_workflow(
+                    name, given, id=names.approval_id(workflow.info().workflow_id),
+                    task_queue=names.CONTROL, retry_policy=once,
+                )  # fmt: skip
+            elif kind == "child":
                 await workflow.execute_child_workflow(
                     name, given, id=names.release_id(given["version"]["project"], given["version"]["model"]),
                     task_queue=names.CONTROL, retry_policy=once,
@@ -167,6 +174,28 @@ async def test_under_the_id_of_a_closed_lifecycle_its_recorded_release_is_not_pl
     assert (await stack.verified()).differences == []
 
 
+async def test_a_foreign_gate_under_the_id_of_a_closed_lifecycle_leaves_no_trace(stack: Stack) -> None:
+    lifecycle = await released(stack, "one")
+    request: dict[str, Any] = {}
+    async for event in stack.client.get_workflow_handle(lifecycle).fetch_history_events():
+        child = event.start_child_workflow_execution_initiated_event_attributes
+        if child.workflow_type.name == names.APPROVAL:
+            request = json.loads(child.input.payloads[0].data)
+    forged = request["evidence"] | {"metrics": {"auc": 1.0}}
+    soon = (datetime.now(UTC) + timedelta(seconds=1)).isoformat()
+    await stack.journal.sweep()
+    before = everything(stack)
+
+    async with foreign_worker(stack):
+        order = ["gate", names.APPROVAL, request | {"evidence": forged, "deadline": soon}]
+        answers = await foreign(stack, names.LIFECYCLE, lifecycle, [order])
+    await stack.journal.sweep()
+
+    assert list(answers.values()) == ["Forbidden"]
+    assert everything(stack) == before
+    assert (await stack.verified()).differences == []
+
+
 async def release_request(stack: Stack, lifecycle: str) -> dict[str, Any]:
     """The input of the rollout that *lifecycle* started, as its history has it."""
     async for event in stack.client.get_workflow_handle(lifecycle).fetch_history_events():
@@ -270,6 +299,30 @@ async def test_only_a_signed_order_rolls_back_and_it_is_journaled(stack: Stack) 
         ("grace", 2, 3, 1)
     ]
     assert (await stack.verified()).differences == []
+
+
+async def test_a_key_that_was_rotated_out_decides_nothing_new(stack: Stack, tmp_path: Path) -> None:
+    """Somebody may have it: that is what a rotation is for."""
+    shutil.copytree(stack.settings.keys_dir, tmp_path / "stolen")
+    thief = signing.Signer(tmp_path / "stolen")
+    signing.rotate(stack.settings.keys_dir)
+    handle = await stack.submit()
+    gate = await stack.gate(handle.id)
+    forged = thief.sign(stack.decision(gate).claim)
+
+    with pytest.raises(WorkflowUpdateFailedError) as refused:
+        await stack.client.get_workflow_handle(gate.id).execute_update(names.DECIDE, forged)
+    assert refused.value.cause.type == "BadSignature"
+    await stack.decide(handle.id)
+    await stack.status(handle.id, "released")
+    now = datetime.now(UTC)
+    order = RollBack(
+        project="default", model=stack.spec().model, release_seq=1, person="grace", reason="mine",
+        ordered_at=now, expires_at=now + timedelta(minutes=1),
+    )  # fmt: skip
+    with pytest.raises(WorkflowFailureError) as caught:
+        await ordered(stack, thief.order(order))
+    assert caught.value.cause.cause.type == "BadSignature"
 
 
 async def ordered(stack: Stack, order: SignedRollBack) -> None:

@@ -5,7 +5,7 @@ import json
 import subprocess
 import time
 import uuid
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -176,3 +176,24 @@ async def test_who_lost_its_lease_gives_it_up_and_a_grant_that_nobody_takes_laps
     assert ended.reason.startswith("cpu0 was offered and not taken")
     assert live(stack) == []
     assert (await stack.verified()).differences == []
+
+
+async def test_a_workflow_that_takes_no_more_signals_keeps_nobody_from_their_slots(stack: Stack) -> None:
+    """Temporal refuses a signal for good after 10,000 of them; here, because the run's id is none."""
+    full = f"{stack.prefix}-full"
+    now = datetime.now(UTC)
+    asked = {"pool": names.DEFAULT_POOL, "holder": f"{full}/run", "workflow_id": full, "run_id": "run"}
+    with stack.store.write() as session:
+        session.add(LeaseRequestRow(id="full", arrival=0, kind="batch", state="granted", requested_at=now, **asked))
+        session.add(
+            LeaseRow(
+                token=0, request_id="full", device="cpu9", live_device="cpu9", state="offered", granted_at=now,
+                expires_at=now + timedelta(minutes=5), **asked,
+            )
+        )  # fmt: skip
+
+    await stack.gate((await stack.submit()).id)
+
+    (request,) = requests_of(stack, full)
+    assert (request.state, live(stack)) == ("lapsed", [])
+    assert "Temporal takes no offer for it" in request.reason

@@ -15,7 +15,7 @@ from api import serve
 from everloop import signing
 from everloop.errors import BadSignature, IntegrityError
 from everloop.records import Route, Signature, Version
-from everloop.store import RouteRow, VersionRow
+from everloop.store import JournalRow, RouteRow, VersionRow
 from tests import api_parts as parts
 from tests.conftest import free_port_base
 from tests.temporal.conftest import Stack
@@ -113,10 +113,21 @@ def test_what_was_approved_before_evidence_was_bound_is_served_by_the_rule_of_it
     text = signing.canonical(first).decode()  # what Everloop 0.1 signed
     signed = base64.b64encode(made.signer._private.sign(text.encode())).decode()
     old = route.decisions[0].model_copy(update={"claim": claim, "signed": "", "signature": signed})
+    before = route.model_copy(update={"decisions": (old,), "evidence": ""})
+    shown = {"evidence": json.loads(route.evidence), "evidence_digest": claim.evidence_digest}
+    with made.store.write() as session:
+        session.add(parts.event("ApprovalOpened", 0, claim.gate, "gate-run", **shown))
 
-    write(made, route.model_copy(update={"decisions": (old,), "evidence": ""}), version)
-
+    write(made, before, version)
     assert load(made).route.version == 1
+
+    write(made, before.model_copy(update={"model": "fraud"}), version.model_copy(update={"model": "fraud"}))
+    with pytest.raises(IntegrityError, match="the model is another than the approved one"):
+        load(made, "fraud")
+    with made.store.write() as session:
+        session.delete(session.exec(select(JournalRow)).one())
+    with pytest.raises(IntegrityError, match="no evidence"):
+        load(made)
 
 
 def test_after_a_rotation_what_was_approved_before_still_answers_and_gates_take_the_new_key(made):

@@ -1,15 +1,19 @@
 """Who reaches Temporal's port cannot start a lifecycle as anybody: the API signs each start."""
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from sqlmodel import select
 from temporalio import workflow
 from temporalio.client import WorkflowHandle
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from everloop import names, signing, starts
 from everloop.contracts import LifecycleAnswer, LifecycleRequest
+from everloop.store import JournalRow
 from tests.temporal.conftest import Stack
+from tests.temporal.test_reset import reset
 
 
 def request(stack: Stack, **changes: Any) -> LifecycleRequest:
@@ -77,6 +81,43 @@ class ForeignCheck:
         return await workflow.execute_child_workflow(
             names.LIFECYCLE, forged, id=lifecycle, task_queue=names.CONTROL, result_type=LifecycleAnswer
         )
+
+
+async def test_a_start_in_another_name_that_is_ended_before_it_was_looked_at_names_nobody(stack: Stack) -> None:
+    handle = await stack.client.start_workflow(
+        names.LIFECYCLE, request(stack, submitted_by="ada"), id=f"{stack.prefix}-never", task_queue=names.CONTROL,
+        start_delay=timedelta(hours=1),
+    )  # fmt: skip
+    await handle.terminate(reason="by who started it")
+
+    row = await stack.status(handle.id, "terminated")
+
+    assert row.submitted_by == ""
+    assert (await stack.verified()).differences == []
+
+
+async def test_a_lifecycle_that_was_begun_before_starts_were_signed_goes_on_after_a_reset(stack: Stack) -> None:
+    handle = await start(stack, "before", request(stack))
+    first = (await handle.describe()).run_id
+    await handle.result()
+    await stack.status(handle.id, "failed")
+
+    again = await reset(stack, handle.id, await first_task(handle))
+    answer = await stack.client.get_workflow_handle(handle.id, run_id=again).result()
+    assert answer["outcome"] == "failed"  # a Reset of what was refused is refused
+
+    with stack.store.write() as session:
+        query = select(JournalRow).where(JournalRow.run_id == first, JournalRow.type == "LifecycleSubmitted")
+        row = session.exec(query).one()
+        row.body = row.body.replace('"submitted_by":""', '"submitted_by":"grace"')  # what Everloop 0.1 wrote
+        session.add(row)
+    await reset(stack, handle.id, await first_task(handle))
+    assert (await stack.status(handle.id, "waiting_approval")).submitted_by == "grace"
+
+
+async def first_task(handle: WorkflowHandle[Any, LifecycleAnswer]) -> int:
+    events = (await handle.fetch_history()).events
+    return next(each.event_id for each in events if each.HasField("workflow_task_completed_event_attributes"))
 
 
 async def test_a_retraining_that_no_check_of_ours_decided_on_is_refused(stack: Stack) -> None:

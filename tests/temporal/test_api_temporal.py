@@ -292,12 +292,14 @@ async def test_a_person_rolls_back_a_release_once_and_only_to_a_version_before(a
 
     missing = await api.post("/api/v1/models/nothing/roll-back", json={"reason": "why not"})
     unsaid = await undo(reason="  ")
+    beyond = [await undo(release_seq=number) for number in (0, -1, 2**31, 10**30)]
     stale = await undo(release_seq=1)
     done = await undo(release_seq=2)
     repeated = await undo(release_seq=2)
     further = await undo(release_seq=3)
 
     assert (missing.status_code, unsaid.status_code) == (404, 422)
+    assert {answer.status_code for answer in beyond} == {422}
     assert (stale.status_code, stale.json()["code"], stale.json()["field"]) == (409, "conflict", "release_seq")
     assert done.json() == {
         "model": model, "project": "default", "version": 1, "release_seq": 3, "undone_seq": 2, "person": "ada",

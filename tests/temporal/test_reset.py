@@ -187,3 +187,26 @@ async def last_workflow_task(stack: Stack, lifecycle: str) -> int:
     history = await stack.client.get_workflow_handle(lifecycle).fetch_history()
     done = [e.event_id for e in history.events if e.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED]
     return done[-1]
+
+
+async def test_a_reset_to_just_before_the_rollout_of_a_released_lifecycle_releases_again(stack: Stack) -> None:
+    """Its new run has written nothing yet when the rollout asks: the sweep fills that in."""
+    lifecycle = (await stack.submit()).id
+    await stack.decide(lifecycle)
+    await stack.status(lifecycle, "released")
+    completed = 0
+    for event in (await stack.client.get_workflow_handle(lifecycle).fetch_history()).events:
+        if event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED:
+            completed = event.event_id
+        child = event.start_child_workflow_execution_initiated_event_attributes
+        if child.workflow_type.name == names.RELEASE:
+            break
+
+    run = await reset(stack, lifecycle, completed)
+    await asyncio.sleep(1)
+    await stack.journal.sweep()
+    await eventually(lambda: (row := stack.row(lifecycle)) and row.run_id == run and row.status != "running")
+    row = stack.row(lifecycle)
+    assert row is not None
+    assert (row.status, row.error) == ("released", {})
+    assert (await stack.verified()).differences == []

@@ -5,11 +5,13 @@ import inspect
 from datetime import UTC, datetime
 
 import pytest
-from temporalio import activity
+from temporalio import activity, workflow
 
+from activities import alarm
 from activities.execution import Execution
 from everloop import contracts, names
 from everloop.errors import Forbidden
+from workers import control
 from workers.admission import SERVES, admit
 
 ACTIVITIES = sorted(
@@ -70,3 +72,9 @@ def test_a_gate_or_rollout_under_another_id_is_refused() -> None:
     for kind in (names.APPROVAL, names.RELEASE, names.ROLL_BACK, names.GPU_POOL):
         with pytest.raises(Forbidden):
             admit(names.JOURNAL_APPEND, caller(kind, workflow_id="one"))
+
+
+def test_each_workflow_of_ours_that_cannot_go_on_is_an_alarm():
+    ours = {workflow._Definition.must_from_class(one).name for one in control.WORKFLOWS}
+
+    assert set(alarm.TYPES) == ours

@@ -10,6 +10,7 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
+from sqlalchemy.dialects import postgresql
 from sqlmodel import SQLModel, select
 
 from activities import lease_ledger as ledger
@@ -250,3 +251,12 @@ def test_the_hot_questions_to_the_ledger_use_an_index(pool: Store) -> None:
             said = "; ".join(row[3] for row in plan)
             assert "SCAN" not in said, f"{said}\n{text}"
             assert "TEMP B-TREE" not in said or "ORDER BY lease.granted_at" in text, f"{said}\n{text}"
+
+
+def test_no_token_is_looked_up_that_postgres_cannot_compare(pool: Store) -> None:
+    """There a larger one is an error of the driver, which the activity would try again for ever."""
+    column = LeaseRow.__table__.c.token.type.compile(dialect=postgresql.dialect())  # type: ignore[attr-defined]
+
+    assert {"INTEGER": 2**31, "BIGINT": 2**63}[column] > ledger.LARGEST
+    with pytest.raises(LeaseLost):
+        ledger.accept(pool, AcceptRequest(request_id=ask(pool, ADA), token=ledger.LARGEST + 1), ADA)

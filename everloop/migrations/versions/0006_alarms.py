@@ -25,3 +25,8 @@ def upgrade() -> None:
     sa.PrimaryKeyConstraint('workflow_id')
     )
     op.create_index(op.f('ix_alarm_lifecycle'), 'alarm', ['lifecycle'], unique=False)
+
+
+def downgrade() -> None:
+    op.drop_index(op.f('ix_alarm_lifecycle'), table_name='alarm')
+    op.drop_table('alarm')
