@@ -37,7 +37,7 @@ def _bars(column: Column, rows: str, duck: duckdb.DuckDBPyConnection) -> list[tu
         return [(str(label)[:LONGEST_LABEL], int(count)) for label, count in found]
     number = f"CAST({x} AS DOUBLE)" if column.kind == "number" else f"epoch({x})"
     low, high = duck.execute(f"SELECT min({number}), max({number}) FROM {rows}").fetchone() or (None, None)
-    if low is None:
+    if low is None or high is None:
         return []
     width = high / BARS - low / BARS or 1.0  # high - low may be more than float64 holds
     place = f"CAST(greatest(0, least({BARS - 1}, floor({number} / {width!r} - ({low / width!r})))) AS INTEGER)"
