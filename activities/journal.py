@@ -104,11 +104,9 @@ class JournalOnControl(JournalActivities):
         swept = 0
         async for execution in self._client.list_workflows(f"{_TYPES} AND ExecutionStatus = 'Running'"):
             if await asyncio.to_thread(_unknown, self._store, execution.id, execution.run_id):
-                swept += 1
-                await _one(self.repair(execution.id, execution.run_id), execution)
+                swept += await _one(self.repair(execution.id, execution.run_id), execution)
         async for execution in self._unarchived():  # last: what is shown goes straight to a run that a Reset made
-            swept += 1
-            await _one(self._archive(execution), execution)
+            swept += await _one(self._archive(execution), execution)
         return swept
 
     async def archive(self, execution: WorkflowExecution) -> None:
@@ -141,7 +139,7 @@ class JournalOnControl(JournalActivities):
         await asyncio.to_thread(_merge, self._store, row)
 
 
-async def _one(work: Awaitable[None], execution: WorkflowExecution) -> None:
+async def _one(work: Awaitable[None], execution: WorkflowExecution) -> bool:
     """Do *work* on one run; a history that cannot be read must not keep the others from being swept."""
     try:
         await work
@@ -149,6 +147,9 @@ async def _one(work: Awaitable[None], execution: WorkflowExecution) -> None:
         log.debug("%s", error)  # said when it asked; a sweep looks at it again and again
     except Exception:
         log.exception("%s (run %s) could not be swept; it is tried again", execution.id, execution.run_id)
+    else:
+        return True
+    return False
 
 
 @dataclass(frozen=True)
