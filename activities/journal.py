@@ -7,7 +7,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import func
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 JOURNALED = (names.LIFECYCLE, names.APPROVAL, names.RELEASE, names.ROLL_BACK, names.DRIFT_CHECK)
 REBUILDS = 5
 OVERLAP = timedelta(minutes=10)
-"""Visibility is a little late: a sweep looks this much further back than the last archived run."""
+"""Visibility is a little late: a sweep looks this much further back than when the one before began."""
 
 
 class JournalOnControl(JournalActivities):
@@ -53,6 +53,7 @@ class JournalOnControl(JournalActivities):
         self._artifacts = artifacts
         self._client = client
         self._executions = Executions(client)
+        self._swept_until: datetime | None = None
 
     @activity.defn(name=names.JOURNAL_APPEND)
     async def append(self, request: AppendRequest) -> None:
@@ -101,12 +102,15 @@ class JournalOnControl(JournalActivities):
         A run ended from outside (terminated in Temporal's UI) gets its last fact; a run made by a Reset gets
         its copied events; each closed run's history is archived before Temporal's retention takes it.
         """
-        swept = 0
+        swept, began, all_read = 0, datetime.now(UTC), True
         async for execution in self._client.list_workflows(f"{_TYPES} AND ExecutionStatus = 'Running'"):
             if await asyncio.to_thread(_unknown, self._store, execution.id, execution.run_id):
-                swept += await _one(self.repair(execution.id, execution.run_id), execution)
+                swept += await _one(self.repair(execution.id, execution.run_id), execution) is True
         async for execution in self._unarchived():  # last: what is shown goes straight to a run that a Reset made
-            swept += await _one(self._archive(execution), execution)
+            done = await _one(self._archive(execution), execution)
+            swept, all_read = swept + (done is True), all_read and done is not None
+        if all_read:
+            self._swept_until = began
         return swept
 
     async def archive(self, execution: WorkflowExecution) -> None:
@@ -115,7 +119,11 @@ class JournalOnControl(JournalActivities):
             await _one(self._archive(execution), execution)
 
     async def _unarchived(self) -> AsyncIterator[WorkflowExecution]:
-        since = await asyncio.to_thread(_swept_until, self._store)
+        """All closed runs at first, then those that closed since the last whole sweep.
+
+        What the archive holds does not say how far a sweep came: single runs are put into it as they end.
+        """
+        since = self._swept_until
         newer = f" AND CloseTime > '{(since - OVERLAP).isoformat()}'" if since else ""
         async for execution in self._client.list_workflows(f"{CLOSED}{newer}"):
             if not await asyncio.to_thread(_archived, self._store, execution.id, execution.run_id):
@@ -139,17 +147,20 @@ class JournalOnControl(JournalActivities):
         await asyncio.to_thread(_merge, self._store, row)
 
 
-async def _one(work: Awaitable[None], execution: WorkflowExecution) -> bool:
-    """Do *work* on one run; a history that cannot be read must not keep the others from being swept."""
+async def _one(work: Awaitable[None], execution: WorkflowExecution) -> bool | None:
+    """Do *work* on one run; a history that cannot be read must not keep the others from being swept.
+
+    True when it is done, False when the run is none of ours, None when it must be tried again.
+    """
     try:
         await work
     except Forbidden as error:
         log.debug("%s", error)  # said when it asked; a sweep looks at it again and again
+        return False
     except Exception:
         log.exception("%s (run %s) could not be swept; it is tried again", execution.id, execution.run_id)
-    else:
-        return True
-    return False
+        return None
+    return True
 
 
 @dataclass(frozen=True)
@@ -271,11 +282,6 @@ def _unknown(store: Store, workflow_id: str, run_id: str) -> bool:
 def _archived(store: Store, workflow_id: str, run_id: str) -> bool:
     with store.read() as session:
         return session.get(HistoryRow, (workflow_id, run_id)) is not None
-
-
-def _swept_until(store: Store) -> datetime | None:
-    with store.read() as session:
-        return session.exec(select(func.max(HistoryRow.closed_at))).one()
 
 
 def _merge(store: Store, row: SQLModel) -> None:

@@ -1,16 +1,19 @@
 """The journal is what the histories say, and the read models are what the journal folds to."""
 
+from datetime import timedelta
+from pathlib import Path
+
 import pytest
 from sqlmodel import col, delete, select
 from temporalio.testing import WorkflowEnvironment
 
-from activities.journal import Run, append, rebuild
+from activities.journal import JournalOnControl, Run, append, rebuild
 from everloop import names, views
 from everloop.errors import JournalConflict
 from everloop.events import LifecycleFinished
 from everloop.payloads import converter
 from everloop.records import Verdict
-from everloop.store import READ_MODELS, HistoryRow, JournalRow, RouteRow, Store
+from everloop.store import READ_MODELS, HistoryRow, JournalRow, LifecycleRow, RouteRow, Store
 from tests.fakes import at
 from tests.temporal.conftest import Stack
 from tests.temporal.test_drift import MONITOR, check, traffic
@@ -145,3 +148,24 @@ async def test_what_somebody_typed_in_temporals_ui_spoils_neither_sweep_nor_veri
 
     await stack.status(handle.id, "terminated")
     assert (await stack.verified()).differences == []
+
+
+async def test_a_run_that_was_archived_as_it_ended_does_not_hide_those_that_ended_before(
+    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("activities.journal.OVERLAP", timedelta())
+    one, two = await stack.submit("one"), await stack.submit("two")
+    for handle in (one, two):
+        await stack.gate(handle.id)
+        await handle.terminate(reason="while control was away")
+    kept = Store(f"sqlite:///{tmp_path / 'other.db'}")
+    kept.migrate()
+    control = JournalOnControl(kept, stack.artifacts, stack.client)  # it starts again
+
+    runs = [run async for run in stack.client.list_workflows(f"WorkflowId = '{two.id}'")]
+    await control.archive(runs[0])  # noticed first, because it ended last
+    await control.sweep()
+
+    with kept.read() as session:
+        assert session.get_one(LifecycleRow, one.id).status == "terminated"
+    kept.close()
