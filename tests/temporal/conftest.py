@@ -15,7 +15,6 @@ from temporalio.client import Client, WorkflowHandle
 from temporalio.service import RPCError
 from temporalio.worker import Worker
 
-from activities import journal as journal_of
 from activities.journal import Findings, JournalOnControl, verify
 from activities.lease import LeaseOnControl
 from everloop import names, signing, starts
@@ -151,16 +150,9 @@ class NamespaceServer:
 
 
 @pytest.fixture
-async def stack(
-    temporal_server: Server, store: Store, artifacts: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Stack]:
+async def stack(temporal_server: Server, store: Store, artifacts: Artifacts, tmp_path: Path) -> AsyncIterator[Stack]:
     """Control with real activities against the session's Temporal server, and quick compute."""
     from temporalio import activity
-
-    # The server is shared by the session, the store is not: runs of other tests are none of this journal's.
-    ours = f"{journal_of._TYPES} AND StartTime > '{(datetime.now(UTC) - timedelta(seconds=1)).isoformat()}'"
-    monkeypatch.setattr(journal_of, "_TYPES", ours)
-    monkeypatch.setattr(journal_of, "CLOSED", f"{ours} AND ExecutionStatus != 'Running'")
 
     settings = Settings(data_dir=tmp_path, session="test", temporal_address=temporal_server.address)
     signing.create_keys(settings.keys_dir)
