@@ -22,6 +22,8 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from activities.compute.data import Table
+from activities.compute.data.engine import connection
+from activities.compute.data.engine import text as quoted
 from activities.compute.data.manifest import described
 from everloop.artifacts import Artifacts
 from everloop.records import Blob, Snapshot
@@ -196,7 +198,7 @@ class Aggregates:
         if isinstance(table.rows, Stored):
             self._name = {name: f"c{table.rows.places[name]}" for name in names}
             aliases = ", ".join(f"c{place}" for place in range(table.rows.width))
-            files = ", ".join(map(_quoted, paths))
+            files = ", ".join(map(quoted, paths))
             # Aliased by place: to DuckDB the names x and X would be one.
             self._source = f"read_parquet([{files}], hive_partitioning = false) AS t({aliases})"
         else:
@@ -299,23 +301,8 @@ def open_aggregates(
     with ExitStack() as open_until_the_end:
         spill = open_until_the_end.enter_context(tempfile.TemporaryDirectory(dir=scratch, prefix="duckdb"))
         paths = table.rows.paths if isinstance(table.rows, Stored) else ()
-        connection = duckdb.connect(
-            config={
-                "threads": threads,
-                "memory_limit": f"{MEMORY_MIB}MiB",
-                "temp_directory": spill,
-                "preserve_insertion_order": True,
-                "autoinstall_known_extensions": False,
-                "autoload_known_extensions": False,
-                "enable_external_file_cache": False,
-            }
-        )
-        open_until_the_end.callback(connection.close)
-        yield Aggregates(connection, table, rows, _plain(paths, open_until_the_end))
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
+        ask = open_until_the_end.enter_context(connection(Path(spill), threads, f"{MEMORY_MIB}MiB", cache_files=False))
+        yield Aggregates(ask, table, rows, _plain(paths, open_until_the_end))
 
 
 def _plain(paths: Sequence[Path], until: ExitStack) -> list[str]:

@@ -12,8 +12,13 @@ MEMORY = "1GB"
 
 
 @contextmanager
-def connection(scratch: Path, threads: int = 1) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A database in memory that spills to *scratch*. Never open one in a process that forks."""
+def connection(
+    scratch: Path, threads: int = 1, memory: str = MEMORY, *, cache_files: bool = True
+) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A database in memory that spills to *scratch*. Never open one in a process that forks.
+
+    *cache_files*: what was read of Parquet files may stay in memory, for who reads it again.
+    """
     spill = scratch / f"duckdb-{os.getpid()}"
     made = duckdb.connect(
         ":memory:",
@@ -21,7 +26,8 @@ def connection(scratch: Path, threads: int = 1) -> Iterator[duckdb.DuckDBPyConne
             "autoinstall_known_extensions": "false",
             "autoload_known_extensions": "false",
             "threads": threads,
-            "memory_limit": MEMORY,
+            "memory_limit": memory,
+            "enable_external_file_cache": cache_files,
             "temp_directory": str(spill),
             "preserve_insertion_order": "true",
         },
