@@ -103,6 +103,8 @@ class PrepareRequest(JobRequest):
 class TrainRequest(JobRequest):
     spec: LifecycleSpec
     prepared: Prepared
+    snapshot: Snapshot | None = None
+    """For trainers that look at raw columns. None: asked by a workflow that knew none."""
 
 
 class EvaluateRequest(JobRequest):

@@ -5,7 +5,7 @@ Unknown fields are ignored, so that an older worker can read what a newer one wr
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -135,6 +135,10 @@ class Trained(Result):
     iterations: int
     metrics: dict[str, float]
     """On the validation part."""
+    family: str = "lightgbm"
+    """The trainer that can read `model`, as the spec names it."""
+    parameters: dict[str, Any] = {}
+    """What it was fitted with, beyond the spec's `training`."""
 
 
 class Comparison(Record):
@@ -169,6 +173,8 @@ class Refitted(Result):
     seen: Blob
     """npz: `hashes` uint64 of the rows it has learned from, `reading` JSON of how their columns were read."""
     trained_until: datetime | None = None
+    family: str = "lightgbm"
+    parameters: dict[str, Any] = {}
 
 
 class Parity(Record):

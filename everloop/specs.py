@@ -50,6 +50,10 @@ METRICS: dict[Task, tuple[str, ...]] = {
 HIGHER_IS_BETTER = frozenset({"auc", "accuracy", "r2"})
 
 
+FAMILIES = ("lightgbm",)
+"""Trainers of ours; each is a file of activities/compute/trainers."""
+TRAINER = rf"^({'|'.join(FAMILIES)}|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*)$"
+
 SPEC_BYTES = 24 << 10
 """Of a spec as JSON: it travels in every request of its lifecycle, and a request may take 64 KiB."""
 
@@ -232,6 +236,10 @@ class LifecycleSpec(Strict):
     split: Split = Split()
     metric: str = ""
     """The objective the challenger must win on; by default the task's first metric."""
+    trainer: Annotated[str, StringConstraints(pattern=TRAINER)] = "lightgbm"
+    """What learns: `lightgbm`, `torch`, or a function of yours, `package.module:function`."""
+    params: dict[str, Any] = {}
+    """For the trainer: of LightGBM and torch what their files name, of your function what you like."""
     training: Training = Training()
     gate: Gate = Gate()
     monitor: Monitor | None = Monitor()

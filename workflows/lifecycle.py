@@ -156,7 +156,7 @@ class Lifecycle:
         await self._validate(snapshot)
         champion = await self._champion()
         prepared = await self._prepare(snapshot, champion)
-        trained = await self._train(prepared)
+        trained = await self._train(snapshot, prepared)
         evaluation = await self._evaluate(snapshot, prepared, trained, champion)
         self._must_beat_the_champion(evaluation)
         refitted = await self._refit(snapshot, prepared, trained)
@@ -226,12 +226,12 @@ class Lifecycle:
             )
         )
 
-    async def _train(self, prepared: Prepared) -> Trained:
+    async def _train(self, snapshot: Snapshot, prepared: Prepared) -> Trained:
         return _there(
             await self._stages.run(
                 "train",
                 TrainingActivities.train,
-                TrainRequest(spec=self._spec, prepared=prepared),
+                TrainRequest(spec=self._spec, prepared=prepared, snapshot=snapshot),
                 lambda made: f"{made.iterations} rounds",
             )
         )

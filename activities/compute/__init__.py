@@ -3,14 +3,14 @@
 import ast
 import importlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import spec_from_file_location
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol
+from typing import Any, Protocol
 
 from everloop.artifacts import Artifacts
 
@@ -30,6 +30,29 @@ class Job(Protocol):
 
     def report(self, step: int, /, **values: float) -> None:
         """Tell how far the job is. Never raises."""
+
+
+class Context(Job, Protocol):
+    """What a trainer is given: ours and people's alike. A job that can go on where it was ended."""
+
+    @property
+    def cores(self) -> int:
+        """Threads that the job may use: its lease's."""
+
+    def checkpoint(self, step: int, state: Mapping[str, Any] | Callable[[], Mapping[str, Any]]) -> bool:
+        """Keep *state* after *step*, if one is due: the interval has passed, or the job is to stop. Was it kept?
+
+        *state*: JSON values, texts and NumPy arrays by name; a function is called only when a checkpoint is due.
+        """
+
+    def restore(self) -> tuple[int, dict[str, Any]] | None:
+        """Step and state of the newest checkpoint that is whole, of this stage under any of its leases."""
+
+    def should_stop(self) -> bool:
+        """Somebody wants the slot, or the job, to end: keep a checkpoint and return."""
+
+    def log_artifact(self, name: str, data: bytes | Path) -> None:
+        """Keep a file beside the stage's result, for people."""
 
 
 @contextmanager

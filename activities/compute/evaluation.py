@@ -2,21 +2,18 @@
 """How good is the candidate, and is it better than the champion on rows that neither has seen?"""
 
 import json
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-from activities.compute import UNUSED_BY_LIGHTGBM, Job, without
+from activities.compute import Job
 from activities.compute.features import FRESH_ROWS, TEST, Floats, Pipeline, prepared_rows
 from activities.compute.inference import Columns, Model
 from activities.compute.rows import opened
 from everloop.contracts import EvaluateRequest
 from everloop.records import Champion, Comparison, Evaluation, Field, Signature
 from everloop.specs import HIGHER_IS_BETTER, METRICS, LifecycleSpec, Task
-
-if TYPE_CHECKING:
-    import lightgbm
 
 SMALLEST = 1e-15
 """Probabilities are kept this far from 0 and 1 before their logarithm is taken."""
@@ -27,18 +24,15 @@ CHAMPION_ROWS = 250_000
 
 def evaluate(request: EvaluateRequest, job: Job) -> Evaluation:
     """Metrics on the test part, and the comparison with the champion on its fresh rows."""
-    from activities.compute.training import predicted_rows
-
-    with without(*UNUSED_BY_LIGHTGBM):
-        import lightgbm
+    from activities.compute.trainers import answers_of_rows, raw_columns, trainer
 
     spec, prepared = request.spec, request.prepared
     pipeline = Pipeline.read(job.artifacts, prepared.pipeline)
-    booster = lightgbm.Booster(model_str=job.artifacts.get(request.trained.model).decode())
-    with prepared_rows(job.artifacts, prepared) as stored:
+    fitted = trainer(request.trained.family).load(job.artifacts.get(request.trained.model), pipeline)
+    with prepared_rows(job.artifacts, prepared) as stored, raw_columns(job.artifacts, request.snapshot) as raw:
         test = np.flatnonzero(stored.part == TEST)
         values, fresh, rows = stored.y[test], stored.fresh[test], stored.rows[test]
-        answers = predicted_rows(booster, pipeline, stored, test)
+        answers = answers_of_rows(fitted, pipeline, stored, test, raw)
     metrics = score(pipeline, values, answers)
     comparison = _compare(request, job, pipeline, values[fresh], answers[fresh], rows[fresh])
     report = {
@@ -46,7 +40,7 @@ def evaluate(request: EvaluateRequest, job: Job) -> Evaluation:
         "rows": len(values),
         "metrics": metrics,
         "comparison": comparison.model_dump(mode="json"),
-        "importance": _importance(booster, pipeline),
+        "importance": _importance(fitted.importance(pipeline)),
         "not_used": {column.name: column.reason for column in pipeline.dropped},
         "added": {entry.name: f"{entry.rule}: {entry.reason}" for entry in pipeline.added},
     } | _figures(pipeline, values, answers)
@@ -60,12 +54,11 @@ def evaluate(request: EvaluateRequest, job: Job) -> Evaluation:
     )
 
 
-def _importance(booster: "lightgbm.Booster", pipeline: Pipeline) -> list[dict[str, object]]:
-    """The features that reduced the loss most, as shares."""
-    gains = np.asarray(booster.feature_importance("gain"), np.float64)
-    total = float(gains.sum()) or 1.0
-    best = np.argsort(-gains, kind="stable")[:MOST_IMPORTANT]
-    return [{"feature": pipeline.names[place], "share": float(gains[place]) / total} for place in best if gains[place]]
+def _importance(worth: Mapping[str, float]) -> list[dict[str, object]]:
+    """The features that are worth most, as shares."""
+    total = sum(worth.values()) or 1.0
+    best = sorted(worth.items(), key=lambda each: -each[1])[:MOST_IMPORTANT]
+    return [{"feature": name, "share": value / total} for name, value in best if value]
 
 
 def _figures(pipeline: Pipeline, values: Floats, answers: Floats) -> dict[str, object]:

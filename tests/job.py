@@ -1,0 +1,43 @@
+"""A job without its process: the context that compute functions get, in a folder of the test."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from everloop.artifacts import Artifacts
+
+
+class FolderJob:
+    """A job in a folder of the test. Checkpoints are kept in memory, whenever `due`."""
+
+    def __init__(self, root: Path, *, due: bool = False) -> None:
+        self.artifacts = Artifacts(str(root / "artifacts"))
+        self.predictions_dir = root / "predictions"
+        self.scratch = root / "scratch"
+        self.scratch.mkdir(exist_ok=True)
+        self.due = due
+        self.told: list[int] = []
+        self.values: dict[int, dict[str, float]] = {}
+        self.kept: list[tuple[int, dict[str, Any]]] = []
+        self.logged: dict[str, bytes] = {}
+        self.stop = False
+        self.cores = 1
+
+    def report(self, step: int, /, **values: float) -> None:
+        assert all(isinstance(value, int | float) for value in values.values())
+        self.told.append(step)
+        self.values[step] = values
+
+    def checkpoint(self, step: int, state: Mapping[str, Any] | Callable[[], Mapping[str, Any]]) -> bool:
+        if self.due or self.stop:
+            self.kept.append((step, dict(state() if callable(state) else state)))
+        return self.due or self.stop
+
+    def restore(self) -> tuple[int, dict[str, Any]] | None:
+        return self.kept[-1] if self.kept else None
+
+    def should_stop(self) -> bool:
+        return self.stop
+
+    def log_artifact(self, name: str, data: bytes | Path) -> None:
+        self.logged[name] = data if isinstance(data, bytes) else data.read_bytes()
