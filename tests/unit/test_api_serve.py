@@ -10,8 +10,9 @@ import httpx
 import pytest
 
 from api import identity, serve
-from everloop import cli, signing
+from everloop import signing
 from everloop.artifacts import Artifacts
+from everloop.cli import models
 from everloop.client import Client
 from everloop.errors import InvalidPrediction
 from everloop.predictions import PredictionLog
@@ -318,13 +319,13 @@ def test_a_wrong_row_of_a_large_file_is_named_by_its_place_and_what_was_answered
     """By the command line, which sends 1,000 rows at a time."""
     url = str(server.client.base_url)
     client = Client(url, data_dir=server.settings.data_dir, serve_url=url)
-    monkeypatch.setattr(cli, "_client", lambda _: contextlib.nullcontext(client))
+    monkeypatch.setattr(models, "connected", lambda _: contextlib.nullcontext(client))
     table = tmp_path / "rows.jsonl"
     table.write_text("\n".join(json.dumps(ROW | {"age": 40 if n != 2500 else "old"}) for n in range(3000)))
     before = len(server.log())
 
     with pytest.raises(InvalidPrediction, match="the 2000 rows before are answered") as refused:
-        cli.predict("credit", str(table))
+        models.predict("credit", str(table))
 
     assert refused.value.field == "rows[2500].age"
     assert len(capsys.readouterr().out.splitlines()) == 2000

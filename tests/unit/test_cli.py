@@ -12,6 +12,7 @@ import pytest
 import typer
 
 from everloop import cli, console
+from everloop.cli.rows import rows_of
 from everloop.client import Client, error_of, load_spec
 from everloop.client import _encode as encode
 from everloop.errors import GateClosed, Invalid, InvalidSpec, NotAuthenticated, Unavailable
@@ -132,7 +133,7 @@ def test_rows_that_are_not_rows_are_refused_with_the_field(text, tmp_path):
     path.write_text(text)
 
     with pytest.raises(Invalid) as refused:
-        cli._rows(str(path), dict)
+        rows_of(str(path), dict)
 
     assert refused.value.field == "rows"
 
@@ -141,7 +142,7 @@ def test_rows_come_from_json_lines(tmp_path):
     lines = tmp_path / "rows.jsonl"
     lines.write_text('{"a": 1}\n{"a": null}\n')
 
-    assert cli._rows(str(lines), dict) == [{"a": 1}, {"a": None}]
+    assert rows_of(str(lines), dict) == [{"a": 1}, {"a": None}]
 
 
 SCHEMA = {
@@ -169,7 +170,7 @@ def test_a_csv_is_read_by_the_models_schema(tmp_path):
         "10;inf;9;maybe;soon;;\n"
     )
 
-    rows = cli._rows(str(table), lambda: SCHEMA)
+    rows = rows_of(str(table), lambda: SCHEMA)
 
     names = ["id", "age", "zip", "in", "since", "year", "note"]
     assert [[row[name] for name in names] for row in rows] == [
@@ -186,7 +187,7 @@ def test_a_csv_without_whole_rows_is_refused(text, tmp_path):
     table.write_text(text)
 
     with pytest.raises(Invalid, match=r"rows\.csv"):
-        cli._rows(str(table), lambda: SCHEMA)
+        rows_of(str(table), lambda: SCHEMA)
 
 
 # --- specs
@@ -376,7 +377,7 @@ def test_a_stage_that_cannot_be_skipped_is_not_offered_to_be():
 
 
 def test_every_setting_is_in_the_readme():
-    root = Path(cli.__file__).parent.parent
+    root = Path(cli.__file__).parents[2]
     source = (root / "everloop" / "settings.py").read_text()
     names = {part.split('"')[0] for part in source.split('"')[1::2] if part.startswith("EVERLOOP_")}
 

@@ -507,12 +507,12 @@ def test_an_unknown_column_under_columns_is_refused(tmp_path: Path, job: FolderJ
 
 
 def test_a_file_of_rows_in_latin_1_is_read_as_training_reads_one(tmp_path: Path) -> None:
-    from everloop.cli import _rows
+    from everloop.cli.rows import rows_of
 
     (tmp_path / "rows.tsv").write_bytes("größe\tort\n1,5\tKöln\n".encode("cp1252"))
     schema = {"task": "binary", "fields": [{"name": "größe", "kind": "number"}], "target": "y"}
 
-    assert _rows(str(tmp_path / "rows.tsv"), lambda: schema) == [{"größe": 1.5, "ort": "Köln"}]
+    assert rows_of(str(tmp_path / "rows.tsv"), lambda: schema) == [{"größe": 1.5, "ort": "Köln"}]
 
 
 def test_a_snapshot_of_the_first_reader_still_loads_and_goes_on(tmp_path: Path, job: FolderJob) -> None:

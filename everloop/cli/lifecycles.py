@@ -1,0 +1,252 @@
+"""Lifecycles: draft a spec, submit it, look, decide, tell a parked one what to do."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from everloop.cli.options import AsJson, Comment, DataDir, Json, Lifecycle, Reason, Yes, app
+from everloop.cli.shared import agreed, connected, print_json, shown
+from everloop.errors import Invalid
+
+if TYPE_CHECKING:
+    from everloop.client import Client
+
+
+@app.command()
+def init(  # noqa: PLR0917  # options of a command, given by name
+    path: Annotated[
+        Path,
+        typer.Argument(help="A file of rows, a folder of them, or a glob.", metavar="DATA"),
+    ],
+    target: Annotated[str, typer.Option("--target", help="Column to predict.")],
+    time: Annotated[str | None, typer.Option("--time", help="Column with the event time.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Name of the model [default: from the file].")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to write [default: MODEL.yaml].")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Look at a table and write a commented spec that submits as it is."""
+    import yaml
+
+    from everloop.init import draft
+
+    text = draft(path, target, time, model)
+    spec = yaml.safe_load(text)
+    place = output or Path(f"{spec['model']}.yaml")
+    on_stdout = str(place) == "-"
+    if not on_stdout:
+        _write_new(place, text, overwrite=force)
+    if as_json:
+        print_json({"file": None if on_stdout else str(place), "spec": spec})
+    else:
+        typer.echo(text if on_stdout else f"wrote {place}; now: everloop submit {place}")
+
+
+def _write_new(place: Path, text: str, *, overwrite: bool) -> None:
+    if place.exists() and not overwrite:
+        raise Invalid(f"{place} exists", field="--output", hint="--force overwrites it, --output FILE writes elsewhere")
+    try:
+        place.write_text(text)
+    except OSError as error:
+        raise Invalid(f"cannot write {place}: {error.strerror}", field="--output") from None
+
+
+@app.command()
+def submit(
+    spec: Annotated[Path, typer.Argument(help="A spec in YAML or JSON.", metavar="SPEC")],
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until it needs a person or has ended.")] = False,
+    key: Annotated[
+        str | None, typer.Option("--key", help="Its id [default: MODEL-<random>]; the same key is the same lifecycle.")
+    ] = None,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Start a lifecycle."""
+    with connected(data_dir) as client:
+        found = client.submit(spec, key)
+        if wait:
+            found = follow(client, found["id"], until="gate", quiet=as_json)
+        elif not as_json:
+            typer.echo(f"{found['id']}   (everloop watch {found['id']})")
+    if as_json:
+        print_json(found)
+    if wait:
+        exit_by(found)
+
+
+@app.command("list")
+def list_lifecycles(
+    limit: Annotated[int, typer.Option("--limit", min=1, max=1000)] = 20,
+    status: Annotated[
+        str | None, typer.Option("--status", help="running, waiting_approval, needs_attention, released, ...")
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model")] = None,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """List lifecycles, newest first."""
+    with connected(data_dir) as client:
+        rows = client.list(limit, status, model)
+    shown(rows, as_json, lambda console: console.lifecycles(rows))
+
+
+@app.command()
+def show(lifecycle: Lifecycle, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Show a lifecycle: stages, what it waits for, metrics, what failed and what helps."""
+    with connected(data_dir) as client:
+        found = client.show(lifecycle)
+    shown(found, as_json, lambda console: console.lifecycle(found))
+
+
+@app.command()
+def watch(lifecycle: Lifecycle, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Follow a lifecycle until it has ended or is parked. With --json: one line each time it changes."""
+    with connected(data_dir) as client:
+        found = follow(client, lifecycle, until="end", lines=as_json)
+    exit_by(found)
+
+
+@app.command()
+def events(lifecycle: Lifecycle, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """List what happened to a lifecycle, oldest first."""
+    with connected(data_dir) as client:
+        rows = client.events(lifecycle)
+    if as_json:
+        print_json(rows)
+        return
+    for row in rows:
+        rest = {
+            name: value for name, value in row["body"].items() if name not in ("type", "at", "seq", "spec") and value
+        }
+        typer.echo(f"{row['at']}  {row['type']}  {json.dumps(rest, ensure_ascii=False)}")
+
+
+@app.command()
+def logs(
+    lifecycle: Lifecycle,
+    stage: Annotated[str | None, typer.Option("--stage", help="Only this stage.")] = None,
+    tail: Annotated[int, typer.Option("--tail", "-n", min=1, max=10_000, help="How many of the last lines.")] = 200,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print the log of a stage: the one named, else the one that runs or ran last."""
+    with connected(data_dir) as client:
+        text = client.logs(lifecycle, stage, tail)
+    if as_json:
+        print_json({"lifecycle": lifecycle, "stage": stage, "log": text})
+        return
+    typer.echo(text.rstrip() or "no log yet")
+
+
+@app.command()
+def approve(
+    lifecycle: Lifecycle, comment: Comment = "", yes: Yes = False, data_dir: DataDir = None, as_json: AsJson = False
+) -> None:
+    """Look at the evidence and sign a yes: the version takes the model's traffic."""
+    with connected(data_dir) as client:
+        gate = client.approval(lifecycle)
+        if not as_json:
+            shown(gate, as_json, lambda console: console.evidence(gate))
+        if not yes and not agreed("Approve this version for release?"):
+            typer.echo("nothing is decided", err=True)
+            raise typer.Exit(1)
+        # The digest of what was shown: if the evidence changes meanwhile, the signature does not fit.
+        answer = client.approve(lifecycle, comment, gate["evidence_digest"])
+    print_json(answer) if as_json else typer.echo(f"approved; follow the release: everloop watch {lifecycle}")
+
+
+@app.command()
+def reject(
+    lifecycle: Lifecycle,
+    comment: Annotated[str, typer.Option("--comment", "-m", help="Why not; everybody reads it.")],
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Sign a no: the version is not released."""
+    with connected(data_dir) as client:
+        answer = client.reject(lifecycle, comment)
+    print_json(answer) if as_json else typer.echo(f"rejected: {comment}")
+
+
+@app.command()
+def retry(lifecycle: Lifecycle, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Try the failed stage of a parked lifecycle again."""
+    _attend(data_dir, as_json, lifecycle, "trying again", lambda client: client.retry(lifecycle))
+
+
+@app.command()
+def skip(lifecycle: Lifecycle, reason: Reason = "", data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Go on without the failed stage, where the lifecycle can do without it."""
+    _attend(data_dir, as_json, lifecycle, "skipped", lambda client: client.skip(lifecycle, reason))
+
+
+@app.command()
+def abort(lifecycle: Lifecycle, reason: Reason = "", data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """End a parked lifecycle."""
+    _attend(data_dir, as_json, lifecycle, "aborted", lambda client: client.abort(lifecycle, reason))
+
+
+@app.command()
+def cancel(lifecycle: Lifecycle, reason: Reason = "", data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Stop a running lifecycle and its jobs."""
+    _attend(data_dir, as_json, lifecycle, "cancel requested", lambda client: client.cancel(lifecycle, reason))
+
+
+def _attend(data_dir: Path | None, as_json: bool, lifecycle: str, done: str, act: "Callable[[Client], Json]") -> None:
+    with connected(data_dir) as client:
+        answer = act(client)
+    print_json(answer) if as_json else typer.echo(f"{done}: {lifecycle}   (everloop watch {lifecycle})")
+
+
+def follow(client: "Client", lifecycle: str, *, until: str, quiet: bool = False, lines: bool = False) -> Json:
+    """Show the lifecycle live until it needs a person (`gate`) or has ended or is parked (`end`)."""
+    import time
+
+    from rich.live import Live
+
+    from everloop import console
+    from everloop.client import RUNNING
+
+    stops = {"needs_attention"} | ({"waiting_approval"} if until == "gate" else set())
+    live = not quiet and not lines and console.out.is_terminal
+    seen = ""
+    with Live(console=console.out, refresh_per_second=4, transient=True) if live else _nothing() as display:
+        while True:
+            found = client.show(lifecycle)
+            if live and isinstance(display, Live):
+                display.update(console.lifecycle(found))
+            state = json.dumps(
+                [found["status"], found.get("stage"), found.get("wait"), found.get("wait_what")], default=str
+            )
+            if state != seen and not live and not quiet:
+                _tell(found, lines)
+            seen = state
+            if found["status"] not in RUNNING or found["status"] in stops:
+                break
+            time.sleep(0.5)
+    if not quiet and not lines:
+        console.out.print(console.lifecycle(found), crop=False)
+    return found
+
+
+def _tell(found: Json, lines: bool) -> None:
+    """One line about a change, for logs and scripts."""
+    if lines:
+        typer.echo(json.dumps(found, default=str))
+        return
+    typer.echo(f"{found['id']}: {found['status'].replace('_', ' ')} {found.get('stage') or ''}".rstrip())
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+def exit_by(found: Json) -> None:
+    """Exit code 1 when the lifecycle needs help or did not end by a decision."""
+    if found["status"] in ("needs_attention", "failed", "terminated", "cancelled", "aborted"):
+        raise typer.Exit(1)
