@@ -38,6 +38,9 @@ class Settings:
     """Names one life of the whole stack; worker identities carry it, so a takeover knows the dead."""
     person: str = ""
     """Who the laptop's own user is; written on decisions."""
+    user_code: str = "owner"
+    """Who may submit a trainer of their own, which runs with the rights of Everloop's user: `owner` (`person` alone),
+    `all` (whoever holds a key), `off` (nobody)."""
 
     def port(self, offset: int) -> int:
         return self.port_base + offset
@@ -116,6 +119,7 @@ class Settings:
             "EVERLOOP_DISK_FLOOR_MIB": str(self.disk_floor_mib),
             "EVERLOOP_SESSION": self.session,
             "EVERLOOP_PERSON": self.person,
+            "EVERLOOP_USER_CODE": self.user_code,
         }
         return {name: value for name, value in values.items() if value}
 
@@ -127,6 +131,14 @@ def _integer(name: str, default: int, allowed: range) -> int:
     if not text.isdecimal() or int(text) not in allowed:
         raise Invalid(f"{name} must be a whole number from {allowed[0]} to {allowed[-1]}, not {text!r}", field=name)
     return int(text)
+
+
+def _one_of(name: str, words: tuple[str, ...]) -> str:
+    """The variable's word; the first one where nothing is said."""
+    word = os.environ.get(name, "").strip() or words[0]
+    if word not in words:
+        raise Invalid(f"{name} must be one of {', '.join(words)}, not {word!r}", field=name)
+    return word
 
 
 def _user() -> str:
@@ -154,6 +166,7 @@ def load(**overrides: object) -> Settings:
         "disk_floor_mib": _integer("EVERLOOP_DISK_FLOOR_MIB", DISK_FLOOR_MIB, range(1 << 20)),
         "session": env.get("EVERLOOP_SESSION") or "manual",
         "person": env.get("EVERLOOP_PERSON") or _user(),
+        "user_code": _one_of("EVERLOOP_USER_CODE", ("owner", "all", "off")),
     }
     values |= {name: value for name, value in overrides.items() if value is not None}
     values["data_dir"] = Path(str(values["data_dir"])).expanduser().absolute()

@@ -58,6 +58,12 @@ SPEC_BYTES = 24 << 10
 """Of a spec as JSON: it travels in every request of its lifecycle, and a request may take 64 KiB."""
 
 
+CODE = re.compile(r"sha256:[0-9a-f]{64}|/[^\x00]+")
+Requirement = Annotated[
+    str, StringConstraints(strip_whitespace=True, pattern=r"^[A-Za-z0-9][^\r\n\x00]*$", max_length=300)
+]
+
+
 class Strict(BaseModel):
     """A part of a spec: no unknown fields, no NaN, immutable."""
 
@@ -240,12 +246,29 @@ class LifecycleSpec(Strict):
     """What learns: `lightgbm`, `torch`, or a function of yours, `package.module:function`."""
     params: dict[str, Any] = {}
     """For the trainer: of LightGBM and torch what their files name, of your function what you like."""
+    code: Annotated[str, StringConstraints(max_length=4096)] = ""
+    """Where your trainer is: absolute path of a folder or a wheel, which is kept with the snapshot; or `sha256:...`,
+    code that was kept before. Left out: it is installed beside Everloop, or comes with `requirements`."""
+    requirements: Annotated[tuple[Requirement, ...], Field(max_length=100)] = ()
+    """What pip installs for your trainer, as in requirements.txt. Left out: the requirements.txt of `code`."""
+    inputs: Literal["raw", "features"] = "raw"
+    """What your trainer learns from: the columns as they are, or the numbers that our preparation makes of them."""
     training: Training = Training()
     gate: Gate = Gate()
     monitor: Monitor | None = Monitor()
 
+    @field_validator("code")
+    @classmethod
+    def _reachable(cls, code: str) -> str:
+        if code and not CODE.fullmatch(code):
+            raise ValueError("must be the absolute path of a folder or a wheel, or sha256: and 64 hex digits")
+        return code
+
     @model_validator(mode="after")
     def _consistent(self) -> "LifecycleSpec":
+        for name in ("code", "requirements"):
+            if getattr(self, name) and not self.own_trainer:
+                raise ValueError(f"{name}: only a trainer of yours has it, `trainer: package.module:function`")
         if self.metric and self.metric not in METRICS[self.task]:
             raise ValueError(f"metric: {self.metric!r} is not one of {', '.join(METRICS[self.task])}")
         if self.positive is not None and self.task != "binary":
@@ -257,6 +280,11 @@ class LifecycleSpec(Strict):
         if (size := len(self.model_dump_json().encode())) > SPEC_BYTES:
             raise ValueError(f"{_largest(self)}: the spec takes {size:,} bytes, more than {SPEC_BYTES:,}; name fewer")
         return self
+
+    @property
+    def own_trainer(self) -> bool:
+        """Does a function of a user learn, and none of our trainers?"""
+        return self.trainer not in FAMILIES
 
     @property
     def objective(self) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from activities.jobs import surroundings
 from activities.jobs.reaper import NO_ROOM
 from everloop import disk
 from everloop.artifacts import FLOOR_BYTES, Artifacts
@@ -68,6 +69,8 @@ def _run(folder: Path, events: int) -> None:
     started = time.monotonic()
     try:
         artifacts = Artifacts(order["artifacts"], order.get("floor_bytes", FLOOR_BYTES))
+        if code := order["request"].get("code"):
+            surroundings.enter(code, artifacts, folder, events, f"{order['root']}.{order['function'].split('.')[0]}")
         job = ThisJob(folder, artifacts, Path(order["predictions_dir"]), events)
         result = _call(find(order["root"], order["function"]), order["request"], job)
     except BaseException as error:  # noqa: BLE001  # SystemExit of a library is a failed job too

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -42,6 +43,10 @@ MARK = "EVERLOOP_SLOT"
 """In the environment of every job of a slot: who carries it belongs to that slot."""
 PASSED_ON = ("PATH", "PYTHONPATH", "PYTHONSAFEPATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "CUDA_VISIBLE_DEVICES")
 """All that a job inherits: no database address, no Temporal address, no keys."""
+PASSED_ON_FOR = re.compile(
+    r"PIP_|(SSL_CERT_FILE|SSL_CERT_DIR|REQUESTS_CA_BUNDLE|(HTTPS?|ALL|NO)_PROXY)$", re.IGNORECASE
+)
+"""And what pip needs to find what a user's code requires; it is taken away before that code runs."""
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_MAX_THREADS", "ARROW_NUM_THREADS")
 
 
@@ -294,7 +299,8 @@ def start_warm(root: str, environment: dict[str, str]) -> None:
 def _environment(extra: dict[str, str]) -> dict[str, str]:
     ours = engine.environment()
     threads = dict.fromkeys(THREADS, "1")  # one thread per slot: the lease says so
-    return {name: ours[name] for name in PASSED_ON if name in ours} | threads | extra
+    passed_on = {name: value for name, value in ours.items() if name in PASSED_ON or PASSED_ON_FOR.match(name)}
+    return passed_on | threads | extra
 
 
 def _end_orphans(mark: str) -> None:
