@@ -59,9 +59,9 @@ SPEC_BYTES = 24 << 10
 
 
 CODE = re.compile(r"sha256:[0-9a-f]{64}|/[^\x00]+")
-Requirement = Annotated[
-    str, StringConstraints(strip_whitespace=True, pattern=r"^[A-Za-z0-9][^\r\n\x00]*$", max_length=300)
-]
+REQUIREMENT = r"^[A-Za-z0-9][A-Za-z0-9._-]*(\[[A-Za-z0-9._, -]*\])?\s*([<>=!~;@(][^\r\n\x00]*)?$"
+"""A package by its name, as pip takes it; no option, path or address alone."""
+Requirement = Annotated[str, StringConstraints(strip_whitespace=True, pattern=REQUIREMENT, max_length=300)]
 
 
 class Strict(BaseModel):

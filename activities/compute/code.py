@@ -12,7 +12,7 @@ from activities.compute import reach
 from everloop.artifacts import Artifacts
 from everloop.errors import DatasetMissing, TrainerFailed
 from everloop.records import Blob, Code
-from everloop.specs import LifecycleSpec
+from everloop.specs import REQUIREMENT, LifecycleSpec
 
 LEFT_OUT = frozenset((
     ".git", ".hg", ".svn", "__pycache__", ".venv", "venv", ".tox", ".mypy_cache", ".ruff_cache", ".pytest_cache",
@@ -30,7 +30,6 @@ MOST_BYTES = 50 << 20
 MOST_FILES = 5000
 NAMED = 3
 REQUIREMENTS = "requirements.txt"
-REQUIREMENT = re.compile(r"[A-Za-z0-9].*")
 HINT = "give the absolute path of a folder with your module in it, or of a wheel"
 
 
@@ -143,7 +142,7 @@ def _required_in(data: bytes) -> tuple[str, ...]:
     lines = [line.partition(" #")[0].strip() for line in text.splitlines()]
     required = tuple(line for line in lines if line and not line.startswith("#"))
     for line in required:
-        if not REQUIREMENT.fullmatch(line):
+        if not re.match(REQUIREMENT, line):
             hint = "name packages; where they come from is pip's own configuration (pip.conf)"
             raise TrainerFailed(f"{REQUIREMENTS} may not say {line[:80]!r}", field="requirements", hint=hint)
     return required

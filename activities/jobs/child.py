@@ -48,6 +48,23 @@ class ThisJob:
         except OSError:  # nobody reads any more, or not fast enough: progress is not worth the job
             return
 
+    # Until checkpoints are there: nothing is kept, and a job that is to end is ended by its reaper.
+
+    cores = 1
+    """One thread per slot."""
+
+    def checkpoint(self, _step: int, _state: object) -> bool:
+        return False
+
+    def restore(self) -> None:
+        return None
+
+    def should_stop(self) -> bool:
+        return False
+
+    def log_artifact(self, name: str, _data: bytes | Path) -> None:
+        raise JobFailed(f"{name} cannot be kept: there is no place for it yet")
+
 
 def main(folder: Path, events: int = NO_EVENTS) -> int:
     """Run the request in *folder*. Leaves result.json or error.json; never raises for what the function does.

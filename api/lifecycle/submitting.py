@@ -98,7 +98,9 @@ def _may_bring_code(settings: Settings, person: str, spec: LifecycleSpec) -> Non
         return
     if settings.user_code == "off":
         raise Forbidden(
-            "trainers of users are switched off here", field="trainer", hint="EVERLOOP_USER_CODE=owner switches them on"
+            "trainers of users are switched off here",
+            field="trainer",
+            hint="EVERLOOP_USER_CODE=owner allows those of the owner",
         )
     if person != settings.person:
         raise Forbidden(

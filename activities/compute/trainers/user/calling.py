@@ -83,7 +83,7 @@ def _failed(what: str, error: BaseException) -> TrainerFailed:
     while frames and (frames[0].filename.startswith(OURS) or frames[0].filename.startswith("<frozen importlib")):
         frames.pop(0)
     shown = [*traceback.format_list(frames), *traceback.format_exception_only(error)]
-    print("Traceback of the trainer (most recent call last):", *shown, sep="\n", flush=True)  # noqa: T201
+    print("Traceback of the trainer (most recent call last):", "".join(shown), sep="\n", flush=True)  # noqa: T201
     where = _where(frames)
     said = f"{type(error).__name__}: {error}".replace("\n", " ")[:MOST_CHARACTERS]
     return TrainerFailed(f"{what}: {said}{where}", field="trainer", hint=AGAIN)

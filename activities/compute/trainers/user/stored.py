@@ -133,8 +133,9 @@ def _kept(learned: Model, pipeline: Pipeline) -> Any:  # noqa: ANN401  # a Model
     kind = DOUBLE if pipeline.task == "regression" else FLOAT
     told = graph.add("Cast", _answer_of(graph, theirs.graph), to=kind)
     opsets = [helper.make_opsetid(entry.domain, entry.version) for entry in theirs.opset_import]
-    width = _width(_model(graph, wanted, (told, kind), opsets), pipeline, learned)
-    return _model(graph, wanted, (_normal(graph, told, width, learned, pipeline), kind), opsets)
+    width = _width(_model(graph, wanted, told, (kind, None), opsets), pipeline, learned)
+    answer = _normal(graph, told, width, learned, pipeline)
+    return _model(graph, wanted, answer, (kind, ["rows", len(pipeline.classes) or 1]), opsets)
 
 
 def _plain(model: Any) -> Any:  # noqa: ANN401
@@ -244,10 +245,10 @@ def _answer_of(graph: Graph, theirs: Any) -> str:  # noqa: ANN401  # a GraphProt
     return str(chosen[0].name)
 
 
-def _model(graph: Graph, inputs: list[Any], answer: tuple[str, int], theirs: list[Any]) -> Any:  # noqa: ANN401
-    """*answer*: its name and type."""
-    nodes = [*graph.nodes, helper.make_node("Identity", [answer[0]], [ANSWER])]
-    output = helper.make_tensor_value_info(ANSWER, answer[1], None)
+def _model(graph: Graph, inputs: list[Any], answer: str, kind: tuple[int, list[Any] | None], theirs: list[Any]) -> Any:  # noqa: ANN401
+    """*kind*: type and shape of the answer."""
+    nodes = [*graph.nodes, helper.make_node("Identity", [answer], [ANSWER])]
+    output = helper.make_tensor_value_info(ANSWER, *kind)
     made = helper.make_graph(nodes, "learned", inputs, [output], initializer=graph.constants)
     versions = {"" if entry.domain == "ai.onnx" else entry.domain: entry.version for entry in theirs}
     opsets = [helper.make_opsetid(domain, version) for domain, version in ({"": OPSETS[""]} | versions).items()]
