@@ -201,7 +201,7 @@ def _differences(pipeline: Pipeline, fitted: Fitted, model: Model, columns: Colu
 
 
 def _shown_rows(columns: Columns, places: NDArray[np.int64]) -> str:
-    rows = [{name: values[place] for name, values in columns.items()} for place in places]
+    rows = [{name: values[place : place + 1].tolist()[0] for name, values in columns.items()} for place in places]
     return "; ".join(str(dict(list(row.items())[:20])) for row in rows)
 
 

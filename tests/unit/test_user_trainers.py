@@ -209,10 +209,11 @@ def test_onnx_over_raw_columns_answers_what_it_was_made_to_answer(tmp_path: Path
     kept = onnx.load_from_string(stages.job.artifacts.get(stages.refitted.model))
     weights = {each.name.split(":")[-1]: onnx.numpy_helper.to_array(each) for each in kept.graph.initializer}
     x = np.array([-1.0, 0.0, 2.5])
-    told = stages.model(exported).predict({"x": x, "c": np.array(["a", "b", "zzz"], object)})
+    told = stages.model(exported).predict({"x": x, "c": np.array(["a", "b", "zzz"], object)}).rows()
+    answers = np.array([[row["probabilities"][label] for label in ("no", "yes")] for row in told])  # type: ignore[index]
     expected = 1 / (1 + np.exp(-(x * float(weights["w"][0, 0]) + float(weights["b"][0]))))
-    assert np.abs(told.values[:, 1] - expected).max() < 1e-6
-    assert np.abs(told.values.sum(axis=1) - 1).max() < 1e-6
+    assert np.abs(answers[:, 1] - expected).max() < 1e-6
+    assert np.abs(answers.sum(axis=1) - 1).max() < 1e-6
     assert stages.trained.iterations == 7
 
 

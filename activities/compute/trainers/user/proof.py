@@ -33,7 +33,7 @@ def prove(fitted: Fitted, learned: Model, said: Learned, examples: Examples, nam
     try:
         export.prove(pipeline, _Checked(fitted, learned, name), graph, table, seed=examples.spec.training.seed)
     except ParityFailed as error:
-        hint = "the ONNX that was made of it is not the same; simplify the model, or return ONNX of your own"
+        hint = "leave scalers off in front of trees, which need none; or return ONNX of your own"
         raise ParityFailed(f"what {name} returned and its ONNX: {error}", field="trainer", hint=hint) from None
     if said.predict is not None and learned.live is None:
         _compare_with_own(fitted, said, examples, name)
@@ -106,4 +106,4 @@ def _shown(told: NDArray[np.float64] | np.float64) -> str:
 
 
 def _row(columns: Columns, place: int) -> str:
-    return str({name: values[place] for name, values in list(columns.items())[:20]})[:400]
+    return str({name: values[place : place + 1].tolist()[0] for name, values in list(columns.items())[:20]})[:400]

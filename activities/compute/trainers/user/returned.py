@@ -204,6 +204,7 @@ def _converted(model: Any, features: int, name: str) -> Any:  # noqa: ANN401  # 
     from skl2onnx.common.data_types import FloatTensorType
     from skl2onnx.common.exceptions import MissingConverter, MissingShapeCalculator
 
+    _with_xgboost()
     make = onnx.helper.make_attribute
 
     def plain(key: str, value: Any, *args: Any, **more: Any) -> Any:  # noqa: ANN401
@@ -227,6 +228,27 @@ def _converted(model: Any, features: int, name: str) -> Any:  # noqa: ANN401  # 
         ) from error
     finally:
         onnx.helper.make_attribute = make
+
+
+def _with_xgboost() -> None:
+    """Teach skl2onnx XGBoost's estimators, where the user has them. After a scaler their trees convert wrong (seen)."""
+    if (xgboost := sys.modules.get("xgboost")) is None:
+        return
+    from onnxmltools.convert.xgboost.operator_converters.XGBoost import convert_xgboost
+    from skl2onnx import update_registered_converter
+    from skl2onnx.common import shape_calculator as shapes
+
+    flags = {"zipmap": [True, False, "columns"], "nocl": [True, False], "raw_scores": [True, False]}
+    update_registered_converter(
+        xgboost.XGBClassifier,
+        "XGBClassifier",
+        shapes.calculate_linear_classifier_output_shapes,
+        convert_xgboost,
+        options=flags,
+    )
+    update_registered_converter(
+        xgboost.XGBRegressor, "XGBRegressor", shapes.calculate_linear_regressor_output_shapes, convert_xgboost
+    )
 
 
 def wide(told: Floats, pipeline: Pipeline) -> Floats:
