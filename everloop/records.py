@@ -63,7 +63,7 @@ class Code(Record):
     archive: Blob | None = None
     """A tar of the folder, or a wheel. None: the function is installed beside Everloop, or comes with a requirement."""
     requirements: tuple[str, ...] = ()
-    """What pip installs, as in requirements.txt."""
+    """What pip installs; none: what the requirements.txt of the archive says, if it has one."""
 
     @property
     def digest(self) -> str:

@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from everloop.errors import InvalidSpec
+from everloop.requirements import MOST_CHARACTERS, Requirement
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
 Column = Annotated[str, StringConstraints(min_length=1, max_length=500)]
@@ -59,9 +60,6 @@ SPEC_BYTES = 24 << 10
 
 
 CODE = re.compile(r"sha256:[0-9a-f]{64}|/[^\x00]+")
-REQUIREMENT = r"^[A-Za-z0-9][A-Za-z0-9._-]*(\[[A-Za-z0-9._, -]*\])?\s*([<>=!~;@(][^\r\n\x00]*)?$"
-"""A package by its name, as pip takes it; no option, path or address alone."""
-Requirement = Annotated[str, StringConstraints(strip_whitespace=True, pattern=REQUIREMENT, max_length=300)]
 
 
 class Strict(BaseModel):
@@ -269,6 +267,8 @@ class LifecycleSpec(Strict):
         for name in ("code", "requirements"):
             if getattr(self, name) and not self.own_trainer:
                 raise ValueError(f"{name}: only a trainer of yours has it, `trainer: package.module:function`")
+        if sum(map(len, self.requirements)) > MOST_CHARACTERS:
+            raise ValueError(f"requirements: more than {MOST_CHARACTERS:,} letters; put a requirements.txt into `code`")
         if self.metric and self.metric not in METRICS[self.task]:
             raise ValueError(f"metric: {self.metric!r} is not one of {', '.join(METRICS[self.task])}")
         if self.positive is not None and self.task != "binary":

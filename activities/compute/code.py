@@ -3,7 +3,6 @@
 
 import io
 import os
-import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,8 @@ from activities.compute import reach
 from everloop.artifacts import Artifacts
 from everloop.errors import DatasetMissing, TrainerFailed
 from everloop.records import Blob, Code
-from everloop.specs import REQUIREMENT, LifecycleSpec
+from everloop.requirements import REQUIREMENTS, required
+from everloop.specs import LifecycleSpec
 
 LEFT_OUT = frozenset((
     ".git", ".hg", ".svn", "__pycache__", ".venv", "venv", ".tox", ".mypy_cache", ".ruff_cache", ".pytest_cache",
@@ -29,7 +29,6 @@ DATA_BYTES = 1 << 20
 MOST_BYTES = 50 << 20
 MOST_FILES = 5000
 NAMED = 3
-REQUIREMENTS = "requirements.txt"
 HINT = "give the absolute path of a folder with your module in it, or of a wheel"
 
 
@@ -42,26 +41,26 @@ def keep(spec: LifecycleSpec, artifacts: Artifacts) -> Code | None:
         return None
     if not spec.code:
         return Code(requirements=spec.requirements)
-    archive, required = _kept(spec.code, artifacts)
-    code = Code(archive=archive, requirements=spec.requirements or required)
-    print(f"kept the trainer's code, {archive.size_bytes:,} bytes: {code.digest[:12]}")
+    code = Code(archive=_kept(spec.code, artifacts), requirements=spec.requirements)
+    print(f"kept the trainer's code: {code.digest[:12]}")
     return code
 
 
-def _kept(code: str, artifacts: Artifacts) -> tuple[Blob, tuple[str, ...]]:
-    """The archive of *code*, and what its requirements.txt asks for."""
+def _kept(code: str, artifacts: Artifacts) -> Blob:
+    """The archive of *code*."""
     if code.startswith("sha256:"):
         data = artifacts.get(code.removeprefix("sha256:"))
-        return Blob(sha256=code.removeprefix("sha256:"), size_bytes=len(data), name="code"), _required_in(data)
+        return Blob(sha256=code.removeprefix("sha256:"), size_bytes=len(data), name="code")
     path = Path(code)
     try:
         reach.check(path)
         if path.is_dir():
             data = packed(path)
-            return artifacts.put(data, "code.tar"), _required_in(data)
+            _check_requirements(data)
+            return artifacts.put(data, "code.tar")
         if path.suffix == ".whl":
             with reach.opened(path) as found:
-                return artifacts.put(found.read_bytes(), path.name), ()
+                return artifacts.put(found.read_bytes(), path.name)
         path.stat()
     except DatasetMissing as error:
         raise TrainerFailed(str(error), field="code", hint=error.hint) from None
@@ -129,20 +128,12 @@ def _not_too_much(folder: Path, files: list[Path]) -> None:
     )
 
 
-def _required_in(data: bytes) -> tuple[str, ...]:
-    """The lines of an archive's requirements.txt."""
+def _check_requirements(data: bytes) -> None:
+    """Raise `TrainerFailed` where an archive's requirements.txt says what cannot be installed."""
     try:
         with tarfile.open(fileobj=io.BytesIO(data)) as archive:
             found = archive.extractfile(REQUIREMENTS)
-            text = found.read().decode() if found else ""
-    except (tarfile.TarError, KeyError):
-        return ()
-    except UnicodeDecodeError:
-        raise TrainerFailed(f"{REQUIREMENTS} is not UTF-8 text", field="requirements") from None
-    lines = [line.partition(" #")[0].strip() for line in text.splitlines()]
-    required = tuple(line for line in lines if line and not line.startswith("#"))
-    for line in required:
-        if not re.match(REQUIREMENT, line):
-            hint = "name packages; where they come from is pip's own configuration (pip.conf)"
-            raise TrainerFailed(f"{REQUIREMENTS} may not say {line[:80]!r}", field="requirements", hint=hint)
-    return required
+            text = found.read() if found else b""
+    except (tarfile.TarError, KeyError):  # a wheel, or a folder without one
+        return
+    required(text)

@@ -30,6 +30,7 @@ from everloop import disk, engine
 from everloop import settings as configuration
 from everloop.artifacts import Artifacts
 from everloop.errors import TrainerFailed
+from everloop.requirements import REQUIREMENTS, required
 
 MODULE = "activities.jobs.child"
 OURS = frozenset(("everloop", "workflows", "activities", "api", "workers"))
@@ -49,10 +50,10 @@ def enter(code: dict[str, Any], artifacts: Artifacts, folder: Path, events: int,
     """
     kept = configuration.load().scratch_dir / "code"
     files = _files(kept, code.get("archive"), artifacts)
-    if required := code.get("requirements"):
+    if wanted := _wanted(code, files):
         inside = Path(sys.prefix)
-        key = inside.name if _is_room(inside) else _key(required)
-        room = shelved(kept / "environments", key, lambda place: _install(place, required))
+        key = inside.name if _is_room(inside) else _key(wanted)
+        room = shelved(kept / "environments", key, lambda place: _install(place, wanted))
         if inside != room:
             _become(room, folder, events)
         _must_start(needs)
@@ -108,13 +109,21 @@ def _members(data: bytes) -> Iterator[tuple[str, bytes]]:
                 yield member.name, content.read()
 
 
+def _wanted(code: dict[str, Any], files: Path | None) -> tuple[str, ...]:
+    """What pip has to install."""
+    if code.get("requirements"):
+        return tuple(code["requirements"])
+    said = files / REQUIREMENTS if files is not None else None
+    return required(said.read_bytes()) if said is not None and said.is_file() else ()
+
+
 # --- what it requires -----------------------------------------------------------------------------
 
 
-def _key(required: Sequence[str]) -> str:
+def _key(wanted: Sequence[str]) -> str:
     """The same for the same requirements over the same packages of ours, on the same Python."""
     ours = sorted({f"{each.name}=={each.version}" for each in importlib.metadata.distributions(path=_beneath())})
-    said = [sorted(required), ours, sys.version, platform.machine(), sys.base_prefix]
+    said = [sorted(wanted), ours, sys.version, platform.machine(), sys.base_prefix]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:32]
 
 
@@ -128,9 +137,9 @@ def _is_room(prefix: Path) -> bool:
     return prefix.parent.name == "environments" and (prefix / "ours").exists()
 
 
-def _install(room: Path, required: Sequence[str]) -> None:
+def _install(room: Path, wanted: Sequence[str]) -> None:
     """A virtual environment over ours in *room*, with *required* in it. pip finds packages as its own settings say."""
-    print(f"installing {', '.join(required)}", flush=True)
+    print(f"installing {', '.join(wanted)}", flush=True)
     venv.EnvBuilder(symlinks=True).create(room)
     (room / "ours").touch()
     site = next((room / "lib").glob("python*/site-packages"))
@@ -138,11 +147,11 @@ def _install(room: Path, required: Sequence[str]) -> None:
     python = str(room / "bin" / "python")
     outside = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONSAFEPATH")}
     if importlib.util.find_spec("pip") is None:  # where something else installed us
-        _said([python, "-m", "ensurepip"], outside, required)
-    _said([python, *PIP, *required], outside, required)
+        _said([python, "-m", "ensurepip"], outside, wanted)
+    _said([python, *PIP, *wanted], outside, wanted)
 
 
-def _said(command: list[str], environment: dict[str, str], required: Sequence[str]) -> None:
+def _said(command: list[str], environment: dict[str, str], wanted: Sequence[str]) -> None:
     """Run *command*; what it says goes to the job's log. Raises `TrainerFailed` with its last lines."""
     last: deque[str] = deque(maxlen=200)
     with subprocess.Popen(
@@ -159,7 +168,7 @@ def _said(command: list[str], environment: dict[str, str], required: Sequence[st
         raise disk.full(Path(command[0]), 0)
     errors = [line for line in last if line.startswith("ERROR")] or [line for line in last if line]
     raise TrainerFailed(
-        f"pip cannot install {', '.join(required)}: {' '.join(errors[-SHOWN_LINES:])[-SHOWN_CHARACTERS:]}",
+        f"pip cannot install {', '.join(wanted)}: {' '.join(errors[-SHOWN_LINES:])[-SHOWN_CHARACTERS:]}",
         field="requirements",
         hint="change `requirements` and submit again; or mend what pip stumbled on, then retry",
     )

@@ -99,7 +99,7 @@ def test_what_was_required_is_installed_for_that_trainer_and_recorded(
     assert "Successfully installed" not in used
     environment = _environment(shared, "trainer-balanced")
     assert any(name.startswith("imbalanced-learn==0.14") for name in environment["packages"])
-    assert environment["requirements"] == ["imbalanced-learn>=0.14,<0.15"] and environment["seed"] == 0
+    assert environment["seed"] == 0 and len(environment["code"]) == 64
     others = _environment(shared, "trainer-net")
     assert not any(name.startswith("imbalanced") for name in others["packages"])
 

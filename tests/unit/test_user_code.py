@@ -21,6 +21,7 @@ from everloop import settings as configuration
 from everloop.artifacts import Artifacts
 from everloop.errors import Forbidden, Invalid, InvalidSpec, NotFound, TrainerFailed
 from everloop.records import Code
+from everloop.requirements import required
 from everloop.specs import LifecycleSpec, checked
 
 HERE = Path(__file__).parent
@@ -73,7 +74,7 @@ def test_code_that_was_kept_is_named_by_its_digest(tmp_path: Path, artifacts: Ar
     again = codes.keep(spec(code=f"sha256:{first.archive.sha256}"), artifacts)
 
     assert again is not None and again.digest == first.digest
-    assert again.requirements == ("six>=1.16", "idna")
+    assert required(b"# of ours\nsix>=1.16 # why\n\nidna\n") == ("six>=1.16", "idna")
     with pytest.raises(NotFound):
         codes.keep(spec(code=f"sha256:{'0' * 64}"), artifacts)
 
@@ -151,6 +152,7 @@ def test_what_is_no_code_is_said(tmp_path: Path, artifacts: Artifacts) -> None:
         ({"trainer": "lightgbm", "code": "/x"}, "code"),
         ({"trainer": "lightgbm", "requirements": ["idna"]}, "requirements"),
         ({"requirements": ["-r x"]}, "requirements.0"),
+        ({"requirements": [f"package-{number:030}" for number in range(99)]}, "requirements"),
         ({"trainer": "no colon"}, "trainer"),
         ({"inputs": "both"}, "inputs"),
     ],
@@ -244,15 +246,15 @@ def test_a_required_version_wins_over_ours_in_its_job_alone_and_is_installed_onc
     tmp_path: Path, artifacts: Artifacts
 ) -> None:
     assert packaging.__version__ != "24.2"
-    module = folder(tmp_path / "code", **{"of_a_user.py": "from packaging import __version__\n"})
-    kept = codes.keep(spec(code=str(module), requirements=["packaging==24.2"]), artifacts)
+    files = {"of_a_user.py": "from packaging import __version__\n", "requirements.txt": "packaging==24.2\n"}
+    kept = codes.keep(spec(code=str(folder(tmp_path / "code", **files))), artifacts)
     assert kept is not None
 
     first, log = job(tmp_path, artifacts, kept, packages=["packaging", "of_a_user", "numpy"], modules=["of_a_user"])
     started = time.monotonic()
     again, second_log = job(tmp_path, artifacts, kept, packages=["packaging"])
     seconds = time.monotonic() - started
-    plain, _ = job(tmp_path, artifacts, Code(archive=kept.archive), packages=["packaging"])
+    plain, _ = job(tmp_path, artifacts, Code(), packages=["packaging"])
 
     import numpy as np
 
