@@ -20,6 +20,7 @@ from everloop.records import (
     Evaluation,
     Evidence,
     Exported,
+    Lease,
     Prepared,
     Record,
     Refitted,
@@ -83,6 +84,8 @@ class JobRequest(Record):
     """The input of a job; `slot` is filled in when the lease is held (workflows/stage.py)."""
 
     slot: Slot = Slot(device="", token=0, holder="")
+    lease: Lease | None = None
+    """The slot and what may be used of it. None: asked by a workflow that knew slots alone."""
 
 
 class SnapshotRequest(JobRequest):

@@ -168,6 +168,36 @@ class Training(Strict):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
 
+class LightgbmParams(Strict):
+    """`params:` of `trainer: lightgbm`, by LightGBM's own names. What is left out is as the size of the data asks."""
+
+    bagging_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the rows that a tree learns from."""
+    bagging_freq: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """Every how many rounds those rows are drawn anew; 1 where only the share is given."""
+    feature_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the features that a tree may look at."""
+    feature_fraction_bynode: Annotated[float, Field(gt=0, le=1)] | None = None
+    lambda_l1: Annotated[float, Field(ge=0, le=1e6)] | None = None
+    lambda_l2: Annotated[float, Field(ge=0, le=1e6)] | None = None
+    max_bin: Annotated[int, Field(ge=2, le=255)] | None = None
+    max_depth: Annotated[int, Field(ge=1, le=64)] | None = None
+    min_data_in_leaf: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    min_gain_to_split: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    min_sum_hessian_in_leaf: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    path_smooth: Annotated[float, Field(ge=0, le=1e6)] | None = None
+    cat_smooth: Annotated[float, Field(ge=0, le=1e6)] | None = None
+    cat_l2: Annotated[float, Field(ge=0, le=1e6)] | None = None
+    max_cat_threshold: Annotated[int, Field(ge=1, le=1024)] | None = None
+    extra_trees: bool | None = None
+    """Draw thresholds instead of looking for the best."""
+
+    def told(self) -> dict[str, Any]:
+        """What LightGBM is told."""
+        said = self.model_dump(exclude_none=True)
+        return {"bagging_freq": 1} | said if "bagging_fraction" in said else said
+
+
 class Gate(Strict):
     """Who must say yes before a release. Quorum 1 for now: one signed decision settles it."""
 
@@ -254,6 +284,8 @@ class LifecycleSpec(Strict):
             raise ValueError("target: must not be the time or the key column")
         if self.features.include is not None and self.target in self.features.include:
             raise ValueError("features.include: must not name the target")
+        if self.trainer in PARAMS:
+            _check_params(self.params, PARAMS[self.trainer])
         if (size := len(self.model_dump_json().encode())) > SPEC_BYTES:
             raise ValueError(f"{_largest(self)}: the spec takes {size:,} bytes, more than {SPEC_BYTES:,}; name fewer")
         return self
@@ -262,6 +294,21 @@ class LifecycleSpec(Strict):
     def objective(self) -> str:
         """Name of the metric that decides between champion and challenger."""
         return self.metric or METRICS[self.task][0]
+
+
+PARAMS: dict[str, type[Strict]] = {"lightgbm": LightgbmParams}
+"""What trainers of ours may be given as `params:`."""
+
+
+def _check_params(params: dict[str, Any], known: type[Strict]) -> None:
+    """Raises `ValueError` with the first of *params* that is unknown or out of its range."""
+    try:
+        known.model_validate(params)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        listed = f"; known are {', '.join(known.model_fields)}" if first["type"] == "extra_forbidden" else ""
+        raise ValueError(f"params.{name}: {first['msg']}{listed}") from None
 
 
 def _largest(spec: LifecycleSpec) -> str:

@@ -36,6 +36,8 @@ START_SECONDS = 15.0
 """How long a Dask worker may take to start (usual: 2 s) before its slot starts all over."""
 KEPT_SECONDS = 48 * 3600.0
 """A finished job's folder outlives every attempt of its activity; without it the job would only run again."""
+CHECKPOINTS_SECONDS = 14 * 86_400.0
+"""A stage's checkpoints go with its result; those of a lifecycle that ended before stay as long as a gate does."""
 TIDY_SECONDS = 3600.0
 LOGS_SECONDS = 60.0
 MEMORY_LIMIT = "1 GiB"
@@ -173,6 +175,7 @@ async def _tidied(settings: Settings) -> None:
     """For ever: remove the folders of old jobs, `<run id>/<activity id>`, and the oldest logs beyond their limit."""
     while True:
         await asyncio.to_thread(tidy, settings.scratch_dir / "jobs", time.time() - KEPT_SECONDS)
+        await asyncio.to_thread(tidy, settings.checkpoints_dir, time.time() - CHECKPOINTS_SECONDS)
         for _ in range(int(TIDY_SECONDS / LOGS_SECONDS)):
             await asyncio.to_thread(logs.bound_all, settings.logs_dir / "jobs")
             await asyncio.sleep(LOGS_SECONDS)

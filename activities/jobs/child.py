@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import re
+import signal
 import sys
 import time
 import traceback
@@ -18,64 +19,68 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from activities.jobs import threads
+from activities.jobs.checkpoints import Checkpoints, Stopped
+from activities.jobs.context import BY_HAND, CHECKPOINT_SECONDS, NO_EVENTS, ThisJob
 from activities.jobs.reaper import NO_ROOM
 from everloop import disk
 from everloop.artifacts import FLOOR_BYTES, Artifacts
 from everloop.errors import EverloopError, Invalid, JobFailed, NotFound, StorageLow
+from everloop.records import Lease
 
-NO_EVENTS = -1
+STOPPED = 128 + signal.SIGTERM
+"""Exit code of a job that was told to end and has kept what it had learned: as if the signal had ended it."""
 FUNCTION = re.compile(r"[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*")
-
-
-class ThisJob:
-    """What a compute function is given beside its request (the `Job` protocol of activities.compute)."""
-
-    def __init__(self, folder: Path, artifacts: Artifacts, predictions_dir: Path, events: int) -> None:
-        self.artifacts = artifacts
-        self.predictions_dir = predictions_dir
-        self.scratch = folder / "scratch"
-        """An empty folder of this attempt's own; gone when the job is."""
-        self._events = events
-
-    def report(self, step: int, /, **values: float) -> None:
-        """Show progress: *values* of *step*. Never fails and never waits, whoever listens."""
-        if self._events == NO_EVENTS:
-            return
-        line = json.dumps({"step": int(step), "values": {name: float(value) for name, value in values.items()}})
-        try:
-            os.write(self._events, line.encode() + b"\n")
-        except OSError:  # nobody reads any more, or not fast enough: progress is not worth the job
-            return
 
 
 def main(folder: Path, events: int = NO_EVENTS) -> int:
     """Run the request in *folder*. Leaves result.json or error.json; never raises for what the function does.
 
-    The exit code: 0, or `NO_ROOM` when the disk is so full that neither could be written.
+    The exit code: 0, `NO_ROOM` when the disk is so full that neither could be written, or `STOPPED`.
     """
     try:
-        _run(folder, events)
+        return _run(folder, events)
     except Exception as error:
         if not disk.is_full(error):
             raise
         traceback.print_exc()
         return NO_ROOM
-    return 0
 
 
-def _run(folder: Path, events: int) -> None:
+def _run(folder: Path, events: int) -> int:
     order = json.loads((folder / "request.json").read_text())
     started = time.monotonic()
     try:
-        artifacts = Artifacts(order["artifacts"], order.get("floor_bytes", FLOOR_BYTES))
-        job = ThisJob(folder, artifacts, Path(order["predictions_dir"]), events)
+        job = _job(folder, order, events)
+        threads.allow(job.cores)
         result = _call(find(order["root"], order["function"]), order["request"], job)
+        if job.gave_up():
+            return STOPPED
+    except Stopped:
+        return STOPPED  # as somebody asked for: neither a result nor an error
     except BaseException as error:  # noqa: BLE001  # SystemExit of a library is a failed job too
         _log(error)
         _leave(folder / "error.json", _told(error))
-        return
+        return 0
     left = {"result": result, "digest": order["digest"], "log": order["log"], "seconds": time.monotonic() - started}
+    left["resumed"] = job.resumed.model_dump(mode="json") if job.resumed else None
+    left["artifacts"] = [blob.model_dump(mode="json") for blob in job.logged]
     _leave(folder / "result.json", left)
+    job.ended()
+    return 0
+
+
+def _job(folder: Path, order: dict[str, Any], events: int) -> ThisJob:
+    floor = order.get("floor_bytes", FLOOR_BYTES)
+    return ThisJob(
+        Artifacts(order["artifacts"], floor),
+        Path(order["predictions_dir"]),
+        folder / "scratch",
+        events,
+        Checkpoints(Path(order.get("checkpoints") or folder / "checkpoints"), order.get("token", 0), floor),
+        checkpoint_seconds=order.get("checkpoint_seconds", CHECKPOINT_SECONDS),
+        lease=Lease.model_validate(order["lease"]) if "lease" in order else BY_HAND,
+    )
 
 
 def find(root: str, function: str) -> Callable[..., Any]:

@@ -26,7 +26,7 @@ from typing import Any, TypedDict
 from distributed import get_worker
 from distributed.core import Status
 
-from activities.jobs import reaper
+from activities.jobs import reaper, threads
 from everloop import disk, engine, logs
 from everloop.errors import StorageLow
 
@@ -42,7 +42,11 @@ MARK = "EVERLOOP_SLOT"
 """In the environment of every job of a slot: who carries it belongs to that slot."""
 PASSED_ON = ("PATH", "PYTHONPATH", "PYTHONSAFEPATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "CUDA_VISIBLE_DEVICES")
 """All that a job inherits: no database address, no Temporal address, no keys."""
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_MAX_THREADS", "ARROW_NUM_THREADS")
+
+
+ABOUT_THE_STAGE = ("function", "root", "request", "digest", "token", "lease", "checkpoints", "checkpoint_seconds")
+TOLD = (*ABOUT_THE_STAGE, "log", "artifacts", "predictions_dir", "floor_bytes")
+"""Of an order, what the job reads."""
 
 
 class Order(TypedDict):
@@ -66,6 +70,11 @@ class Order(TypedDict):
     artifacts: str
     predictions_dir: str
     grace_seconds: float
+    checkpoints: str
+    """`scratch/checkpoints/<chain>/<stage>/<question>`: outlives tokens and runs."""
+    checkpoint_seconds: float
+    lease: dict[str, Any]
+    """`records.Lease`."""
     floor_bytes: int
     """What stays free on the disk: below this no job starts."""
 
@@ -83,6 +92,9 @@ class Outcome(TypedDict, total=False):
     seconds: float
     log: str
     kept: bool
+    resumed: dict[str, Any] | None
+    """`records.Resumed`."""
+    artifacts: list[dict[str, Any]]
 
 
 def supervise(order: Order) -> Outcome:
@@ -205,8 +217,7 @@ def _prepare(order: Order) -> Path:
     for left in ("error.json", "result.json"):
         (job / left).unlink(missing_ok=True)
     (Path(order["logs_dir"]) / order["log"]).parent.mkdir(parents=True, exist_ok=True)
-    told = ("function", "root", "request", "digest", "log", "artifacts", "predictions_dir", "floor_bytes")
-    (job / "request.json").write_text(json.dumps({name: order[name] for name in told}))  # type: ignore[literal-required]
+    (job / "request.json").write_text(json.dumps({name: value for name, value in order.items() if name in TOLD}))
     return job
 
 
@@ -293,8 +304,8 @@ def start_warm(root: str, environment: dict[str, str]) -> None:
 
 def _environment(extra: dict[str, str]) -> dict[str, str]:
     ours = engine.environment()
-    threads = dict.fromkeys(THREADS, "1")  # one thread per slot: the lease says so
-    return {name: ours[name] for name in PASSED_ON if name in ours} | threads | extra
+    single = dict.fromkeys(threads.THREADS, "1")  # a job sets its lease's by call: activities/jobs/threads.py
+    return {name: ours[name] for name in PASSED_ON if name in ours} | single | extra
 
 
 def _end_orphans(mark: str) -> None:
@@ -398,7 +409,13 @@ def _ended(order: Order, code: int) -> Outcome:
 
 
 def _left(found: dict[str, Any]) -> Outcome:
-    return {"result": found["result"], "seconds": found["seconds"], "log": found["log"]}
+    return {
+        "result": found["result"],
+        "seconds": found["seconds"],
+        "log": found["log"],
+        "resumed": found.get("resumed"),
+        "artifacts": found.get("artifacts", []),
+    }
 
 
 def _signal(number: int) -> str:
@@ -409,8 +426,20 @@ def _signal(number: int) -> str:
 
 
 def _crashed(order: Order, what: str) -> Outcome:
-    """Count it: the count outlives tokens and attempts, so that a poison job stops."""
-    path = Path(order["folder"]) / "crashes"
+    """Count it: the count outlives tokens and attempts, so that a poison job stops.
+
+    A job that has kept more of its work than at the crash before is none: it is counted anew.
+    """
+    path, kept = Path(order["folder"]) / "crashes", _kept_steps(order)
+    with contextlib.suppress(OSError, ValueError):
+        if int(path.read_text().splitlines()[-1].rpartition(" ")[2]) < kept:
+            path.unlink()
     with path.open("a") as crashes:
-        crashes.write(f"{what}\n")
+        crashes.write(f"{what} {kept}\n")
     return {"crash": what, "crashes": len(path.read_text().splitlines())}
+
+
+def _kept_steps(order: Order) -> int:
+    """The last step of which there is a checkpoint."""
+    steps = [int(path.name) for path in Path(order["checkpoints"]).glob("*/*") if path.name.isdigit()]
+    return max(steps, default=0)

@@ -18,7 +18,8 @@ import pytest
 from distributed import LocalCluster
 from temporalio.exceptions import ApplicationError
 
-from activities.jobs import child, supervisor
+from activities.jobs import child, context, supervisor
+from activities.jobs.checkpoints import Checkpoints
 from activities.jobs.security import security
 from everloop import engine
 from everloop.errors import ComputeLost, DatasetTooSmall, NotFound, Unavailable
@@ -127,7 +128,7 @@ def test_a_job_folder_can_be_run_by_hand(tmp_path):
 def test_progress_to_nobody_never_fails_and_never_waits(tmp_path, artifacts):
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    job = child.ThisJob(tmp_path, artifacts, tmp_path, writer)
+    job = context.ThisJob(artifacts, tmp_path, tmp_path, writer, Checkpoints(tmp_path, 0))
     started = time.monotonic()
     for step in range(20_000):
         job.report(step, loss=0.1)
