@@ -25,6 +25,11 @@ COLUMNS_BYTES, DEFAULTS_BYTES = 16 << 10, 80
 """Of that list in a spec, and what the fields that an entry does not name take."""
 WINDOWS = "day", "week", "month"
 
+ASKED = "target_missing=drop"
+"""What a draft asks a person to say, as `submit --set` takes it."""
+ASKS = "# target_missing: drop"
+"""The line of a draft that asks it."""
+
 Profile = dict[str, Any]
 
 
@@ -112,7 +117,9 @@ def _heading(found: Profile) -> list[str]:
     files = f" in {found['files']} files" if found["files"] > 1 else ""
     return [
         f"# {found['rows']:,} rows{files}, {len(found['columns'])} columns.",
-        "# This submits as it is; change what is wrong.",
+        "# It asks what becomes of rows without a target; else it submits as it is. Change what is wrong."
+        if found["target_asks"]
+        else "# This submits as it is; change what is wrong.",
         "# Columns: " + _listed([f"{_safe(column['name'])} ({column['kind']})" for column in found["columns"]]),
         "",
     ]
@@ -144,7 +151,7 @@ def _without_target(found: Profile) -> list[str]:
         return lines
     lines.append("# So many are left out only when you say so: take the # off the next line. If those texts are a")
     lines.append("# class, say `missing: []` of the target under `columns` instead.")
-    return [*lines, "# target_missing: drop"]
+    return [*lines, ASKS]
 
 
 def _encoding(found: Profile) -> list[str]:

@@ -276,6 +276,7 @@ def test_rows_that_lose_their_target_are_counted_and_asked_about(tmp_path: Path,
         data.target_of(data.load(job.artifacts, kept), spec)
 
     assert "target_missing: drop" in refused.value.hint
+    assert "everloop submit SPEC --set target_missing=drop" in refused.value.hint
     assert "# 40 of 120 rows have no target (read as missing: 'NA')" in text
     assert kept.target_missing == 40
     dropped = spec_of(path, "binary", "y", target_missing="drop")
@@ -375,6 +376,20 @@ def test_lines_may_end_in_any_way_also_within_quotes(tmp_path: Path, job: Folder
     assert found.rows.column_names == ["x", "a\nname", "y"]
     assert found.rows["x"].to_pylist() == list(range(ROWS))
     assert set(found.rows["a\nname"].to_pylist()) == {"line\nbreak"}
+
+
+@pytest.mark.parametrize("last", ["\r\n", ""], ids=["ended", "open"])
+def test_a_file_from_windows_is_read_to_its_last_row(tmp_path: Path, job: FolderJob, last: str) -> None:
+    """Every line ends in CR LF, also those within quotes: nothing in the file ends otherwise."""
+    path = tmp_path / "t.csv"
+    lines = ["x,a,y", *(f'{n},"line\r\nbreak, ""{n % 3}""",{n % 2}' for n in range(ROWS))]
+    path.write_bytes(("\r\n".join(lines) + last).encode())
+
+    found = read(job, path)
+
+    assert found.rows["x"].to_pylist() == list(range(ROWS))
+    assert found.rows["y"].to_pylist() == [n % 2 for n in range(ROWS)]
+    assert set(found.rows["a"].to_pylist()) == {f'line\r\nbreak, "{n}"' for n in range(3)}
 
 
 def test_names_that_differ_in_case_or_a_blank_alone_are_two_names(tmp_path: Path, job: FolderJob) -> None:

@@ -79,7 +79,7 @@ def check_missing(table: Table, spec: LifecycleSpec) -> None:
         return
     texts = list(change.texts)[:3] if (change := table.changes(spec.target)) else []
     read_so = f" (texts read as missing: {', '.join(map(repr, texts))})" if texts else ""
-    hint = "`target_missing: drop` leaves those rows out"
+    hint = "`target_missing: drop` leaves those rows out (`everloop submit SPEC --set target_missing=drop`)"
     if texts:
         named = json.dumps(spec.target, ensure_ascii=False)
         hint += f"; `columns: {{{named}: {{missing: []}}}}` makes those texts classes, and so do quotes around them"
