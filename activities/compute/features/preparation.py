@@ -87,7 +87,7 @@ def write(
         for numbers, batch in chunks(table, names, rows, size, coded=True):
             own, fold = slice(start, start + len(numbers)), folds(numbers)
             learned = np.where(part[own] == TRAIN, fold, np.int8(-1))
-            matrix = pipeline.transform(raw(batch), learned)
+            matrix = pipeline.by_feature(raw(batch), learned).T
             out.add(matrix, y=y[own], part=part[own], fold=fold, row=numbers, fresh=fresh[own])
             start += len(numbers)
 
