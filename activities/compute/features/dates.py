@@ -20,12 +20,10 @@ FIRST_SECOND, LAST_SECOND = -62135596800.0, 253402300799.0  # years 1 to 9999: c
 def dates(entry: Input, seconds: NDArray[np.generic]) -> list[Feature]:
     """Calendar parts (UTC) and days since `offset` of seconds since 1970."""
     raw = np.asarray(seconds, np.float64)
-    missing: NDArray[np.bool_] | None = np.isnan(raw)
-    if missing is not None and not missing.any():
-        missing = None
-    elif not entry.nullable:
-        raw, missing = np.where(missing, entry.fill, raw), None
-    exact = np.clip(raw if missing is None else np.where(missing, 0.0, raw), FIRST_SECOND, LAST_SECOND)
+    missing = np.isnan(raw)
+    if gaps := bool(missing.any()):
+        raw = np.where(missing, 0.0 if entry.nullable else entry.fill, raw)
+    exact = np.clip(raw, FIRST_SECOND, LAST_SECOND)
     calendar = Moments(np.floor(exact).astype(np.int64))
     parts: dict[Part, Callable[[], NDArray[Any]]] = {
         "hour": lambda: calendar.hour,
@@ -35,7 +33,7 @@ def dates(entry: Input, seconds: NDArray[np.generic]) -> list[Feature]:
         "elapsed": lambda: (exact - entry.offset) / DAY,
     }
     features = [parts[part]().astype(np.float32) for part in entry.parts]
-    if missing is not None:
+    if gaps and entry.nullable:
         for feature in features:
             np.copyto(feature, np.float32(np.nan), where=missing)
     return features

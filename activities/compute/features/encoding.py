@@ -13,6 +13,8 @@ from activities.compute.features.inputs import Encoding, Feature, Floats
 WEIGHT = 20
 """The mean of all rows counts as much as so many rows of a value."""
 MOST_ENCODED = 2000
+Batch = tuple[Coded, NDArray[np.integer[Any]], NDArray[np.int8]]
+"""Of some rows: texts, the target in whole units, folds."""
 
 
 def means(sums: Floats, counts: Floats, total: float, rows: float) -> NDArray[np.float32]:
@@ -45,9 +47,12 @@ def encoded(entry: Encoding, column: NDArray[np.generic] | Coded, folds: NDArray
 
 
 def fitted(
-    column: str, known: tuple[str, ...], batches: Iterator[tuple[Coded, NDArray[np.integer[Any]], NDArray[np.int8]]], folds: int
+    column: str,
+    known: tuple[str, ...],
+    batches: Iterator[tuple[Coded, NDArray[np.integer[Any]], NDArray[np.int8]]],
+    folds: int,
 ) -> Encoding:
-    """Sums and counts of the values in *known*, from texts, whole target units and folds, batch by batch."""
+    """Sums and counts of the values in *known*."""
     sums, counts = (np.zeros((len(known) + 1, folds)) for _ in range(2))
     for texts, goal, fold in batches:
         cells = texts.among(known) * folds + fold
