@@ -124,7 +124,7 @@ def chunks(
 ) -> Iterator[tuple[NDArray[np.int64], pa.Table]]:
     """The columns of *rows* (ascending row numbers), batch by batch, each with the numbers of its rows."""
     done = 0
-    for start, batch in _batches(table.rows, names, size, coded=coded):
+    for start, batch in batches(table.rows, names, size, coded=coded):
         if done == len(rows):
             return
         low = done
@@ -139,7 +139,14 @@ def chunks(
             yield own, batch.take(pa.array(own - start))
 
 
-def _batches(rows: Any, names: Sequence[str], size: int, *, coded: bool) -> Iterator[tuple[int, pa.Table]]:  # noqa: ANN401
+def batches(
+    rows: Any,  # noqa: ANN401  # a Stored or a pyarrow table
+    names: Sequence[str],
+    size: int = CHUNK_ROWS,
+    *,
+    coded: bool = False,
+) -> Iterator[tuple[int, pa.Table]]:
+    """All rows of the columns, batch by batch, each with the number of its first row (see `Stored.batches`)."""
     if isinstance(rows, Stored):
         yield from rows.select(names).batches(size, coded=coded)
         return
