@@ -80,6 +80,7 @@ def ours(source: Path, target: Path, rows: int, threads: int) -> dict[str, float
 
     from activities.compute import data, features
     from activities.compute.features import parts
+    from activities.compute.resources import Resources
 
     table, spec = our_table(source), our_spec(source)
     numbers = np.arange(rows)
@@ -87,7 +88,7 @@ def ours(source: Path, target: Path, rows: int, threads: int) -> dict[str, float
     goal = data.target_of(table, spec)
     started = clock()
     learned = numbers[part == features.TRAIN]
-    pipeline = features.fit(spec, table, goal, learned, scratch=target.parent, threads=threads)
+    pipeline = features.fit(spec, table, goal, learned, scratch=target.parent, resources=Resources(threads))
     fitted = since(started)
     features.write(target, pipeline, table, numbers, y=goal.values, part=part, fresh=part > features.TEST)
     done = since(started)
@@ -269,6 +270,7 @@ def equal_to_the_small_path(source: Path, folder: Path) -> bool:
 
     sys.path.insert(0, str(ROOT))
     from activities.compute import data, features
+    from activities.compute.resources import Resources
 
     file = pa.parquet.ParquetFile(source)
     batches, count = [], 0
@@ -284,7 +286,9 @@ def equal_to_the_small_path(source: Path, folder: Path) -> bool:
     for table, size, threads in ((data.Table(held, big.columns), 10**9, 1), (big, 50_001, 2)):
         goal = data.target_of(table, spec)
         part = np.zeros(len(table), np.int8)
-        pipeline = features.fit(spec, table, goal, np.arange(train_rows(len(table))), scratch=folder, threads=threads)
+        pipeline = features.fit(
+            spec, table, goal, np.arange(train_rows(len(table))), scratch=folder, resources=Resources(threads)
+        )
         path, every = folder / "cut.arrow", np.arange(len(table))
         features.write(path, pipeline, table, every, y=goal.values, part=part, fresh=part > 0, size=size)
         made.append((pipeline.dump(), path.read_bytes()))

@@ -10,6 +10,9 @@ import pyarrow.parquet
 import pytest
 
 from activities.compute import data, features, rows
+from activities.compute.features import columns
+from activities.compute.features.goals import Goal
+from activities.compute.resources import Resources
 from everloop import contracts
 from everloop.records import Prepared
 from tests.unit.test_compute_stages import SLOT, FolderJob, Passed, csv, spec_of
@@ -64,7 +67,8 @@ def prepared_bytes(table: data.Table, folder: Path, *, size: int, threads: int) 
     target = data.target_of(table, spec)
     labelled = target.labelled
     part = features.split(spec, table, target, np.ones(len(labelled), np.bool_))
-    pipeline = features.fit(spec, table, target, labelled[part == features.TRAIN], scratch=folder, threads=threads)
+    given = Resources(threads)
+    pipeline = features.fit(spec, table, target, labelled[part == features.TRAIN], scratch=folder, resources=given)
     assert pipeline.terms
     assert pipeline.encodings
     path = folder / "prepared.arrow"
@@ -85,26 +89,58 @@ def test_the_prepared_bytes_are_the_same_in_any_chunking_with_any_threads_and_fi
         assert prepared_bytes(table, tmp_path, size=size, threads=threads) == in_memory
 
 
-def test_what_duckdb_says_of_a_column_is_what_numpy_says(tmp_path: Path, job: FolderJob) -> None:
+def test_what_a_column_is_said_to_hold_is_what_pandas_says(tmp_path: Path, job: FolderJob) -> None:
     whole, paths = kept(job, tmp_path / "s", [2000])
     table = data.Table(rows.Stored(paths), whole.columns)
     some = np.flatnonzero(np.random.default_rng(0).random(ROWS) < 0.6)
-    raw = whole.arrays(whole.rows.column_names, some)
+    raw = pd.DataFrame(whole.arrays(whole.rows.column_names, some))
+    target = data.target_of(table, spec_of(tmp_path, "binary", "y"))
+    goal = Goal.of(target, some, 0.0, 1.0)
 
-    with rows.open_aggregates(table, some, tmp_path) as ask:
-        spreads = ask.spreads(["x", "X", "flag", "at"])
-        for name, spread in spreads.items():
-            scale = 1e6 if name == "at" else 1
-            there = raw[name][~np.isnan(raw[name])]
-            assert (spread.count, spread.nulls) == (len(there), len(some) - len(there))
-            assert (spread.low / scale, spread.high / scale) == (there.min(), there.max())
-        x = np.sort(raw["x"])
-        assert ask.quantiles("x", [0.25, 0.5]) == [x[int(np.ceil(len(x) * share)) - 1] for share in (0.25, 0.5)]
-        assert str(spreads["X"].low) == "0.0"  # not -0.0, whichever came first
-        texts = ask.texts("many", 5)
-    counts = pd.Series(raw["many"]).value_counts()
-    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:5]
-    assert (texts.distinct, list(texts.common)) == (len(counts), ranked)
+    held = {name: columns.numbers_of(table, name, some, goal) for name in ["x", "X", "flag", "at"]}
+    for name, found in held.items():
+        there = raw[name].dropna() * (1e6 if name == "at" else 1)
+        assert (found.count, found.nulls, found.gaps) == (len(there), *2 * [len(some) - len(there)])
+        assert (found.low, found.high) == (there.min(), there.max())
+        for share in (0.25, 0.5, 0.75):
+            assert found.quantile(share) == there.quantile(share, interpolation="inverted_cdf")
+        missing = target.values[some][raw[name].isna()]  # noqa: PD011  # not a frame
+        assert found.gap_sums.tolist() == [missing.sum()]
+        assert found.other_than(found.low) == len(some) - (there == there.min()).sum()
+        assert found.apart(0.5) == (there - 0.5).astype(np.float32).nunique()
+    assert held["at"].calendar() == dict.fromkeys(("hour", "weekday", "day", "month"), True)
+    assert str(held["X"].low) == "0.0"  # not -0.0, whichever came first
+
+
+def test_moments_vary_only_in_the_parts_that_do(tmp_path: Path) -> None:
+    """Noon of the first of some months: hour and day never vary."""
+    moments = pd.to_datetime([f"2023-{month:02d}-01 12:00" for month in (1, 5, 10)] * 30, utc=True)
+    held = data.Table(pa.table({"at": pa.array(moments).cast(pa.timestamp("us", "UTC"))}), ())
+    goal = Goal(np.zeros(90, np.uint8), 2)
+
+    found = columns.numbers_of(held, "at", np.arange(90), goal).calendar()
+
+    assert found == {"hour": False, "weekday": True, "day": False, "month": True}
+
+
+@pytest.mark.parametrize("many", [10**9, 10])
+def test_texts_are_counted_alike_in_memory_and_by_duckdb(
+    tmp_path: Path, job: FolderJob, monkeypatch: pytest.MonkeyPatch, many: int
+) -> None:
+    monkeypatch.setattr(columns, "MANY_TEXTS", many)
+    whole, paths = kept(job, tmp_path / "s", [2000])
+    every = np.arange(ROWS)
+    some = np.flatnonzero(np.random.default_rng(0).random(ROWS) < 0.6)
+
+    for name in ("many", "few", "note"):
+        for asked in (every, some):
+            texts = whole.arrays([name], asked)[name]
+            counts = pd.Series(texts[texts != ""]).value_counts()
+            ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:5]
+            expected = (int(counts.sum()), int((texts == "").sum()), len(counts), tuple(ranked))
+            for table in (whole, data.Table(rows.Stored(paths), whole.columns)):
+                found = columns.texts_in(table, name, asked, 5, tmp_path, Resources())
+                assert (found.count, found.nulls, found.distinct, found.common) == expected
 
 
 @pytest.mark.parametrize("folder", ["a [b]*?", "it's ${here}", "größe"])

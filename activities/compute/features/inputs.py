@@ -10,6 +10,8 @@ Kind = Literal["number", "boolean", "datetime", "category", "text"]
 Part = Literal["hour", "weekday", "day", "month", "elapsed"]
 Floats = NDArray[np.float64]
 Matrix = NDArray[np.float32]
+Feature = NDArray[np.float32]
+"""One feature of some rows: [rows]."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The fitted preprocessing: small, and written twice, in NumPy and as nodes of the graph."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -22,7 +23,7 @@ from activities.compute.features.inputs import (
     Matrix,
     Terms,
 )
-from activities.compute.features.numbers import indicator, indicator_in_graph, numbers, numbers_in_graph
+from activities.compute.features.numbers import indicator, indicator_in_graph, number, numbers_in_graph
 from activities.compute.features.terms import counted, counted_in_graph
 from activities.compute.inference import Columns
 from everloop.artifacts import Artifacts
@@ -76,15 +77,28 @@ class Pipeline:
 
         *folds*: of rows that this was fitted on, -1 for others (see `Encoding`).
         """
-        rows = len(columns[self.inputs[0].name])
-        blocks = [numbers(self.of("number", "boolean"), columns, rows)]
-        blocks += [dates(entry, columns[entry.name]) for entry in self.of("datetime")]
-        blocks += [difference(entry, columns) for entry in self.differences]
-        blocks += [indicator(entry, columns) for entry in self.indicators]
-        blocks += [encoded(entry, columns[entry.column], folds) for entry in self.encodings]
-        blocks += [counted(entry, columns[entry.column]) for entry in self.terms]
-        blocks += [codes(entry, columns[entry.name]) for entry in self.of("category")]
-        return np.ascontiguousarray(np.concatenate(blocks, axis=1))
+        return np.ascontiguousarray(self.by_feature(columns, folds).T)
+
+    def by_feature(self, columns: Columns, folds: NDArray[np.int8] | None = None) -> Matrix:
+        """`transform` as [features, rows]: how it is made, as each feature is then written in one go."""
+        made = np.empty((len(self.names), len(columns[self.inputs[0].name])), np.float32)
+        place = 0
+        for feature in self._features(columns, folds):
+            count = 1 if feature.ndim == 1 else len(feature)
+            made[place : place + count] = feature
+            place += count
+        return made
+
+    def _features(self, columns: Columns, folds: NDArray[np.int8] | None) -> Iterator[Matrix]:
+        """One after the other in the order of `names`, each [rows]; those of a text [terms, rows]."""
+        yield from (number(entry, columns[entry.name]) for entry in self.of("number", "boolean"))
+        for entry in self.of("datetime"):
+            yield from dates(entry, columns[entry.name])
+        yield from (difference(each, columns) for each in self.differences)
+        yield from (indicator(each, columns) for each in self.indicators)
+        yield from (encoded(each, columns[each.column], folds) for each in self.encodings)
+        yield from (counted(each, columns[each.column]).T for each in self.terms)
+        yield from (codes(entry, columns[entry.name]) for entry in self.of("category"))
 
     def in_graph(self, graph: Graph) -> str:
         """Add nodes that compute what `transform` does; returns the name of the features [rows, features]."""
