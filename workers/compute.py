@@ -34,7 +34,7 @@ LOOK_SECONDS = 0.5
 TELL_SECONDS = 60.0
 """The pool hears of its devices this often even without news: somebody may have told it something else, or ended it."""
 MISSED_SECONDS = 5.0
-"""A Dask worker that comes back sooner (its nanny starts it again) was never reported as gone."""
+"""A Dask worker that comes back sooner (its slot starts it again) was never reported as gone."""
 
 
 async def main(settings: Settings) -> None:
@@ -86,8 +86,6 @@ class Inventory:
         self._client = client
         self._jobs = jobs
         self._seen: dict[str, float] = {}
-        self._addresses: set[str] = set()
-        self._warming: set[asyncio.Task[None]] = set()
         self._reported: list[str] | None = None
 
     async def report(self) -> None:
@@ -114,18 +112,7 @@ class Inventory:
         except (Unavailable, OSError, TimeoutError) as error:
             log.warning("the Dask scheduler does not answer: %s", error)
             return []
-        workers = {address: str(each["name"]) for address, each in identity["workers"].items()}
-        self._warm_up(workers)
         return [_as_reported(each) for each in identity["workers"].values()]
-
-    def _warm_up(self, workers: dict[str, str]) -> None:
-        """Each Dask worker, once in its life: its first job then starts as fast as the others."""
-        new = set(workers) - self._addresses
-        self._addresses = set(workers)
-        for address in new:
-            warming = asyncio.create_task(self._jobs.warm_up(workers[address]))
-            self._warming.add(warming)
-            warming.add_done_callback(self._warming.discard)
 
     async def _tell(self, present: list[str]) -> None:
         try:

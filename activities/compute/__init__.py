@@ -14,6 +14,12 @@ from typing import Any, Protocol
 
 from everloop.artifacts import Artifacts
 
+PRELOAD = tuple(
+    "activities.compute." + name
+    for name in ("data", "features", "training", "trainers.lightgbm", "evaluation", "export", "profile", "drift")
+)
+"""What a warm process loads first, in the order of a lifecycle's stages: its first job comes while it loads."""
+
 
 class Job(Protocol):
     """What a stage is given beside its request. The child process provides it."""

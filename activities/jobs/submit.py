@@ -25,7 +25,7 @@ from sqlmodel import select
 from temporalio import activity
 
 from activities.jobs.security import security
-from activities.jobs.supervisor import GRACE_SECONDS, MARK, Order, Outcome, start_warm, supervise
+from activities.jobs.supervisor import GRACE_SECONDS, MARK, Order, Outcome, supervise
 from everloop import disk, errors
 from everloop.contracts import JobRequest
 from everloop.records import Ran, Result
@@ -99,18 +99,6 @@ class Jobs:
             outcome = await self._outcome(order, f"{watch.job}/{info.attempt}-{uuid.uuid4().hex[:8]}", watch)
         result = result_type.model_validate(_result(outcome))
         return result.model_copy(update={"ran": _ran(request, outcome, info.attempt)})
-
-    async def warm_up(self, device: str) -> None:
-        """Have the heavy libraries loaded beside the Dask worker *device*, before its first job needs them.
-
-        Never fails: the first job is then slower.
-        """
-        key = f"warm-{device}-{uuid.uuid4().hex[:8]}"
-        with contextlib.suppress(errors.Unavailable, FutureCancelledError, *LOST):
-            client = await self.client()
-            await client.submit(
-                start_warm, self._root, self._environment(device), key=key, workers=[device], pure=False
-            )
 
     async def client(self) -> Client:
         """The Dask client, made again when the last one is closed. Raises `Unavailable`."""

@@ -10,6 +10,7 @@ keeps the next attempt waiting until the old one is gone, and a finished result 
 import contextlib
 import fcntl
 import json
+import math
 import os
 import select
 import shutil
@@ -34,6 +35,8 @@ POLL_SECONDS = 0.1
 RELAY_SECONDS = 0.2
 GRACE_SECONDS = 2.0
 """From SIGTERM to SIGKILL for a job that is no longer wanted."""
+IDLE_SECONDS = 30.0
+"""Without a job for so long, the warm process is ended: the next job starts it again, in a second."""
 MOST_LINES = 500  # progress lines in one message; the last ones are kept
 SIGNALLED = 128  # the reaper's exit code for a killed job is this plus the signal
 REAPER_KILLED, NEVER_BEGAN = -1, -2
@@ -116,6 +119,7 @@ def _attempt(order: Order, task: "Task", lock: int) -> Outcome:
         code = _run(order, task, job, lock)
         return _outcome(order, job, code, unwanted=task.ended)
     finally:
+        _cool_down_later()
         shutil.rmtree(job / "scratch", ignore_errors=True)
 
 
@@ -224,9 +228,7 @@ def _run(order: Order, task: Task, job: Path, lock: int) -> int:
     start: reaper.Start = {"name": order["function"], "folder": str(job), "grace_seconds": order["grace_seconds"]}
     try:
         try:
-            warm_up(order["root"], order["environment"]).send(
-                start, reaper.Pipes(life_r, events_w, lock, log, status_w)
-            )
+            _warm_up(order).send(start, reaper.Pipes(life_r, events_w, lock, log, status_w))
         finally:
             for theirs in (life_r, events_w, log, status_w):
                 os.close(theirs)
@@ -272,23 +274,39 @@ class Warm:
 
 _warm: Warm | None = None
 _warming = threading.Lock()
+_used = 0.0
+"""When a job was last sent to the warm process, or ended, in monotonic seconds."""
 
 
-def warm_up(root: str, environment: dict[str, str]) -> Warm:
-    """Have the heavy place loaded beside this Dask worker; returns at once, the loading goes on."""
-    global _warm  # noqa: PLW0603  # one per Dask worker process, like the worker itself
+def _warm_up(order: Order) -> Warm:
+    """The warm process beside this Dask worker, started where there is none: the loading goes on meanwhile."""
+    global _warm, _used  # noqa: PLW0603  # one per Dask worker process, like the worker itself
     with _warming:
-        if _warm is not None and not _warm.serves(environment):
+        _used = math.inf  # until the job has ended
+        if _warm is not None and not _warm.serves(order["environment"]):
             _warm.close()
             _warm = None
         if _warm is None:
-            _warm = Warm(root, environment)
+            _warm = Warm(order["root"], order["environment"])
         return _warm
 
 
-def start_warm(root: str, environment: dict[str, str]) -> None:
-    """`warm_up` as a Dask task."""
-    warm_up(root, environment)
+def _cool_down_later() -> None:
+    """End the warm process, 130 MB, unless another job comes within `IDLE_SECONDS`."""
+    global _used  # noqa: PLW0603
+    with _warming:
+        _used = used = time.monotonic()
+
+    def cool_down() -> None:
+        global _warm  # noqa: PLW0603
+        with _warming:
+            if _warm is not None and _used == used:
+                _warm.close()
+                _warm = None
+
+    timer = threading.Timer(IDLE_SECONDS, cool_down)
+    timer.daemon = True
+    timer.start()
 
 
 def _environment(extra: dict[str, str]) -> dict[str, str]:
