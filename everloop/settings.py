@@ -34,6 +34,8 @@ class Settings:
     disk_floor_mib: int = DISK_FLOOR_MIB
     """MiB that stay free on the disk: below this no job starts and no artifact is written, so that the
     databases beside them go on."""
+    job_memory_mib: int = 0
+    """MiB that a job's processes may hold together. 0: the machine's, less 1 GiB, by the number of slots."""
     session: str = ""
     """Names one life of the whole stack; worker identities carry it, so a takeover knows the dead."""
     person: str = ""
@@ -114,6 +116,7 @@ class Settings:
             "EVERLOOP_DASK_ADDRESS": self.dask_address,
             "EVERLOOP_SLOTS": str(self.slots),
             "EVERLOOP_DISK_FLOOR_MIB": str(self.disk_floor_mib),
+            "EVERLOOP_JOB_MEMORY_MIB": str(self.job_memory_mib or ""),
             "EVERLOOP_SESSION": self.session,
             "EVERLOOP_PERSON": self.person,
         }
@@ -152,6 +155,7 @@ def load(**overrides: object) -> Settings:
         "dask_address": env.get("EVERLOOP_DASK_ADDRESS", ""),
         "slots": _integer("EVERLOOP_SLOTS", 2, range(1, 1025)),
         "disk_floor_mib": _integer("EVERLOOP_DISK_FLOOR_MIB", DISK_FLOOR_MIB, range(1 << 20)),
+        "job_memory_mib": _integer("EVERLOOP_JOB_MEMORY_MIB", 0, range(1 << 30)),
         "session": env.get("EVERLOOP_SESSION") or "manual",
         "person": env.get("EVERLOOP_PERSON") or _user(),
     }

@@ -18,10 +18,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from activities.jobs import memory
 from activities.jobs.reaper import NO_ROOM
 from everloop import disk
 from everloop.artifacts import FLOOR_BYTES, Artifacts
-from everloop.errors import EverloopError, Invalid, JobFailed, NotFound, StorageLow
+from everloop.errors import EverloopError, Invalid, JobFailed, NotFound, OutOfMemory, StorageLow
 
 NO_EVENTS = -1
 FUNCTION = re.compile(r"[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*")
@@ -36,6 +37,13 @@ class ThisJob:
         self.scratch = folder / "scratch"
         """An empty folder of this attempt's own; gone when the job is."""
         self._events = events
+
+    def shrink(self, most: int = 3) -> int:
+        """How often this stage has run out of memory: halve the batch so often, and accumulate.
+
+        Who asks says that it can do with less: it is then run again, up to *most* times, before a person is asked.
+        """
+        return memory.shrink(self.scratch.parent, most)
 
     def report(self, step: int, /, **values: float) -> None:
         """Show progress: *values* of *step*. Never fails and never waits, whoever listens."""
@@ -118,10 +126,17 @@ def _told(error: BaseException) -> dict[str, str]:
         error = StorageLow("the disk is full", hint=disk.HINT)
     if isinstance(error, EverloopError):
         return {"error": type(error).__name__, "message": str(error), "field": error.field, "hint": error.hint}
-    if isinstance(error, MemoryError):
-        return {"error": "MemoryError", "message": "", "field": "", "hint": ""}
+    if _out_of_memory(error):
+        told = (str(error).splitlines() or [""])[0][:500]
+        return {"error": OutOfMemory.__name__, "message": told or type(error).__name__, "field": "", "hint": ""}
     first_line = f"{type(error).__name__}: {error}".splitlines()[0][:500]
     return {"error": "JobFailed", "message": first_line, "field": "", "hint": ""}
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """As Python says it, or torch, DuckDB and C++ in their own ways."""
+    named = type(error).__name__ in ("OutOfMemoryError", "OutOfMemoryException")
+    return isinstance(error, MemoryError) or named or "bad_alloc" in str(error)
 
 
 def _leave(path: Path, content: dict[str, Any]) -> None:

@@ -223,6 +223,8 @@ class Jobs:
             "predictions_dir": str(settings.predictions_dir),
             "grace_seconds": GRACE_SECONDS,
             "floor_bytes": settings.disk_floor_bytes,
+            "memory_bytes": settings.job_memory_mib << 20,
+            "slots": settings.slots,
         }
 
     def _environment(self, device: str) -> dict[str, str]:
@@ -269,7 +271,7 @@ def _result(outcome: Outcome) -> dict[str, Any]:
     if outcome["crashes"] >= MOST_CRASHES:
         raise errors.JobFailed(
             f"the job crashed {outcome['crashes']} times, the last time by {outcome['crash']}",
-            hint="its log shows how far it came; too little memory is the usual reason for SIGKILL and MemoryError",
+            hint="its log shows how far it came",
         )
     raise errors.ComputeLost(f"the job was ended by {outcome['crash']}")
 

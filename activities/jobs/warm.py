@@ -2,7 +2,7 @@
 
 It loads the heavy place once (seconds of processor time) and forks for each job (milliseconds): first the
 job's reaper, which forks the job. No job ever runs in this process, so each starts from the same clean state.
-It takes jobs while it still loads, and is ended when there was none for a while (`supervisor.IDLE_SECONDS`).
+It takes jobs while it still loads, and is ended when there was none for a while (`warming.IDLE_SECONDS`).
 It ends when the Dask worker's end of CONTROL_FD is closed; jobs do not depend on it.
 """
 
@@ -82,7 +82,7 @@ def _reaper(start: reaper.Start, fds: reaper.Pipes) -> int:
     os.dup2(fds.log, 1)
     os.dup2(fds.log, 2)
     os.close(fds.log)
-    os.write(fds.status, reaper.FORKED)
+    os.write(fds.status, reaper.FORKED % os.getpid())
     reaper.become_parent()
     prepare = reaper.become_job(os.getpid())
 
