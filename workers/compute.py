@@ -18,6 +18,7 @@ from activities.drift import DriftCompute
 from activities.evaluation import EvaluationJobs
 from activities.export import ExportJobs
 from activities.features import FeaturesJobs
+from activities.jobs import scratch
 from activities.jobs.submit import Jobs
 from activities.training import TrainingJobs
 from everloop import names
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 MOST_ACTIVITIES = 20
 HEARTBEAT_THROTTLE = timedelta(seconds=1)
 LOOK_SECONDS = 0.5
+TIDY_SECONDS = 10.0
 TELL_SECONDS = 60.0
 """The pool hears of its devices this often even without news: somebody may have told it something else, or ended it."""
 MISSED_SECONDS = 5.0
@@ -44,9 +46,10 @@ async def main(settings: Settings) -> None:
     logging.getLogger("distributed").setLevel(logging.ERROR)  # lost schedulers are reported by the jobs themselves
     stop = connect.told_to_stop()
     client = await connect.connect(settings, "compute")
-    jobs = Jobs(settings, Store(settings.database))
+    store = Store(settings.database)
+    jobs = Jobs(settings, store)
     async with worker(client, jobs, settings):
-        await connect.first_of(Inventory(client, jobs).report(), stop.wait())
+        await connect.first_of(Inventory(client, jobs).report(), _tidied(store, settings), stop.wait())
     await jobs.close()
 
 
@@ -77,6 +80,16 @@ def activities(jobs: Jobs, settings: Settings) -> Sequence[Callable[..., Any]]:
         DriftCompute(jobs).measure,
         DiskOnCompute(settings).room,
     )
+
+
+async def _tidied(store: Store, settings: Settings) -> None:
+    """For ever: remove what ended runs have left in scratch."""
+    while True:
+        try:
+            await asyncio.to_thread(scratch.remove_ended, store, settings.scratch_dir / "jobs")
+        except Exception:
+            log.exception("scratch could not be tidied; it is tried again")
+        await asyncio.sleep(TIDY_SECONDS)
 
 
 class Inventory:
