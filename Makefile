@@ -24,10 +24,11 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: $(VENV)/.dev  ## what Everloop costs beside plain Temporal, and init beside DuckDB
+bench: $(VENV)/.dev  ## what Everloop costs: beside plain Temporal, beside DuckDB, in memory
 	PYTHONPATH=. $(BIN)/python bench/orchestration.py
 	PYTHONPATH=. $(BIN)/python bench/recovery.py
 	PYTHONPATH=. $(BIN)/python bench/init.py
+	PYTHONPATH=. $(BIN)/python bench/stack_memory.py
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

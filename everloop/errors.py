@@ -14,6 +14,7 @@ EverloopError
 │   ├── Refused                  NotAuthenticated, Forbidden, BadSignature, WrongHost, CrossSite
 │   ├── IntegrityError
 │   ├── ParityFailed
+│   ├── OutOfMemory              the job needs more memory than its lease has
 │   └── JobFailed                the stage's own code raised: the log says why
 └── Transient                    trying again helps
     ├── ComputeLost              a Dask worker, scheduler or child went away
@@ -151,6 +152,10 @@ class IntegrityError(Permanent):
 
 class ParityFailed(Permanent):
     """The exported model answers differently from the trained one."""
+
+
+class OutOfMemory(Permanent):
+    """The job needs more memory than it has."""
 
 
 class JobFailed(Permanent):

@@ -40,6 +40,8 @@ class Settings:
     databases beside them go on."""
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     """How much of a training at most is done again after its process was killed."""
+    job_memory_mib: int = 0
+    """MiB that a job's processes may hold together. 0: the machine's, less 1 GiB, by the number of slots."""
     session: str = ""
     """Names one life of the whole stack; worker identities carry it, so a takeover knows the dead."""
     person: str = ""
@@ -127,6 +129,7 @@ class Settings:
             "EVERLOOP_SLOT_CORES": str(self.slot_cores),
             "EVERLOOP_DISK_FLOOR_MIB": str(self.disk_floor_mib),
             "EVERLOOP_CHECKPOINT_SECONDS": f"{self.checkpoint_seconds:g}",
+            "EVERLOOP_JOB_MEMORY_MIB": str(self.job_memory_mib or ""),
             "EVERLOOP_SESSION": self.session,
             "EVERLOOP_PERSON": self.person,
         }
@@ -178,6 +181,7 @@ def load(**overrides: object) -> Settings:
         "slot_cores": _integer("EVERLOOP_SLOT_CORES", 1, range(1, 1025)),
         "disk_floor_mib": _integer("EVERLOOP_DISK_FLOOR_MIB", DISK_FLOOR_MIB, range(1 << 20)),
         "checkpoint_seconds": _seconds("EVERLOOP_CHECKPOINT_SECONDS", CHECKPOINT_SECONDS, 0, 86_400),
+        "job_memory_mib": _integer("EVERLOOP_JOB_MEMORY_MIB", 0, range(1 << 30)),
         "session": env.get("EVERLOOP_SESSION") or "manual",
         "person": env.get("EVERLOOP_PERSON") or _user(),
     }

@@ -14,6 +14,12 @@ from typing import Any, Protocol
 
 from everloop.artifacts import Artifacts
 
+PRELOAD = tuple(
+    "activities.compute." + name
+    for name in ("data", "features", "training", "trainers.lightgbm", "evaluation", "export", "profile", "drift")
+)
+"""What a warm process loads first, in the order of a lifecycle's stages: its first job comes while it loads."""
+
 
 class Job(Protocol):
     """What a stage is given beside its request. The child process provides it."""
@@ -50,6 +56,12 @@ class Context(Job, Protocol):
 
     def should_stop(self) -> bool:
         """Somebody wants the slot, or the job, to end: keep a checkpoint and return."""
+
+    def shrink(self, most: int = 3) -> int:
+        """How often this stage has run out of memory: halve the batch so often, and accumulate.
+
+        Who asks says that it can do with less: it is then run again, up to *most* times, before a person is asked.
+        """
 
     def log_artifact(self, name: str, data: bytes | Path) -> None:
         """Keep a file beside the stage's result, for people."""

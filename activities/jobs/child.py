@@ -25,7 +25,7 @@ from activities.jobs.context import BY_HAND, CHECKPOINT_SECONDS, NO_EVENTS, This
 from activities.jobs.reaper import NO_ROOM
 from everloop import disk
 from everloop.artifacts import FLOOR_BYTES, Artifacts
-from everloop.errors import EverloopError, Invalid, JobFailed, NotFound, StorageLow
+from everloop.errors import EverloopError, Invalid, JobFailed, NotFound, OutOfMemory, StorageLow
 from everloop.records import Lease
 
 STOPPED = 128 + signal.SIGTERM
@@ -123,10 +123,17 @@ def _told(error: BaseException) -> dict[str, str]:
         error = StorageLow("the disk is full", hint=disk.HINT)
     if isinstance(error, EverloopError):
         return {"error": type(error).__name__, "message": str(error), "field": error.field, "hint": error.hint}
-    if isinstance(error, MemoryError):
-        return {"error": "MemoryError", "message": "", "field": "", "hint": ""}
+    if _out_of_memory(error):
+        told = (str(error).splitlines() or [""])[0][:500]
+        return {"error": OutOfMemory.__name__, "message": told or type(error).__name__, "field": "", "hint": ""}
     first_line = f"{type(error).__name__}: {error}".splitlines()[0][:500]
     return {"error": "JobFailed", "message": first_line, "field": "", "hint": ""}
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """As Python says it, or torch, DuckDB and C++ in their own ways."""
+    named = type(error).__name__ in ("OutOfMemoryError", "OutOfMemoryException")
+    return isinstance(error, MemoryError) or named or "bad_alloc" in str(error)
 
 
 def _leave(path: Path, content: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from activities.jobs import memory
 from activities.jobs.checkpoints import Checkpoints, Kept, Stopped
 from everloop import disk
 from everloop.artifacts import Artifacts
@@ -65,6 +66,13 @@ class ThisJob:
     def cores(self) -> int:
         """Threads that this job may use: its member's of the lease."""
         return self.lease.members[0].cores
+
+    def shrink(self, most: int = 3) -> int:
+        """How often this stage has run out of memory: halve the batch so often, and accumulate.
+
+        Who asks says that it can do with less: it is then run again, up to *most* times, before a person is asked.
+        """
+        return memory.shrink(self.scratch.parent, most)
 
     def report(self, step: int, /, **values: float) -> None:
         """Show progress: *values* of *step*. Never fails and never waits, whoever listens."""

@@ -26,7 +26,7 @@ from sqlmodel import select
 from temporalio import activity
 
 from activities.jobs.security import security
-from activities.jobs.supervisor import GRACE_SECONDS, MARK, Order, Outcome, start_warm, supervise
+from activities.jobs.supervisor import GRACE_SECONDS, MARK, Order, Outcome, supervise
 from everloop import disk, errors
 from everloop.contracts import JobRequest
 from everloop.records import Lease, Ran, Result
@@ -100,18 +100,6 @@ class Jobs:
             outcome = await self._outcome(order, f"{watch.job}/{info.attempt}-{uuid.uuid4().hex[:8]}", watch)
         result = result_type.model_validate(_result(outcome))
         return result.model_copy(update={"ran": _ran(request, outcome, info.attempt)})
-
-    async def warm_up(self, device: str) -> None:
-        """Have the heavy libraries loaded beside the Dask worker *device*, before its first job needs them.
-
-        Never fails: the first job is then slower.
-        """
-        key = f"warm-{device}-{uuid.uuid4().hex[:8]}"
-        with contextlib.suppress(errors.Unavailable, FutureCancelledError, *LOST):
-            client = await self.client()
-            await client.submit(
-                start_warm, self._root, self._environment(device), key=key, workers=[device], pure=False
-            )
 
     async def client(self) -> Client:
         """The Dask client, made again when the last one is closed. Raises `Unavailable`."""
@@ -218,6 +206,7 @@ class Jobs:
         settings = self._settings
         body = request.model_dump(mode="json")
         question = {name: value for name, value in body.items() if name not in ("slot", "lease")}
+        lease = self._lease(request)
         return {
             "topic": self._topic,
             "function": function,
@@ -233,11 +222,13 @@ class Jobs:
             "environment": self._environment(request.slot.device),
             "checkpoints": str(self._checkpoints(function, question)),
             "checkpoint_seconds": settings.checkpoint_seconds,
-            "lease": self._lease(request).model_dump(mode="json"),
+            "lease": lease.model_dump(mode="json"),
             "artifacts": settings.artifacts,
             "predictions_dir": str(settings.predictions_dir),
             "grace_seconds": GRACE_SECONDS,
             "floor_bytes": settings.disk_floor_bytes,
+            "memory_bytes": (lease.members[0].memory_mib or settings.job_memory_mib) << 20,
+            "slots": settings.slots,
         }
 
     def _lease(self, request: JobRequest) -> Lease:
@@ -313,7 +304,7 @@ def _result(outcome: Outcome) -> dict[str, Any]:
     if outcome["crashes"] >= MOST_CRASHES:
         raise errors.JobFailed(
             f"the job crashed {outcome['crashes']} times, the last time by {outcome['crash']}",
-            hint="its log shows how far it came; too little memory is the usual reason for SIGKILL and MemoryError",
+            hint="its log shows how far it came",
         )
     raise errors.ComputeLost(f"the job was ended by {outcome['crash']}")
 

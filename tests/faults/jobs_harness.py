@@ -98,9 +98,8 @@ class Dask:
         self.processes[name].wait()
 
     def worker_pid(self, name: str) -> int:
-        """Of the Dask worker below the nanny *name*."""
-        children = psutil.Process(self.processes[name].pid).children()
-        return next(child.pid for child in children if "spawn_main" in " ".join(child.cmdline()))
+        """Of the Dask worker that the slot *name* keeps running."""
+        return psutil.Process(self.processes[name].pid).children()[0].pid
 
     def stop(self) -> None:
         for process in self.processes.values():

@@ -67,7 +67,7 @@ async def test_a_killed_dask_worker_costs_one_restart_of_the_job(bridge, tmp_pat
     await survives(bridge, tmp_path, kill)
 
 
-async def test_a_killed_nanny_costs_one_restart_of_the_job(bridge, tmp_path):
+async def test_a_killed_slot_costs_one_restart_of_the_job(bridge, tmp_path):
     async def kill(_job):
         bridge.dask.kill("cpu0")
         bridge.dask.start("cpu0")

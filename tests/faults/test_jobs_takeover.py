@@ -174,7 +174,7 @@ async def test_the_pool_is_told_of_dask_workers_at_the_start_and_when_that_chang
         async with control:
             assert await heard(handle, 1) == [["cpu0"]]
 
-            os.kill(dask.worker_pid("cpu0"), signal.SIGKILL)  # its nanny starts it again: nothing to tell
+            os.kill(dask.worker_pid("cpu0"), signal.SIGKILL)  # its slot starts it again: nothing to tell
             await asyncio.sleep(3)
             dask.kill("cpu0")
             assert await heard(handle, 2) == [["cpu0"], []]
