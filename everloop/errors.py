@@ -14,6 +14,8 @@ EverloopError
 │   ├── Refused                  NotAuthenticated, Forbidden, BadSignature, WrongHost, CrossSite
 │   ├── IntegrityError
 │   ├── ParityFailed
+│   ├── Diverged                 training ended in NaN or Inf, also at lower rates
+│   ├── OutOfMemory              it does not fit, also in smaller batches
 │   └── JobFailed                the stage's own code raised: the log says why
 └── Transient                    trying again helps
     ├── ComputeLost              a Dask worker, scheduler or child went away
@@ -151,6 +153,14 @@ class IntegrityError(Permanent):
 
 class ParityFailed(Permanent):
     """The exported model answers differently from the trained one."""
+
+
+class Diverged(Permanent):
+    """The training did not converge: its loss became NaN or Inf."""
+
+
+class OutOfMemory(Permanent):
+    """The job needs more memory than it has."""
 
 
 class JobFailed(Permanent):
