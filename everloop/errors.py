@@ -14,7 +14,8 @@ EverloopError
 │   ├── Refused                  NotAuthenticated, Forbidden, BadSignature, WrongHost, CrossSite
 │   ├── IntegrityError
 │   ├── ParityFailed
-│   ├── OutOfMemory              the job needs more memory than its lease has
+│   ├── Diverged                 training ended in NaN or Inf, also at lower rates
+│   ├── OutOfMemory              the job needs more memory than its lease has, also in smaller batches
 │   └── JobFailed                the stage's own code raised: the log says why
 └── Transient                    trying again helps
     ├── ComputeLost              a Dask worker, scheduler or child went away
@@ -152,6 +153,10 @@ class IntegrityError(Permanent):
 
 class ParityFailed(Permanent):
     """The exported model answers differently from the trained one."""
+
+
+class Diverged(Permanent):
+    """The training did not converge: its loss became NaN or Inf."""
 
 
 class OutOfMemory(Permanent):

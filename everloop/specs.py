@@ -50,8 +50,8 @@ METRICS: dict[Task, tuple[str, ...]] = {
 HIGHER_IS_BETTER = frozenset({"auc", "accuracy", "r2"})
 
 
-FAMILIES = ("lightgbm",)
-"""Trainers of ours; each is a file of activities/compute/trainers."""
+FAMILIES = ("lightgbm", "torch")
+"""Trainers of ours; each is a file or a folder of activities/compute/trainers."""
 TRAINER = rf"^({'|'.join(FAMILIES)}|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*)$"
 
 SPEC_BYTES = 24 << 10
@@ -158,7 +158,7 @@ class Split(Strict):
 
 
 class Training(Strict):
-    """LightGBM with early stopping, one thread per slot."""
+    """LightGBM with early stopping, one thread per slot. Every trainer takes the seed from here."""
 
     rounds: Annotated[int, Field(ge=1, le=5000)] = 400
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.05
@@ -196,6 +196,32 @@ class LightgbmParams(Strict):
         """What LightGBM is told."""
         said = self.model_dump(exclude_none=True)
         return {"bagging_freq": 1} | said if "bagging_fraction" in said else said
+
+
+class TorchParams(Strict):
+    """`params:` of `trainer: torch`: embeddings of the categories, then blocks of layers, learned with AdamW."""
+
+    architecture: Literal["resnet", "mlp"] = "resnet"
+    """resnet: each layer is a block of two beside what it was given; mlp: one layer after the other."""
+    layers: Annotated[int, Field(ge=1, le=16)] = 2
+    width: Annotated[int, Field(ge=4, le=2048)] = 128
+    """Numbers between two layers."""
+    embedding: Annotated[int, Field(ge=1, le=64)] = 8
+    """Numbers that stand for a category's value."""
+    dropout: Annotated[float, Field(ge=0, le=0.9)] = 0.1
+    learning_rate: Annotated[float, Field(gt=0, le=10)] = 0.001
+    """The highest: it rises over the first epoch and falls to nothing as a cosine over `epochs`."""
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
+    batch: Annotated[int, Field(ge=1, le=65_536)] | None = None
+    """Rows in memory at once; left out, from 64 to 2,048 by the number of rows."""
+    accumulation: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Batches whose gradients are summed before the weights change."""
+    epochs: Annotated[int, Field(ge=1, le=5000)] = 60
+    """At most."""
+    patience: Annotated[int, Field(ge=1, le=1000)] = 12
+    """Epochs without a better validation loss after which training stops."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the products while it learns; auto: bfloat16 on a GPU that has it. Answers are always float32."""
 
 
 class Gate(Strict):
@@ -269,7 +295,7 @@ class LifecycleSpec(Strict):
     trainer: Annotated[str, StringConstraints(pattern=TRAINER)] = "lightgbm"
     """What learns: `lightgbm`, `torch`, or a function of yours, `package.module:function`."""
     params: dict[str, Any] = {}
-    """For the trainer: of LightGBM and torch what their files name, of your function what you like."""
+    """For the trainer: of LightGBM its own parameters, of torch those of `TorchParams`, of your function your own."""
     training: Training = Training()
     gate: Gate = Gate()
     monitor: Monitor | None = Monitor()
@@ -296,7 +322,7 @@ class LifecycleSpec(Strict):
         return self.metric or METRICS[self.task][0]
 
 
-PARAMS: dict[str, type[Strict]] = {"lightgbm": LightgbmParams}
+PARAMS: dict[str, type[Strict]] = {"lightgbm": LightgbmParams, "torch": TorchParams}
 """What trainers of ours may be given as `params:`."""
 
 

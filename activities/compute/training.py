@@ -34,7 +34,7 @@ def train(request: TrainRequest, job: Context) -> Trained:
         )
         fitted = trainer(spec.trainer).fit(examples, spec.params, job)
         metrics = score(pipeline, rows.y[judged], answers_of_rows(fitted, pipeline, rows, judged, raw))
-    print(f"{fitted.iterations} of at most {spec.training.rounds} rounds; validation: {_told(metrics)}")
+    print(f"{fitted.iterations} rounds; validation: {_told(metrics)}")
     return Trained(
         model=job.artifacts.put(fitted.dump(), fitted.file),
         iterations=max(1, fitted.iterations),
