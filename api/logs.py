@@ -110,6 +110,16 @@ def logs_of(session: Session, row: LifecycleRow, logs_dir: Path, stage: str = ""
     return found
 
 
+def tail(session: Session, row: LifecycleRow, logs_dir: Path) -> LogPiece | None:
+    """The last lines of the newest log, or None while there is none."""
+    found = logs_of(session, row, logs_dir)
+    if not found:
+        return None
+    newest = found[-1]
+    lines = journal.tail_of(newest.path, files.LAST_WORDS)
+    return LogPiece(stage=newest.stage, attempt=newest.attempt, text="\n".join(lines))
+
+
 def _folder(row: LifecycleRow, stage: StageRow, tried: int) -> str:
     """Where the attempts of one start of a stage write. After a Reset its record names a folder of the run before."""
     named = str(stage.ran.get("log") or "").rpartition("/")[0] or str(stage.error.get("log") or "")

@@ -7,7 +7,7 @@ from sqlmodel import Session, col, select
 from starlette.concurrency import run_in_threadpool
 from temporalio.client import WorkflowExecutionDescription, WorkflowExecutionStatus
 
-from api import alarm, journal
+from api import alarm, curves, journal
 from api.dependencies import RPC_TIMEOUT, Here, Parts, ask
 from api.lifecycle.answers import LifecycleList, LifecycleView, Status
 from api.lifecycle.links import links
@@ -72,6 +72,8 @@ def stored(here: Parts, id: str) -> LifecycleView | None:  # noqa: A002
             refused=_refused(here, session, row),
             help=help_now(here, session, row),
             links=links(here, id, gate=gate is not None),
+            progress=curves.progress_of(session, row),
+            curves=curves.curves_of(session, row),
         )
 
 

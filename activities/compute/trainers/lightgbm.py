@@ -168,7 +168,9 @@ def _progress(job: Context) -> Callable[[Any], None]:
         if done % REPORT_EVERY and done != env.end_iteration:
             return
         losses = {f"{name}_{metric}": float(value) for name, metric, value, *_ in env.evaluation_result_list or ()}
-        job.report(done, rounds=done, **losses)
+        # Only now: LightGBM would look at the train rows in every round, a fifth of the time.
+        losses |= {f"train_{metric}": float(value) for _, metric, value, *_ in env.model.eval_train()}
+        job.report(done, rounds=done, most=env.end_iteration, **losses)
 
     return report
 
