@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,17 @@ from everloop.store import JournalRow, LifecycleRow, MetricRow, Store
 
 SLOT = b"EVERLOOP_SLOT="
 TRAIN = "training.train"
-ROUNDS = 3000
-"""Of a training that is asleep for a while: seconds of work on any machine."""
+ROUNDS = 5000
+"""Of a training that is asleep for a while: trees of two leaves, which take long to find and little to export."""
+INTERVAL_SECONDS = 30.0
+"""Between two checkpoints of a training."""
+SLACK_SECONDS = 3.0
+"""Steps are written down once a second."""
+AGAIN_SECONDS = 25.0
+"""From the wake to the next step: less than a heartbeat timeout, on a machine that is busy too."""
+FLUSHED_SECONDS = 1.5
+"""What the job had told before the sleep is written down within this time after it."""
+GATE_SECONDS = 300.0
 
 
 class Launcher:
@@ -118,7 +128,7 @@ def jobs_by_slot(here: Settings) -> dict[str, dict[int, str]]:
     return found
 
 
-def write_table(folder: Path, rows: int = 20_000) -> Path:
+def write_table(folder: Path, rows: int = 60_000) -> Path:
     """A table whose training takes a while: the target is noisy in many ways."""
     numbers = random.Random(7)
     lines = ["a,b,c,d,plan,left"]
@@ -133,30 +143,40 @@ def write_table(folder: Path, rows: int = 20_000) -> Path:
 
 
 def spec_of(table: Path, model: str, rounds: int = ROUNDS) -> dict[str, Any]:
-    training = {"rounds": rounds, "early_stopping": 1000, "learning_rate": 0.001}
+    training = {"rounds": rounds, "early_stopping": 1000, "learning_rate": 0.001, "leaves": 2}
     return {
         "model": model, "task": "binary", "target": "left", "source": {"path": str(table)}, "monitor": None,
         "training": training,
     }  # fmt: skip
 
 
-def steps(store: Store, lifecycle: str) -> list[tuple[int, str]]:
-    """Steps of its training that are written down."""
+@dataclass(frozen=True)
+class Step:
+    """A reported step of a training."""
+
+    number: int
+    at: datetime
+
+
+def steps(store: Store, lifecycle: str) -> list[Step]:
+    """Steps of its training that are written down, by their numbers."""
     with store.read() as session:
         row = session.get(LifecycleRow, lifecycle)
         if row is None:
             return []
-        query = select(MetricRow).where(col(MetricRow.job).startswith(f"{row.run_id}/train."))
-        return [(each.step, str(each.at)) for each in session.exec(query.order_by(col(MetricRow.step)))]
+        query = select(MetricRow).where(col(MetricRow.job).startswith(f"{row.run_id}/train.", autoescape=True))
+        return [Step(each.step, each.at) for each in session.exec(query.order_by(col(MetricRow.step)))]
 
 
-def until_step(store: Store, lifecycle: str, step: int, seconds: float = 180) -> int:
-    """Wait until the training has told of *step*; the last step that it told of."""
+def until_training(store: Store, lifecycle: str, since: datetime, seconds: float = 240) -> Step:
+    """Wait until the training tells of a step that was made after *since*."""
     deadline = time.monotonic() + seconds
-    while not (told := steps(store, lifecycle)) or told[-1][0] < step:
-        assert time.monotonic() < deadline, f"{lifecycle} has not come to step {step}: {told[-1:]}"
-        time.sleep(0.05)
-    return told[-1][0]
+    while True:
+        new = [step for step in steps(store, lifecycle) if step.at > since]
+        if new:
+            return new[0]
+        assert time.monotonic() < deadline, f"{lifecycle} does not train"
+        time.sleep(0.1)
 
 
 def events(store: Store, lifecycle: str) -> list[dict[str, Any]]:
@@ -165,10 +185,67 @@ def events(store: Store, lifecycle: str) -> list[dict[str, Any]]:
         return [json.loads(row.body) | {"type": row.type, "run": row.run_id} for row in session.exec(query)]
 
 
-def a_person_was_asked(store: Store, lifecycle: str) -> list[str]:
-    """What had to be looked at by a person before the gate: nothing, if all is well."""
-    return [str(event) for event in events(store, lifecycle) if event["type"] in ("StageFailed", "StageRetried")]
+@dataclass(frozen=True)
+class Slept:
+    """What a sleep of the whole stack did to a lifecycle that was training."""
+
+    minutes: float
+    trained_seconds: float
+    """Before it fell asleep."""
+    again_seconds: float
+    """From the wake until the training told of a step."""
+    redone_seconds: float
+    """Of the training before the sleep, that had to be done again."""
+    status: str
+    """Where the lifecycle came to by itself."""
+    leases: int
+    failures: list[str]
+    """Failed stages: a person would have to look at them."""
+    overlaps: list[str]
+    attempts: int
+
+    def faults(self) -> list[str]:
+        """What is wrong; nothing, if it is as it should be."""
+        wrong = [f"two jobs at one time on {each}" for each in self.overlaps[:1]]
+        wrong += [f"a person was needed: {each}" for each in self.failures[:1]]
+        if self.status != "waiting_approval":
+            wrong.append(f"the lifecycle is {self.status}")
+        if self.leases != 1:
+            wrong.append(f"{self.leases} leases were taken: one was lost though its holder lived")
+        if self.redone_seconds > INTERVAL_SECONDS + SLACK_SECONDS:
+            wrong.append(f"{self.redone_seconds:.0f} s of training were done again")
+        if self.again_seconds > AGAIN_SECONDS:
+            wrong.append(f"it took {self.again_seconds:.0f} s after the wake until it trained again")
+        return wrong
 
 
-def to_the_gate(client: Client, lifecycle: str, seconds: float) -> dict[str, Any]:
-    return client.wait(lifecycle, until="gate", timeout=seconds)
+def sleep_while_training(
+    launcher: Launcher, client: Client, store: Store, table: Path, lifecycle: str, *, minutes: float, at_seconds: float,
+    numbers: random.Random, rounds: int = ROUNDS,
+) -> Slept:  # fmt: skip
+    """Submit a lifecycle, put everything to sleep *at_seconds* into its training, wake it, and wait for the gate."""
+    with Overlaps(launcher.here).watched() as overlaps:
+        client.submit(spec_of(table, lifecycle, rounds), lifecycle)
+        first = until_training(store, lifecycle, datetime.fromtimestamp(0, UTC))
+        time.sleep(at_seconds)
+        asleep = fall_asleep(launcher)
+        before = {step.number: step.at for step in steps(store, lifecycle)}
+        time.sleep(minutes * 60)
+        woken = datetime.now(UTC)
+        wake(asleep, numbers)
+        new = until_training(store, lifecycle, woken + timedelta(seconds=FLUSHED_SECONDS))
+        found = client.wait(lifecycle, until="gate", timeout=GATE_SECONDS)
+    redone = [number for number, at in before.items() if new.number <= number]
+    last = max(before.values())
+    told = events(store, lifecycle)
+    return Slept(
+        minutes=minutes,
+        trained_seconds=(last - first.at).total_seconds(),
+        again_seconds=(new.at - woken).total_seconds(),
+        redone_seconds=(last - before[min(redone)]).total_seconds() if redone else 0.0,
+        status=str(found["status"]),
+        leases=sum(event["type"] == "LeaseGranted" for event in told),
+        failures=[str(event) for event in told if event["type"] in ("StageFailed", "StageRetried")],
+        overlaps=overlaps.found,
+        attempts=next(stage["ran"].get("attempt", 0) for stage in found["stages"] if stage["stage"] == "train"),
+    )
