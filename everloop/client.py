@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, Union
+from typing import TYPE_CHECKING, Any, Literal, Self, Union, overload
 from urllib.parse import quote, urljoin
 
 import httpx
@@ -105,8 +105,28 @@ class Client:
         """What happened to it, oldest first."""
         return _items(self._api("GET", f"/lifecycles/{_part(lifecycle)}/events"))
 
-    def logs(self, lifecycle: str, stage: str | None = None, tail: int | None = None) -> str:
-        """The last *tail* lines of a stage's log (of the stage that runs or ran last, when none is named)."""
+    @overload
+    def logs(
+        self, lifecycle: str, stage: str | None = None, tail: int | None = None, *, follow: Literal[False] = False
+    ) -> str: ...
+
+    @overload
+    def logs(
+        self, lifecycle: str, stage: str | None = None, tail: int | None = None, *, follow: Literal[True]
+    ) -> Iterator[Json]: ...
+
+    def logs(
+        self, lifecycle: str, stage: str | None = None, tail: int | None = None, *, follow: bool = False
+    ) -> str | Iterator[Json]:
+        """The last *tail* lines of a stage's log (of the stage that runs or ran last, when none is named).
+
+        With *follow*: an iterator over all that its jobs write, stage after stage, until the lifecycle waits for a
+        person or has ended. Each item is `{"stage", "attempt", "text"}`, the last one `{"status", "wait"}`. It
+        begins with the first log, or with the last *tail* lines of the newest. A stack that comes back within
+        `PATIENCE_SECONDS` is waited for, and no line is lost or told twice.
+        """
+        if follow:
+            return self._follow(lifecycle, stage, tail)
         path = f"/lifecycles/{_part(lifecycle)}/logs"
         return str(self._api("GET", path, params=_given(stage=stage, tail=tail)))
 
@@ -122,6 +142,17 @@ class Client:
         Raises `NotFound` where there is none.
         """
         return str(self._api("GET", f"/lifecycles/{_part(lifecycle)}/rejected"))
+
+    def _follow(self, lifecycle: str, stage: str | None, tail: int | None) -> Iterator[Json]:
+        path, cursor = f"/lifecycles/{_part(lifecycle)}/logs/follow", ""
+        while True:
+            asked = _given(stage=stage, cursor=cursor or None, tail=tail)
+            found = _object(self._api("GET", path, params=asked))
+            yield from found["items"]
+            cursor = found["cursor"]
+            if found["over"]:
+                yield {"status": found["status"], "wait": found["wait"]}
+                return
 
     def metrics(self, lifecycle: str) -> Any:  # noqa: ANN401
         """Progress of its jobs: values by step."""

@@ -123,11 +123,14 @@ def lifecycle(found: Json, now: datetime | None = None) -> RenderableType:
     parts: list[RenderableType] = [head, rail(found, now or datetime.now(UTC))]
     if found.get("metrics"):
         parts.append(Text(f"metrics: {metrics_line(found['metrics'])}"))
+    parts.extend(curve(each) for each in found.get("curves") or [] if each["steps"])
     comparison = found.get("comparison") or {}
     if comparison.get("reason"):
         parts.append(Text(f"champion: {comparison['reason']}"))
     parts.extend(alarms_of(found))
     parts.extend(notes_of(found))
+    if found.get("progress"):
+        parts.append(Text(f"{found['progress']['stage']}: {found['progress']['sentence']}", style="cyan"))
     if found.get("wait"):
         parts.append(Text(str(found["wait"]), style="yellow"))
     if found["status"] == "waiting_approval":
@@ -153,6 +156,31 @@ def notes_of(found: Json) -> Iterator[RenderableType]:
     if len(notes) > MOST_NOTES:
         yield Text(f"data: {len(notes) - MOST_NOTES} more columns were changed")
     yield command(f"everloop data {found['id']}")
+
+
+def curve(found: Json) -> RenderableType:
+    """A training's metric: the course of each part in a few characters, and where it began, was best and ended."""
+    steps, best = found["steps"], found.get("best_step")
+    places = dict.fromkeys([0, *([steps.index(best)] if best in steps else []), len(steps) - 1])
+    made = table(
+        found["metric"], "", *(f"step {steps[place]:,}{' (best)' * (steps[place] == best)}" for place in places)
+    )
+    for part in ("train", "validation"):
+        values = found[part]
+        if any(value is not None for value in values):
+            made.add_row(part, spark(values), *(number(values[place]) for place in places))
+    return made
+
+
+def spark(values: list[float | None], width: int = 24) -> str:
+    """The course of *values* in one line of text."""
+    marks = "▁▂▃▄▅▆▇█" if _UTF8 else "_.-~=+*#"
+    known = [value for value in values if value is not None]
+    low, high = min(known), max(known)
+    count = min(width, len(known))
+    picked = [known[round(place * (len(known) - 1) / max(1, count - 1))] for place in range(count)]
+    scale = (len(marks) - 1) / (high - low) if high > low else 0
+    return "".join(marks[round((value - low) * scale)] for value in picked)
 
 
 def alarms_of(found: Json) -> Iterator[RenderableType]:

@@ -40,6 +40,8 @@ KEPT_SECONDS = 48 * 3600.0
 CHECKPOINTS_SECONDS = 14 * 86_400.0
 """A stage's checkpoints go with its result; those of a lifecycle that ended before stay as long as a gate does."""
 TIDY_SECONDS = 3600.0
+AWAKE_SECONDS, ASLEEP_SECONDS = 1.0, 20.0
+"""How often the scheduler looks at the clock, and the gap between two looks that only a sleep can make."""
 LOGS_SECONDS = 60.0
 AGAIN_SECONDS = 0.1
 """Between a Dask worker's death and the start of the next."""
@@ -175,10 +177,38 @@ def _begin(role: str) -> None:
     dask.config.set(CONFIG)
 
 
+class LightSleeper(Scheduler):  # type: ignore[misc]  # Dask has no types for us
+    """A scheduler that takes no worker for dead because it has slept itself: then nobody could be heard.
+
+    Dask's own restarts every worker, and with it its job, whose last heartbeat is older than five minutes.
+    """
+
+    _looked = 0.0
+
+    async def mind_the_clock(self) -> None:
+        """For ever."""
+        while True:
+            self.notice_sleep()
+            await asyncio.sleep(AWAKE_SECONDS)
+
+    def notice_sleep(self) -> None:
+        """By the wall clock, which also runs while the machine sleeps."""
+        now = time.time()
+        if self._looked and now - self._looked > ASLEEP_SECONDS:
+            log.warning("slept for %.0f s: every worker gets the time to be heard again", now - self._looked)
+            for worker in self.workers.values():
+                worker.last_seen = now
+        self._looked = now
+
+    async def check_worker_ttl(self) -> None:
+        self.notice_sleep()  # whichever of the two is called first after a sleep
+        await super().check_worker_ttl()
+
+
 async def _scheduler(settings: Settings) -> None:
     stop = process.told_to_stop()
     address = urlsplit(settings.dask)
-    scheduler = Scheduler(
+    scheduler = LightSleeper(
         host=address.hostname,
         port=address.port,
         protocol=address.scheme,
@@ -187,7 +217,7 @@ async def _scheduler(settings: Settings) -> None:
         dashboard_address=f"{address.hostname}:0",  # it cannot be left out; it has no routes
     )
     await scheduler
-    await stop.wait()
+    await process.first_of(scheduler.mind_the_clock(), stop.wait())
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(scheduler.close(), CLOSE_SECONDS)
     os._exit(0)

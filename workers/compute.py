@@ -25,7 +25,7 @@ from everloop import names
 from everloop.errors import Unavailable
 from everloop.settings import Settings
 from everloop.store import Store
-from workers import admission, connect
+from workers import admission, connect, sleep
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +58,9 @@ def worker(client: Client, jobs: Jobs, settings: Settings) -> Worker:
     return Worker(
         client,
         task_queue=names.COMPUTE,
+        deployment_config=connect.build(),
         activities=activities(jobs, settings),
-        interceptors=[connect.ErrorsCross(), admission.OnlyOurs(client)],
+        interceptors=[sleep.GivenUpAtOnce(client), connect.ErrorsCross(), admission.OnlyOurs(client)],
         max_concurrent_activities=MOST_ACTIVITIES,
         max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
         default_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,

@@ -59,6 +59,7 @@ def worker(client: Client, light: Sequence[Callable[..., Any]]) -> Worker:
     return Worker(
         client,
         task_queue=names.CONTROL,
+        deployment_config=connect.build(),
         workflows=WORKFLOWS,
         activities=light,
         interceptors=[connect.ErrorsCross(), admission.OnlyOurs(client), Inputs()],

@@ -35,7 +35,11 @@ class Job(Protocol):
         """A folder of this job alone, removed afterwards."""
 
     def report(self, step: int, /, **values: float) -> None:
-        """Tell how far the job is. Never raises."""
+        """Tell how far the job is. Never raises.
+
+        Names that pages know: `train_<metric>` and `validation_<metric>` are learning curves, `most` is how many
+        steps there will be at most, `rounds` and `epochs` say what a step is.
+        """
 
 
 class Context(Job, Protocol):

@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
+from api.curves import Curve, Progress
+
 Status = Literal[
     "running",
     "waiting_approval",
@@ -88,6 +90,10 @@ class LifecycleView(LifecycleSummary):
     help: str
     """The command that helps now, or empty."""
     links: dict[str, str]
+    progress: Progress | None = None
+    """Of the job that runs now."""
+    curves: list[Curve] = []
+    """Of its last training."""
 
 
 class Attend(BaseModel):

@@ -8,7 +8,7 @@ from sqlmodel import Session, col, select
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import HTMLResponse, RedirectResponse
 
-from api import alarm, journal, pages
+from api import alarm, curves, journal, logs, pages
 from api.bodies import read_form
 from api.dependencies import Here, Parts, Person, soon
 from api.lifecycle.answers import Action, Attend, LifecycleSummary, LifecycleView
@@ -85,6 +85,7 @@ def _page(here: Parts, person: str, view: LifecycleView, still: bool) -> HTMLRes
     with here.store.read() as session:
         row = session.get(LifecycleRow, view.id)
         events = journal.events_of(session, row) if row else []
+        log = logs.tail(session, row, here.settings.logs_dir) if row and row.status == "running" else None
     return pages.render(
         "lifecycle.html",
         person=person,
@@ -94,6 +95,8 @@ def _page(here: Parts, person: str, view: LifecycleView, still: bool) -> HTMLRes
         events=events,
         skippable=view.error.get("stage") in SKIPPABLE,
         open=view.status in OPEN_STATUSES,
+        log=log,
+        charts=[(curve, curves.drawn(curve), curves.told_in_rows(curve)) for curve in view.curves],
     )
 
 

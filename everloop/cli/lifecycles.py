@@ -149,20 +149,42 @@ def events(lifecycle: Lifecycle, data_dir: DataDir = None, as_json: AsJson = Fal
 
 
 @app.command()
-def logs(
+def logs(  # noqa: PLR0917  # options of a command, given by name
     lifecycle: Lifecycle,
     stage: Annotated[str | None, typer.Option("--stage", help="Only this stage.")] = None,
     tail: Annotated[int, typer.Option("--tail", "-n", min=1, max=10_000, help="How many of the last lines.")] = 200,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on, stage after stage, until it waits for a person or has ended.")
+    ] = False,
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
     """Print the log of a stage: the one named, else the one that runs or ran last."""
     with connected(data_dir) as client:
+        if follow:
+            _follow_logs(client.logs(lifecycle, stage, tail, follow=True), as_json=as_json)
+            return
         text = client.logs(lifecycle, stage, tail)
     if as_json:
         print_json({"lifecycle": lifecycle, "stage": stage, "log": text})
         return
     typer.echo(text.rstrip() or "no log yet")
+
+
+def _follow_logs(pieces: Iterator[Json], *, as_json: bool) -> None:
+    """Each piece as it comes; a line on stderr says whose it is. With --json a line for each piece."""
+    shown_of: tuple[str, int] | None = None
+    for piece in pieces:
+        if as_json:
+            typer.echo(json.dumps(piece, ensure_ascii=False))
+        elif "text" in piece:
+            of = piece["stage"], piece["attempt"]
+            if of != shown_of:
+                typer.echo(f"--- {of[0]}{f', attempt {of[1]}' if of[1] > 1 else ''}", err=True)
+            shown_of = of
+            typer.echo(piece["text"], nl=not piece["text"].endswith("\n"))
+        else:
+            typer.echo(f"--- {piece['status'].replace('_', ' ')}. {piece['wait']}".rstrip(), err=True)
 
 
 @app.command()

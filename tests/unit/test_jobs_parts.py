@@ -256,6 +256,25 @@ async def test_the_internals_of_distributed_that_tell_a_cancelled_task_are_as_we
     assert (tmp_path / "unwanted").read_text() == "True"
 
 
+@pytest.mark.parametrize(("slept", "left"), [(True, 1), (False, 0)], ids=["it has slept", "it was awake"])
+async def test_a_scheduler_takes_no_silent_worker_for_dead_when_it_has_slept_itself(slept, left):
+    """A worker that has not been heard of for ten minutes, by a scheduler that gives it one."""
+    options = {"protocol": "inproc://", "dashboard_address": None, "dashboard": False, "worker_ttl": 60}
+    async with (
+        cluster.LightSleeper(**options) as scheduler,
+        distributed.Worker(scheduler.address, nthreads=1, dashboard=False),
+    ):
+        ten_minutes_ago = time.time() - 600
+        scheduler.notice_sleep()
+        if slept:
+            scheduler._looked = ten_minutes_ago
+        next(iter(scheduler.workers.values())).last_seen = ten_minutes_ago
+
+        await scheduler.check_worker_ttl()
+
+        assert len(scheduler.workers) == left
+
+
 @pytest.mark.parametrize("process", ["workers.connect", "workers.takeover", "workers.devices"])
 def test_control_side_modules_do_not_load_dask(process):
     code = f"import sys, {process}; sys.exit('distributed' in sys.modules or 'dask' in sys.modules)"

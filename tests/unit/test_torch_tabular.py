@@ -94,7 +94,7 @@ def test_a_real_table_becomes_a_network_that_is_good_and_proven_equal(  # noqa: 
     assert passed.exported.parity.mismatches == 0
     assert passed.exported.parity.rows >= 4000
     assert passed.exported.parity.max_difference < 1e-5
-    assert any({"train_loss", "validation_loss"} == set(values) for values in job.values.values())
+    assert any({"train_loss", "validation_loss"} == set(values) for values in job.values.values())  # noqa: PD011
     assert json.loads(job.artifacts.get(passed.evaluation.report))["importance"]
     assert _seconds_of_one_row(passed) < 0.001
 
@@ -258,7 +258,7 @@ def test_a_refit_learns_exactly_so_many_epochs_and_goes_on_to_the_same_bytes(cla
 
     assert job.told[-1] == 3
     assert training.refit(request, again).model == whole.model
-    assert all("validation_loss" not in values for values in job.values.values())
+    assert all("validation_loss" not in values for values in job.values.values())  # noqa: PD011
 
 
 def test_gradients_of_four_batches_are_those_of_one_four_times_as_large(classes: Ready) -> None:

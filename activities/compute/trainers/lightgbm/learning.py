@@ -87,11 +87,11 @@ class Learner:
         classes = int(self.params.get("num_class", 1))
         size = segment_rounds(self.data.num_data(), self.data.num_feature(), classes)
         while course.rounds < most and not course.over:
-            self._segment(course, min(course.rounds + size, most))
+            self._segment(course, min(course.rounds + size, most), most)
             if course.rounds < most and not course.over:
                 self.context.checkpoint(course.rounds, course.state)
 
-    def _segment(self, course: Course, until: int) -> None:
+    def _segment(self, course: Course, until: int, most: int) -> None:
         first, before, stopping = course.rounds, course.state(), False
         booster = self._booster(course)
         while course.rounds < until and not course.over:
@@ -103,7 +103,7 @@ class Learner:
                 if course.rounds > 0:
                     break
             course.rounds += 1
-            self._judge(booster, course, until)
+            self._judge(booster, course, until, most)
         if course.rounds == first:
             return
         course.trees = [*course.trees, booster.model_to_string(num_iteration=course.rounds - first)]
@@ -122,7 +122,7 @@ class Learner:
             booster.add_valid(self.held_out, "validation")
         return booster
 
-    def _judge(self, booster: "lightgbm.Booster", course: Course, until: int) -> None:
+    def _judge(self, booster: "lightgbm.Booster", course: Course, until: int, most: int) -> None:
         """Look at the losses after a round, and tell them every so often."""
         judged = booster.eval_valid()
         if judged:
@@ -131,7 +131,7 @@ class Learner:
         if course.rounds % REPORT_EVERY == 0 or course.rounds == until or course.over:
             told = [*judged, *booster.eval_train()]
             losses = {f"{'train' if name == 'training' else name}_{metric}": value for name, metric, value, _ in told}
-            self.context.report(course.rounds, rounds=course.rounds, **losses)
+            self.context.report(course.rounds, rounds=course.rounds, most=most, **losses)
 
 
 def segment_rounds(rows: int, features: int, classes: int) -> int:
