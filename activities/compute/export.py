@@ -29,7 +29,7 @@ from activities.compute.inference import Columns, Model
 from activities.compute.rows import opened
 from activities.compute.training import predicted
 from everloop.contracts import ExportRequest
-from everloop.errors import DatasetTooSmall, ParityFailed
+from everloop.errors import DatasetTooSmall, ParityFailed, naming
 from everloop.records import Exported, Field, Parity, Signature
 from everloop.specs import LifecycleSpec
 
@@ -309,7 +309,10 @@ UNSEEN = ("", "everloop: unseen", " ", "\u00e9\u4e16\U0001f600", "x" * 300)
 def _edges(pipeline: Pipeline, booster: "lightgbm.Booster", real: Columns, random: np.random.Generator) -> Columns:
     """Real rows with one column replaced: missing, unseen, extreme, and both neighbours of every threshold."""
     thresholds = _thresholds(pipeline, booster)
-    tried = {entry.name: _edge_values(entry, thresholds.get(entry.name, [])) for entry in pipeline.inputs}
+    tried = {}
+    for entry in pipeline.inputs:
+        with naming(column=entry.name):
+            tried[entry.name] = _edge_values(entry, thresholds.get(entry.name, []))
     for encoding in pipeline.encodings:
         tried[encoding.column] = [*UNSEEN, *encoding.known]
     for terms in pipeline.terms:

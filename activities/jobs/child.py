@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from activities.jobs.reaper import NO_ROOM
 from everloop import disk
 from everloop.artifacts import FLOOR_BYTES, Artifacts
-from everloop.errors import EverloopError, Invalid, JobFailed, NotFound, StorageLow
+from everloop.errors import EverloopError, Invalid, JobFailed, NotFound, StorageLow, unknown
 
 NO_EVENTS = -1
 FUNCTION = re.compile(r"[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*")
@@ -116,12 +116,10 @@ def _told(error: BaseException) -> dict[str, str]:
     """The error as the supervisor passes it on; one line, the rest is in the log."""
     if not isinstance(error, StorageLow) and disk.is_full(error):  # whatever a library made of it
         error = StorageLow("the disk is full", hint=disk.HINT)
-    if isinstance(error, EverloopError):
-        return {"error": type(error).__name__, "message": str(error), "field": error.field, "hint": error.hint}
     if isinstance(error, MemoryError):
         return {"error": "MemoryError", "message": "", "field": "", "hint": ""}
-    first_line = f"{type(error).__name__}: {error}".splitlines()[0][:500]
-    return {"error": "JobFailed", "message": first_line, "field": "", "hint": ""}
+    told = error if isinstance(error, EverloopError) else unknown(error)
+    return {"error": type(told).__name__, "message": str(told), "field": told.field, "hint": told.hint}
 
 
 def _leave(path: Path, content: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ import pyarrow.parquet
 
 from activities.compute.data import reading
 from activities.compute.data.engine import text as quoted
+from activities.compute.data.files import OURS
 from activities.compute.data.sources import compression_of, format_of
 from everloop.artifacts import Artifacts
 from everloop.errors import EverloopError
@@ -95,7 +96,7 @@ def _write(read: reading.Read, place: int, target: Path, duck: duckdb.DuckDBPyCo
         with pa.parquet.ParquetWriter(target, schema, compression="zstd") as out:
             for batch in batches:
                 out.write_batch(pa.RecordBatch.from_arrays(batch.columns, schema=schema))
-    except duckdb.OutOfMemoryException:
+    except OURS:
         raise
     except duckdb.Error as error:
         raise read.files[place].fault(str(error)) from None

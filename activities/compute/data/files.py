@@ -32,6 +32,8 @@ CHUNK_BYTES = 4 << 20
 LONGEST_LINE = 16 << 20
 NEVER = "everloop/no-cell-is-this"
 SPACED = tuple(before + text + after for text in USUAL for before, after in (("", ""), (" ", ""), ("", " ")))
+OURS = (duckdb.OutOfMemoryException, duckdb.IOException)
+"""What DuckDB raises that says nothing of a file's content."""
 COMPRESSIONS = {"gz": "gzip", "zst": "zstd", "bz2": "bz2"}
 
 

@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from activities.compute.data.table import Table, array_of
+from everloop.errors import naming
 
 MISSING_HASH = np.uint64(0x9E3779B97F4A7C15)
 EXACT = 2.0**53
@@ -36,22 +37,28 @@ def content_hashes(table: Table) -> NDArray[np.uint64]:
     Columns are hashed by pandas' keyed SipHash (text) or its integer mix (numbers), salted with their name, and
     added: neither the order of columns nor a column's kind while it holds no value matters.
     """
-    from pandas.util import hash_array
-
     total = np.zeros(len(table), np.uint64)
     for name in table.rows.column_names:
-        values = array_of(table.rows[name])
-        salt = np.uint64(int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:8], "big"))
-        if values.dtype == object:
-            missing = values == ""
-            hashed = hash_array(values, categorize=True)
-        else:
-            missing = np.isnan(values)
-            hashed = hash_array(values + 0.0)  # -0.0 and 0.0 are the same value
-            hashed = _exactly(table.rows[name], values, hashed)
-        mixed = (np.where(missing, MISSING_HASH, hashed) ^ salt) * ODD
-        total += mixed ^ (mixed >> np.uint64(29))
+        with naming(column=name):
+            total += _mixed(name, table.rows[name])
     return total
+
+
+def _mixed(name: str, column: pa.ChunkedArray) -> NDArray[np.uint64]:
+    """What each row's value adds to its hash."""
+    from pandas.util import hash_array
+
+    values = array_of(column)
+    salt = np.uint64(int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:8], "big"))
+    if values.dtype == object:
+        missing = values == ""
+        hashed = hash_array(values, categorize=True)
+    else:
+        missing = np.isnan(values)
+        hashed = hash_array(values + 0.0)  # -0.0 and 0.0 are the same value
+        hashed = _exactly(column, values, hashed)
+    mixed = (np.where(missing, MISSING_HASH, hashed) ^ salt) * ODD
+    return np.asarray(mixed ^ (mixed >> np.uint64(29)))
 
 
 def _exactly(column: pa.ChunkedArray, values: NDArray[np.float64], hashed: NDArray[np.uint64]) -> NDArray[np.uint64]:

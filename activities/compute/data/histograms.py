@@ -8,6 +8,7 @@ import duckdb
 
 from activities.compute.data.engine import parquet
 from activities.compute.data.times import moment
+from everloop.errors import naming
 from everloop.records import Column
 
 BARS = 20
@@ -21,11 +22,13 @@ def histograms(
 ) -> list[dict[str, Any]]:
     """By column: its kind, missing and different values, and bars of (label, rows): of numbers and times in order."""
     rows = parquet(tables, len(columns))
-    return [
-        {"name": column.name, "kind": column.kind, "missing": column.nulls, "distinct": column.distinct}
-        | {"bars": _bars(column, f"c{place}", rows, duck)}
-        for place, column in enumerate(columns[:MOST_COLUMNS])
-    ]
+    drawn = []
+    for place, column in enumerate(columns[:MOST_COLUMNS]):
+        with naming(column=column.name):
+            bars = _bars(column, f"c{place}", rows, duck)
+        counts = {"kind": column.kind, "missing": column.nulls, "distinct": column.distinct}
+        drawn.append({"name": column.name, **counts, "bars": bars})
+    return drawn
 
 
 def _bars(column: Column, x: str, rows: str, duck: duckdb.DuckDBPyConnection) -> list[tuple[str, int]]:

@@ -27,6 +27,7 @@ from activities.compute.data.table import Table, bounded, column_of, enough, fie
 from activities.compute.data.times import event_seconds, moment
 from everloop.artifacts import Artifacts
 from everloop.contracts import SnapshotRequest
+from everloop.errors import naming
 from everloop.reading import Changed, Reading
 from everloop.records import Blob, Column, Snapshot
 from everloop.rows import WITH_COMMA
@@ -60,13 +61,15 @@ def snapshot(request: SnapshotRequest, job: Job) -> Snapshot:
         check_spec(spec, list(read.columns[0]))
         kept: list[Converted] = []
         for place, blob in enumerate(blobs):
-            kept.append(converted(read, place, blob, job.artifacts, job.scratch, duck, stack))
+            with naming(file=files[place].name):
+                kept.append(converted(read, place, blob, job.artifacts, job.scratch, duck, stack))
             job.report(place + 1, files=place + 1, of=len(files), converted=sum(each.again for each in kept))
         print(f"converted {sum(each.again for each in kept)} of {len(kept)} files, the others are as before")
         tables = [each.path for each in kept]
         columns = describe_files(read, tables, duck)
         drawn = histograms(columns, tables, duck)
-        span = _span(tables, columns, spec)
+        with naming(column=spec.time or ""):
+            span = _span(tables, columns, spec)
         rejected = _rejected(read, job.scratch / "rejected.csv", duck)
     stored = job.artifacts.put(read.reading.model_dump_json().encode(), "reading.json")
     changed = [sentence for each in read.changed for sentence in each.sentences()]
@@ -114,10 +117,11 @@ def _opened(
     duck: duckdb.DuckDBPyConnection,
 ) -> list[Opened]:
     wanted = wanted_of(spec)
-    return [
-        open_file(path, name, scratch, wanted, spec.source.encoding, duck)
-        for path, name in zip(local, names, strict=True)
-    ]
+    opened = []
+    for path, name in zip(local, names, strict=True):
+        with naming(file=name):
+            opened.append(open_file(path, name, scratch, wanted, spec.source.encoding, duck))
+    return opened
 
 
 def read_paths(paths: Sequence[Path], spec: LifecycleSpec, scratch: Path, threads: int) -> tuple[Table, reading.Read]:
@@ -218,7 +222,8 @@ def describe_files(read: reading.Read, tables: Sequence[Path], duck: duckdb.Duck
     found = []
     for place, (name, column) in enumerate(read.columns[0].items()):
         counts = f"SELECT count(*) - count(c{place}), count(DISTINCT c{place}) FROM {rows}"
-        nulls, distinct = duck.execute(counts).fetchone() or (0, 0)
+        with naming(column=name):
+            nulls, distinct = duck.execute(counts).fetchone() or (0, 0)
         found.append(column_of(column, sum(read.rows), int(nulls), int(distinct), _layouts(read, name)))
     return tuple(found)
 
@@ -243,7 +248,9 @@ def _rejected(read: reading.Read, target: Path, duck: duckdb.DuckDBPyConnection)
             odd = f"{t} <> '' AND NOT {rules.one_of(t, column.missing)} AND NOT {rules.fits(t, column)}"
             numbered = f"SELECT row_number() OVER () AS n, c{looked.place} AS x FROM {file.relation()}"
             query = f"SELECT n, {t} FROM ({numbered}) WHERE {odd} ORDER BY n LIMIT {MOST_REJECTED_ROWS}"
-            rows += [(file.name, n, change.column, value) for n, value in duck.execute(query).fetchall()]
+            with naming(column=change.column, file=file.name):
+                found = duck.execute(query).fetchall()
+            rows += [(file.name, n, change.column, value) for n, value in found]
     if not rows:
         return None
     with target.open("w", encoding="utf-8", newline="") as out:

@@ -19,7 +19,7 @@ from activities.compute.features.pipeline import Pipeline
 from activities.compute.features.terms import SAMPLE_ROWS
 from activities.compute.features.terms import fitted as fit_terms
 from activities.compute.rows import THREADS, Aggregates, Spread, Texts, chunks, open_aggregates
-from everloop.errors import InvalidData, InvalidSpec
+from everloop.errors import InvalidData, InvalidSpec, naming
 from everloop.records import Column
 from everloop.specs import LifecycleSpec
 
@@ -148,11 +148,22 @@ class _Fitting:
         self._text = {field.name for field in table.rows.schema if pa.types.is_string(field.type)}
 
     def columns(self, names: list[str]) -> dict[str, Input | str]:
-        spreads = self._ask.spreads([name for name in names if name not in self._text])
-        return {
-            name: self._category(name) if name in self._text else self._plain(self._table.column(name), spreads[name])
-            for name in names
-        }
+        spreads = self._spreads([name for name in names if name not in self._text])
+        found = {}
+        for name in names:
+            with naming(column=name):
+                text = name in self._text
+                found[name] = self._category(name) if text else self._plain(self._table.column(name), spreads[name])
+        return found
+
+    def _spreads(self, names: list[str]) -> dict[str, Spread]:
+        try:
+            return self._ask.spreads(names)
+        except Exception:
+            for name in names:  # asked alone, the column at fault is known
+                with naming(column=name):
+                    self._ask.spreads([name])
+            raise
 
     def _plain(self, column: Column, spread: Spread) -> Input | str:
         if not spread.count:

@@ -7,6 +7,7 @@ import numpy as np
 from activities.compute.features.graph import FLOAT, Graph
 from activities.compute.features.inputs import Indicator, Input, Matrix
 from activities.compute.inference import Columns
+from everloop.errors import naming
 
 LARGEST = float(np.finfo(np.float32).max)
 """Numbers are kept within float32: LightGBM's infinite threshold ("missing or not") is exported as 1e300."""
@@ -18,7 +19,8 @@ def numbers(inputs: Sequence[Input], columns: Columns, rows: int) -> Matrix:
     """Numbers and booleans: filled where training had no missing value, centred, and cast as ONNX Cast does."""
     block = np.empty((rows, len(inputs)), np.float64)
     for place, entry in enumerate(inputs):
-        block[:, place] = columns[entry.name]
+        with naming(column=entry.name):
+            block[:, place] = columns[entry.name]
     fills = np.array([np.nan if entry.nullable else entry.fill for entry in inputs])
     offsets = np.array([entry.offset for entry in inputs])
     with np.errstate(invalid="ignore"):

@@ -1,6 +1,7 @@
 """The fitted preprocessing: small, and written twice, in NumPy and as nodes of the graph."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -26,6 +27,7 @@ from activities.compute.features.numbers import indicator, indicator_in_graph, n
 from activities.compute.features.terms import counted, counted_in_graph
 from activities.compute.inference import Columns
 from everloop.artifacts import Artifacts
+from everloop.errors import naming
 from everloop.records import Blob
 
 
@@ -78,12 +80,12 @@ class Pipeline:
         """
         rows = len(columns[self.inputs[0].name])
         blocks = [numbers(self.of("number", "boolean"), columns, rows)]
-        blocks += [dates(entry, columns[entry.name]) for entry in self.of("datetime")]
-        blocks += [difference(entry, columns) for entry in self.differences]
-        blocks += [indicator(entry, columns) for entry in self.indicators]
-        blocks += [encoded(entry, columns[entry.column], folds) for entry in self.encodings]
-        blocks += [counted(entry, columns[entry.column]) for entry in self.terms]
-        blocks += [codes(entry, columns[entry.name]) for entry in self.of("category")]
+        blocks += [_named(entry.name, dates, entry, columns[entry.name]) for entry in self.of("datetime")]
+        blocks += [_named(entry.end, difference, entry, columns) for entry in self.differences]
+        blocks += [_named(entry.column, indicator, entry, columns) for entry in self.indicators]
+        blocks += [_named(entry.column, encoded, entry, columns[entry.column], folds) for entry in self.encodings]
+        blocks += [_named(entry.column, counted, entry, columns[entry.column]) for entry in self.terms]
+        blocks += [_named(entry.name, codes, entry, columns[entry.name]) for entry in self.of("category")]
         return np.ascontiguousarray(np.concatenate(blocks, axis=1))
 
     def in_graph(self, graph: Graph) -> str:
@@ -108,6 +110,11 @@ class Pipeline:
         """The pipeline in *blob*, also one that was fitted before a rule was there."""
         values = _frozen(json.loads(artifacts.get(blob)))
         return cls(**(values | {name: tuple(kind(**each) for each in values.get(name, ())) for name, kind in MADE_OF}))
+
+
+def _named(column: str, rule: Callable[..., Matrix], *given: object) -> Matrix:
+    with naming(column=column):
+        return rule(*given)
 
 
 MADE_OF: tuple[tuple[str, Any], ...] = (
