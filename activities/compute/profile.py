@@ -389,7 +389,7 @@ def main(arguments: list[str] | None = None) -> int:
         why = (error.strerror or "the system refuses").lower()
         hint = "check that the file is there and may be read"
         found = _told(DatasetMissing(f"{given.path} cannot be read: {why}", field="path", hint=hint))
-    except Exception as error:  # a fault of ours: its traceback goes to stderr, what was worked on to the person
+    except Exception as error:  # noqa: BLE001  # a fault of ours: its traceback goes to stderr, what was worked on to the person
         traceback.print_exc()
         found = _told(unknown(error))
     print(json.dumps(found))

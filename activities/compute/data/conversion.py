@@ -23,8 +23,10 @@ from everloop.records import Blob
 
 CONVERTER = 1
 """Raised when the same reading makes other values of the same bytes."""
+LEAST_GROUP, MOST_GROUP, GROUP_CELLS = 2048, 122_880, 8_000_000
+"""Rows that are written at once, and the values that they may have: a group is in memory until it is whole."""
 GROUP_ROWS = 1 << 16
-"""Rows that are written at once, where the names are not DuckDB's."""
+"""The same where the names are not DuckDB's."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,8 @@ def _opened(table: Blob, rows: int, artifacts: Artifacts, until: ExitStack) -> P
 def _write(read: reading.Read, place: int, target: Path, duck: duckdb.DuckDBPyConnection) -> None:
     try:
         if not _alike(read):
-            options = "FORMAT parquet, COMPRESSION zstd"
+            group = max(LEAST_GROUP, min(MOST_GROUP, GROUP_CELLS // len(read.columns[place])))
+            options = f"FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {group}"
             duck.execute(f"COPY ({reading.select(read, place)}) TO {quoted(str(target))} ({options})")
             return
         # Names that differ in case alone are one name to DuckDB.

@@ -43,9 +43,8 @@ def connection(
 def parquet(paths: Sequence[Path], columns: int) -> str:
     """Parquet files as a table in SQL. Its columns are c0, c1, ...: DuckDB takes names that differ in case for one."""
     files = ", ".join(text(str(path)) for path in paths)
-    return (
-        f"read_parquet([{files}], hive_partitioning = false) AS t({', '.join(f'c{place}' for place in range(columns))})"
-    )
+    names = ", ".join(f"c{place}" for place in range(columns))
+    return f"read_parquet([{files}], hive_partitioning = false) AS t({names})"
 
 
 def text(value: str) -> str:

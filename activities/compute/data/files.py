@@ -108,13 +108,14 @@ def open_file(  # noqa: PLR0917
     wanted: Collection[str],
     encoding: str | None,
     duck: duckdb.DuckDBPyConnection,
+    dialect: Dialect | None = None,
 ) -> Opened:
-    """The file at *path*, which people call *name*. Raises `InvalidData`."""
+    """The file at *path*, which people call *name*; *dialect*: of a text, where it is known. Raises `InvalidData`."""
     if path.stat().st_size == 0:
         raise InvalidData(f"{name} is empty", field="source.path", hint="it needs a header line and rows")
     kind = format_of(name)
     if kind == "csv":
-        opened = _text(path, name, scratch, wanted, encoding, duck)
+        opened = _text(path, name, scratch, wanted, encoding, duck, dialect)
     else:
         opened = _typed(path, name, str(kind), scratch, wanted)
     if twice := [column for column, count in Counter(opened.columns).items() if count > 1]:
@@ -145,14 +146,15 @@ def _text(  # noqa: PLR0917
     wanted: Collection[str],
     encoding: str | None,
     duck: duckdb.DuckDBPyConnection,
+    dialect: Dialect | None,
 ) -> Opened:
     if compression := compression_of(name):
         path = _unpacked(path, name, compression, scratch)
-    path, encoding, ends = _readable(path, name, encoding, scratch)
+    path, encoding, ends = _readable(path, name, dialect.encoding if dialect else encoding, scratch)
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as text:
         start = text.read(HEAD)
     try:
-        dialect = _dialect(path, start, wanted, encoding, duck)
+        dialect = dialect or _dialect(path, start, wanted, encoding, duck)
         names, lines = dialects.header(start, dialect)
         if len(start) == HEAD and len("".join(names)) > HEAD // 2:  # it may go on
             with path.open(encoding="utf-8-sig", errors="replace", newline="") as text:

@@ -5,6 +5,7 @@ import csv
 import json
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ from everloop.records import Blob, Column, Snapshot
 from everloop.rows import WITH_COMMA
 from everloop.specs import ColumnReading, LifecycleSpec
 
+MEMORY = "384MB"
+"""What DuckDB may hold while a source becomes a snapshot; the rest is spilled to the job's scratch folder."""
 MOST_REJECTED_ROWS = 10_000
 """Kept for people to look at; all are counted."""
 MOST_FETCHED = 50_000
@@ -53,7 +56,7 @@ def snapshot(request: SnapshotRequest, job: Job) -> Snapshot:
     blobs = [_keep(path, job.artifacts) for path in paths]
     print(f"kept {len(blobs)} files, {sum(blob.size_bytes for blob in blobs):,} bytes")
     with ExitStack() as stack:
-        duck = stack.enter_context(connection(job.scratch))
+        duck = stack.enter_context(connection(job.scratch, memory=MEMORY))
         local = [stack.enter_context(job.artifacts.open_local(blob)) for blob in blobs]
         files = _opened(local, [shown(path) for path in paths], spec, job.scratch, duck)
         read = reading.settle(files, asked_of(spec), duck)
@@ -193,10 +196,10 @@ def described(rows: Any, manifest: Mapping[str, Any], of: Snapshot, artifacts: A
     """*rows* (a pyarrow table, or what stands for one) with what the snapshot says of its columns."""
     columns = _columns(manifest)
     if of.reading is None:
-        return Table(rows, columns)
+        return Table(rows, columns, manifest=of.manifest.sha256)
     stored = Reading.model_validate_json(artifacts.get(of.reading))
     changed = [Changed.model_validate(change) for change in manifest["changed"]]
-    return _table(rows, columns, manifest["unread"], stored, changed)
+    return replace(_table(rows, columns, manifest["unread"], stored, changed), manifest=of.manifest.sha256)
 
 
 def _table(

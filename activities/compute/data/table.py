@@ -50,6 +50,8 @@ class Table:
     """How they were read. None: by the first reader."""
     changed: tuple[Changed, ...] = ()
     """What the rules made of their texts."""
+    manifest: str = ""
+    """Digest of the snapshot's manifest."""
 
     def __len__(self) -> int:
         return int(self.rows.num_rows)
