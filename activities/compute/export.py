@@ -8,7 +8,7 @@ follow `default_left` where LightGBM, which saw none in training, compares 0 wit
 
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -51,6 +51,8 @@ BATCH_CELLS = 4_000_000
 STACK_BYTES = 512 << 20
 """The converter recurses once per node on a path, and a category split is a chain of nodes."""
 MOST_KNOWN = 100
+MOST_BESIDE = 1000
+"""Edges where a number and what float32 leaves of it are both at a threshold."""
 
 T = TypeVar("T")
 
@@ -308,11 +310,12 @@ UNSEEN = ("", "everloop: unseen", " ", "\u00e9\u4e16\U0001f600", "x" * 300)
 
 def _edges(pipeline: Pipeline, booster: "lightgbm.Booster", real: Columns, random: np.random.Generator) -> Columns:
     """Real rows with one column replaced: missing, unseen, extreme, and both neighbours of every threshold."""
-    thresholds = _thresholds(pipeline, booster)
+    plain = dict(enumerate(entry.name for entry in pipeline.of("number", "boolean")))
+    thresholds, steps = _thresholds(plain, booster), _thresholds(pipeline.fine_places, booster)
     tried = {}
     for entry in pipeline.inputs:
         with naming(column=entry.name):
-            tried[entry.name] = _edge_values(entry, thresholds.get(entry.name, []))
+            tried[entry.name] = _edge_values(entry, thresholds.get(entry.name, []), steps.get(entry.name, []))
     for encoding in pipeline.encodings:
         tried[encoding.column] = [*UNSEEN, *encoding.known]
     for terms in pipeline.terms:
@@ -332,7 +335,7 @@ def _edges(pipeline: Pipeline, booster: "lightgbm.Booster", real: Columns, rando
     return edges
 
 
-def _edge_values(entry: Input, thresholds: Sequence[float]) -> list[Any]:
+def _edge_values(entry: Input, thresholds: Sequence[float], fine: Sequence[float]) -> list[Any]:
     if entry.kind == "category":
         return [*UNSEEN, *entry.known]
     if entry.kind == "boolean":
@@ -344,7 +347,10 @@ def _edge_values(entry: Input, thresholds: Sequence[float]) -> list[Any]:
     with np.errstate(over="ignore"):
         single = near.astype(np.float32)
         around = [np.nextafter(single, np.float32(-np.inf)), single, np.nextafter(single, np.float32(np.inf))]
-    values = np.concatenate([near, *(one.astype(np.float64) for one in around)]) + entry.offset
+    held = np.concatenate([near, *(one.astype(np.float64) for one in around)])
+    steps = np.nextafter(np.asarray(fine, np.float32), np.float32(np.inf)).astype(np.float64)
+    beside = [held[: MOST_BESIDE // max(1, len(fine))] + step for step in (*fine, *steps)]
+    values = np.concatenate([held, *beside]) + entry.offset
     return [*EXTREMES, *values[np.isfinite(values)].tolist()]
 
 
@@ -355,9 +361,8 @@ def _texts(terms: Terms) -> list[str]:
     return [*pairs, " ".join(words[:100]), *(f"{word}\t{word}\n {word}" for word in words[:50]), ".", *words]
 
 
-def _thresholds(pipeline: Pipeline, booster: "lightgbm.Booster") -> dict[str, list[float]]:
-    """Thresholds of the features that are plain numbers, by column; read from LightGBM's own text."""
-    names = [entry.name for entry in pipeline.of("number", "boolean")]
+def _thresholds(names: Mapping[int, str], booster: "lightgbm.Booster") -> dict[str, list[float]]:
+    """Thresholds of the features whose places are in *names*, by name; read from LightGBM's own text."""
     found: dict[str, set[float]] = {}
     features: list[int] = []
     for line in booster.model_to_string().splitlines():
@@ -365,6 +370,6 @@ def _thresholds(pipeline: Pipeline, booster: "lightgbm.Booster") -> dict[str, li
             features = [int(word) for word in line.partition("=")[2].split()]
         if line.startswith("threshold="):
             for place, word in zip(features, line.partition("=")[2].split(), strict=True):
-                if place < len(names):
+                if place in names:
                     found.setdefault(names[place], set()).add(float(word))
     return {name: sorted(values) for name, values in found.items()}

@@ -267,6 +267,10 @@ class Aggregates:
         query = f"SELECT count(DISTINCT CAST({moved} AS FLOAT)) FROM {self._rows(name)}"
         return int(self._one(query, around)[0])
 
+    def different(self, name: str) -> int:
+        """How many different values there are."""
+        return int(self._one(f"SELECT count(DISTINCT {self._number(name)}) FROM {self._rows(name)}")[0])
+
     def calendar(self, name: str) -> dict[str, bool]:
         """Which calendar parts of a column of moments differ between rows."""
         moment = f"make_timestamp(epoch_us({self._name[name]}))"

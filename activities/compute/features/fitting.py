@@ -31,6 +31,8 @@ FAR = 2.0**12
 """A column this many spreads away from 0 is centred in float64 first: float32 would blur its rows together."""
 BLURRED = 2.0**24
 """From here on float32 skips whole numbers: 500000015 and 500000016 are one to it."""
+MOSTLY_HELD = 0.01
+"""Share of a column's values that float32 may take for others without a word."""
 INDEX = "__index_level_"
 """How pandas calls an index without a name in a Parquet file: no feature unless asked for."""
 USUAL = 1.349
@@ -140,6 +142,7 @@ class _Fitting:
         """*asked*: the columns were asked for by name, so they may be identifiers."""
         self._spec, self._table, self._rows, self._goal, self._ask = spec, table, rows, goal, ask
         self._asked, self._named = asked, spec.features.include is not None
+        self._before = {entry.name: entry.fine for entry in like.blurred} if like else None
         self._like = {entry.column: entry for entry in like.terms} if like else {}
         self.texts: dict[str, Texts] = {}
         """What the columns of text hold."""
@@ -187,15 +190,33 @@ class _Fitting:
         ):
             return why
         usual = (third - first) / USUAL or spread.high - spread.low or 1.0
+        number = column.kind == "number"
+        offset = middle if number and self._is_far(column.name, middle, usual, spread) else 0.0
         return Input(
             name=column.name,
             kind="boolean" if column.kind == "boolean" else "number",
             nullable=spread.nulls > 0,
-            offset=middle if column.kind == "number" and self._is_far(column.name, middle, usual, spread) else 0.0,
+            offset=offset,
             fill=middle,
             low=spread.low,
             high=spread.high,
+            fine=self._blurred(column.name, offset, spread) if number else 0,
         )
+
+    def _blurred(self, name: str, offset: float, spread: Spread) -> int:
+        """How many further features float32 needs for the values: of two clusters that lie far apart, at least one."""
+        if self._before is not None:
+            return self._before.get(name, 0)
+        far = max(abs(spread.low - offset), abs(spread.high - offset))
+        if far < BLURRED:
+            return 0
+        values = self._ask.different(name)
+        lost = values - self._ask.apart(name, offset)
+        if lost <= MOSTLY_HELD * values:
+            return 0
+        reason = f"float32 takes {lost:,} of its {values:,} values for others: what it leaves is a feature of its own"
+        self.added.append(Added(name, "fine", reason))
+        return 1 if far < BLURRED**2 else 2
 
     def _is_far(self, name: str, middle: float, usual: float, spread: Spread) -> bool:
         """Whether float32 tells more of the values apart around *middle* than around 0."""

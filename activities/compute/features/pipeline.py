@@ -23,12 +23,21 @@ from activities.compute.features.inputs import (
     Matrix,
     Terms,
 )
-from activities.compute.features.numbers import indicator, indicator_in_graph, numbers, numbers_in_graph
+from activities.compute.features.numbers import (
+    fine,
+    fine_in_graph,
+    indicator,
+    indicator_in_graph,
+    numbers,
+    numbers_in_graph,
+)
 from activities.compute.features.terms import counted, counted_in_graph
 from activities.compute.inference import Columns
 from everloop.artifacts import Artifacts
 from everloop.errors import naming
 from everloop.records import Blob
+
+FINE = ("fine", "finest")
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,7 @@ class Pipeline:
         names = [name for entry in self.inputs if entry.kind != "category" for name in _feature_names(entry)]
         names += [f"{entry.end} - {entry.start} (days)" for entry in self.differences]
         names += [f"{entry.column} (missing)" for entry in self.indicators]
+        names += [f"{entry.name} ({FINE[level]})" for entry in self.blurred for level in range(entry.fine)]
         names += [f"{entry.column} (mean of the target)" for entry in self.encodings]
         names += [f"{entry.column}: {term}" for entry in self.terms for term in entry.terms]
         names += [entry.name for entry in self.of("category")]
@@ -67,6 +77,18 @@ class Pipeline:
 
     def of(self, *kinds: Kind) -> tuple[Input, ...]:
         return tuple(entry for entry in self.inputs if entry.kind in kinds)
+
+    @property
+    def blurred(self) -> tuple[Input, ...]:
+        """Numbers that float32 alone does not hold."""
+        return tuple(entry for entry in self.inputs if entry.fine)
+
+    @property
+    def fine_places(self) -> dict[int, str]:
+        """Places of the features that hold what float32 leaves of numbers, and whose columns they are of."""
+        start = sum(len(_feature_names(entry)) for entry in self.inputs if entry.kind != "category")
+        start += len(self.differences) + len(self.indicators)
+        return dict(enumerate((entry.name for entry in self.blurred for _ in range(entry.fine)), start))
 
     @property
     def categorical(self) -> list[int]:
@@ -83,6 +105,7 @@ class Pipeline:
         blocks += [_named(entry.name, dates, entry, columns[entry.name]) for entry in self.of("datetime")]
         blocks += [_named(entry.end, difference, entry, columns) for entry in self.differences]
         blocks += [_named(entry.column, indicator, entry, columns) for entry in self.indicators]
+        blocks += [_named(entry.name, fine, entry, columns) for entry in self.blurred]
         blocks += [_named(entry.column, encoded, entry, columns[entry.column], folds) for entry in self.encodings]
         blocks += [_named(entry.column, counted, entry, columns[entry.column]) for entry in self.terms]
         blocks += [_named(entry.name, codes, entry, columns[entry.name]) for entry in self.of("category")]
@@ -95,6 +118,7 @@ class Pipeline:
         blocks += [part for entry in self.of("datetime") for part in dates_in_graph(graph, entry)]
         blocks += [difference_in_graph(graph, entry) for entry in self.differences]
         blocks += [indicator_in_graph(graph, entry) for entry in self.indicators]
+        blocks += [rest for entry in self.blurred for rest in fine_in_graph(graph, entry)]
         blocks += [encoded_in_graph(graph, entry) for entry in self.encodings]
         blocks += [counted_in_graph(graph, entry) for entry in self.terms]
         blocks += [codes_in_graph(graph, entry) for entry in self.of("category")]
