@@ -7,7 +7,8 @@ import codecs
 import csv
 import io
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from everloop.reading import Dialect
@@ -29,8 +30,8 @@ MOST_BEFORE = 20
 """Lines before the header that may be titles or comments."""
 SEPARATOR = re.compile(r"sep=(.)\r?\n?", re.IGNORECASE)
 """The first line of a file that was made for Excel."""
-BACKSLASH = re.compile(r'\\"[^,;|\t\r\n"]')
-"""A quote within a value, as Spark writes it."""
+ODD_DELIMITERS = ":~^ "
+"""Those that are thought of last."""
 PLACE = re.compile(r"column_[1-9]\d*")
 """A column of a file without a header."""
 LONGEST_CELL = 16 << 20
@@ -84,29 +85,80 @@ def _wide(head: bytes) -> str | None:
     return None
 
 
-def found(text: str, wanted: Collection[str] = (), *, backslash: bool = False, encoding: str = "utf-8") -> Dialect:
+@dataclass(frozen=True)
+class Layout:
+    """What may separate and quote the values of a file."""
+
+    delimiter: str
+    quote: str = '"'
+    backslash: bool = False
+    """A backslash escapes a quote."""
+    comment: str = ""
+    """What lines begin with that are no rows."""
+
+
+def escaped(quote: str) -> str:
+    """A pattern of quotes within a value as Spark writes them; not of a value that ends in a backslash."""
+    return rf"\\{quote}[^,;|:~^\t\r\n{quote}]"
+
+
+def said_delimiter(text: str) -> str:
+    """What the first line says that separates values (`sep=;`), as in a file that was made for Excel."""
+    said = SEPARATOR.match(text)
+    return said[1] if said else ""
+
+
+def found(
+    text: str,
+    wanted: Collection[str] = (),
+    sniffed: Sequence[Layout] = (),
+    *,
+    backslash: Callable[[str], bool] = lambda quote: False,  # noqa: ARG005
+    encoding: str = "utf-8",
+) -> Dialect:
     """The dialect of a file that begins with *text*.
 
-    Its header is the first line that names one of *wanted*; where none does, the first line. *backslash*: somewhere
-    in the file a backslash escapes a quote (see `BACKSLASH`).
+    Its header is the line that names most of *wanted*, split in one of the ways that were *sniffed* or that we think
+    of; where no line does, the first one. *backslash*: whether somewhere in the file a backslash escapes such a quote
+    (see `escaped`), as the sniffer sees the first rows only.
     """
-    escape = "\\" if backslash else '"'
-    said = SEPARATOR.match(text)
-    if said:
-        return Dialect(encoding=encoding, delimiter=said[1], escape=escape, skip=1)
-    first = Dialect(encoding=encoding, delimiter=delimiter_of(text), escape=escape)
+
+    def dialect(layout: Layout, skip: int) -> Dialect:
+        slashed = layout.backslash or backslash(layout.quote)
+        escape = "\\" if slashed else layout.quote
+        made = Dialect(encoding=encoding, delimiter=layout.delimiter, quote=layout.quote, escape=escape, skip=skip)
+        return made.model_copy(update={"comment": layout.comment})
+
+    if between := said_delimiter(text):
+        return dialect(next(iter(sniffed), Layout(between)), 1)
     wanted = frozenset(wanted)
+    best, place, before = (0, False), None, ""
     start, line = 0, 0
     while line < MOST_BEFORE and start < len(text) and wanted:
-        there = Dialect(encoding=encoding, delimiter=delimiter_of(text[start:]), escape=escape, skip=line)
-        if wanted & frozenset(header(text[start:], there.model_copy(update={"skip": 0}))[0]):
-            before = text[:start].lstrip(BLANKS)
-            return there.model_copy(update={"comment": before[:1] if before[:1] in ("#", "%") else ""})
+        rest = text[start:]
+        for layout in (*sniffed, Layout(delimiter_of(rest)), *map(Layout, ODD_DELIMITERS)):
+            names = _names(rest, dialect(layout, 0))
+            score = (len(wanted & names), len(names) > 1)
+            if score[0] and score > best:
+                best, place, before = score, (layout, line), text[:start].lstrip(BLANKS)
+        if best == (len(wanted), True):
+            break
         ending = re.compile(r"\r\n|\n|\r").search(text, start)
         start, line = (ending.end() if ending else len(text)), line + 1
+    if place:
+        there = dialect(*place)
+        return there.model_copy(update={"comment": before[:1]}) if before[:1] in ("#", "%") else there
+    first = dialect(next(iter(sniffed), Layout(delimiter_of(text))), 0)
     if any(PLACE.fullmatch(name) for name in wanted):
         return first.model_copy(update={"header": False})
     return first
+
+
+def _names(text: str, dialect: Dialect) -> frozenset[str]:
+    try:
+        return frozenset(header(text, dialect)[0])
+    except csv.Error:
+        return frozenset()
 
 
 def header(text: str, dialect: Dialect) -> tuple[list[str], int]:
@@ -132,10 +184,11 @@ def _first_row(text: str, dialect: Dialect, *, blanks: bool) -> tuple[list[str],
 def rows(lines: Iterator[str], dialect: Dialect, *, blanks: bool = False) -> Any:  # noqa: ANN401  # a csv.reader, whose type has no public name
     """The rows of a file as texts. Blanks before a value are left off, so that they hide no quote, unless *blanks*."""
     csv.field_size_limit(LONGEST_CELL)
-    doubled = dialect.escape == '"'
+    doubled = dialect.escape == dialect.quote
     return csv.reader(
         lines,
         delimiter=dialect.delimiter,
+        quotechar=dialect.quote,
         doublequote=doubled,
         escapechar=None if doubled else dialect.escape,
         skipinitialspace=not blanks and dialect.delimiter != " ",

@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import tempfile
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,16 @@ from activities.compute.data.reading import Read
 from activities.compute.data.target import MISSING_UNASKED
 from activities.compute.evaluation import auc
 from activities.compute.features import TRAIN, Pipeline, fit, split
-from everloop.errors import DatasetMissing, DatasetTooSmall, EverloopError, InvalidData, InvalidSpec, TargetUnusable
+from everloop.errors import (
+    DatasetMissing,
+    DatasetTooSmall,
+    EverloopError,
+    InvalidData,
+    InvalidSpec,
+    TargetUnusable,
+    naming,
+    unknown,
+)
 from everloop.init import WINDOWS
 from everloop.reading import ReadColumn
 from everloop.records import Column
@@ -287,11 +297,12 @@ def leaks(table: Table, target: Target, goal: str, time: str | None) -> dict[str
     for column in table.columns:
         if column.name in (goal, time):
             continue
-        raw = table.arrays([column.name], rows)[column.name]
-        score = _alone(raw, values, first, len(target.classes))
-        if column.kind == "number":
-            score = max(score, _in_order(raw, values, len(target.classes)))
-            score = score if len(rows) >= SURE_ROWS else min(score, DOUBT)
+        with naming(column=column.name):
+            raw = table.arrays([column.name], rows)[column.name]
+            score = _alone(raw, values, first, len(target.classes))
+            if column.kind == "number":
+                score = max(score, _in_order(raw, values, len(target.classes)))
+                score = score if len(rows) >= SURE_ROWS else min(score, DOUBT)
         if score >= SUSPICION:
             found[column.name] = round(score, 4)
     return dict(sorted(found.items(), key=lambda item: -item[1]))
@@ -378,6 +389,9 @@ def main(arguments: list[str] | None = None) -> int:
         why = (error.strerror or "the system refuses").lower()
         hint = "check that the file is there and may be read"
         found = _told(DatasetMissing(f"{given.path} cannot be read: {why}", field="path", hint=hint))
+    except Exception as error:  # noqa: BLE001  # a fault of ours: its traceback goes to stderr, what was worked on to the person
+        traceback.print_exc()
+        found = _told(unknown(error))
     print(json.dumps(found))
     return 2 if "error" in found else 0
 

@@ -25,7 +25,7 @@ from activities.jobs.context import BY_HAND, CHECKPOINT_SECONDS, NO_EVENTS, This
 from activities.jobs.reaper import NO_ROOM
 from everloop import disk
 from everloop.artifacts import FLOOR_BYTES, Artifacts
-from everloop.errors import EverloopError, Invalid, JobFailed, NotFound, OutOfMemory, StorageLow
+from everloop.errors import EverloopError, Invalid, JobFailed, NotFound, OutOfMemory, StorageLow, unknown
 from everloop.records import Lease
 
 STOPPED = 128 + signal.SIGTERM
@@ -121,13 +121,11 @@ def _told(error: BaseException) -> dict[str, str]:
     """The error as the supervisor passes it on; one line, the rest is in the log."""
     if not isinstance(error, StorageLow) and disk.is_full(error):  # whatever a library made of it
         error = StorageLow("the disk is full", hint=disk.HINT)
-    if isinstance(error, EverloopError):
-        return {"error": type(error).__name__, "message": str(error), "field": error.field, "hint": error.hint}
-    if _out_of_memory(error):
-        told = (str(error).splitlines() or [""])[0][:500]
-        return {"error": OutOfMemory.__name__, "message": told or type(error).__name__, "field": "", "hint": ""}
-    first_line = f"{type(error).__name__}: {error}".splitlines()[0][:500]
-    return {"error": "JobFailed", "message": first_line, "field": "", "hint": ""}
+    if _out_of_memory(error) and not isinstance(error, EverloopError):
+        said = (str(error).splitlines() or [""])[0][:500]
+        return {"error": OutOfMemory.__name__, "message": said or type(error).__name__, "field": "", "hint": ""}
+    told = error if isinstance(error, EverloopError) else unknown(error)
+    return {"error": type(told).__name__, "message": str(told), "field": told.field, "hint": told.hint}
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -326,6 +326,42 @@ def test_whole_numbers_that_float32_takes_for_one_are_told_apart(tmp_path: Path,
     assert answers[1]["probability"] - answers[0]["probability"] > 0.5
 
 
+@pytest.mark.parametrize("missing", [False, True])
+def test_the_last_digit_counts_in_both_of_two_clusters_that_lie_far_apart(
+    tmp_path: Path, job: FolderJob, missing: bool
+) -> None:
+    random = np.random.default_rng(0)
+    near, far = random.integers(0, 10, 1500), 500_000_010 + random.integers(0, 10, 1500)
+    serial = np.r_[near, far, 9_000_000_000_000_010 + random.integers(0, 10, 1500)]
+    frame = pd.DataFrame({"serial": serial, "x": random.normal(size=len(serial)), "y": (serial % 10 > 5).astype(int)})
+    if missing:
+        frame["serial"] = frame.serial.astype("Int64").mask(random.random(len(frame)) < 0.05)
+    frame.sample(frac=1, random_state=0).to_csv(tmp_path / "t.csv", index=False)
+
+    passed = Passed(job, spec_of(tmp_path / "t.csv", "binary", "y", training={"rounds": 60}))
+    asked = [start + digit for start in (0, 500_000_010, 9_000_000_000_000_010) for digit in range(10)]
+    answers = passed.model.predict(passed.model.check([{"serial": one, "x": 0.1} for one in asked])).rows()
+
+    assert [answer["label"] for answer in answers] == [int(one % 10 > 5) for one in asked]
+    assert passed.exported.parity.mismatches == 0
+    pipeline = Pipeline.read(job.artifacts, passed.refitted.pipeline)
+    assert pipeline.names == ("serial", "x", "serial (fine)", "serial (finest)")
+    told = Pipeline.read(job.artifacts, passed.prepared.pipeline).added
+    assert [added.name for added in told if added.rule == "fine"] == ["serial"]
+
+
+def test_wide_numbers_that_float32_tells_apart_have_no_second_feature(tmp_path: Path, job: FolderJob) -> None:
+    random = np.random.default_rng(0)
+    frame = pd.DataFrame({"wide": random.integers(0, 10**12, 2000), "y": [0, 1] * 1000})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    spec = spec_of(tmp_path / "t.csv", "binary", "y")
+    kept = taken(job, tmp_path / "t.csv")
+
+    prepared = features.prepare(contracts.PrepareRequest(spec=spec, snapshot=kept, champion=None, slot=SLOT), job)
+
+    assert Pipeline.read(job.artifacts, prepared.pipeline).names == ("wide",)
+
+
 # --- dialects ---------------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from activities.compute.data.table import Table, array_of
+from everloop.errors import naming
 
 MISSING_HASH = np.uint64(0x9E3779B97F4A7C15)
 EXACT = 2.0**53
@@ -47,9 +48,10 @@ def content_hashes(table: Table) -> NDArray[np.uint64]:
     total = np.zeros(len(table), np.uint64)
     for name in table.rows.column_names:
         salt = np.uint64(int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:8], "big"))
-        for start, batch in batches(table.rows, [name], coded=True):
-            mixed = (_hashed(batch[name]) ^ salt) * ODD
-            total[start : start + len(mixed)] += mixed ^ (mixed >> np.uint64(29))
+        with naming(column=name):
+            for start, batch in batches(table.rows, [name], coded=True):
+                mixed = (_hashed(batch[name]) ^ salt) * ODD
+                total[start : start + len(mixed)] += mixed ^ (mixed >> np.uint64(29))
     return total
 
 

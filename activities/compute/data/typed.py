@@ -1,7 +1,7 @@
 """Files that have types of their own: what each type becomes, and how other formats become Parquet."""
 
 import datetime as dt
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from everloop.errors import InvalidData
 from everloop.reading import ReadColumn
 from everloop.texts import BLANKS
 
+CHUNK_BYTES = 4 << 20
 MICROSECONDS = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}
 
 
@@ -105,12 +106,24 @@ def as_parquet(path: Path, name: str, kind: str, scratch: Path, wanted: Collecti
 def _arrow(path: Path, _name: str, target: Path, _wanted: Collection[str]) -> None:
     with path.open("rb") as source:
         magic = source.read(6)
-    if magic == b"ARROW1" or magic[:4] == b"FEA1":
-        table = pa.feather.read_table(path, memory_map=False)
-    else:
-        with pa.ipc.open_stream(str(path)) as stream:
-            table = stream.read_all()
-    pa.parquet.write_table(table, target)
+    if magic[:4] == b"FEA1":  # Feather's first version, of small files
+        pa.parquet.write_table(pa.feather.read_table(path, memory_map=False), target)
+        return
+    with pa.OSFile(str(path), "rb") as source:
+        if magic == b"ARROW1":
+            file = pa.ipc.open_file(source)
+            schema, batches = file.schema, (file.get_batch(place) for place in range(file.num_record_batches))
+        else:
+            stream = pa.ipc.open_stream(source)
+            schema, batches = stream.schema, iter(stream)
+        write(target, schema, batches)
+
+
+def write(target: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+    """Batches as Parquet, one at a time in memory."""
+    with pa.parquet.ParquetWriter(target, schema) as out:
+        for batch in batches:
+            out.write_batch(batch)
 
 
 def _lines(path: Path, name: str, target: Path, _wanted: Collection[str]) -> None:
@@ -119,7 +132,8 @@ def _lines(path: Path, name: str, target: Path, _wanted: Collection[str]) -> Non
     if name.lower().endswith(".bz2"):
         plain = target.with_suffix(".jsonl")
         with pa.input_stream(str(path), compression="bz2") as source, plain.open("wb") as out:
-            out.write(source.read())
+            while chunk := source.read(CHUNK_BYTES):
+                out.write(chunk)
         path = plain
     rows = f"read_ndjson_objects({quoted(str(path))}, compression = '{compression}', maximum_object_size = 16777216)"
     with connection(target.parent) as duck:

@@ -80,6 +80,10 @@ class Numbers:
         same = np.searchsorted(self.ranked, value, "right") - np.searchsorted(self.ranked, value, "left")
         return self.rows - int(same)
 
+    def different(self) -> int:
+        """How many different values there are."""
+        return 1 + int(np.count_nonzero(self.ranked[1:] != self.ranked[:-1])) if len(self.ranked) else 0
+
     def apart(self, around: float) -> int:
         """How many different values float32 tells apart when *around* is subtracted first."""
         found, last = 0, np.float32(np.nan)

@@ -22,7 +22,7 @@ from activities.compute.features.terms import SAMPLE_ROWS
 from activities.compute.features.terms import fitted as fit_terms
 from activities.compute.resources import Resources
 from activities.compute.rows import chunks
-from everloop.errors import InvalidData, InvalidSpec
+from everloop.errors import InvalidData, InvalidSpec, naming
 from everloop.records import Column
 from everloop.specs import LifecycleSpec
 
@@ -34,6 +34,8 @@ FAR = 2.0**12
 """A column this many spreads away from 0 is centred in float64 first: float32 would blur its rows together."""
 BLURRED = 2.0**24
 """From here on float32 skips whole numbers: 500000015 and 500000016 are one to it."""
+MOSTLY_HELD = 0.01
+"""Share of a column's values that float32 may take for others without a word."""
 INDEX = "__index_level_"
 """How pandas calls an index without a name in a Parquet file: no feature unless asked for."""
 USUAL = 1.349
@@ -150,6 +152,7 @@ class _Fitting:
         self._spec, self._table, self._rows, self._goal = spec, table, rows, goal
         self._scratch, self._resources = scratch, resources
         self._asked, self._named = asked, spec.features.include is not None
+        self._before = {entry.name: entry.fine for entry in like.blurred} if like else None
         self._like = {entry.column: entry for entry in like.terms} if like else {}
         self.texts: dict[str, Texts] = {}
         """What the columns of text hold."""
@@ -166,9 +169,16 @@ class _Fitting:
         at_once = max(1, min(self._resources.threads, self._resources.memory_mib // held))
         with ThreadPoolExecutor(at_once) as pool:
             found = dict(zip(plain, pool.map(self._plain, plain), strict=True))
-        return {name: self._category(name) if name in self._text else found[name] for name in names}
+        for name in names:
+            with naming(column=name):
+                found |= {name: self._category(name)} if name in self._text else {}
+        return {name: found[name] for name in names}
 
     def _plain(self, name: str) -> Input | str:
+        with naming(column=name):
+            return self._plain_input(name)
+
+    def _plain_input(self, name: str) -> Input | str:
         column = self._table.column(name)
         held = numbers_of(self._table, name, self._rows, self._goal)
         if column.kind == "number" and held.gaps:
@@ -190,15 +200,33 @@ class _Fitting:
         if first == third and not self._asked and (why := self._hardly_varies(held.other_than(middle))):
             return why
         usual = (third - first) / USUAL or held.high - held.low or 1.0
+        number = column.kind == "number"
+        offset = middle if number and _is_far(middle, usual, held) else 0.0
         return Input(
             name=column.name,
             kind="boolean" if column.kind == "boolean" else "number",
             nullable=held.nulls > 0,
-            offset=middle if column.kind == "number" and _is_far(middle, usual, held) else 0.0,
+            offset=offset,
             fill=middle,
             low=held.low,
             high=held.high,
+            fine=self._blurred(column.name, offset, held) if number else 0,
         )
+
+    def _blurred(self, name: str, offset: float, held: Numbers) -> int:
+        """How many further features float32 needs for the values: of two clusters that lie far apart, at least one."""
+        if self._before is not None:
+            return self._before.get(name, 0)
+        far = max(abs(held.low - offset), abs(held.high - offset))
+        if far < BLURRED:
+            return 0
+        values = held.different()
+        lost = values - held.apart(offset)
+        if lost <= MOSTLY_HELD * values:
+            return 0
+        reason = f"float32 takes {lost:,} of its {values:,} values for others: what it leaves is a feature of its own"
+        self.added.append(Added(name, "fine", reason))
+        return 1 if far < BLURRED**2 else 2
 
     def _hardly_varies(self, others: int) -> str:
         """Why a column with so many rows unlike its usual value is not used; nothing where it may be."""

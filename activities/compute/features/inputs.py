@@ -30,6 +30,8 @@ class Input:
     known: tuple[str, ...] = ()
     """Category: values in the order of their codes, from `FIRST`."""
     parts: tuple[Part, ...] = ()
+    fine: int = 0
+    """Number: float32 takes different values for one, so so many further features hold what it leaves of each."""
 
 
 @dataclass(frozen=True)

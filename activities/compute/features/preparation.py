@@ -40,7 +40,7 @@ def _prepare(request: PrepareRequest, job: Job, table: Table) -> Prepared:
     check_spec(spec, table.rows.column_names)
     target = target_of(table, spec)
     rows = target.labelled
-    unseen, unmatched = seen.unseen(table, rows, request, job.artifacts)
+    unseen, unmatched = seen.unseen(table, rows, request, job.artifacts, job.scratch)
     part = split(spec, table, target, unseen)
     fresh = unseen & (part == TEST)
     pipeline = fit(spec, table, target, rows[part == TRAIN], scratch=job.scratch, resources=Resources.of(job))
