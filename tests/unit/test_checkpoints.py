@@ -294,6 +294,9 @@ def test_a_job_keeps_files_for_people_by_their_names(tmp_path, artifacts):
     (tmp_path / "plot").write_bytes(b"svg")
     made.log_artifact("plot.svg", tmp_path / "plot")
 
-    assert [(blob.name, artifacts.get(blob)) for blob in made.logged] == [("confusion.json", b"[]"), ("plot.svg", b"svg")]
+    assert [(blob.name, artifacts.get(blob)) for blob in made.logged] == [
+        ("confusion.json", b"[]"),
+        ("plot.svg", b"svg"),
+    ]
     with pytest.raises(Invalid, match="cannot be an artifact's name"):
         made.log_artifact("../up", b"")

@@ -89,7 +89,7 @@ def short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learning, "MOST_ROUNDS", 7)
 
 
-def killed_and_resumed(root: Path, run: Any, moments: list[int]) -> Any:  # noqa: ANN401
+def killed_and_resumed(root: Path, run: Any, moments: list[int]) -> Any:
     """*run* of a job that is killed after each of *moments* rounds, then of one that is not."""
     kept: list[tuple[int, dict[str, Any]]] = []
     for moment in moments:
@@ -196,7 +196,10 @@ def test_a_large_table_has_short_segments_whatever_the_time(monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("params", "said"),
     [
-        ({"bagging_fracton": 0.5}, "params.bagging_fracton: Extra inputs are not permitted; known are bagging_fraction"),
+        (
+            {"bagging_fracton": 0.5},
+            "params.bagging_fracton: Extra inputs are not permitted; known are bag",
+        ),
         ({"bagging_fraction": 1.5}, "params.bagging_fraction: Input should be less than or equal to 1"),
         ({"max_depth": "deep"}, "params.max_depth: Input should be a valid integer"),
         ({"objective": "poisson"}, "params.objective: Extra inputs"),
