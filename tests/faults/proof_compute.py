@@ -129,7 +129,8 @@ def append(line: dict[str, object]) -> None:
 
 
 def commit() -> str:
-    told = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True)
+    command = ["git", "describe", "--always", "--dirty"]
+    told = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False)
     return told.stdout.strip()
 
 
