@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 COMPILE = { $(BIN)/python -m compileall -q -j 0 -x '/(plotly|faker|litestar|pip|tests)/' $(VENV)/lib >/dev/null || true; }
 
-.PHONY: demo test check format bench
+.PHONY: demo test check format bench proof-compute
 
 demo: $(VENV)/.demo  ## the whole loop on a real year of data
 	$(BIN)/everloop demo $(ARGS)
@@ -29,6 +29,9 @@ bench: $(VENV)/.dev  ## what Everloop costs: beside plain Temporal, beside DuckD
 	PYTHONPATH=. $(BIN)/python bench/recovery.py
 	PYTHONPATH=. $(BIN)/python bench/init.py
 	PYTHONPATH=. $(BIN)/python bench/stack_memory.py
+
+proof-compute: $(VENV)/.dev  ## faults at random moments of trainings; MINUTES=, SEED= (the same goes on), PLANT=1..3
+	$(BIN)/python -m tests.faults.proof_compute
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

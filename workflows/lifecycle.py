@@ -232,9 +232,16 @@ class Lifecycle:
                 "train",
                 TrainingActivities.train,
                 TrainRequest(spec=self._spec, prepared=prepared, snapshot=snapshot),
-                lambda made: f"{made.iterations} rounds",
+                lambda made: f"{made.iterations} rounds" + self._again(made, self._spec.training.rounds),
             )
         )
+
+    def _again(self, made: Trained | Refitted, most: int) -> str:
+        """What a training kept and did again when its job was ended, where it was."""
+        if made.ran is None or made.ran.resumed is None:
+            return ""
+        unit = {"lightgbm": "round", "torch": "epoch"}.get(made.family, "step")
+        return "; " + made.ran.resumed.sentence(unit, most if unit == "round" else None)
 
     async def _evaluate(
         self, snapshot: Snapshot, prepared: Prepared, trained: Trained, champion: Champion | None
@@ -265,7 +272,7 @@ class Lifecycle:
                 "refit",
                 TrainingActivities.refit,
                 RefitRequest(spec=self._spec, snapshot=snapshot, prepared=prepared, trained=trained),
-                lambda made: f"fitted again on all {made.rows:,} labelled rows",
+                lambda made: f"fitted again on all {made.rows:,} labelled rows" + self._again(made, trained.iterations),
             )
         )
 

@@ -16,8 +16,7 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from everloop import names
 from tests.faults import jobs_harness as harness
-from tests.faults.jobs_harness import alive, until
-from tests.faults.test_jobs_kills import compute_process, entries, running
+from tests.faults.jobs_harness import alive, compute_process, entries, running, until
 from workers import connect
 from workers.takeover import take_over
 
