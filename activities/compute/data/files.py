@@ -143,7 +143,10 @@ def _text(path: Path, name: str, scratch: Path, wanted: Collection[str], encodin
     with path.open("rb") as source:
         head = source.read(HEAD)
     is_utf8, ends = _scanned(path)
-    encoding = encoding or dialects.encoding_of(head, ascii_or_utf8=is_utf8)
+    said = encoding
+    encoding = said or dialects.encoding_of(head, ascii_or_utf8=is_utf8)
+    if encoding == "cp1252" and not said:
+        encoding = _not_utf8(path, name, wanted)
     if encoding is None:
         hint = "save it as UTF-8, or say `encoding` in the spec's source"
         raise InvalidData(f"{name} is not UTF-8 text, nor UTF-16 or Latin-1", field="source.path", hint=hint)
@@ -180,6 +183,22 @@ def _text(path: Path, name: str, scratch: Path, wanted: Collection[str], encodin
     return Opened(
         name, path, tuple(names), dialect=dialect, lines=lines, quoted_blanks=blanks, newline=ended, odd_blanks=odd
     )
+
+
+def _not_utf8(path: Path, name: str, wanted: Collection[str]) -> str:
+    """The encoding of text that is not UTF-8: what the spec's names tell, else cp1252. Raises `InvalidData`."""
+    with path.open("rb") as source:
+        data = source.read(CHUNK_BYTES)
+    if found := dialects.encoding_by_names(data[:HEAD], wanted):
+        return found
+    if not dialects.is_western(data):
+        hint = (
+            "say its encoding (`everloop init --encoding`, or `encoding` under the spec's source): cp1251 Cyrillic, "
+            "gb18030 or big5 Chinese, cp932 Japanese, cp949 Korean, cp1253 Greek, cp1255 Hebrew, cp1256 Arabic"
+        )
+        message = f"{name} is not UTF-8, and its letters are not those of western languages (cp1252)"
+        raise InvalidData(message, field="source.encoding", hint=hint)
+    return "cp1252"
 
 
 def _odd_blanks(data: mmap.mmap) -> str:
