@@ -6,7 +6,8 @@
 Tables come out of packages that pip and npm fetch into WORK; none is in this repository. Each runs on a stack of its
 own making (`everloop up` in WORK, on free ports) by the command line alone: init, submit, approve, predict. No draft
 is edited; where `init` asks what becomes of rows without a target, `submit --set target_missing=drop` answers.
-What was found is kept in WORK/results.json, so that a run that was cut short goes on; --again forgets it.
+What was found is kept in WORK/results.json, so that a run goes on where it was, and with what missed a goal; --again
+forgets it.
 Exits 1 when a table misses a goal: it reaches its gate; its metric, on the test part, is past the floor; the model
 answers rows of the table as they stand in it.
 """
@@ -194,7 +195,7 @@ def readable(text: str) -> str:
 
 TABLES = {
     "flights": Public(flights, "late", ("auc", 0.65), "time_hour"),
-    "rodents": Public(rodents, "species_id", ("accuracy", 0.60), "caught"),
+    "rodents": Public(rodents, "species_id", ("accuracy", 0.80)),
     "hotel-rates": Public(in_r("modeldata", "hotel_rates"), "avg_price_per_room", ("r2", 0.30), "arrival_date"),
     "chicago": Public(in_r("modeldata", "Chicago"), "ridership", ("r2", 0.80), "date"),
     "credit": Public(in_r("modeldata", "credit_data"), "Status", ("auc", 0.80)),
@@ -212,10 +213,10 @@ TABLES = {
     "mortgages": Public(pip_file("causaldata==0.1.5", "fetter_mortgages.csv"), "home_ownership", ("auc", 0.60)),
     "digits": Public(digits, "target", ("accuracy", 0.90)),
     "shuttle": Public(pip_file("river==0.26.1", "river/datasets/shuttle.csv.gz"), "anomaly", ("auc", 0.95)),
-    "fair": Public(affairs, "rate_marriage", ("r2", 0.10)),
+    "fair": Public(affairs, "rate_marriage", ("log_loss", 1.30)),
     "bikes": Public(pip_file("ISLP==0.6.0", "data/Bikeshare.csv"), "bikers", ("r2", 0.60)),
     "caravan": Public(pip_file("ISLP==0.6.0", "data/Caravan.csv"), "Purchase", ("auc", 0.65)),
-    "us-flights": Public(npm_file("vega-datasets@3.2.1", "data/flights-3m.parquet"), "ARR_DELAY", ("r2", 0.50)),
+    "us-flights": Public(npm_file("vega-datasets@3.2.1", "data/flights-3m.parquet"), "delay", ("r2", 0.01), "date"),
     "mails": Public(mails, "kind", ("auc", 0.95)),
 }
 
@@ -379,7 +380,8 @@ def main() -> None:
     asked.folder.mkdir(parents=True, exist_ok=True)
     kept = asked.folder / "results.json"
     results: dict[str, Result] = json.loads(kept.read_text()) if kept.exists() else {}
-    left = [name for name in wanted if asked.again or asked.file or name not in results]
+    reached = [name for name, one in results.items() if not one.get("miss")]
+    left = [name for name in wanted if asked.again or asked.file or name not in reached]
     if left:
         with tempfile.TemporaryDirectory(dir=asked.folder) as data:
             here = configuration.load(data_dir=Path(data) / "data", port_base=free_port_base())

@@ -6,6 +6,7 @@ Standard library only: the same word in `init`, in the snapshot and where the co
 import codecs
 import csv
 import io
+import itertools
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,15 @@ PLACE = re.compile(r"column_[1-9]\d*")
 LONGEST_CELL = 16 << 20
 CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 """Bytes that no text holds."""
+
+
+FOREIGN = (
+    *("cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "cp1258", "cp874", "koi8_r"),
+    *("gb18030", "cp932", "cp949", "big5", "euc_jp"),
+)
+"""Encodings of other scripts than the western ones. Nothing in a file says which it is."""
+ENOUGH, MOSTLY = 12, 0.5
+"""Bytes beyond ASCII that tell western text, in which such letters stand alone, from other scripts."""
 
 
 def delimiter_of(head: str) -> str:
@@ -72,6 +82,29 @@ def encoding_of(head: bytes, *, ascii_or_utf8: bool) -> str | None:
     if ascii_or_utf8:
         return "utf-8"
     return None if CONTROL.search(head) else "cp1252"
+
+
+def encoding_by_names(head: bytes, wanted: Collection[str]) -> str | None:
+    """The encoding in which a file that begins with *head* says the names of *wanted*; None where they do not tell."""
+    names = [name for name in wanted if not name.isascii()]
+    if not names:
+        return None
+    for encoding in ("cp1252", *FOREIGN):
+        try:
+            text = codecs.getincrementaldecoder(encoding)().decode(head)
+        except UnicodeDecodeError:
+            continue
+        if all(name in text for name in names):
+            return encoding
+    return None
+
+
+def is_western(data: bytes) -> bool:
+    """Does text that is no UTF-8 look like Windows' Latin-1 (cp1252)?"""
+    beyond = [byte > 0x7F for byte in data]  # noqa: PLR2004  # the last of ASCII
+    count = sum(beyond)
+    together = sum(one and other for one, other in itertools.pairwise(beyond))
+    return count < ENOUGH or together < MOSTLY * count
 
 
 def _wide(head: bytes) -> str | None:

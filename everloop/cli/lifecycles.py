@@ -25,6 +25,9 @@ def init(  # noqa: PLR0917  # options of a command, given by name
     target: Annotated[str, typer.Option("--target", help="Column to predict.")],
     time: Annotated[str | None, typer.Option("--time", help="Column with the event time.")] = None,
     model: Annotated[str | None, typer.Option("--model", help="Name of the model [default: from the file].")] = None,
+    encoding: Annotated[
+        str | None, typer.Option("--encoding", help="Of text files, where it is not found: cp1251, gb18030, ...")
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to write [default: MODEL.yaml].")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
     as_json: AsJson = False,
@@ -34,7 +37,7 @@ def init(  # noqa: PLR0917  # options of a command, given by name
 
     from everloop.init import ASKED, ASKS, draft
 
-    text = draft(path, target, time, model)
+    text = draft(path, target, time, model, encoding)
     spec = yaml.safe_load(text)
     place = output or Path(f"{spec['model']}.yaml")
     on_stdout = str(place) == "-"

@@ -21,6 +21,7 @@ from activities.compute.data import first, first_folder, seen
 from activities.compute.features import Pipeline
 from activities.compute.profile import profile
 from everloop import contracts
+from everloop.cli.rows import rows_of
 from everloop.errors import EverloopError, InvalidData, InvalidSpec, TargetUnusable
 from everloop.init import draft, name_from
 from everloop.reading import Reading
@@ -149,6 +150,29 @@ def test_texts_of_numbers_in_parquet_are_offered_as_a_target(tmp_path: Path) -> 
     assert set(found["offers"]) == {"price"}
 
 
+def test_numbers_are_offered_beside_texts_that_say_there_is_none(tmp_path: Path, job: FolderJob) -> None:
+    """Every language has its own n/a; what else is no number, or holds a digit, leaves the column text."""
+    cells = {
+        "miete": lambda n: "k. A." if n % 10 == 3 else f"1.{n:03d},50 €",
+        "доход": lambda n: ("н/д", "NA")[n % 2] if n % 10 > 7 else f"{n + 1}\xa0234,5",
+        "flat": lambda n: f"{n}b" if n % 10 == 3 else f"{n},5",
+    }
+    path = written(
+        tmp_path, ";".join([*cells, "y"]), lambda n: ";".join([*(one(n) for one in cells.values()), f"{n % 2}"])
+    )
+
+    spec = LifecycleSpec.model_validate(__import__("yaml").safe_load(text := draft(path, "y")))
+    kept = taken(job, path, columns=spec.model_dump()["columns"])
+    found = data.load(job.artifacts, kept)
+
+    assert "such as 1000.5 €, but for 'k. A.'" in text
+    assert (spec.columns["miete"].unit, spec.columns["miete"].missing) == ("€", ("k. A.",))
+    assert found.rows["miete"].to_pylist()[:5] == [1000.5, 1001.5, 1002.5, None, 1004.5]
+    assert found.rows["доход"].to_pylist()[6:10] == [7234.5, 8234.5, None, None]
+    assert (spec.columns["flat"].type, found.rows["flat"][0].as_py()) == ("text", "0,5")
+    assert "12 values of `miete` are read as missing: 'k. A.'" in kept.changed
+
+
 def test_a_value_that_is_not_as_declared_is_missing_and_can_be_downloaded(tmp_path: Path, job: FolderJob) -> None:
     path = written(tmp_path, "v,y", lambda n: f"{'abc' if n == 7 else n},{n % 2}")
 
@@ -253,6 +277,16 @@ def test_a_class_with_the_name_of_nothing_is_a_class(tmp_path: Path, job: Folder
 
     assert sorted(target.classes) == sorted({"EU", "APAC", name})
     assert len(target.labelled) == ROWS
+
+
+def test_a_class_in_quotes_is_not_asked_about(tmp_path: Path) -> None:
+    path = written(tmp_path, "x,y", lambda n: f"{n * 7919 % 97},{('EU', 'APAC', chr(34) + 'NA' + chr(34))[n % 3]}")
+    mixed = written(
+        tmp_path, "x,y", lambda n: f"{n * 7919 % 97},{('EU', 'NA', chr(34) + 'NA' + chr(34))[n % 3]}", "m.csv"
+    )
+
+    assert (profile(path, "y", None)["target_missing"], profile(path, "y", None)["target_asks"]) == (0, False)
+    assert (profile(mixed, "y", None)["target_missing"], profile(mixed, "y", None)["target_asks"]) == (40, True)
 
 
 def test_a_region_called_na_is_a_region_in_requests_too(tmp_path: Path, job: FolderJob) -> None:
@@ -557,9 +591,53 @@ def test_an_unknown_column_under_columns_is_refused(tmp_path: Path, job: FolderJ
         taken(job, written(tmp_path, "x,y", lambda n: f"{n},{n % 2}"), columns={"age": {"type": "number"}})
 
 
-def test_a_file_of_rows_in_latin_1_is_read_as_training_reads_one(tmp_path: Path) -> None:
-    from everloop.cli.rows import rows_of
+SCRIPTS = {
+    "cp1251": ("возраст", "Тверь"),
+    "gb18030": ("年龄", "北京市"),
+    "cp932": ("年齢", "東京都"),
+    "cp949": ("나이", "서울시"),
+    "cp1256": ("العمر", "الرياض"),
+}
 
+
+@pytest.mark.parametrize("encoding", SCRIPTS)
+def test_names_that_the_spec_says_tell_the_encoding_of_a_file(tmp_path: Path, job: FolderJob, encoding: str) -> None:
+    """In training and where a file of rows is asked about."""
+    name, value = SCRIPTS[encoding]
+    path = tmp_path / "t.csv"
+    lines = [f"{name},x,y", *(f"{value},{n * 7919 % 97},{n % 2}" for n in range(ROWS))]
+    path.write_bytes("\n".join(lines).encode(encoding))
+
+    kept = taken(job, path, columns={name: {"type": "category"}})
+    schema = {"task": "binary", "fields": [{"name": name, "kind": "category"}, {"name": "x", "kind": "number"}]}
+
+    assert Reading.model_validate_json(job.artifacts.get(kept.reading)).dialect.encoding == encoding
+    assert set(data.load(job.artifacts, kept).rows[name].to_pylist()) == {value}
+    assert rows_of(str(path), lambda: schema | {"target": "y"})[0][name] == value
+
+
+def test_text_of_another_script_is_not_taken_for_western_text(tmp_path: Path, job: FolderJob) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes("\n".join(["town,y", *(f"Тверь,{n % 2}" for n in range(ROWS))]).encode("cp1251"))
+
+    with pytest.raises(InvalidData, match="not those of western languages") as refused:
+        read(job, path)
+    kept = taken(job, path, source={"path": str(path), "encoding": "cp1251"})
+
+    assert "everloop init --encoding" in refused.value.hint
+    assert set(data.load(job.artifacts, kept).rows["town"].to_pylist()) == {"Тверь"}
+
+
+def test_days_are_read_as_east_asia_writes_them(tmp_path: Path, job: FolderJob) -> None:
+    path = written(tmp_path, "a,b,y", lambda n: f"2024年{n % 12 + 1}月{n % 28 + 1}日,2024.{n % 12 + 1:02d}.01,{n % 2}")
+
+    found = read(job, path)
+
+    assert [f"{moment:%Y-%m-%d}" for moment in first_rows(found, "a", 2)] == ["2024-01-01", "2024-02-02"]
+    assert [f"{moment:%Y-%m-%d}" for moment in first_rows(found, "b", 2)] == ["2024-01-01", "2024-02-01"]
+
+
+def test_a_file_of_rows_in_latin_1_is_read_as_training_reads_one(tmp_path: Path) -> None:
     (tmp_path / "rows.tsv").write_bytes("größe\tort\n1,5\tKöln\n".encode("cp1252"))
     schema = {"task": "binary", "fields": [{"name": "größe", "kind": "number"}], "target": "y"}
 

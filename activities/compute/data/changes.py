@@ -60,7 +60,7 @@ def _change(
     examples = sorted({text for each in own for text in each.texts if is_rejected(text, column)})
     return Changed(
         column=column.name,
-        missing=sum(each.missing for each in own),
+        missing=sum(each.missing - each.blanks for each in own) + sum(texts.values()),
         texts=dict(texts.most_common(MOST_TEXTS)),
         rejected=rejected,
         examples=tuple(text[:40] for text in examples[:EXAMPLES]) if rejected else (),

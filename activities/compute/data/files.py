@@ -152,7 +152,7 @@ def _text(  # noqa: PLR0917
 ) -> Opened:
     if compression := compression_of(name):
         path = _unpacked(path, name, compression, scratch)
-    path, encoding, ends = _readable(path, name, dialect.encoding if dialect else encoding, scratch)
+    path, encoding, ends = _readable(path, name, wanted, dialect.encoding if dialect else encoding, scratch)
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as text:
         start = text.read(HEAD)
     try:
@@ -177,12 +177,17 @@ def _text(  # noqa: PLR0917
     )
 
 
-def _readable(path: Path, name: str, encoding: str | None, scratch: Path) -> tuple[Path, str, list[str]]:
+def _readable(
+    path: Path, name: str, wanted: Collection[str], encoding: str | None, scratch: Path
+) -> tuple[Path, str, list[str]]:
     """The file as UTF-8, what it was written in, and the ways in which its lines end."""
     with path.open("rb") as source:
         head = source.read(HEAD)
     is_utf8, ends = _scanned(path)
-    encoding = encoding or dialects.encoding_of(head, ascii_or_utf8=is_utf8)
+    said = encoding
+    encoding = said or dialects.encoding_of(head, ascii_or_utf8=is_utf8)
+    if encoding == "cp1252" and not said:
+        encoding = _not_utf8(path, name, wanted)
     if encoding is None:
         hint = "save it as UTF-8, or say `encoding` in the spec's source"
         raise InvalidData(f"{name} is not UTF-8 text, nor UTF-16 or Latin-1", field="source.path", hint=hint)
@@ -227,6 +232,22 @@ def _check_header(name: str, names: Sequence[str], start: str, lines: int) -> No
 def _blank_in_quotes(dialect: Dialect) -> re.Pattern[bytes]:
     quote = dialect.quote
     return re.compile(f"{quote} *({'|'.join(map(re.escape, USUAL))}) *{quote}".encode())
+
+
+def _not_utf8(path: Path, name: str, wanted: Collection[str]) -> str:
+    """The encoding of text that is not UTF-8: what the spec's names tell, else cp1252. Raises `InvalidData`."""
+    with path.open("rb") as source:
+        data = source.read(CHUNK_BYTES)
+    if found := dialects.encoding_by_names(data[:HEAD], wanted):
+        return found
+    if not dialects.is_western(data):
+        hint = (
+            "say its encoding (`everloop init --encoding`, or `encoding` under the spec's source): cp1251 Cyrillic, "
+            "gb18030 or big5 Chinese, cp932 Japanese, cp949 Korean, cp1253 Greek, cp1255 Hebrew, cp1256 Arabic"
+        )
+        message = f"{name} is not UTF-8, and its letters are not those of western languages (cp1252)"
+        raise InvalidData(message, field="source.encoding", hint=hint)
+    return "cp1252"
 
 
 def _odd_blanks(data: mmap.mmap, dialect: Dialect) -> str:
