@@ -36,6 +36,9 @@ ODD_DELIMITERS = ":~^ "
 PLACE = re.compile(r"column_[1-9]\d*")
 """A column of a file without a header."""
 LONGEST_CELL = 16 << 20
+HIGH = re.compile(rb"[\x80-\xff]+")
+LEAST_HIGH = 8
+"""Fewer bytes beyond ASCII say nothing of a file's script."""
 CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 """Bytes that no text holds."""
 
@@ -72,7 +75,8 @@ def column_names(header: list[str]) -> list[str]:
 def encoding_of(head: bytes, *, ascii_or_utf8: bool) -> str | None:
     """The encoding of a file that begins with *head*; None where it is no text.
 
-    *ascii_or_utf8*: whether all of its bytes are UTF-8. What is not, and is no UTF-16, is Windows' Latin-1 (cp1252).
+    *ascii_or_utf8*: whether all of its bytes are UTF-8. What is not, and is no UTF-16, is Windows' Latin-1 (cp1252),
+    where it looks like it: other scripts' codes are for people to say.
     """
     for mark, name in BOMS:
         if head.startswith(mark):
@@ -108,12 +112,13 @@ def is_western(data: bytes) -> bool:
 
 
 def _wide(head: bytes) -> str | None:
-    """UTF-16 without a mark: every other byte of most western text is 0."""
+    """UTF-16 without a mark: of line ends and delimiters every other byte is 0, always the same one of two."""
     head = head[: len(head) // 2 * 2]
-    if len(head) < 4:  # noqa: PLR2004
-        return None
-    for name, zeros in (("utf-16-le", head[1::2]), ("utf-16-be", head[::2])):
-        if zeros.count(0) > 0.6 * len(zeros):
+    for name, zeros, others in (("utf-16-le", head[1::2], head[::2]), ("utf-16-be", head[::2], head[1::2])):
+        if 0 not in zeros or 0 in others:
+            continue
+        text = head.decode(name, "ignore")  # a pair of surrogates may be cut at the end
+        if ("\n" in text or "\r" in text) and not re.search(r"[\x00-\x08\x0e-\x1f\ufffe\uffff]", text):
             return name
     return None
 

@@ -30,6 +30,8 @@ from everloop.texts import BLANKS, USUAL
 
 CHUNK_BYTES = 4 << 20
 LONGEST_LINE = 16 << 20
+BUFFER_BYTES = 2 * LONGEST_LINE
+"""What DuckDB reads of a text file at once; left to itself it takes sixteen times the longest line."""
 NEVER = "everloop/no-cell-is-this"
 SPACED = tuple(before + text + after for text in USUAL for before, after in (("", ""), (" ", ""), ("", " ")))
 OURS = (duckdb.OutOfMemoryException, duckdb.IOException)
@@ -74,7 +76,7 @@ class Opened:
             f"delim = {quoted(self.dialect.delimiter)}, quote = {quoted(self.dialect.quote)}, "
             f"escape = {quoted(self.dialect.escape)}, "
             f"columns = {{{columns}}}, nullstr = [{blanks}], allow_quoted_nulls = false, strict_mode = true, "
-            f"{ends}max_line_size = {LONGEST_LINE}, compression = 'none')"
+            f"{ends}max_line_size = {LONGEST_LINE}, buffer_size = {BUFFER_BYTES}, compression = 'none')"
         )
 
     def adapt(self, fault: str) -> bool:
@@ -134,9 +136,9 @@ def _typed(path: Path, name: str, kind: str, scratch: Path, wanted: Collection[s
         reason = ": it does not end as one does" if "magic bytes" in str(error) else ""
         hint = "write it again, with pandas' or pyarrow's Parquet writer"
         raise InvalidData(f"{name} is not a readable Parquet file{reason}", field="source.path", hint=hint) from None
-    columns = tuple(column.strip(BLANKS) for column in schema.names)
+    columns = tuple(dialects.column_names([column.strip(BLANKS) for column in schema.names]))
     if len(set(columns)) < len(columns):
-        columns = tuple(schema.names)
+        columns = tuple(dialects.column_names(schema.names))
     types = {column: typed.plain_type(each.type) for column, each in zip(columns, schema, strict=True)}
     return Opened(name=name, path=table, columns=columns, types=types)
 
@@ -189,9 +191,12 @@ def _readable(
     if encoding == "cp1252" and not said:
         encoding = _not_utf8(path, name, wanted)
     if encoding is None:
-        hint = "save it as UTF-8, or say `encoding` in the spec's source"
+        hint = "save it as UTF-8, or say `encoding` in the spec's source, such as shift_jis, gb18030 or cp1251"
         raise InvalidData(f"{name} is not UTF-8 text, nor UTF-16 or Latin-1", field="source.path", hint=hint)
     if encoding in ("utf-8", "utf-8-sig", "ascii"):
+        if not is_utf8:
+            hint = "say another `encoding` in the spec's source, or save it as UTF-8"
+            raise InvalidData(f"{name} is not {encoding} text", field="source.encoding", hint=hint)
         return path, encoding, ends
     path, encoding = _as_utf8(path, name, encoding, scratch)
     print(f"{name}: read as {encoding}")

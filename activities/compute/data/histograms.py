@@ -1,12 +1,10 @@
 """What the columns hold, for the data page: bars per column, made where the rows are."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import duckdb
 
-from activities.compute.data.engine import parquet
 from activities.compute.data.times import moment
 from everloop.errors import naming
 from everloop.records import Column
@@ -17,11 +15,11 @@ MOST_COLUMNS = 200
 LONGEST_LABEL = 40
 
 
-def histograms(
-    columns: Sequence[Column], tables: Sequence[Path], duck: duckdb.DuckDBPyConnection
-) -> list[dict[str, Any]]:
-    """By column: its kind, missing and different values, and bars of (label, rows): of numbers and times in order."""
-    rows = parquet(tables, len(columns))
+def histograms(columns: Sequence[Column], rows: str, duck: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
+    """By column: its kind, missing and different values, and bars of (label, rows): of numbers and times in order.
+
+    *rows*: SQL, whose columns are c0, c1, ...
+    """
     drawn = []
     for place, column in enumerate(columns[:MOST_COLUMNS]):
         with naming(column=column.name):

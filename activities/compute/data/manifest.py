@@ -41,6 +41,8 @@ MOST_REJECTED_ROWS = 10_000
 MOST_FETCHED = 50_000
 """Rows that `init` looks at, at least; twice as many at most."""
 MOST_CLASSES = 200
+MOST_AT_ONCE, CELLS_AT_ONCE = 100, 1_000_000
+"""Columns whose different values are counted together, where they are short: each takes DuckDB some memory."""
 SENTENCES = 20
 """On what was changed, in the result; the manifest has all."""
 
@@ -69,8 +71,9 @@ def snapshot(request: SnapshotRequest, job: Job) -> Snapshot:
             job.report(place + 1, files=place + 1, of=len(files), converted=sum(each.again for each in kept))
         print(f"converted {sum(each.again for each in kept)} of {len(kept)} files, the others are as before")
         tables = [each.path for each in kept]
-        columns = describe_files(read, tables, duck)
-        drawn = histograms(columns, tables, duck)
+        counted = _counted(read, tables, duck)
+        columns = describe_files(read, counted, duck)
+        drawn = histograms(columns, counted, duck)
         with naming(column=spec.time or ""):
             span = _span(tables, columns, spec)
         rejected = _rejected(read, job.scratch / "rejected.csv", duck)
@@ -219,15 +222,28 @@ def _table(
 # --- files of typed columns -------------------------------------------------------------------------------
 
 
-def describe_files(read: reading.Read, tables: Sequence[Path], duck: duckdb.DuckDBPyConnection) -> tuple[Column, ...]:
-    """Each column's kind, nulls and number of different values: one column at a time, so that memory is bounded."""
+def _counted(read: reading.Read, tables: Sequence[Path], duck: duckdb.DuckDBPyConnection) -> str:
+    """The rows as SQL, columns c0, c1, ...: of a small table, which may be a wide one, once read for all questions."""
     rows = parquet(tables, len(read.columns[0]))
+    if sum(read.rows) * len(read.columns[0]) > CELLS_AT_ONCE:
+        return rows
+    duck.execute(f"CREATE TEMP TABLE counted AS SELECT * FROM {rows}")
+    return "counted"
+
+
+def describe_files(read: reading.Read, rows: str, duck: duckdb.DuckDBPyConnection) -> tuple[Column, ...]:
+    """Each column's kind, nulls and number of different values: few long columns at a time, to bound memory."""
+    at_once = max(1, min(MOST_AT_ONCE, CELLS_AT_ONCE // sum(read.rows)))
+    names = list(read.columns[0])
     found = []
-    for place, (name, column) in enumerate(read.columns[0].items()):
-        counts = f"SELECT count(*) - count(c{place}), count(DISTINCT c{place}) FROM {rows}"
-        with naming(column=name):
-            nulls, distinct = duck.execute(counts).fetchone() or (0, 0)
-        found.append(column_of(column, sum(read.rows), int(nulls), int(distinct), _layouts(read, name)))
+    for start in range(0, len(names), at_once):
+        some = range(start, min(start + at_once, len(names)))
+        counts = ", ".join(f"count(*) - count(c{place}), count(DISTINCT c{place})" for place in some)
+        with naming(column=names[start] if len(some) == 1 else ""):
+            answer = [int(count) for count in duck.execute(f"SELECT {counts} FROM {rows}").fetchall()[0]]
+        for place, nulls, distinct in zip(some, answer[::2], answer[1::2], strict=True):
+            column = read.columns[0][names[place]]
+            found.append(column_of(column, sum(read.rows), nulls, distinct, _layouts(read, names[place])))
     return tuple(found)
 
 
