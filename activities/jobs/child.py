@@ -25,6 +25,8 @@ from everloop.artifacts import FLOOR_BYTES, Artifacts
 from everloop.errors import EverloopError, Invalid, JobFailed, NotFound, OutOfMemory, StorageLow
 
 NO_EVENTS = -1
+OURS = str(Path(__file__).parent)
+"""Of the stages' own code, only what runs them is never to blame."""
 FUNCTION = re.compile(r"[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*")
 
 
@@ -130,7 +132,18 @@ def _told(error: BaseException) -> dict[str, str]:
         told = (str(error).splitlines() or [""])[0][:500]
         return {"error": OutOfMemory.__name__, "message": told or type(error).__name__, "field": "", "hint": ""}
     first_line = f"{type(error).__name__}: {error}".splitlines()[0][:500]
-    return {"error": "JobFailed", "message": first_line, "field": "", "hint": ""}
+    return {"error": "JobFailed", "message": first_line, "field": "", "hint": _raised_at(error)}
+
+
+def _raised_at(error: BaseException) -> str:
+    """The line that raised it: the last one that is no library's, as people look for their own. Else the last."""
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [frame for frame in frames if not frame.filename.startswith((sys.prefix, sys.base_prefix, "<", OURS))]
+    if not frames:
+        return ""
+    frame = (theirs or list(frames))[-1]
+    code = f": {frame.line}" if frame.line else ""
+    return f"raised at {Path(frame.filename).name}, line {frame.lineno}, in {frame.name}{code}"
 
 
 def _out_of_memory(error: BaseException) -> bool:
