@@ -41,7 +41,12 @@ _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def load() -> None:
-    """Load what the children share, and keep the collector's hands off it: a page it writes to is not shared."""
+    """Load what the children share, and keep the collector's hands off it: a page it writes to is not shared.
+
+    The second time it does nothing.
+    """
+    if all(module in sys.modules for module in SHARED):
+        return
     for module in SHARED:
         importlib.import_module(module)
     gc.collect()
