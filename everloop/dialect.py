@@ -36,9 +36,6 @@ ODD_DELIMITERS = ":~^ "
 PLACE = re.compile(r"column_[1-9]\d*")
 """A column of a file without a header."""
 LONGEST_CELL = 16 << 20
-HIGH = re.compile(rb"[\x80-\xff]+")
-LEAST_HIGH = 8
-"""Fewer bytes beyond ASCII say nothing of a file's script."""
 CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 """Bytes that no text holds."""
 

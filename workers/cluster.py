@@ -52,6 +52,9 @@ CONFIG = {
     "distributed.worker.profile.enabled": False,  # idle processes should be idle
     "distributed.admin.tick.interval": "500ms",
     "distributed.admin.system-monitor.interval": "5s",
+    "distributed.admin.log-length": 100,  # what is kept for a dashboard that nobody looks at
+    "distributed.admin.low-level-log-length": 100,
+    "distributed.diagnostics.computations.max-history": 1,
     "distributed.comm.timeouts.connect": "5s",
     "distributed.scheduler.http.routes": [],  # an open port tells every user of the machine what runs
     "distributed.worker.http.routes": [],

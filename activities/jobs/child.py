@@ -28,6 +28,8 @@ from everloop.artifacts import FLOOR_BYTES, Artifacts
 from everloop.errors import EverloopError, Invalid, JobFailed, NotFound, OutOfMemory, StorageLow, unknown
 from everloop.records import Lease
 
+OURS = str(Path(__file__).parent)
+"""Of the stages' own code, only what runs them is never to blame."""
 STOPPED = 128 + signal.SIGTERM
 """Exit code of a job that was told to end and has kept what it had learned: as if the signal had ended it."""
 FUNCTION = re.compile(r"[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*")
@@ -125,7 +127,19 @@ def _told(error: BaseException) -> dict[str, str]:
         said = (str(error).splitlines() or [""])[0][:500]
         return {"error": OutOfMemory.__name__, "message": said or type(error).__name__, "field": "", "hint": ""}
     told = error if isinstance(error, EverloopError) else unknown(error)
-    return {"error": type(told).__name__, "message": str(told), "field": told.field, "hint": told.hint}
+    hint = told.hint if told is error else "; ".join(filter(None, [_raised_at(error), told.hint]))
+    return {"error": type(told).__name__, "message": str(told), "field": told.field, "hint": hint}
+
+
+def _raised_at(error: BaseException) -> str:
+    """The line that raised it: the last one that is no library's, as people look for their own. Else the last."""
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [frame for frame in frames if not frame.filename.startswith((sys.prefix, sys.base_prefix, "<", OURS))]
+    if not frames:
+        return ""
+    frame = (theirs or list(frames))[-1]
+    code = f": {frame.line}" if frame.line else ""
+    return f"raised at {Path(frame.filename).name}, line {frame.lineno}, in {frame.name}{code}"
 
 
 def _out_of_memory(error: BaseException) -> bool:

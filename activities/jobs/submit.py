@@ -97,7 +97,9 @@ class Jobs:
         watch = Watch(request.slot.device, f"{run_id}/{activity_id}")
         order = self._order(function, request, watch.job, info.attempt)
         async with self._beating(watch):  # first of all: it also beats while Dask is out of reach
-            outcome = await self._outcome(order, f"{watch.job}/{info.attempt}-{uuid.uuid4().hex[:8]}", watch)
+            # Dask keeps statistics for each first word of its keys, for ever.
+            key = f"job-{info.attempt}-{watch.job}-{uuid.uuid4().hex[:8]}"
+            outcome = await self._outcome(order, key, watch)
         result = result_type.model_validate(_result(outcome))
         return result.model_copy(update={"ran": _ran(request, outcome, info.attempt)})
 

@@ -371,7 +371,8 @@ def _outcome(order: Order, job: Path, code: int, memory: Memory, *, unwanted: bo
         return _left(json.loads((job / "result.json").read_text()))
     if unwanted:
         return {"unwanted": True}
-    if lacked := _lacked(code, memory):
+    lacked = _lacked(code, memory)
+    if lacked is not None:
         return _out_of_memory(lacked, memory)
     with contextlib.suppress(OSError, ValueError):
         return _failed(order, json.loads((job / "error.json").read_text()), memory)
@@ -389,16 +390,17 @@ def _failed(order: Order, error: dict[str, str], memory: Memory) -> Outcome:
     return {"error": error}
 
 
-def _lacked(code: int, memory: Memory) -> str:
-    """Why the job was ended for want of memory, empty when it was not."""
+def _lacked(code: int, memory: Memory) -> str | None:
+    """What is to be said of a job that was ended for want of memory; None when it was not."""
     if memory.over:
-        return "it was ended"
+        return ""
     by_kernel = code == SIGNALLED + signal.SIGKILL and memory.killed_by_kernel()
-    return "the kernel ended it, since the machine had none left" if by_kernel else ""
+    return "the kernel ended it, since the machine had none left" if by_kernel else None
 
 
 def _out_of_memory(what: str, memory: Memory) -> Outcome:
-    message = f"the job ran out of memory ({what}): {memory.figures()}"
+    why = f" ({what})" if what else ""
+    message = f"the job ran out of memory{why}: {memory.figures()}"
     return {"error": {"error": OutOfMemory.__name__, "message": message, "field": "", "hint": HINT}}
 
 

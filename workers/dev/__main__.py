@@ -15,8 +15,9 @@ from everloop.errors import EverloopError, sentence
 AS = "--as"
 ROOM = " " * 64
 """An argument that nobody reads: names of processes are longer than ours."""
-MALLOC = {"MALLOC_ARENA_MAX": "2", "MALLOC_TRIM_THRESHOLD_": "65536"}
-"""Each thread of each process would get an allocator of its own, whose freed memory nobody else uses."""
+OURS = {"MALLOC_ARENA_MAX": "2", "MALLOC_TRIM_THRESHOLD_": "65536", "OPENBLAS_NUM_THREADS": "1"}
+"""Each thread of each process would get an allocator of its own, whose freed memory nobody else uses. And numpy, which
+Dask loads, would start threads when it is imported: a process with threads is not forked."""
 
 
 def main() -> int:
@@ -24,8 +25,8 @@ def main() -> int:
     flags = [flag for flag in sys.argv[1:] if flag == "--json"]
     if AS not in sys.argv:
         here = settings.load(session=f"up-{secrets.token_hex(6)}")
-        malloc = {name: value for name, value in MALLOC.items() if name not in os.environ}
-        engine.become("workers.dev", *flags, AS, here.session, ROOM, extra=malloc | here.environment())
+        ours = {name: value for name, value in OURS.items() if name not in os.environ}
+        engine.become("workers.dev", *flags, AS, here.session, ROOM, extra=ours | here.environment())
     from workers.dev import launcher
 
     return launcher.main(as_json=bool(flags))

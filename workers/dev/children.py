@@ -41,7 +41,12 @@ _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def load() -> None:
-    """Load what the children share, and keep the collector's hands off it: a page it writes to is not shared."""
+    """Load what the children share, and keep the collector's hands off it: a page it writes to is not shared.
+
+    The second time it does nothing.
+    """
+    if all(module in sys.modules for module in SHARED):
+        return
     for module in SHARED:
         importlib.import_module(module)
     gc.collect()
@@ -151,7 +156,10 @@ def _become(module: str, args: tuple[str, ...], settings: Settings, log: int, pa
     nothing = os.open(os.devnull, os.O_RDONLY)
     for number, source in enumerate((nothing, log, log)):
         os.dup2(source, number)
-    os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # the launcher's locks and doors
+    for each in os.listdir("/proc/self/fd"):  # noqa: PTH208  # the launcher's locks and doors
+        with suppress(OSError):  # the one that listed them
+            if int(each) not in (0, 1, 2):
+                os.close(int(each))
     sys.stdin, sys.stdout, sys.stderr = (
         open(number, mode, closefd=False)  # noqa: SIM115  # for as long as the process lives
         for number, mode in enumerate(("r", "w", "w"))

@@ -62,10 +62,10 @@ class Stack:
     def start(self) -> None:
         """Start everything and wait until it works. Raises `CannotStart` with what to do."""
         settings = self.settings
+        self.server = self._temporal()
+        load()  # where Temporal is our own, that was done while it started
         if not settings.dask_address:  # else somebody else's cluster, with workers of its own
             self._launch(Child("scheduler", "workers", ("scheduler",)))
-        apart(lambda: _migrate(settings))  # before there are histories: see `check_histories`
-        self.server = self._temporal()
         self._take_over()
         (settings.keys_dir / "login.url").unlink(missing_ok=True)  # the new API writes a fresh one
         self._launch(Child("control", "workers", ("control",)))
@@ -173,7 +173,7 @@ class Stack:
             settings.port(UNGUARDED_UI),
             log_of(settings, "temporal"),
             namespace=settings.temporal_namespace,
-            wait=apart,
+            wait=_loading_meanwhile,
         )
 
     def _take_over(self, *, wait_seconds: float = READY_SECONDS, jobs_too: bool = True) -> None:
@@ -218,7 +218,16 @@ class Stack:
         return [] if settings.dask_address else apart(lambda: _missing_slots(settings))
 
 
-def _migrate(settings: Settings) -> None:
+def _loading_meanwhile(ready: Callable[[], None]) -> None:
+    """Temporal takes a second to start: what the others share is loaded on the other core."""
+    load()
+    apart(ready)
+
+
+def _database(settings: Settings) -> None:
+    """Look at it, and migrate it before there are histories: see `check_histories`."""
+    checks.check_database(settings)
+    checks.check_histories(settings)
     store = Store(settings.database)
     store.migrate()
     store.close()
@@ -295,11 +304,9 @@ def running(settings: Settings) -> Iterator[Stack]:
         killed = clear_leftovers(settings)
         if killed:
             life.say(f"ended {killed} process{'es' * (killed > 1)} that an earlier run had left")
-        load()
         checks.check_space(settings.data_dir, settings.disk_floor_bytes)
-        apart(lambda: checks.check_database(settings))
-        apart(lambda: checks.check_histories(settings))
         checks.check_ports(settings)
+        apart(lambda: _database(settings))
         settings.logs_dir.mkdir(parents=True, exist_ok=True)
         signing.create_keys(settings.keys_dir)
         try:
