@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 COMPILE = { $(BIN)/python -m compileall -q -j 0 -x '/(plotly|faker|litestar|pip|tests)/' $(VENV)/lib >/dev/null || true; }
 
-.PHONY: demo test check format bench proof-compute
+.PHONY: demo test check format bench proof-compute proof-sleep
 
 demo: $(VENV)/.demo  ## the whole loop on a real year of data
 	$(BIN)/everloop demo $(ARGS)
@@ -32,6 +32,10 @@ bench: $(VENV)/.dev  ## what Everloop costs: beside plain Temporal, beside DuckD
 
 proof-compute: $(VENV)/.dev  ## faults at random moments of trainings; MINUTES=, SEED= (the same goes on), PLANT=1..3
 	$(BIN)/python -m tests.faults.proof_compute
+
+proof-sleep: $(VENV)/.dev  ## the machine sleeps for MINUTES in a training: docs/proof/sleep.csv; PLANT=1..3 must fail
+	PYTHONPATH=. $(BIN)/python bench/sleep.py $(if $(MINUTES),--minutes $(MINUTES)) $(if $(RUNS),--runs $(RUNS)) \
+	  $(if $(SEED),--seed $(SEED)) $(if $(PLANT),--plant $(PLANT))
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

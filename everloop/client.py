@@ -199,6 +199,17 @@ class Client:
         """Ask a running lifecycle to end; its jobs are stopped."""
         return self._attend(lifecycle, "cancel", {"reason": reason})
 
+    def pause(self, lifecycle: str, reason: str = "") -> Json:
+        """End its running job at a checkpoint, give its slot to others, and begin nothing until `resume`.
+
+        Raises `NotWaiting` at the gate and after it, where it runs no job.
+        """
+        return self._attend(lifecycle, "pause", {"reason": reason})
+
+    def resume(self, lifecycle: str) -> Json:
+        """Let a paused lifecycle go on with the stage that it was at. Raises `NotWaiting` when it is not paused."""
+        return self._attend(lifecycle, "resume", {})
+
     def _attend(self, lifecycle: str, action: str, body: Json) -> Json:
         return _object(self._api("POST", f"/lifecycles/{_part(lifecycle)}/{action}", json=body))
 

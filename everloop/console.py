@@ -24,6 +24,7 @@ MARKS = {
     "running": ("●", "*", "cyan"),
     "failed": ("✗", "x", "red"),
     "skipped": ("-", "-", "yellow"),
+    "paused": ("‖", "=", "yellow"),
     "ahead": ("·", ".", "bright_black"),
 }
 STYLES = {
@@ -31,6 +32,7 @@ STYLES = {
     "waiting_approval": "yellow",
     "needs_attention": "red",
     "released": "green",
+    "done": "green",
     "failed": "red",
     "terminated": "red",
 }

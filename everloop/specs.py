@@ -37,6 +37,9 @@ STAGES: tuple[Stage, ...] = Stage.__args__  # type: ignore[attr-defined]  # typi
 SKIPPABLE: frozenset[Stage] = frozenset({"validate", "monitor"})
 """Stages that a lifecycle can do without: the others produce what the next one needs."""
 
+LAST_STAGES = STAGES[: STAGES.index("approve")]
+"""Stages after which a lifecycle may be told to end: from the gate on, people and traffic are in it."""
+
 JOB_STAGES: frozenset[Stage] = frozenset({"snapshot", "validate", "prepare", "train", "evaluate", "refit", "export"})
 """Stages that run as a job on a slot, and so leave a log."""
 
@@ -299,6 +302,8 @@ class LifecycleSpec(Strict):
     training: Training = Training()
     gate: Gate = Gate()
     monitor: Monitor | None = Monitor()
+    until: Stage | None = None
+    """End well after this stage, `register` at the latest; left out, it goes on to the release and the monitor."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "LifecycleSpec":
@@ -308,6 +313,10 @@ class LifecycleSpec(Strict):
             raise ValueError("positive: only a binary task has a positive class")
         if self.target in (self.time, self.key):
             raise ValueError("target: must not be the time or the key column")
+        if self.until is not None and self.until not in LAST_STAGES:
+            raise ValueError(
+                f"until: must be one of {', '.join(LAST_STAGES)}; without it the lifecycle goes to its end"
+            )
         if self.features.include is not None and self.target in self.features.include:
             raise ValueError("features.include: must not name the target")
         if self.trainer in PARAMS:

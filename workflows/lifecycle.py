@@ -38,6 +38,7 @@ from everloop.contracts import (
     LifecycleRequest,
     MonitorRequest,
     Offer,
+    PauseRequest,
     PrepareRequest,
     RefitRequest,
     RegisterRequest,
@@ -68,7 +69,7 @@ from workflows.approval import Approval
 from workflows.journal import Journal, heed_a_cancel, until
 from workflows.lease import Lease
 from workflows.release import Release
-from workflows.stage import LIGHT_TIMEOUT, RETRY, Aborted, ReadAgain, Stages
+from workflows.stage import LIGHT_TIMEOUT, RETRY, Aborted, Reached, ReadAgain, Stages
 
 R = TypeVar("R", bound=Record)
 
@@ -110,11 +111,14 @@ class Lifecycle:
     @workflow.run
     async def run(self, request: LifecycleRequest) -> LifecycleAnswer:
         self._request, self._spec = request, request.spec
+        self._stages.until = request.spec.until
         try:
             await self._admitted()
             answer = await self._until_the_data_will_do()
         except Ended as end:
             answer = end.answer
+        except Reached as end:
+            answer = self._answer("done", str(end))
         except Aborted as end:
             answer = self._answer("aborted", str(end))
         except (asyncio.CancelledError, Exception):  # not GeneratorExit: the worker drops the workflow, nothing ended
@@ -182,6 +186,15 @@ class Lifecycle:
     @attend.validator
     def check_attend(self, request: AttendRequest) -> None:
         self._stages.check_attend(request)
+
+    @workflow.update(name=names.PAUSE, description="Hold still at the next checkpoint, or go on")
+    async def pause(self, request: PauseRequest) -> str:
+        self._stages.pause(request)
+        return request.action
+
+    @pause.validator
+    def check_pause(self, request: PauseRequest) -> None:
+        self._stages.check_pause(request)
 
     # --- stages ---------------------------------------------------------------------------------
 

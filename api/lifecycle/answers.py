@@ -12,6 +12,7 @@ Status = Literal[
     "waiting_approval",
     "needs_attention",
     "released",
+    "done",
     "rejected",
     "expired",
     "not_better",
@@ -20,7 +21,7 @@ Status = Literal[
     "terminated",
     "failed",
 ]
-Action = Literal["retry", "skip", "abort", "cancel"]
+Action = Literal["retry", "skip", "abort", "cancel", "pause", "resume"]
 
 
 class Submitted(BaseModel):
@@ -92,12 +93,14 @@ class LifecycleView(LifecycleSummary):
     links: dict[str, str]
     progress: Progress | None = None
     """Of the job that runs now."""
+    paused: bool = False
+    """A person paused it: it runs nothing until a resume."""
     curves: list[Curve] = []
     """Of its last training."""
 
 
 class Attend(BaseModel):
-    """What else to say with a retry, a skip, an abort or a cancel."""
+    """What else to say with a retry, a skip, an abort, a cancel, a pause or a resume."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -11,7 +11,7 @@ from api import alarm, curves, data, journal
 from api.dependencies import RPC_TIMEOUT, Here, Parts, ask
 from api.lifecycle.answers import LifecycleList, LifecycleView, Status
 from api.lifecycle.links import links
-from api.lifecycle.summary import error_of, gate_of, help_now, low_on_room, stage_view, summary
+from api.lifecycle.summary import error_of, gate_of, help_now, is_paused, low_on_room, stage_view, summary
 from api.refusals import refusals
 from everloop import names
 from everloop.errors import NotFound
@@ -73,6 +73,7 @@ def stored(here: Parts, id: str) -> LifecycleView | None:  # noqa: A002
             help=help_now(here, session, row),
             notes=data.notes(here, session, row),
             links=links(here, id, gate=gate is not None, data=data.there(session, row)),
+            paused=is_paused(row),
             progress=curves.progress_of(session, row),
             curves=curves.curves_of(session, row),
         )

@@ -263,6 +263,18 @@ def cancel(lifecycle: Lifecycle, reason: Reason = "", data_dir: DataDir = None, 
     _attend(data_dir, as_json, lifecycle, "cancel requested", lambda client: client.cancel(lifecycle, reason))
 
 
+@app.command()
+def pause(lifecycle: Lifecycle, reason: Reason = "", data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """End the running job at a checkpoint and give its slot to others, until `resume`."""
+    _attend(data_dir, as_json, lifecycle, "paused", lambda client: client.pause(lifecycle, reason))
+
+
+@app.command()
+def resume(lifecycle: Lifecycle, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Let a paused lifecycle go on."""
+    _attend(data_dir, as_json, lifecycle, "going on", lambda client: client.resume(lifecycle))
+
+
 def _attend(data_dir: Path | None, as_json: bool, lifecycle: str, done: str, act: "Callable[[Client], Json]") -> None:
     with connected(data_dir) as client:
         answer = act(client)
