@@ -24,10 +24,12 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: $(VENV)/.dev  ## what Everloop costs beside plain Temporal, and init beside DuckDB
+bench: $(VENV)/.dev  ## what Everloop costs beside plain Temporal, DuckDB, polars and pandas; ROWS=200000 for a small table
 	PYTHONPATH=. $(BIN)/python bench/orchestration.py
 	PYTHONPATH=. $(BIN)/python bench/recovery.py
 	PYTHONPATH=. $(BIN)/python bench/init.py
+	PYTHONPATH=. $(BIN)/python bench/prepare.py $(if $(ROWS),--rows $(ROWS))
+	PYTHONPATH=. $(BIN)/python bench/chain.py $(if $(ROWS),--rows $(ROWS))
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

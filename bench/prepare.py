@@ -389,7 +389,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=int(os.environ.get("EVERLOOP_BENCH_ROWS", "20000000")))
+    parser.add_argument("--rows", type=int, default=20_000_000)
     parser.add_argument("--csv-rows", type=int, help="as many as --rows by default")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeat", type=int, default=2)
