@@ -31,6 +31,8 @@ TRAIN_SHARE = 0.64
 MOST_VALUES = 100
 CUT = 1_000_000
 """Rows on which the result is compared with that of the small path, which holds the table in memory."""
+PANDAS_BYTES = 640
+"""Per row: it holds the whole table."""
 GOAL_RATIO, GOAL_CSV, GOAL_MIB = 1.25, 1.3, 800
 TOOLS = ("ours", "duckdb", "polars", "pandas")
 Runs = list[dict[str, float]]
@@ -321,16 +323,25 @@ def equal_to_the_small_path(source: Path, folder: Path) -> bool:
 def compared(tools: Sequence[str], source: Path, folder: Path, arguments: argparse.Namespace) -> dict[str, Runs]:
     """Each tool's runs, in turn, so that a busy moment hits all alike."""
     runs: dict[str, Runs] = {tool: [] for tool in tools}
+    if "pandas" in runs and (needed := arguments.rows * PANDAS_BYTES >> 20) > (free := available_mib()):
+        print(f"pandas: left out, it would hold {needed:,} MiB and {free:,} are free")
+        del runs["pandas"]
     rows = arguments.rows if source.suffix == ".parquet" else arguments.csv_rows
     for _ in range(arguments.repeat):
         for tool, found in runs.items():
             found.append(measured(tool, source, folder, rows, arguments.threads))
+            print(f"  {tool}: {found[-1]['seconds']:.2f} s", flush=True)
     for tool, found in runs.items():
         best = min(found, key=lambda run: run["seconds"])
         fit = f" ({best['fit']:.2f} s of it to fit)" if "fit" in best else ""
         figures = f"{best['seconds']:.2f} s, {best['cpu']:.2f} s of processor time{fit}"
         print(f"{tool}: {figures}, {max(run['mib'] for run in found):.0f} MiB private", flush=True)
     return runs
+
+
+def available_mib() -> int:
+    told = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) for line in told if line.startswith("MemAvailable:")) >> 10
 
 
 def ratio(runs: dict[str, Runs], own: str, unit: str) -> float:
@@ -344,7 +355,7 @@ def of_parquet(folder: Path, arguments: argparse.Namespace) -> list[bool]:
     generate(source, arguments.rows)
     size = source.stat().st_size >> 20
     print(f"{arguments.rows:,} rows x 20 columns, {size:,} MiB of Parquet, {arguments.threads} thread(s)")
-    runs = compared(TOOLS, source, folder, arguments)
+    runs = compared(arguments.tools, source, folder, arguments)
     who = measured("identity", source, folder, arguments.rows, arguments.threads)
     print(f"row identity, apart: {who['seconds']:.2f} s, {who['mib']:.0f} MiB private")
     processor = ratio(runs, "ours", "cpu")
@@ -394,6 +405,9 @@ if __name__ == "__main__":
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeat", type=int, default=2)
     parser.add_argument("--folder", type=Path, help="where the table and the results go; the system's own by default")
+    parser.add_argument(
+        "--tools", nargs="+", choices=TOOLS, default=list(TOOLS), help="ours, and others to compare with"
+    )
     parser.add_argument("--parts", nargs="+", choices=("parquet", "csv"), default=["parquet", "csv"])
     parser.add_argument("--child", choices=(*TOOLS, *READERS, "identity"), help=argparse.SUPPRESS)
     parser.add_argument("--source", type=Path, help=argparse.SUPPRESS)
