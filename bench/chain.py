@@ -7,6 +7,7 @@ Prints a line per goal, `NAME VALUE goal LIMIT met|missed`, and exits 1 when one
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -32,8 +33,8 @@ LEFT = {"prepare": "prepared", "train": "trained", "refit": "refitted"}
 """What later stages call a stage's result."""
 
 
-def run(stage: str, request: dict[str, Any], folder: Path) -> tuple[dict[str, Any], Watch, float]:
-    """One job: its result, its memory, its seconds."""
+def run(stage: str, request: dict[str, Any], folder: Path) -> tuple[dict[str, Any], Watch, str]:
+    """One job: its result, its memory, and its time in words."""
     job = folder / stage
     (job / "scratch").mkdir(parents=True)
     order = {
@@ -48,16 +49,27 @@ def run(stage: str, request: dict[str, Any], folder: Path) -> tuple[dict[str, An
     }
     (job / "request.json").write_text(json.dumps(order))
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ARROW_NUM_THREADS"), "1")
-    started = time.perf_counter()
+    started, before = time.perf_counter(), processor_seconds()
     with (job / "log").open("w") as log:
         command = [sys.executable, "-m", "activities.jobs.child", str(job)]
         child = subprocess.Popen(command, env=os.environ | threads, cwd=ROOT, stdout=log, stderr=log)
         with Watch(child.pid) as watch:
             child.wait()
     seconds = time.perf_counter() - started
+    processor = processor_seconds() - before
     if not (job / "result.json").exists():
         sys.exit(f"{stage}: {(job / 'error.json').read_text()}\n{(job / 'log').read_text()[-2000:]}")
-    return json.loads((job / "result.json").read_text())["result"], watch, seconds
+    return (
+        json.loads((job / "result.json").read_text())["result"],
+        watch,
+        f"{seconds:.1f} s, {processor:.1f} s of processor time",
+    )
+
+
+def processor_seconds() -> float:
+    """Of the jobs that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -71,9 +83,9 @@ def main(arguments: argparse.Namespace) -> int:
         known: dict[str, Any] = {"spec": spec, "champion": None}
         met = []
         for stage in STAGES:
-            result, watch, seconds = run(stage, wanted(stage, known), folder)
+            result, watch, took = run(stage, wanted(stage, known), folder)
             known[LEFT.get(stage, stage)] = result
-            print(f"{stage}: {seconds:.1f} s, {watch.own:.0f} MiB of its own, {watch.pss:.0f} MiB with mapped files")
+            print(f"{stage}: {took}, {watch.own:.0f} MiB of its own, {watch.pss:.0f} MiB with mapped files")
             met.append(said(f"{stage}_mib", watch.pss, GOAL_MIB))
         parity = known["export"]["parity"]
         met.append(said("parity_mismatches", parity["mismatches"], 0, exact=True))
@@ -90,7 +102,7 @@ def wanted(stage: str, known: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=int(os.environ.get("EVERLOOP_BENCH_CHAIN_ROWS", "5000000")))
+    parser.add_argument("--rows", type=int, default=5_000_000)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--time", help="a column of times to split by; without it rows are split by their hashes")
     parser.add_argument("--folder", type=Path, help="where the table and the results go; the system's own by default")

@@ -62,7 +62,7 @@ def _refit(request: RefitRequest, job: Context, table: Table) -> Refitted:
     pipeline = fit(spec, table, target, rows, like=before, scratch=job.scratch, resources=Resources.of(job))
     path = job.scratch / "prepared.arrow"
     every = np.full(len(rows), TRAIN, np.int8)
-    write(path, pipeline, table, rows, y=target.values[rows], part=every, fresh=every > TRAIN)
+    write(path, pipeline, table, rows, y=target.of(rows), part=every, fresh=every > TRAIN)
     with opened_rows(path) as written:
         examples = Examples(
             spec=spec,
@@ -70,7 +70,7 @@ def _refit(request: RefitRequest, job: Context, table: Table) -> Refitted:
             rows=written,
             train=np.arange(len(rows)),
             validation=EMPTY,
-            goal=(target.values[rows] - pipeline.center) / pipeline.scale,
+            goal=(target.of(rows) - pipeline.center) / pipeline.scale,
             raw=table.arrays,
             iterations=trained.iterations,
         )

@@ -1,6 +1,7 @@
 """Preparation out of core: the same bytes whatever the chunks, the threads and the files; any path opens the door."""
 
 import json
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,14 @@ import pytest
 from activities.compute import data, features, rows
 from activities.compute.features import columns
 from activities.compute.features.goals import Goal
+from activities.compute.features.table import Writer
 from activities.compute.resources import Resources
 from everloop import contracts
 from everloop.records import Prepared
 from tests.unit.test_compute_stages import SLOT, FolderJob, Passed, csv, spec_of
 
 ROWS = 5000
+GOLDEN = [9160033856657488884, 332585132051147477, 9066807658496438383, 13854969315905379917]
 
 
 @pytest.fixture
@@ -209,3 +212,40 @@ def test_what_was_read_is_not_kept(tmp_path: Path) -> None:
         most = max(most, pa.total_allocated_bytes() - before)
 
     assert most < size / 2
+
+
+def test_pages_of_prepared_rows_that_were_read_are_let_go_of(tmp_path: Path) -> None:
+    count, path = 400_000, tmp_path / "prepared.arrow"
+    matrix = np.random.default_rng(0).random((count, 20), np.float32)
+    numbers = np.arange(count)
+    small = np.zeros(count, np.int8)
+    with Writer(path, 20) as out:
+        out.add(matrix, y=matrix[:, 0].astype(float), part=small, fold=small, row=numbers, fresh=small > 0)
+
+    with features.opened_rows(path) as stored:
+        read = [each.copy() for each in stored.matrices(numbers)]
+        lines = Path("/proc/self/smaps").read_text().split(f"{path}\n")[1:]
+        one = [stored.row(place) for place in range(0, count, 1000)]
+        held = sum(int(mapping.split("Rss:")[1].split()[0]) for mapping in lines) << 10
+
+    assert (np.concatenate(read) == matrix).all()
+    assert (np.array(one) == matrix[::1000]).all()
+    assert lines
+    assert held < path.stat().st_size / 2
+
+
+def test_a_row_has_the_same_hash_in_any_chunking_and_in_any_version(tmp_path: Path, job: FolderJob) -> None:
+    whole, paths = kept(job, tmp_path / "s", [1, 2000])
+    other = data.Table(rows.Stored(paths), whole.columns)
+
+    assert (data.row_hashes(other) == data.row_hashes(whole)).all()
+    # A champion's rows are known by these: another sum, and all of them would seem new.
+    table = pa.table(
+        {
+            "n": [1.5, -0.0, None, 1.5],
+            "i": pa.array([2**60, 2**60 + 1, None, 2**60]),
+            "t": ["a", "", None, "a"],
+            "d": pa.array([Decimal("0.10"), None, Decimal("12345678901234567890.12"), Decimal("0.10")]),
+        }
+    )
+    assert data.row_hashes(data.Table(table, ())).tolist() == GOLDEN

@@ -47,12 +47,9 @@ def encoded(entry: Encoding, column: NDArray[np.generic] | Coded, folds: NDArray
 
 
 def fitted(
-    column: str,
-    known: tuple[str, ...],
-    batches: Iterator[tuple[Coded, NDArray[np.integer[Any]], NDArray[np.int8]]],
-    folds: int,
+    column: str, known: tuple[str, ...], batches: Iterator[Batch], folds: int, of: int | None = None
 ) -> Encoding:
-    """Sums and counts of the values in *known*."""
+    """Sums and counts of the values in *known*. *of*: the class that the batches say is there (1) or not (0)."""
     sums, counts = (np.zeros((len(known) + 1, folds)) for _ in range(2))
     for texts, goal, fold in batches:
         cells = texts.among(known) * folds + fold
@@ -65,6 +62,7 @@ def fitted(
         sums=tuple(tuple(map(int, row)) for row in sums[:-1]),
         counts=tuple(tuple(map(int, row)) for row in counts[:-1]),
         total=(int(sums.sum()), int(counts.sum())),
+        of=of,
     )
 
 

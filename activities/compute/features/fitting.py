@@ -106,7 +106,7 @@ def fit(  # noqa: PLR0917
 
 def _usual(target: Target, rows: NDArray[np.int64]) -> tuple[float, float]:
     """Mean and spread of a numeric target."""
-    values = target.values[rows]  # in the order of the rows, so that their sums are always the same
+    values = target.of(rows)  # in the order of the rows, so that their sums are always the same
     return float(values.mean()), float(values.std()) or 1.0
 
 

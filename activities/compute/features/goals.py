@@ -26,7 +26,7 @@ class Goal:
 
     @classmethod
     def of(cls, target: Target, rows: NDArray[np.int64], center: float, scale: float) -> "Goal":
-        values = target.values[rows]
+        values = target.of(rows)
         if target.classes:
             return cls(values.astype(np.uint8), len(target.classes))  # at most 100 of them
         return cls(np.clip(np.round((values - center) / scale * UNIT), -(2.0**30), 2.0**30).astype(np.int32), 0)

@@ -76,6 +76,8 @@ class Encoding:
     """[values, folds] of rows."""
     total: tuple[int, int]
     """Sum and count of all rows."""
+    of: int | None = None
+    """Where there are more than two classes: the one whose share of the rows this is."""
 
 
 @dataclass(frozen=True)

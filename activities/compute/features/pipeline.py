@@ -72,10 +72,13 @@ class Pipeline:
         names += [f"{entry.end} - {entry.start} (days)" for entry in self.differences]
         names += [f"{entry.column} (missing)" for entry in self.indicators]
         names += [f"{entry.name} ({FINE[level]})" for entry in self.blurred for level in range(entry.fine)]
-        names += [f"{entry.column} (mean of the target)" for entry in self.encodings]
+        names += [f"{entry.column} ({self._mean(entry)})" for entry in self.encodings]
         names += [f"{entry.column}: {term}" for entry in self.terms for term in entry.terms]
         names += [entry.name for entry in self.of("category")]
         object.__setattr__(self, "names", tuple(names))
+
+    def _mean(self, entry: Encoding) -> str:
+        return "mean of the target" if entry.of is None else f"share of {self.classes[entry.of]}"
 
     def of(self, *kinds: Kind) -> tuple[Input, ...]:
         return tuple(entry for entry in self.inputs if entry.kind in kinds)

@@ -45,7 +45,7 @@ def _prepare(request: PrepareRequest, job: Job, table: Table) -> Prepared:
     fresh = unseen & (part == TEST)
     pipeline = fit(spec, table, target, rows[part == TRAIN], scratch=job.scratch, resources=Resources.of(job))
     path = job.scratch / "prepared.arrow"
-    write(path, pipeline, table, rows, y=target.values[rows], part=part, fresh=fresh)
+    write(path, pipeline, table, rows, y=target.of(rows), part=part, fresh=fresh)
     counts = np.bincount(part, minlength=3)
     print(f"train {counts[TRAIN]:,}, validation {counts[VALIDATION]:,}, test {counts[TEST]:,} rows")
     print(f"{fresh.sum():,} of the test rows are new to the champion" if request.champion else "there is no champion")
