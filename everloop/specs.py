@@ -280,8 +280,8 @@ class LifecycleSpec(Strict):
             raise ValueError("target: must not be the time or the key column")
         if self.features.include is not None and self.target in self.features.include:
             raise ValueError("features.include: must not name the target")
-        if self.trainer == "torch":
-            _check_torch(self.params)
+        if self.trainer in PARAMS:
+            _check_params(self.params, PARAMS[self.trainer])
         if (size := len(self.model_dump_json().encode())) > SPEC_BYTES:
             raise ValueError(f"{_largest(self)}: the spec takes {size:,} bytes, more than {SPEC_BYTES:,}; name fewer")
         return self
@@ -292,15 +292,19 @@ class LifecycleSpec(Strict):
         return self.metric or METRICS[self.task][0]
 
 
-def _check_torch(params: dict[str, Any]) -> None:
+PARAMS: dict[str, type[Strict]] = {"torch": TorchParams}
+"""What trainers of ours may be given as `params:`."""
+
+
+def _check_params(params: dict[str, Any], known: type[Strict]) -> None:
     """Raises `ValueError` with the first of *params* that is unknown or out of its range."""
     try:
-        TorchParams.model_validate(params)
+        known.model_validate(params)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
-        known = f"; known are {', '.join(TorchParams.model_fields)}" if first["type"] == "extra_forbidden" else ""
-        raise ValueError(f"params.{name}: {first['msg']}{known}") from None
+        listed = f"; known are {', '.join(known.model_fields)}" if first["type"] == "extra_forbidden" else ""
+        raise ValueError(f"params.{name}: {first['msg']}{listed}") from None
 
 
 def _largest(spec: LifecycleSpec) -> str:
