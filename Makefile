@@ -27,7 +27,7 @@ format: $(VENV)/.dev
 BENCHES := orchestration recovery init stack_memory prepare chain torch_tabular
 bench: $(VENV)/.dev  ## what Everloop costs, beside others; ROWS=200000 for small tables; ONLY="init prepare" for some
 	@missed=0; for name in $(or $(ONLY),$(BENCHES)); do echo "== $$name"; \
-	  PYTHONPATH=. $(BIN)/python bench/$$name.py $(if $(ROWS),$$(case $$name in prepare|chain) echo --rows $(ROWS);; esac)) \
+	  PYTHONPATH=. $(BIN)/python bench/$$name.py $(if $(ROWS),$$(case $$name in (prepare|chain) echo --rows $(ROWS);; esac)) \
 	  || missed=1; done; exit $$missed
 
 proof-compute: $(VENV)/.dev  ## faults at random moments of trainings; MINUTES=, SEED= (the same goes on), PLANT=1..3

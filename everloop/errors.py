@@ -12,9 +12,9 @@ EverloopError
 │   ├── NotFound
 │   ├── Conflict                 IdempotencyMismatch, GateClosed, EvidenceChanged, NotWaiting
 │   ├── Refused                  NotAuthenticated, Forbidden, BadSignature, WrongHost, CrossSite
+│   ├── Diverged                 a training's loss is NaN or Inf, also at lower rates
 │   ├── IntegrityError
 │   ├── ParityFailed
-│   ├── Diverged                 training ended in NaN or Inf, also at lower rates
 │   ├── OutOfMemory              the job needs more memory than its lease has, also in smaller batches
 │   └── JobFailed                the stage's own code raised: the log says why
 └── Transient                    trying again helps
@@ -149,16 +149,16 @@ class CrossSite(Refused):
     """The request comes from another site."""
 
 
+class Diverged(Permanent):
+    """The training did not converge: its loss became NaN or Inf."""
+
+
 class IntegrityError(Permanent):
     """Stored bytes are not what their digest says."""
 
 
 class ParityFailed(Permanent):
     """The exported model answers differently from the trained one."""
-
-
-class Diverged(Permanent):
-    """The training did not converge: its loss became NaN or Inf."""
 
 
 class OutOfMemory(Permanent):

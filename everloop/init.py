@@ -274,6 +274,11 @@ def _rest(found: Profile) -> list[str]:
     window, density = _window(found, least)
     when = found["time"] or "the event time that predict requests carry"
     return [
+        "# What learns. Left out, LightGBM's trees, by what `training` says. Or torch, a network, by its own `params`",
+        "# and the seed; or a function of yours, package.module:function. The README says more under Trainers.",
+        "# trainer: torch",
+        "# params: {layers: 2, width: 128, learning_rate: 0.001, epochs: 60}",
+        "",
         "training:",
         "  rounds: 400           # at most; training stops when the validation part gets no better",
         "  learning_rate: 0.05",

@@ -10,7 +10,7 @@ from workers.dev.__main__ import OURS
 from workers.dev.children import SHARED
 
 HEAVY = {"torch", "evidently", "sklearn", "pandas", "lightgbm", "onnx", "onnxruntime", "onnxmltools", "skl2onnx"}
-HEAVY |= {"duckdb", "optuna", "polars", "python_calamine", "safetensors", "xgboost"}
+HEAVY |= {"duckdb", "optuna", "polars", "python_calamine", "safetensors", "sympy", "xgboost"}
 NUMBERS = {"numpy", "pyarrow", "scipy"}
 DASK = {"dask", "distributed"}
 
@@ -38,6 +38,18 @@ def loaded_by(*modules: str) -> set[str]:
 )
 def test_a_process_loads_nothing_that_it_has_no_use_for(modules: tuple[str, ...], forbidden: set[str]) -> None:
     assert loaded_by(*modules) & forbidden == set()
+
+
+def test_what_jobs_are_forked_from_has_not_loaded_torch() -> None:
+    """217 MB in each warm process, for those who never say `trainer: torch`."""
+    code = "import sys; from activities.jobs import warm; warm._load('activities.compute'); "
+    code += "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=engine.environment(), capture_output=True, text=True, check=True
+    )
+
+    assert {"numpy", "duckdb"} <= set(done.stdout.split())
+    assert not {"torch", "sympy"} & set(done.stdout.split())
 
 
 def test_the_guard_itself_sees_what_is_loaded() -> None:

@@ -288,9 +288,8 @@ def test_dask_processes_load_neither_temporal_nor_the_store():
 
 
 def test_the_compute_worker_loads_nothing_heavy():
-    code = (
-        "import sys, workers.compute, workers.cluster; heavy = {'pandas', 'sklearn', 'lightgbm', 'onnx', 'evidently'}"
-    )
+    code = "import sys, workers.compute, workers.cluster; "
+    code += "heavy = {'pandas', 'sklearn', 'lightgbm', 'onnx', 'evidently', 'torch'}"
     code += "; sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
     subprocess.run([sys.executable, "-c", code], env=engine.environment(), check=True)
 

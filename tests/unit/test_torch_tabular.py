@@ -1,10 +1,11 @@
 """The network for tables: good, exact in its export, the same bytes each time, and what it does when it goes wrong."""
 
 import json
+import re
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from activities.compute import data, export, features, training
 from activities.compute.features import TRAIN, VALIDATION, Pipeline, PreparedRows, prepared_rows
 from activities.compute.features.categories import OTHER
 from activities.compute.trainers import Examples, torch_tabular
+from activities.compute.trainers.torch_tabular import faults
 from everloop import contracts, engine
-from everloop.errors import Diverged, IntegrityError, InvalidSpec
-from everloop.records import Prepared, Snapshot, Trained
+from everloop.errors import ComputeLost, Diverged, IntegrityError, InvalidSpec, OutOfMemory, TargetUnusable
+from everloop.records import Blob, Prepared, Snapshot, Trained
 from everloop.specs import LifecycleSpec, checked
 from tests.job import FolderJob
 from tests.unit.test_compute_stages import SLOT, Passed, csv, hostile, real, spec_of, table
@@ -94,7 +96,7 @@ def test_a_real_table_becomes_a_network_that_is_good_and_proven_equal(  # noqa: 
     assert passed.exported.parity.mismatches == 0
     assert passed.exported.parity.rows >= 4000
     assert passed.exported.parity.max_difference < 1e-5
-    assert any({"train_loss", "validation_loss"} == set(values) for values in job.values.values())  # noqa: PD011
+    assert any({"train_loss", "validation_loss", "epochs", "most"} <= set(values) for values in job.values.values())  # noqa: PD011
     assert json.loads(job.artifacts.get(passed.evaluation.report))["importance"]
     assert _seconds_of_one_row(passed) < 0.001
 
@@ -203,17 +205,18 @@ def test_the_same_request_gives_the_same_bytes_and_another_seed_others(classes: 
     assert first != other
 
 
-@pytest.mark.parametrize("params", [{}, {"accumulation": 2}, {"architecture": "mlp", "patience": 1, "epochs": 8}])
+@pytest.mark.parametrize("params", [{}, {"accumulation": 2}, {"architecture": "mlp", "patience": 1}])
 def test_a_training_ended_after_any_checkpoint_goes_on_to_the_same_bytes(
     classes: Ready, params: dict[str, Any]
 ) -> None:
     params = {"batch": 8} | params
     job = classes.other_job(due=True)
     _, whole = classes.train(job, **params)
-    within = [state for _, state in job.kept if state["step"]]
-    assert len(within) >= 3  # and so are moments within an epoch
+    steps = [step for step, _ in job.kept]
+    assert steps == sorted(set(steps))
+    assert sum(state["step"] > 0 for _, state in job.kept) >= 3  # moments within an epoch
 
-    for kept in range(1, len(job.kept)):
+    for kept in range(1, len(job.kept), 1 + len(job.kept) // 5):
         again = classes.other_job()
         again.kept = job.kept[:kept]
         assert classes.train(again, **params)[1] == whole
@@ -238,7 +241,7 @@ def test_a_training_that_is_told_to_stop_keeps_where_it_was_and_returns(classes:
     again = classes.other_job()
     again.kept = job.kept
 
-    assert [step for step, _ in job.kept] == [2]
+    assert [state["epoch"] for _, state in job.kept] == [2]
     assert job.told == [1, 2]
     assert classes.train(again)[1] == whole
     assert again.told == [3, 4]
@@ -315,7 +318,7 @@ def test_a_loss_that_is_no_number_is_learned_again_at_half_the_rate(
 
 def test_a_loss_that_is_no_number_also_at_a_quarter_of_the_rate_is_for_a_person(numbers: Ready) -> None:
     with pytest.raises(Diverged, match=r"NaN or Inf in epoch 1, .* also at a learning rate of 2\.5") as caught:
-        numbers.train(learning_rate=10, **STEEP | {"width": 512})
+        numbers.train(learning_rate=10, **STEEP | {"width": 384})
 
     assert caught.value.field == "params.learning_rate"
     assert caught.value.hint
@@ -354,15 +357,70 @@ def limited(ready: Ready, more_bytes: int, **params: Any) -> tuple[list[str], st
         env=engine.environment(),
         capture_output=True,
         text=True,
-        check=True,
+        check=False,
     )
+    assert done.returncode == 0, done.stderr
     *log, last = done.stdout.splitlines()
     told, values = json.loads(last)
     return log, told, values
 
 
-def test_a_batch_that_does_not_fit_is_halved_and_the_training_stays_the_same(classes: Ready) -> None:
-    params = {"width": 2048, "layers": 16, "architecture": "mlp", "epochs": 1, "batch": 384, "embedding": 1}
-    log, told, values = limited(classes, 900 << 20, **params)
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Ready:
+    return ready(tmp_path_factory.mktemp("many"), table(10_000), "binary")
 
-    print(log, told, values)
+
+WIDE = {"architecture": "mlp", "width": 2048, "layers": 1, "epochs": 1, "batch": 8_000}
+"""Each layer of a batch takes 52 MB, the weights a hundredth of it."""
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_the_training_stays_the_same(many: Ready) -> None:
+    log, told, values = limited(many, 200 << 20, **WIDE)
+
+    halved = sum(line.startswith("out of memory") for line in log)
+    assert "batch 3,200 instead of 6,400, 2 of them in each step" in "".join(log)
+    assert (values["1"]["batch"], values["1"]["accumulation"]) == (6_400 / 2**halved, 2**halved)
+    asked = {"batch": 6_400 // 2**halved, "accumulation": 2**halved}
+    assert Blob.model_validate_json(told) == many.train(**WIDE | asked)[0].model
+
+
+def test_a_training_that_fits_in_no_batch_is_for_a_person_with_the_bytes_it_takes(many: Ready) -> None:
+    _, told, _ = limited(many, 200 << 20, **WIDE | {"layers": 6, "batch": 16})
+
+    assert re.match(
+        r"OutOfMemory: .* whose weights alone take 7\d\d,\d{3},\d{3} bytes; [\d,]+ bytes more were refused", told
+    )
+    assert "a smaller `batch`" in told
+
+
+def test_a_target_that_is_no_number_is_for_a_person(classes: Ready) -> None:
+    with prepared_rows(classes.job.artifacts, classes.prepared) as rows:
+        examples = classes.examples(rows)
+        goal = examples.goal.copy()
+        goal[examples.train[:7]], goal[examples.validation[0]] = np.nan, np.inf
+
+        with pytest.raises(TargetUnusable, match="'y' is NaN or infinite in 8 rows"):
+            torch_tabular.fit(replace(examples, goal=goal), SMALL, classes.job)
+
+
+LOST = "CUDA error: uncorrectable ECC error encountered"
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        (LOST, ComputeLost),
+        ("CUDA error: unspecified launch failure", ComputeLost),
+        ("CUDA error: device-side assert triggered", RuntimeError),
+        ("CUDA error: out of memory", OutOfMemory),
+        ("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has", OutOfMemory),
+        ("mat1 and mat2 shapes cannot be multiplied", RuntimeError),
+    ],
+)
+def test_what_a_device_says_decides_whether_another_one_may_do_it(said: str, kind: type[Exception]) -> None:
+    # No device can be lost here: torch's own error classes, with CUDA's own sentences.
+    with pytest.raises(kind) as caught, faults.named("this training"):
+        raise torch.AcceleratorError(said) if "CUDA error" in said else torch.OutOfMemoryError(said)
+
+    assert type(caught.value) is kind or kind is RuntimeError
+    assert "2,684,354,560 bytes" in str(caught.value) or "2.50 GiB" not in said

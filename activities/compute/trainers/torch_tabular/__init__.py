@@ -19,7 +19,7 @@ from activities.compute.features import Floats, Matrix, Pipeline, PreparedRows
 from activities.compute.features.graph import Graph
 from activities.compute.trainers import Examples, Question
 from activities.compute.trainers.torch_tabular import faults, network
-from activities.compute.trainers.torch_tabular.learning import JUDGED_ROWS, Learning, Network, Task, lost
+from activities.compute.trainers.torch_tabular.learning import JUDGED_ROWS, Learning, Network, Task, bytes_of, lost
 from activities.compute.trainers.torch_tabular.network import InGraph, Scaling, Shape
 from everloop.errors import IntegrityError, TargetUnusable
 from everloop.specs import TorchParams
@@ -50,7 +50,7 @@ def fit(examples: Examples, params: Mapping[str, Any], context: Context) -> "Fit
         counts=found.counts,
         iterations=examples.iterations,
     )
-    with faults.named("this training"):
+    with faults.named(f"this training, whose weights alone take {bytes_of(task.shape):,} bytes"):
         learning = Learning(task, context)
         precision = "bfloat16" if task.bfloat16 else "float32"
         print(f"{len(learning.network.flat):,} weights on {device}, {precision}, {learning.steps:,} steps in an epoch")
@@ -93,7 +93,7 @@ class Fitted:
 
     def _told(self, matrix: Matrix) -> Floats:
         shape, found = self.network.shape, []
-        with faults.named("answering"):
+        with faults.named("the model and a few rows"):
             for start in range(0, len(matrix), JUDGED_ROWS):
                 some = np.ascontiguousarray(matrix[start : start + JUDGED_ROWS])
                 outputs = self.network.answers(*self.scaling.features(shape, some, "cpu"))

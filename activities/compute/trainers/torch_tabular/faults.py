@@ -34,14 +34,14 @@ def bytes_asked(error: BaseException) -> int:
 def too_large(error: BaseException, what: str) -> OutOfMemory:
     """For a person."""
     asked = bytes_asked(error)
-    amount = f"{asked:,} bytes more" if asked else "more memory"
+    refused = f"; {asked:,} bytes more were refused" if asked else ""
     hint = "say a smaller `batch`, `width` or `layers` under `params`, or give the slots more memory"
-    return OutOfMemory(f"{what} needs {amount} than there is", field="params", hint=hint)
+    return OutOfMemory(f"the memory does not hold {what}{refused}", field="params", hint=hint)
 
 
 @contextmanager
 def named(what: str) -> Iterator[None]:
-    """Errors of torch in the block as errors of ours."""
+    """Errors of torch in the block as errors of ours. *what* is to be held in memory there."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:

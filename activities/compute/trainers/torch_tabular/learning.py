@@ -30,6 +30,8 @@ JUDGED_ROWS = 4096
 """Rows that are answered at once."""
 HALVINGS = 2
 """So often is the rate halved when the loss becomes NaN or Inf."""
+VECTORS = 9
+"""As long as the weights, at one time."""
 MEAN_DECAY, SQUARE_DECAY, TINY = 0.9, 0.999, 1e-8
 LEVELS = 1 << 16
 """Of the random numbers that dropout looks at."""
@@ -165,6 +167,8 @@ class Learning:
         flat = self.network.flat
         self.mean, self.square = torch.zeros_like(flat), torch.zeros_like(flat)
         self.epoch = self.step = 0
+        self.taken = 0
+        """Steps, also those of an epoch that was begun again: no two checkpoints have the same number."""
         self.loss = torch.zeros((), dtype=torch.float64, device=task.device)
         """Summed over the rows of this epoch."""
         self.rate, self.halved = 1.0, 0
@@ -207,12 +211,13 @@ class Learning:
             low, high = (len(order) * step // self.steps for step in (self.step, self.step + 1))
             self._update(self._gradient(feed, low, high))
             self.step += 1
+            self.taken += 1
             if self.step % CHECK_STEPS and self.step < self.steps:
                 continue
             if not math.isfinite(self.loss.item()):
                 return "diverged"
             if self.step < self.steps:
-                self.context.checkpoint(self.epoch, self.state)
+                self.context.checkpoint(self.taken, self.state)
                 if self.context.should_stop():
                     return "stopped"
         return "done" if torch.isfinite(self.network.flat).all() else "diverged"
@@ -248,11 +253,16 @@ class Learning:
             total += loss.detach()
         return flat.grad, total
 
+    def _batch(self) -> int:
+        """Rows at once, at most."""
+        rows = -(-len(self.task.train) // self.steps)
+        return -(-rows // self.pieces)
+
     def _halve(self, error: BaseException, rows: int) -> None:
         """The same step in batches half as large, and twice as many."""
         batch = -(-rows // self.pieces)
         if batch == 1:
-            raise too_large(error, "one row of this training") from None
+            raise too_large(error, f"one row of a training that takes {bytes_of(self.task.shape):,} bytes") from None
         self.pieces = min(2 * self.pieces, rows)
         smaller = -(-rows // self.pieces)
         asked = bytes_asked(error)
@@ -260,7 +270,6 @@ class Learning:
             f"out of memory{f' ({asked:,} bytes asked)' if asked else ''}: "
             f"batch {smaller:,} instead of {batch:,}, {self.pieces} of them in each step"
         )
-        self.context.report(self.epoch, batch=smaller, accumulation=self.pieces)
 
     def _masks(self, rows: int) -> tuple[list[Tensor], float]:
         """What dropout keeps of each layer in this step, whatever pieces it is done in; and the share."""
@@ -288,9 +297,10 @@ class Learning:
 
     def _judge(self) -> bool:
         """An epoch is done: is it the best so far? False when the validation loss is no number."""
-        told = {"train_loss": self.loss.item() / len(self.task.train)}
-        self.network.settle(self.task.counts)
-        if self.task.iterations is None:
+        task = self.task
+        told = {"train_loss": self.loss.item() / len(task.train)}
+        self.network.settle(task.counts)
+        if task.iterations is None:
             told["validation_loss"] = self._validation_loss()
             if not math.isfinite(told["validation_loss"]):
                 return False
@@ -300,8 +310,16 @@ class Learning:
         self.epoch, self.step = self.epoch + 1, 0
         self.loss.zero_()
         self.good = self._vectors()
-        self.context.report(self.epoch, **told)
-        self.context.checkpoint(self.epoch, self.state)
+        self.context.report(
+            self.epoch,
+            epochs=self.epoch,
+            most=task.iterations or task.params.epochs,
+            learning_rate=task.params.learning_rate * self.rate,
+            batch=self._batch(),
+            accumulation=self.pieces,
+            **told,
+        )
+        self.context.checkpoint(self.taken, self.state)
         return True
 
     def _validation_loss(self) -> float:
@@ -335,7 +353,6 @@ class Learning:
             held.copy_(good)
         self.step = 0
         self.loss.zero_()
-        self.context.report(self.epoch, learning_rate=self.task.params.learning_rate * self.rate)
 
     def _vectors(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.network.flat.clone(), self.mean.clone(), self.square.clone()
@@ -349,6 +366,7 @@ class Learning:
         return {
             "epoch": self.epoch,
             "step": self.step,
+            "taken": self.taken,
             "loss": self.loss.item(),
             "rate": self.rate,
             "halved": self.halved,
@@ -369,7 +387,7 @@ class Learning:
         if state["step"]:
             for name, held in zip(("weights", "mean", "square"), self.good, strict=True):
                 held.copy_(torch.from_numpy(np.array(state[f"good_{name}"])))
-        self.epoch, self.step = int(state["epoch"]), int(state["step"])
+        self.epoch, self.step, self.taken = (int(state[name]) for name in ("epoch", "step", "taken"))
         self.loss.fill_(float(state["loss"]))
         self.rate, self.halved, self.pieces = float(state["rate"]), int(state["halved"]), int(state["pieces"])
         self.best_epoch = int(state["best_epoch"])
@@ -377,6 +395,11 @@ class Learning:
             self.best_loss = float(state["best_loss"])
             self.best.copy_(torch.from_numpy(np.array(state["best"])))
         print(f"goes on after epoch {self.epoch}, step {self.step} of {self.steps}")
+
+
+def bytes_of(shape: Shape) -> int:
+    """What the weights alone take while they learn: themselves, gradients, averages, the best and the last good."""
+    return VECTORS * 4 * sum(map(math.prod, shape.parameters().values()))
 
 
 def lost(shape: Shape, told: Tensor, goal: Tensor) -> Tensor:
