@@ -5,6 +5,7 @@ Answers are the API's JSON as plain dicts and lists: what a notebook prints is w
 
 import json
 import math
+import os
 import random
 import secrets
 import time
@@ -353,7 +354,7 @@ def error_of(answer: httpx.Response) -> EverloopError:
 def load_spec(spec: Spec, changes: Mapping[str, Any] | None = None) -> Json:
     """A spec as JSON: from a dict, a `LifecycleSpec`, or a YAML or JSON file; *changes* (dotted names) stand over it.
 
-    A relative `source.path` in a file is relative to the file's folder, in a dict to the working folder.
+    A relative `source.path` or `code` in a file is relative to the file's folder, in a dict to the working folder.
     Raises `InvalidSpec` with the field; the API checks it again.
     """
     from everloop.specs import LifecycleSpec
@@ -407,6 +408,9 @@ def _checked(value: Json, folder: Path) -> Json:
     source = value.get("source")
     if isinstance(source, dict) and isinstance(source.get("path"), str) and source["path"]:
         value = value | {"source": source | {"path": str(folder / Path(source["path"]).expanduser())}}
+    code = value.get("code")
+    if isinstance(code, str) and code and not code.startswith("sha256:"):
+        value = value | {"code": os.path.normpath(folder / Path(code).expanduser())}
     checked(value)
     return json.loads(_encode(value))  # type: ignore[no-any-return]
 

@@ -15,6 +15,7 @@ from everloop import names
 from everloop.events import Event, LifecycleSubmitted
 from everloop.records import (
     Champion,
+    Code,
     Decision,
     DriftReport,
     Evaluation,
@@ -108,6 +109,8 @@ class TrainRequest(JobRequest):
     prepared: Prepared
     snapshot: Snapshot | None = None
     """For trainers that look at raw columns. None: asked by a workflow that knew none."""
+    code: Code | None = None
+    """The job runs with this user's code and what it requires."""
 
 
 class EvaluateRequest(JobRequest):
@@ -123,6 +126,8 @@ class RefitRequest(JobRequest):
     snapshot: Snapshot
     prepared: Prepared
     trained: Trained
+    code: Code | None = None
+    """As in `TrainRequest`."""
 
 
 class ExportRequest(JobRequest):
