@@ -20,6 +20,7 @@ from everloop.records import (
     Evaluation,
     Evidence,
     Exported,
+    Lease,
     Prepared,
     Record,
     Refitted,
@@ -83,6 +84,8 @@ class JobRequest(Record):
     """The input of a job; `slot` is filled in when the lease is held (workflows/stage.py)."""
 
     slot: Slot = Slot(device="", token=0, holder="")
+    lease: Lease | None = None
+    """The slot and what may be used of it. None: asked by a workflow that knew slots alone."""
 
 
 class SnapshotRequest(JobRequest):
@@ -502,9 +505,18 @@ class AttendRequest(Record):
     reason: str = Field(default="", max_length=4000)
 
 
+class PauseRequest(Record):
+    """A person wants a lifecycle to hold still, or to go on."""
+
+    action: Literal["pause", "resume"]
+    person: Short
+    reason: str = Field(default="", max_length=2000)
+
+
 class LifecycleAnswer(Record):
     """How a lifecycle ended."""
 
-    outcome: Literal["released", "rejected", "expired", "not_better", "aborted", "failed"]
+    outcome: Literal["released", "done", "rejected", "expired", "not_better", "aborted", "failed"]
+    """`done`: it came to the stage that the spec's `until` names."""
     reason: str
     version: int | None = None

@@ -37,6 +37,9 @@ STAGES: tuple[Stage, ...] = Stage.__args__  # type: ignore[attr-defined]  # typi
 SKIPPABLE: frozenset[Stage] = frozenset({"validate", "monitor"})
 """Stages that a lifecycle can do without: the others produce what the next one needs."""
 
+LAST_STAGES = STAGES[: STAGES.index("approve")]
+"""Stages after which a lifecycle may be told to end: from the gate on, people and traffic are in it."""
+
 JOB_STAGES: frozenset[Stage] = frozenset({"snapshot", "validate", "prepare", "train", "evaluate", "refit", "export"})
 """Stages that run as a job on a slot, and so leave a log."""
 
@@ -168,6 +171,36 @@ class Training(Strict):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
 
+class LightgbmParams(Strict):
+    """`params:` of `trainer: lightgbm`, by LightGBM's own names. What is left out is as the size of the data asks."""
+
+    bagging_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the rows that a tree learns from."""
+    bagging_freq: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """Every how many rounds those rows are drawn anew; 1 where only the share is given."""
+    feature_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the features that a tree may look at."""
+    feature_fraction_bynode: Annotated[float, Field(gt=0, le=1)] | None = None
+    lambda_l1: Annotated[float, Field(ge=0, le=1e6)] | None = None
+    lambda_l2: Annotated[float, Field(ge=0, le=1e6)] | None = None
+    max_bin: Annotated[int, Field(ge=2, le=255)] | None = None
+    max_depth: Annotated[int, Field(ge=1, le=64)] | None = None
+    min_data_in_leaf: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    min_gain_to_split: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    min_sum_hessian_in_leaf: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    path_smooth: Annotated[float, Field(ge=0, le=1e6)] | None = None
+    cat_smooth: Annotated[float, Field(ge=0, le=1e6)] | None = None
+    cat_l2: Annotated[float, Field(ge=0, le=1e6)] | None = None
+    max_cat_threshold: Annotated[int, Field(ge=1, le=1024)] | None = None
+    extra_trees: bool | None = None
+    """Draw thresholds instead of looking for the best."""
+
+    def told(self) -> dict[str, Any]:
+        """What LightGBM is told."""
+        said = self.model_dump(exclude_none=True)
+        return {"bagging_freq": 1} | said if "bagging_fraction" in said else said
+
+
 class TorchParams(Strict):
     """`params:` of `trainer: torch`: embeddings of the categories, then blocks of layers, learned with AdamW."""
 
@@ -269,6 +302,8 @@ class LifecycleSpec(Strict):
     training: Training = Training()
     gate: Gate = Gate()
     monitor: Monitor | None = Monitor()
+    until: Stage | None = None
+    """End well after this stage, `register` at the latest; left out, it goes on to the release and the monitor."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "LifecycleSpec":
@@ -278,6 +313,10 @@ class LifecycleSpec(Strict):
             raise ValueError("positive: only a binary task has a positive class")
         if self.target in (self.time, self.key):
             raise ValueError("target: must not be the time or the key column")
+        if self.until is not None and self.until not in LAST_STAGES:
+            raise ValueError(
+                f"until: must be one of {', '.join(LAST_STAGES)}; without it the lifecycle goes to its end"
+            )
         if self.features.include is not None and self.target in self.features.include:
             raise ValueError("features.include: must not name the target")
         if self.trainer in PARAMS:
@@ -292,7 +331,7 @@ class LifecycleSpec(Strict):
         return self.metric or METRICS[self.task][0]
 
 
-PARAMS: dict[str, type[Strict]] = {"torch": TorchParams}
+PARAMS: dict[str, type[Strict]] = {"lightgbm": LightgbmParams, "torch": TorchParams}
 """What trainers of ours may be given as `params:`."""
 
 

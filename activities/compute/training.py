@@ -8,6 +8,7 @@ from activities.compute.data import Table, check_spec, event_seconds, moment, ta
 from activities.compute.data.seen import keep_seen
 from activities.compute.evaluation import score
 from activities.compute.features import TRAIN, VALIDATION, Pipeline, fit, opened_rows, prepared_rows, write
+from activities.compute.resources import Resources
 from activities.compute.rows import opened
 from activities.compute.trainers import Examples, answers_of_rows, raw_columns, trainer
 from everloop.contracts import RefitRequest, TrainRequest
@@ -58,10 +59,10 @@ def _refit(request: RefitRequest, job: Context, table: Table) -> Refitted:
     target = target_of(table, spec)
     rows = target.labelled
     before = Pipeline.read(job.artifacts, request.prepared.pipeline)
-    pipeline = fit(spec, table, target, rows, like=before, scratch=job.scratch)
+    pipeline = fit(spec, table, target, rows, like=before, scratch=job.scratch, resources=Resources.of(job))
     path = job.scratch / "prepared.arrow"
     every = np.full(len(rows), TRAIN, np.int8)
-    write(path, pipeline, table, rows, y=target.values[rows], part=every, fresh=every > TRAIN)
+    write(path, pipeline, table, rows, y=target.of(rows), part=every, fresh=every > TRAIN)
     with opened_rows(path) as written:
         examples = Examples(
             spec=spec,
@@ -69,7 +70,7 @@ def _refit(request: RefitRequest, job: Context, table: Table) -> Refitted:
             rows=written,
             train=np.arange(len(rows)),
             validation=EMPTY,
-            goal=(target.values[rows] - pipeline.center) / pipeline.scale,
+            goal=(target.of(rows) - pipeline.center) / pipeline.scale,
             raw=table.arrays,
             iterations=trained.iterations,
         )

@@ -66,9 +66,8 @@ def load(dumped: bytes, pipeline: Pipeline) -> "Fitted":  # noqa: ARG001  # the 
     try:
         arrays = safetensors.numpy.load(dumped)
         about = json.loads(arrays.pop("about").tobytes())
-        shape = Shape(
-            **{name: tuple(each) if isinstance(each, list) else each for name, each in about["shape"].items()}
-        )
+        told: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in about["shape"].items()}
+        shape = Shape(**told)
         scaling = Scaling(arrays.pop("numbers.mean"), arrays.pop("numbers.spread"))
         flat = np.concatenate([arrays[name].reshape(-1) for name in shape.parameters()])
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
