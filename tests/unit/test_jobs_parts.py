@@ -138,9 +138,10 @@ def test_threads_come_from_the_lease_by_call(tmp_path):
         threads.allow(3)
         print(before, pyarrow.cpu_count(), os.environ["OMP_NUM_THREADS"], [i["num_threads"] for i in threadpool_info()])
     """)
-    done = subprocess.run([sys.executable, "-c", code], env=engine.environment(), capture_output=True, text=True)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=engine.environment(), capture_output=True, text=True, check=True)
 
-    assert done.stdout.strip() == "(1, '1') 3 3 [3]", done.stderr
+    assert done.stdout.strip() == "(1, '1') 3 3 [3]"
 
 
 def test_the_settings_say_what_a_slot_may_use_and_a_wrong_interval_is_named(monkeypatch):
