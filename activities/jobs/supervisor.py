@@ -459,5 +459,6 @@ def _crashed(order: Order, what: str) -> Outcome:
 
 def _kept_steps(order: Order) -> int:
     """The last step of which there is a checkpoint."""
-    steps = [int(path.name) for path in Path(order["checkpoints"]).glob("*/*") if path.name.isdigit()]
+    folder = Path(order.get("checkpoints") or order["folder"])
+    steps = [int(path.name) for path in folder.glob("*/*") if path.name.isdigit()]
     return max(steps, default=0)
