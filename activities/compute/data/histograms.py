@@ -6,7 +6,6 @@ from typing import Any
 
 import duckdb
 
-from activities.compute.data.engine import name as column_name
 from activities.compute.data.engine import text as quoted
 from activities.compute.data.times import moment
 from everloop.records import Column
@@ -22,15 +21,17 @@ def histograms(
 ) -> list[dict[str, Any]]:
     """By column: its kind, missing and different values, and bars of (label, rows): of numbers and times in order."""
     files = ", ".join(quoted(str(table)) for table in tables)
+    # By their places: names that differ in case alone are one name to DuckDB.
+    places = ", ".join(f"c{place}" for place in range(len(columns)))
+    rows = f"read_parquet([{files}]) AS t({places})"
     return [
         {"name": column.name, "kind": column.kind, "missing": column.nulls, "distinct": column.distinct}
-        | {"bars": _bars(column, f"read_parquet([{files}])", duck)}
-        for column in columns[:MOST_COLUMNS]
+        | {"bars": _bars(column, f"c{place}", rows, duck)}
+        for place, column in enumerate(columns[:MOST_COLUMNS])
     ]
 
 
-def _bars(column: Column, rows: str, duck: duckdb.DuckDBPyConnection) -> list[tuple[str, int]]:
-    x = column_name(column.name)
+def _bars(column: Column, x: str, rows: str, duck: duckdb.DuckDBPyConnection) -> list[tuple[str, int]]:
     if column.kind not in ("number", "datetime"):
         query = f"SELECT CAST({x} AS VARCHAR), count(*) FROM {rows} WHERE {x} IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1"
         found = duck.execute(f"{query} LIMIT {BARS}").fetchall()

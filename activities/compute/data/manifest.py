@@ -64,7 +64,7 @@ def snapshot(request: SnapshotRequest, job: Job) -> Snapshot:
             tables.append(_converted(read, place, job.scratch / f"table-{place}.parquet", duck))
             job.report(place + 1, files=place + 1, of=len(files))
         columns = describe_files(read, tables, duck)
-        drawn = [] if _alike(read) else histograms(columns, tables, duck)
+        drawn = histograms(columns, tables, duck)
         kept = [job.artifacts.put_file(table, "table.parquet") for table in tables]
         span = _span(tables, columns, spec)
         rejected = _rejected(read, job.scratch / "rejected.csv", duck)
