@@ -78,6 +78,41 @@ def submit(
         exit_by(found)
 
 
+@app.command()
+def fork(  # noqa: PLR0917  # options of a command, given by name
+    lifecycle: Lifecycle,
+    stage: Annotated[str, typer.Option("--from", help="The first stage that is done anew.", metavar="STAGE")],
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="A field of the spec: training.rounds=800. Repeat it for more.", metavar="KEY=VALUE"
+        ),
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option("--key", help="The new one's id [default: LIFECYCLE-fork-<random>].")
+    ] = None,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Start a lifecycle that keeps everything before a stage of another one."""
+    given = dict(_change(each) for each in changes or [])
+    with connected(data_dir) as client:
+        found = client.fork(lifecycle, stage, given, key)
+    print_json(found) if as_json else typer.echo(f"{found['id']}   (everloop watch {found['id']})")
+
+
+def _change(text: str) -> tuple[str, object]:
+    import yaml
+
+    name, sign, value = text.partition("=")
+    if not name or not sign:
+        raise Invalid(f"{text!r} is not KEY=VALUE", field="--set", hint="for instance --set training.rounds=800")
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError:
+        return name, value
+
+
 @app.command("list")
 def list_lifecycles(
     limit: Annotated[int, typer.Option("--limit", min=1, max=1000)] = 20,
