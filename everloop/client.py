@@ -200,6 +200,17 @@ class Client:
         """Ask a running lifecycle to end; its jobs are stopped."""
         return self._attend(lifecycle, "cancel", {"reason": reason})
 
+    def fork(self, lifecycle: str, stage: str, changes: Json | None = None, key: str | None = None) -> Json:
+        """Start a lifecycle that keeps what *lifecycle* found before *stage*; answers it.
+
+        *changes*: fields of the spec by dotted names, `{"training.rounds": 800}`. Raises `Invalid` when an earlier
+        stage reads one of them, `Conflict` when what is before *stage* is not done.
+        """
+        key = key or f"{lifecycle.rpartition('/')[2][:100]}-fork-{secrets.token_hex(4)}"
+        path = f"/lifecycles/{_part(lifecycle)}/fork"
+        body = {"stage": stage, "changes": changes or {}}
+        return _object(self._api("POST", path, json=body, headers={"Idempotency-Key": key}))
+
     def pause(self, lifecycle: str, reason: str = "") -> Json:
         """End its running job at a checkpoint, give its slot to others, and begin nothing until `resume`.
 

@@ -41,6 +41,22 @@ SKIPPABLE: frozenset[Stage] = frozenset({"validate", "monitor"})
 LAST_STAGES = STAGES[: STAGES.index("approve")]
 """Stages after which a lifecycle may be told to end: from the gate on, people and traffic are in it."""
 
+FORKABLE = STAGES[1 : STAGES.index("export") + 1]
+"""Stages from which a fork may begin: what is before them is kept."""
+
+FIRST_READ: dict[str, Stage] = {
+    "features": "validate",
+    "split": "prepare",
+    "trainer": "train",
+    "params": "train",
+    "training": "train",
+    "metric": "evaluate",
+    "gate": "approve",
+    "monitor": "monitor",
+    "until": "monitor",
+}
+"""The first stage that reads a field of the spec; of those that are not named here it is the first of all."""
+
 JOB_STAGES: frozenset[Stage] = frozenset({"snapshot", "validate", "prepare", "train", "evaluate", "refit", "export"})
 """Stages that run as a job on a slot, and so leave a log."""
 

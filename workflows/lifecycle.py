@@ -111,7 +111,7 @@ class Lifecycle:
     @workflow.run
     async def run(self, request: LifecycleRequest) -> LifecycleAnswer:
         self._request, self._spec = request, request.spec
-        self._stages.until = request.spec.until
+        self._stages.until, self._stages.fork = request.spec.until, request.fork
         try:
             await self._admitted()
             answer = await self._until_the_data_will_do()
