@@ -12,7 +12,7 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse
 from starlette.staticfiles import StaticFiles
 from temporalio.client import Client
 
-from api import approval, data, drift, identity, lifecycle, pages, problems, release
+from api import approval, data, drift, fork, identity, lifecycle, pages, problems, release
 from api.bodies import body_schema, json_body, read_form
 from api.dependencies import Here, Parts, Person, ask
 from api.identity import Asker, Guard
@@ -67,6 +67,7 @@ class Credential(BaseModel):
 BODIES: tuple[type[BaseModel], ...] = (
     LifecycleSpec,
     lifecycle.Attend,
+    fork.ForkAsked,
     approval.DecisionRequest,
     release.RollBackRequest,
     CredentialRequest,
@@ -164,7 +165,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=_lifespan(settings, store),
         responses={"default": {"model": Problem, "description": "What went wrong, and what to do"}},
     )
-    for router in (lifecycle.router, approval.router, drift.router, release.router, session):
+    for router in (fork.router, lifecycle.router, approval.router, drift.router, release.router, session):
         app.include_router(router, prefix=VERSION)
     for router in (lifecycle.page, approval.page, data.page, drift.page, release.page, page):
         app.include_router(router)

@@ -144,31 +144,31 @@ def tail_of(path: Path, lines: int) -> list[str]:
     with path.open("rb") as source:
         size = source.seek(0, 2)
         source.seek(max(0, size - LOG_BYTES))
-        text = source.read(LOG_BYTES).decode("utf-8", "replace")
-    return [_plain(line) for line in deque(text.splitlines(), maxlen=lines)]
+        text = source.read(LOG_BYTES).lstrip(b"\0").decode("utf-8", "replace")  # zeros: what was dropped
+    return [plain(line) for line in deque(text.splitlines(), maxlen=lines)]
 
 
 def _log_at(logs_dir: Path, name: str) -> Path | None:
     """The log that a row names: a file, or a folder with a log for each attempt, of which the newest counts."""
-    path = _below(logs_dir, name)
+    path = below(logs_dir, name)
     if path is None or not path.is_dir():
         return path
     newest = max(path.glob("*.log"), key=lambda log: log.stat().st_mtime, default=None)
-    return None if newest is None else _below(logs_dir, f"{name}/{newest.name}")
+    return None if newest is None else below(logs_dir, f"{name}/{newest.name}")
 
 
 def _newest(logs_dir: Path, run_id: str, stage: str) -> Path | None:
     """The log that is being written: a running stage has no record of it yet."""
-    folder = _below(logs_dir, f"jobs/{run_id}")
+    folder = below(logs_dir, f"jobs/{run_id}")
     if folder is None:
         return None
     found = [path for path in folder.glob("*/*.log") if path.parent.name.split(".")[0] == stage]
     found = found or list(folder.glob("*/*.log"))
     newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
-    return None if newest is None else _below(logs_dir, str(newest.relative_to(logs_dir)))
+    return None if newest is None else below(logs_dir, str(newest.relative_to(logs_dir)))
 
 
-def _below(root: Path, name: str) -> Path | None:
+def below(root: Path, name: str) -> Path | None:
     """*name* below *root*, links followed; None when it leads outside or is not there."""
     try:
         path = (root / name).resolve(strict=True)
@@ -177,5 +177,6 @@ def _below(root: Path, name: str) -> Path | None:
     return path if path.is_relative_to(root.resolve()) else None
 
 
-def _plain(line: str) -> str:
+def plain(line: str) -> str:
+    """*line* without what a terminal would obey."""
     return "".join(char if char.isprintable() or char == "\t" else "\N{REPLACEMENT CHARACTER}" for char in line)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, Union
+from typing import TYPE_CHECKING, Any, Literal, Self, Union, overload
 from urllib.parse import quote, urljoin
 
 import httpx
@@ -82,12 +82,13 @@ class Client:
 
     # --- lifecycles
 
-    def submit(self, spec: Spec, key: str | None = None) -> Json:
+    def submit(self, spec: Spec, key: str | None = None, changes: Mapping[str, Any] | None = None) -> Json:
         """Start a lifecycle; answers it. *key* is its id: the same key again answers the same lifecycle.
 
-        Without *key* each call starts a new one, under a key that this call's own retries reuse.
+        Without *key* each call starts a new one, under a key that this call's own retries reuse. *changes* stand over
+        what the spec says: `{"target_missing": "drop", "training.rounds": 50}`.
         """
-        body = load_spec(spec)
+        body = load_spec(spec, changes)
         key = key or f"{body.get('model', 'model')}-{secrets.token_hex(4)}"
         return _object(self._api("POST", "/lifecycles", json=body, headers={"Idempotency-Key": key}))
 
@@ -105,10 +106,54 @@ class Client:
         """What happened to it, oldest first."""
         return _items(self._api("GET", f"/lifecycles/{_part(lifecycle)}/events"))
 
-    def logs(self, lifecycle: str, stage: str | None = None, tail: int | None = None) -> str:
-        """The last *tail* lines of a stage's log (of the stage that runs or ran last, when none is named)."""
+    @overload
+    def logs(
+        self, lifecycle: str, stage: str | None = None, tail: int | None = None, *, follow: Literal[False] = False
+    ) -> str: ...
+
+    @overload
+    def logs(
+        self, lifecycle: str, stage: str | None = None, tail: int | None = None, *, follow: Literal[True]
+    ) -> Iterator[Json]: ...
+
+    def logs(
+        self, lifecycle: str, stage: str | None = None, tail: int | None = None, *, follow: bool = False
+    ) -> str | Iterator[Json]:
+        """The last *tail* lines of a stage's log (of the stage that runs or ran last, when none is named).
+
+        With *follow*: an iterator over all that its jobs write, stage after stage, until the lifecycle waits for a
+        person or has ended. Each item is `{"stage", "attempt", "text"}`, the last one `{"status", "wait"}`. It
+        begins with the first log, or with the last *tail* lines of the newest. A stack that comes back within
+        `PATIENCE_SECONDS` is waited for, and no line is lost or told twice.
+        """
+        if follow:
+            return self._follow(lifecycle, stage, tail)
         path = f"/lifecycles/{_part(lifecycle)}/logs"
         return str(self._api("GET", path, params=_given(stage=stage, tail=tail)))
+
+    def data(self, lifecycle: str) -> Json:
+        """What its latest snapshot has read: per column its kind, how it was read, missing values, bars of a histogram
+        and what the rules changed; how many rows have no target. Raises `NotFound` before the snapshot stage has ended.
+        """
+        return _object(self._api("GET", f"/lifecycles/{_part(lifecycle)}/data"))
+
+    def rejected(self, lifecycle: str) -> str:
+        """The values that are not as its spec declares, as CSV: file, row, column, value. Up to 10,000 of them.
+
+        Raises `NotFound` where there is none.
+        """
+        return str(self._api("GET", f"/lifecycles/{_part(lifecycle)}/rejected"))
+
+    def _follow(self, lifecycle: str, stage: str | None, tail: int | None) -> Iterator[Json]:
+        path, cursor = f"/lifecycles/{_part(lifecycle)}/logs/follow", ""
+        while True:
+            asked = _given(stage=stage, cursor=cursor or None, tail=tail)
+            found = _object(self._api("GET", path, params=asked))
+            yield from found["items"]
+            cursor = found["cursor"]
+            if found["over"]:
+                yield {"status": found["status"], "wait": found["wait"]}
+                return
 
     def metrics(self, lifecycle: str) -> Any:  # noqa: ANN401
         """Progress of its jobs: values by step."""
@@ -154,6 +199,28 @@ class Client:
     def cancel(self, lifecycle: str, reason: str = "") -> Json:
         """Ask a running lifecycle to end; its jobs are stopped."""
         return self._attend(lifecycle, "cancel", {"reason": reason})
+
+    def fork(self, lifecycle: str, stage: str, changes: Json | None = None, key: str | None = None) -> Json:
+        """Start a lifecycle that keeps what *lifecycle* found before *stage*; answers it.
+
+        *changes*: fields of the spec by dotted names, `{"training.rounds": 800}`. Raises `Invalid` when an earlier
+        stage reads one of them, `Conflict` when what is before *stage* is not done.
+        """
+        key = key or f"{lifecycle.rpartition('/')[2][:100]}-fork-{secrets.token_hex(4)}"
+        path = f"/lifecycles/{_part(lifecycle)}/fork"
+        body = {"stage": stage, "changes": changes or {}}
+        return _object(self._api("POST", path, json=body, headers={"Idempotency-Key": key}))
+
+    def pause(self, lifecycle: str, reason: str = "") -> Json:
+        """End its running job at a checkpoint, give its slot to others, and begin nothing until `resume`.
+
+        Raises `NotWaiting` at the gate and after it, where it runs no job.
+        """
+        return self._attend(lifecycle, "pause", {"reason": reason})
+
+    def resume(self, lifecycle: str) -> Json:
+        """Let a paused lifecycle go on with the stage that it was at. Raises `NotWaiting` when it is not paused."""
+        return self._attend(lifecycle, "resume", {})
 
     def _attend(self, lifecycle: str, action: str, body: Json) -> Json:
         return _object(self._api("POST", f"/lifecycles/{_part(lifecycle)}/{action}", json=body))
@@ -295,8 +362,8 @@ def error_of(answer: httpx.Response) -> EverloopError:
     return kind(str(detail), field=str(problem.get("field") or ""), hint=str(problem.get("hint") or ""))
 
 
-def load_spec(spec: Spec) -> Json:
-    """A spec as JSON: from a dict, a `LifecycleSpec`, or a YAML or JSON file.
+def load_spec(spec: Spec, changes: Mapping[str, Any] | None = None) -> Json:
+    """A spec as JSON: from a dict, a `LifecycleSpec`, or a YAML or JSON file; *changes* (dotted names) stand over it.
 
     A relative `source.path` or `code` in a file is relative to the file's folder, in a dict to the working folder.
     Raises `InvalidSpec` with the field; the API checks it again.
@@ -304,10 +371,25 @@ def load_spec(spec: Spec) -> Json:
     from everloop.specs import LifecycleSpec
 
     if isinstance(spec, LifecycleSpec):
-        return spec.model_dump(mode="json")
-    if isinstance(spec, Mapping):
-        return _checked(dict(spec), Path.cwd())
-    return _checked(*_read(Path(spec)))
+        value, folder = spec.model_dump(mode="json"), Path.cwd()
+    elif isinstance(spec, Mapping):
+        value, folder = dict(spec), Path.cwd()
+    else:
+        value, folder = _read(Path(spec))
+    for name, changed in (changes or {}).items():
+        value = _with(value, name, name.split("."), changed)
+    return _checked(value, folder)
+
+
+def _with(value: Json, name: str, path: Sequence[str], changed: Any) -> Json:  # noqa: ANN401
+    """*value* with *changed* at *path*. Raises `InvalidSpec` where something else than a mapping is in the way."""
+    first, rest = path[0], path[1:]
+    if not rest:
+        return value | {first: changed}
+    inner = value.get(first) or {}
+    if not isinstance(inner, dict):
+        raise InvalidSpec(f"{name}: {first} holds no fields", field=name)
+    return value | {first: _with(inner, name, rest, changed)}
 
 
 def _read(path: Path) -> tuple[Json, Path]:

@@ -1,7 +1,7 @@
 """What people see in a terminal. Readable without colour (marks and words carry the meaning) and when narrow."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,12 +17,14 @@ Json = dict[str, Any]
 out = Console(highlight=False, soft_wrap=False)
 err = Console(stderr=True, highlight=False)
 
+MOST_NOTES = 6
 _UTF8 = (sys.stdout.encoding or "").lower().startswith("utf")
 MARKS = {
     "done": ("✓", "+", "green"),
     "running": ("●", "*", "cyan"),
     "failed": ("✗", "x", "red"),
     "skipped": ("-", "-", "yellow"),
+    "paused": ("‖", "=", "yellow"),
     "ahead": ("·", ".", "bright_black"),
 }
 STYLES = {
@@ -30,6 +32,7 @@ STYLES = {
     "waiting_approval": "yellow",
     "needs_attention": "red",
     "released": "green",
+    "done": "green",
     "failed": "red",
     "terminated": "red",
 }
@@ -122,10 +125,14 @@ def lifecycle(found: Json, now: datetime | None = None) -> RenderableType:
     parts: list[RenderableType] = [head, rail(found, now or datetime.now(UTC))]
     if found.get("metrics"):
         parts.append(Text(f"metrics: {metrics_line(found['metrics'])}"))
+    parts.extend(curve(each) for each in found.get("curves") or [] if each["steps"])
     comparison = found.get("comparison") or {}
     if comparison.get("reason"):
         parts.append(Text(f"champion: {comparison['reason']}"))
     parts.extend(alarms_of(found))
+    parts.extend(notes_of(found))
+    if found.get("progress"):
+        parts.append(Text(f"{found['progress']['stage']}: {found['progress']['sentence']}", style="cyan"))
     if found.get("wait"):
         parts.append(Text(str(found["wait"]), style="yellow"))
     if found["status"] == "waiting_approval":
@@ -139,6 +146,43 @@ def lifecycle(found: Json, now: datetime | None = None) -> RenderableType:
         if str(links.get(name, "")).startswith("http"):
             parts.append(whole(f"{label}: {links[name]}"))
     return Group(*parts)
+
+
+def notes_of(found: Json) -> Iterator[RenderableType]:
+    """What the reading changed in the data, where a person is to look at it."""
+    notes = found.get("notes") or []
+    if not notes or found["status"] == "running":
+        return
+    for note in notes[:MOST_NOTES]:
+        yield Text(f"data: {note}")
+    if len(notes) > MOST_NOTES:
+        yield Text(f"data: {len(notes) - MOST_NOTES} more columns were changed")
+    yield command(f"everloop data {found['id']}")
+
+
+def curve(found: Json) -> RenderableType:
+    """A training's metric: the course of each part in a few characters, and where it began, was best and ended."""
+    steps, best = found["steps"], found.get("best_step")
+    places = dict.fromkeys([0, *([steps.index(best)] if best in steps else []), len(steps) - 1])
+    made = table(
+        found["metric"], "", *(f"step {steps[place]:,}{' (best)' * (steps[place] == best)}" for place in places)
+    )
+    for part in ("train", "validation"):
+        values = found[part]
+        if any(value is not None for value in values):
+            made.add_row(part, spark(values), *(number(values[place]) for place in places))
+    return made
+
+
+def spark(values: list[float | None], width: int = 24) -> str:
+    """The course of *values* in one line of text."""
+    marks = "▁▂▃▄▅▆▇█" if _UTF8 else "_.-~=+*#"
+    known = [value for value in values if value is not None]
+    low, high = min(known), max(known)
+    count = min(width, len(known))
+    picked = [known[round(place * (len(known) - 1) / max(1, count - 1))] for place in range(count)]
+    scale = (len(marks) - 1) / (high - low) if high > low else 0
+    return "".join(marks[round((value - low) * scale)] for value in picked)
 
 
 def alarms_of(found: Json) -> Iterator[RenderableType]:
@@ -194,6 +238,7 @@ def failure(found: Json) -> list[RenderableType]:
         helps += [f"everloop skip {name}"] if stage in SKIPPABLE else []
         helps += [f"everloop abort {name}"]
         helps += [f"everloop logs {name}"] if stage in JOB_STAGES else []
+        helps += [f"everloop data {name}"] if (found.get("links") or {}).get("data") and not found.get("notes") else []
         parts.extend(command(text) for text in helps)
     return parts
 
@@ -230,6 +275,48 @@ def evidence(gate: Json) -> RenderableType:
     for name, value in rows:
         made.add_row(Text(name, style="bold"), value)
     return made
+
+
+def data(found: Json) -> RenderableType:
+    """What a lifecycle has read: column by column, and what the rules changed."""
+    files = found["files"]
+    rows = f"{number(found['rows'])} rows" if found["rows"] is not None else "rows"
+    head = Text.assemble((str(found["lifecycle"]), "bold"), f"  {rows} from {len(files)} file{'s' * (len(files) != 1)}")
+    made = table("column", "read as", "missing", "different", "how often", "from", "to")
+    for column in found["columns"]:
+        bars = column["bars"]
+        ordered = bars and column["kind"] in ("number", "datetime")
+        made.add_row(
+            str(column["name"]), read_as(column), number(column["missing"]), number(column["distinct"]),
+            whole(sketch([bar["rows"] for bar in bars]), style=""),
+            bars[0]["label"] if bars else "", bars[-1]["label"] if ordered else "",
+        )  # fmt: skip
+    parts: list[RenderableType] = [head, made]
+    if missing := found["target_missing"]:
+        of = f"of {number(found['rows'])} " if found["rows"] is not None else ""
+        parts.append(
+            Text(f"{number(missing)} {of}rows have no target ({found['target']}): nothing is learned from them")
+        )
+    parts += [Text(said) for said in found["changed"]]
+    if found["rejected"]:
+        parts.append(command(f"everloop data {found['lifecycle']} --rejected > rejected.csv"))
+    return Group(*parts)
+
+
+def read_as(column: Json) -> str:
+    """How a column's texts became values: `number, decimal comma, without %`."""
+    read = column["read"] or {"type": column["kind"]}
+    said = [str(read["type"]), *read.get("format", ())]
+    said += ["decimal comma"] if read.get("decimal") == "," else []
+    said += [f"without {read['unit']}"] if read.get("unit") else []
+    return ", ".join(said) + (" (declared)" if read.get("declared") else "")
+
+
+def sketch(counts: Sequence[int]) -> str:
+    """Bars of a histogram, one letter each."""
+    steps = "▁▂▃▄▅▆▇█" if _UTF8 else "_.:-=+*#"
+    most = max(counts, default=0)
+    return "".join(steps[min(len(steps) - 1, count * len(steps) // most)] if count else " " for count in counts)
 
 
 def models(rows: Iterable[Json]) -> RenderableType:

@@ -6,7 +6,7 @@ the heavy parts. An implementation repeats the decorator with the same name.
 
 from abc import ABC, abstractmethod
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 from temporalio import activity
@@ -21,6 +21,7 @@ from everloop.records import (
     Evaluation,
     Evidence,
     Exported,
+    Lease,
     Prepared,
     Record,
     Refitted,
@@ -34,10 +35,18 @@ from everloop.records import (
     Version,
     Window,
 )
-from everloop.specs import LifecycleSpec, Monitor
+from everloop.specs import LifecycleSpec, Monitor, Stage
 
 Short = Annotated[str, StringConstraints(max_length=names.MOST_CHARACTERS)]
 """A name in a signal or an update: it becomes a summary, which Temporal limits."""
+
+
+class Fork(Record):
+    """An earlier lifecycle whose results are kept, up to but not including *stage*."""
+
+    lifecycle: str
+    run_id: str
+    stage: Stage
 
 
 class LifecycleRequest(Record):
@@ -53,6 +62,7 @@ class LifecycleRequest(Record):
     key_id: str = ""
     signature: str = ""
     """The API's, over who asks for what (everloop/starts.py). Empty where drift started this."""
+    fork: Fork | None = None
 
     def submitted(self) -> LifecycleSubmitted:
         """The first fact of the lifecycle."""
@@ -77,6 +87,22 @@ class LifecycleActivities(ABC):
     async def admit(self, request: AdmitRequest) -> None: ...
 
 
+class KeptRequest(Record):
+    """Which result of an earlier lifecycle is asked for, and the question that it must be the answer to."""
+
+    lifecycle: str
+    run_id: str
+    stage: Stage
+    question: dict[str, Any]
+    """The stage's request as JSON; its slot does not count."""
+
+
+class ForkActivities(ABC):
+    @activity.defn(name="everloop.lifecycle.kept")
+    @abstractmethod
+    async def kept(self, request: KeptRequest) -> dict[str, Any]: ...
+
+
 # --- compute: each is one job in a child process on the slot of a lease -------------------------
 
 
@@ -84,6 +110,8 @@ class JobRequest(Record):
     """The input of a job; `slot` is filled in when the lease is held (workflows/stage.py)."""
 
     slot: Slot = Slot(device="", token=0, holder="")
+    lease: Lease | None = None
+    """The slot and what may be used of it. None: asked by a workflow that knew slots alone."""
 
 
 class SnapshotRequest(JobRequest):
@@ -507,9 +535,18 @@ class AttendRequest(Record):
     reason: str = Field(default="", max_length=4000)
 
 
+class PauseRequest(Record):
+    """A person wants a lifecycle to hold still, or to go on."""
+
+    action: Literal["pause", "resume"]
+    person: Short
+    reason: str = Field(default="", max_length=2000)
+
+
 class LifecycleAnswer(Record):
     """How a lifecycle ended."""
 
-    outcome: Literal["released", "rejected", "expired", "not_better", "aborted", "failed"]
+    outcome: Literal["released", "done", "rejected", "expired", "not_better", "aborted", "failed"]
+    """`done`: it came to the stage that the spec's `until` names."""
     reason: str
     version: int | None = None

@@ -17,6 +17,25 @@ def source() -> Path:
     return packaged if packaged.is_dir() else HERE.parent
 
 
+def build() -> str:
+    """Which code decides here: our version and a digest of the words and the workflows. 72 characters at most.
+
+    Each workflow task's record in a history names the build that made it.
+    """
+    from hashlib import sha256
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        number = version("everloop")
+    except PackageNotFoundError:  # a copy of the folders
+        number = "unknown"
+    digest = sha256()
+    for folder in (HERE, source() / "workflows"):
+        for path in sorted(folder.glob("*.py")):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return f"{number}+{digest.hexdigest()[:12]}"
+
+
 def command(module: str, *args: str) -> list[str]:
     """The command line of `python -m module` as one of the engine's processes."""
     return [sys.executable, "-m", module, *args]

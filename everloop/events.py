@@ -69,6 +69,13 @@ class StageSkipped(Fact):
     reason: str = ""
 
 
+class StagePaused(Fact):
+    type: Literal["StagePaused"] = "StagePaused"
+    stage: Stage
+    person: str
+    reason: str = ""
+
+
 class StageRetried(Fact):
     type: Literal["StageRetried"] = "StageRetried"
     stage: Stage
@@ -111,7 +118,9 @@ class ChallengerCompared(Fact):
 
 class LifecycleFinished(Fact):
     type: Literal["LifecycleFinished"] = "LifecycleFinished"
-    outcome: Literal["released", "rejected", "expired", "not_better", "aborted", "cancelled", "terminated", "failed"]
+    outcome: Literal[
+        "released", "done", "rejected", "expired", "not_better", "aborted", "cancelled", "terminated", "failed"
+    ]
     reason: str
 
 
@@ -189,6 +198,7 @@ Event = Annotated[
     | StageFinished
     | StageFailed
     | StageSkipped
+    | StagePaused
     | StageRetried
     | WaitBegan
     | WaitEnded

@@ -29,6 +29,10 @@ POOL_WAKE = "wake"  # anyone -> pool
 POOL_INVENTORY = "inventory"  # compute -> pool
 DECIDE = "decide"  # API -> Approval, signed
 ATTEND = "attend"  # API -> Lifecycle: retry, skip, abort a parked stage
+PAUSE = "pause"  # API -> Lifecycle: hold still, or go on
+
+A_RESUME = "a resume"
+"""How the wait of a paused lifecycle begins."""
 
 MOST_CHARACTERS = 256  # of a name that comes in by a signal or an update
 

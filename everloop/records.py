@@ -8,7 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from everloop.reading import ReadColumn
 from everloop.specs import Task
@@ -38,6 +38,70 @@ class Slot(Record):
     """`<workflow id>/<run id>` of who holds the lease."""
 
 
+class Member(Record):
+    """A part of a lease: what one process of a job may use."""
+
+    rank: int = 0
+    device: str
+    """Name of a Dask worker."""
+    cores: int = 1
+    """Threads."""
+    memory_mib: int = 0
+    """Of the process and all below it; 0: no limit of its own."""
+    milli_gpu: int = 0
+    """Thousandths of a GPU."""
+    gpu_mib: int = 0
+
+
+class Lease(Record):
+    """What a job holds: devices, and the fence token of the grant. One member for now."""
+
+    token: int
+    holder: str
+    """`<workflow id>/<run id>` of who holds the lease."""
+    members: tuple[Member, ...]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_a_slot(cls, value: Any) -> Any:  # noqa: ANN401
+        """A slot of stored histories is a lease of one member."""
+        if isinstance(value, Slot):
+            value = value.model_dump()
+        if isinstance(value, dict) and "members" not in value and "device" in value:
+            return {**value, "members": ({"device": value["device"]},)}
+        return value
+
+    @field_validator("members")
+    @classmethod
+    def _some(cls, members: tuple[Member, ...]) -> tuple[Member, ...]:
+        if not members:
+            raise ValueError("a lease has a member at least")
+        return members
+
+
+class Resumed(Record):
+    """What a stage did again because attempts of it were ended, and what it did not."""
+
+    times: int
+    """Attempts that went on after another."""
+    step: int
+    """From where the last one went on: rounds, epochs, or what its function counts. 0: from the beginning."""
+    token: int
+    """Of the checkpoint it went on from."""
+    steps_again: int
+    """Over all attempts."""
+    seconds_again: float
+
+    def sentence(self, unit: str = "step", most: int | None = None) -> str:
+        """For people: what was kept and what was done again."""
+        again = f"{self.seconds_again:.0f} s of work done again"
+        often = f" {self.times} times, at last" if self.times > 1 else ""
+        if not self.step:
+            return f"begun again{often} without a checkpoint; {again}"
+        limit = f" of at most {most}" if most else ""
+        return f"resumed{often} at {unit} {self.step}{limit} from a checkpoint of token {self.token}; {again}"
+
+
 class Ran(Record):
     """How a job ran: what `everloop logs` and the lifecycle page show of an attempt."""
 
@@ -49,6 +113,10 @@ class Ran(Record):
     """An earlier attempt had already finished: its result was found and nothing was done again."""
     log: str = ""
     """Path of the log below the logs folder: `jobs/<run id>/<activity id>/<attempt>.log`."""
+    resumed: Resumed | None = None
+    """What was kept of earlier attempts, and what was done again."""
+    artifacts: tuple[Blob, ...] = ()
+    """Files that the job kept for people, by name."""
 
 
 class Result(Record):

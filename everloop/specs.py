@@ -38,6 +38,25 @@ STAGES: tuple[Stage, ...] = Stage.__args__  # type: ignore[attr-defined]  # typi
 SKIPPABLE: frozenset[Stage] = frozenset({"validate", "monitor"})
 """Stages that a lifecycle can do without: the others produce what the next one needs."""
 
+LAST_STAGES = STAGES[: STAGES.index("approve")]
+"""Stages after which a lifecycle may be told to end: from the gate on, people and traffic are in it."""
+
+FORKABLE = STAGES[1 : STAGES.index("export") + 1]
+"""Stages from which a fork may begin: what is before them is kept."""
+
+FIRST_READ: dict[str, Stage] = {
+    "features": "validate",
+    "split": "prepare",
+    "trainer": "train",
+    "params": "train",
+    "training": "train",
+    "metric": "evaluate",
+    "gate": "approve",
+    "monitor": "monitor",
+    "until": "monitor",
+}
+"""The first stage that reads a field of the spec; of those that are not named here it is the first of all."""
+
 JOB_STAGES: frozenset[Stage] = frozenset({"snapshot", "validate", "prepare", "train", "evaluate", "refit", "export"})
 """Stages that run as a job on a slot, and so leave a log."""
 
@@ -51,8 +70,8 @@ METRICS: dict[Task, tuple[str, ...]] = {
 HIGHER_IS_BETTER = frozenset({"auc", "accuracy", "r2"})
 
 
-FAMILIES = ("lightgbm",)
-"""Trainers of ours; each is a file of activities/compute/trainers."""
+FAMILIES = ("lightgbm", "torch")
+"""Trainers of ours; each is a file or a folder of activities/compute/trainers."""
 TRAINER = rf"^({'|'.join(FAMILIES)}|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*)$"
 
 SPEC_BYTES = 24 << 10
@@ -162,7 +181,7 @@ class Split(Strict):
 
 
 class Training(Strict):
-    """LightGBM with early stopping, one thread per slot."""
+    """LightGBM with early stopping, one thread per slot. Every trainer takes the seed from here."""
 
     rounds: Annotated[int, Field(ge=1, le=5000)] = 400
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.05
@@ -170,6 +189,62 @@ class Training(Strict):
     early_stopping: Annotated[int, Field(ge=1, le=1000)] = 30
     """Rounds without a better validation loss after which training stops."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+
+class LightgbmParams(Strict):
+    """`params:` of `trainer: lightgbm`, by LightGBM's own names. What is left out is as the size of the data asks."""
+
+    bagging_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the rows that a tree learns from."""
+    bagging_freq: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """Every how many rounds those rows are drawn anew; 1 where only the share is given."""
+    feature_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the features that a tree may look at."""
+    feature_fraction_bynode: Annotated[float, Field(gt=0, le=1)] | None = None
+    lambda_l1: Annotated[float, Field(ge=0, le=1e6)] | None = None
+    lambda_l2: Annotated[float, Field(ge=0, le=1e6)] | None = None
+    max_bin: Annotated[int, Field(ge=2, le=255)] | None = None
+    max_depth: Annotated[int, Field(ge=1, le=64)] | None = None
+    min_data_in_leaf: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    min_gain_to_split: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    min_sum_hessian_in_leaf: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    path_smooth: Annotated[float, Field(ge=0, le=1e6)] | None = None
+    cat_smooth: Annotated[float, Field(ge=0, le=1e6)] | None = None
+    cat_l2: Annotated[float, Field(ge=0, le=1e6)] | None = None
+    max_cat_threshold: Annotated[int, Field(ge=1, le=1024)] | None = None
+    extra_trees: bool | None = None
+    """Draw thresholds instead of looking for the best."""
+
+    def told(self) -> dict[str, Any]:
+        """What LightGBM is told."""
+        said = self.model_dump(exclude_none=True)
+        return {"bagging_freq": 1} | said if "bagging_fraction" in said else said
+
+
+class TorchParams(Strict):
+    """`params:` of `trainer: torch`: embeddings of the categories, then blocks of layers, learned with AdamW."""
+
+    architecture: Literal["resnet", "mlp"] = "resnet"
+    """resnet: each layer is a block of two beside what it was given; mlp: one layer after the other."""
+    layers: Annotated[int, Field(ge=1, le=16)] = 2
+    width: Annotated[int, Field(ge=4, le=2048)] = 128
+    """Numbers between two layers."""
+    embedding: Annotated[int, Field(ge=1, le=64)] = 8
+    """Numbers that stand for a category's value."""
+    dropout: Annotated[float, Field(ge=0, le=0.9)] = 0.1
+    learning_rate: Annotated[float, Field(gt=0, le=10)] = 0.001
+    """The highest: it rises over the first epoch and falls to nothing as a cosine over `epochs`."""
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
+    batch: Annotated[int, Field(ge=1, le=65_536)] | None = None
+    """Rows in memory at once; left out, from 64 to 2,048 by the number of rows."""
+    accumulation: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Batches whose gradients are summed before the weights change."""
+    epochs: Annotated[int, Field(ge=1, le=5000)] = 60
+    """At most."""
+    patience: Annotated[int, Field(ge=1, le=1000)] = 12
+    """Epochs without a better validation loss after which training stops."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the products while it learns; auto: bfloat16 on a GPU that has it. Answers are always float32."""
 
 
 class Gate(Strict):
@@ -243,7 +318,7 @@ class LifecycleSpec(Strict):
     trainer: Annotated[str, StringConstraints(pattern=TRAINER)] = "lightgbm"
     """What learns: `lightgbm`, `torch`, or a function of yours, `package.module:function`."""
     params: dict[str, Any] = {}
-    """For the trainer: of LightGBM and torch what their files name, of your function what you like."""
+    """For the trainer: of LightGBM its own parameters, of torch those of `TorchParams`, of your function your own."""
     code: Annotated[str, StringConstraints(max_length=4096)] = ""
     """Where your trainer is: absolute path of a folder or a wheel, which is kept with the snapshot; or `sha256:...`,
     code that was kept before. Left out: it is installed beside Everloop, or comes with `requirements`."""
@@ -254,6 +329,8 @@ class LifecycleSpec(Strict):
     training: Training = Training()
     gate: Gate = Gate()
     monitor: Monitor | None = Monitor()
+    until: Stage | None = None
+    """End well after this stage, `register` at the latest; left out, it goes on to the release and the monitor."""
 
     @field_validator("code")
     @classmethod
@@ -263,18 +340,28 @@ class LifecycleSpec(Strict):
         return code
 
     @model_validator(mode="after")
-    def _consistent(self) -> "LifecycleSpec":
+    def _can_learn(self) -> "LifecycleSpec":
         for name in ("code", "requirements"):
             if getattr(self, name) and not self.own_trainer:
                 raise ValueError(f"{name}: only a trainer of yours has it, `trainer: package.module:function`")
         if sum(map(len, self.requirements)) > MOST_CHARACTERS:
             raise ValueError(f"requirements: more than {MOST_CHARACTERS:,} letters; put a requirements.txt into `code`")
+        if self.trainer in PARAMS:
+            _check_params(self.params, PARAMS[self.trainer])
+        return self
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "LifecycleSpec":
         if self.metric and self.metric not in METRICS[self.task]:
             raise ValueError(f"metric: {self.metric!r} is not one of {', '.join(METRICS[self.task])}")
         if self.positive is not None and self.task != "binary":
             raise ValueError("positive: only a binary task has a positive class")
         if self.target in (self.time, self.key):
             raise ValueError("target: must not be the time or the key column")
+        if self.until is not None and self.until not in LAST_STAGES:
+            raise ValueError(
+                f"until: must be one of {', '.join(LAST_STAGES)}; without it the lifecycle goes to its end"
+            )
         if self.features.include is not None and self.target in self.features.include:
             raise ValueError("features.include: must not name the target")
         if (size := len(self.model_dump_json().encode())) > SPEC_BYTES:
@@ -290,6 +377,21 @@ class LifecycleSpec(Strict):
     def objective(self) -> str:
         """Name of the metric that decides between champion and challenger."""
         return self.metric or METRICS[self.task][0]
+
+
+PARAMS: dict[str, type[Strict]] = {"lightgbm": LightgbmParams, "torch": TorchParams}
+"""What trainers of ours may be given as `params:`."""
+
+
+def _check_params(params: dict[str, Any], known: type[Strict]) -> None:
+    """Raises `ValueError` with the first of *params* that is unknown or out of its range."""
+    try:
+        known.model_validate(params)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        listed = f"; known are {', '.join(known.model_fields)}" if first["type"] == "extra_forbidden" else ""
+        raise ValueError(f"params.{name}: {first['msg']}{listed}") from None
 
 
 def _largest(spec: LifecycleSpec) -> str:

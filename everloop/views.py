@@ -32,6 +32,7 @@ from everloop.events import (
     ReleaseRolledBack,
     StageFailed,
     StageFinished,
+    StagePaused,
     StageRetried,
     StageSkipped,
     StageStarted,
@@ -296,11 +297,17 @@ def _apply_to_stages(workflow_id: str, stages: list[StageRow], entry: Entry) -> 
         case StageFailed():
             current.status, current.ended_at = "failed", event.at
             current.error = _error(entry)
+        case StagePaused():
+            current.status, current.ended_at = "paused", event.at
+            current.summary = f"paused by {event.person}" + (f": {event.reason}" if event.reason else "")
         case StageSkipped():
             current.status = "skipped"
             current.summary = f"skipped by {event.person}" + (f": {event.reason}" if event.reason else "")
         case LifecycleFinished():
-            current.status, current.ended_at = "done" if event.outcome == "released" else event.outcome, event.at
+            current.status, current.ended_at = (
+                "done" if event.outcome in ("released", "done") else event.outcome,
+                event.at,
+            )
             current.summary = event.reason
         case _:
             pass

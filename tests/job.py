@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from everloop.artifacts import Artifacts
+from everloop.records import Lease, Member
 
 
 class FolderJob:
@@ -22,6 +23,7 @@ class FolderJob:
         self.logged: dict[str, bytes] = {}
         self.stop = False
         self.cores = 1
+        self.lease = Lease(token=1, holder="test/run", members=(Member(device="cpu0"),))
 
     def report(self, step: int, /, **values: float) -> None:
         assert all(isinstance(value, int | float) for value in values.values())

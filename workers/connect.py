@@ -6,19 +6,25 @@ import time
 from typing import Any
 
 from temporalio.client import Client
+from temporalio.common import WorkerDeploymentVersion
 from temporalio.exceptions import ApplicationError, FailureError
 from temporalio.runtime import LoggingConfig, Runtime, TelemetryConfig, TelemetryFilter
 from temporalio.service import RPCError
-from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
+from temporalio.worker import (
+    ActivityInboundInterceptor,
+    ExecuteActivityInput,
+    Interceptor,
+    WorkerDeploymentConfig,
+)
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
-from everloop import disk, logs
+from everloop import disk, engine, logs
 from everloop.errors import EverloopError, Permanent, StorageLow, Unavailable
 from everloop.payloads import converter
 from everloop.settings import Settings
 from workers.process import die_with_parent, first_of, identity, told_to_stop
 
-__all__ = ["ErrorsCross", "connect", "die_with_parent", "first_of", "log_lines", "sandbox", "told_to_stop"]
+__all__ = ["ErrorsCross", "build", "connect", "die_with_parent", "first_of", "log_lines", "sandbox", "told_to_stop"]
 
 WAIT_SECONDS = 30.0
 PASSED_THROUGH = ("everloop", "activities", "cryptography")
@@ -80,6 +86,18 @@ def as_failure(error: EverloopError) -> ApplicationError:
 def sandbox() -> SandboxedWorkflowRunner:
     """Runs workflows; our own light packages are loaded once, not once per workflow."""
     return SandboxedWorkflowRunner(restrictions=SandboxRestrictions.default.with_passthrough_modules(*PASSED_THROUGH))
+
+
+def build() -> WorkerDeploymentConfig:
+    """What a worker says of its code, for the record of each workflow task.
+
+    No run is pinned to a build: any worker takes any task, as with Temporal's AUTO_UPGRADE, which itself needs a
+    server that is told at each start which build is current. A laptop has no worker of an earlier build; `patched`
+    and the stored histories keep open runs going. Without a build the SDK would read all loaded modules for a name
+    of its own, the better part of a second.
+    """
+    version = WorkerDeploymentVersion(deployment_name="everloop", build_id=engine.build())
+    return WorkerDeploymentConfig(version=version, use_worker_versioning=False)
 
 
 def log_lines(role: str, level: int = logging.INFO) -> None:

@@ -38,6 +38,7 @@ from everloop.contracts import (
     LifecycleRequest,
     MonitorRequest,
     Offer,
+    PauseRequest,
     PrepareRequest,
     RefitRequest,
     RegisterRequest,
@@ -68,7 +69,7 @@ from workflows.approval import Approval
 from workflows.journal import Journal, heed_a_cancel, until
 from workflows.lease import Lease
 from workflows.release import Release
-from workflows.stage import LIGHT_TIMEOUT, RETRY, Aborted, ReadAgain, Stages
+from workflows.stage import LIGHT_TIMEOUT, RETRY, Aborted, Reached, ReadAgain, Stages
 
 R = TypeVar("R", bound=Record)
 
@@ -110,11 +111,14 @@ class Lifecycle:
     @workflow.run
     async def run(self, request: LifecycleRequest) -> LifecycleAnswer:
         self._request, self._spec = request, request.spec
+        self._stages.until, self._stages.fork = request.spec.until, request.fork
         try:
             await self._admitted()
             answer = await self._until_the_data_will_do()
         except Ended as end:
             answer = end.answer
+        except Reached as end:
+            answer = self._answer("done", str(end))
         except Aborted as end:
             answer = self._answer("aborted", str(end))
         except (asyncio.CancelledError, Exception):  # not GeneratorExit: the worker drops the workflow, nothing ended
@@ -183,6 +187,15 @@ class Lifecycle:
     def check_attend(self, request: AttendRequest) -> None:
         self._stages.check_attend(request)
 
+    @workflow.update(name=names.PAUSE, description="Hold still at the next checkpoint, or go on")
+    async def pause(self, request: PauseRequest) -> str:
+        self._stages.pause(request)
+        return request.action
+
+    @pause.validator
+    def check_pause(self, request: PauseRequest) -> None:
+        self._stages.check_pause(request)
+
     # --- stages ---------------------------------------------------------------------------------
 
     async def _snapshot(self) -> Snapshot:
@@ -232,9 +245,16 @@ class Lifecycle:
                 "train",
                 TrainingActivities.train,
                 TrainRequest(spec=self._spec, prepared=prepared, snapshot=snapshot, code=snapshot.code),
-                lambda made: f"{made.iterations} rounds",
+                lambda made: f"{made.iterations} rounds" + self._again(made, self._spec.training.rounds),
             )
         )
+
+    def _again(self, made: Trained | Refitted, most: int) -> str:
+        """What a training kept and did again when its job was ended, where it was."""
+        if made.ran is None or made.ran.resumed is None:
+            return ""
+        unit = {"lightgbm": "round", "torch": "epoch"}.get(made.family, "step")
+        return "; " + made.ran.resumed.sentence(unit, most if unit == "round" else None)
 
     async def _evaluate(
         self, snapshot: Snapshot, prepared: Prepared, trained: Trained, champion: Champion | None
@@ -265,7 +285,7 @@ class Lifecycle:
                 "refit",
                 TrainingActivities.refit,
                 RefitRequest(spec=self._spec, snapshot=snapshot, prepared=prepared, trained=trained, code=trained.code),
-                lambda made: f"fitted again on all {made.rows:,} labelled rows",
+                lambda made: f"fitted again on all {made.rows:,} labelled rows" + self._again(made, trained.iterations),
             )
         )
 

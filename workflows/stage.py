@@ -5,22 +5,32 @@ All timeouts and retries of stages are here; the error's class says what is retr
 
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
-from temporalio.exceptions import ActivityError, ApplicationError
+from temporalio.exceptions import ActivityError, ApplicationError, CancelledError
 from temporalio.workflow import ActivityCancellationType
 
 from everloop import names, signing
-from everloop.contracts import AttendRequest, CommitRequest, JobRequest, LeaseActivities
+from everloop.contracts import (
+    AttendRequest,
+    CommitRequest,
+    Fork,
+    ForkActivities,
+    JobRequest,
+    KeptRequest,
+    LeaseActivities,
+    PauseRequest,
+)
 from everloop.errors import InvalidData, TrainerFailed, family
-from everloop.events import StageFailed, StageFinished, StageRetried, StageSkipped, StageStarted
+from everloop.events import StageFailed, StageFinished, StagePaused, StageRetried, StageSkipped, StageStarted
 from everloop.records import Blob, Record, Result, Slot, Wait
-from everloop.specs import SKIPPABLE, STAGES, Stage
+from everloop.specs import LAST_STAGES, SKIPPABLE, STAGES, Stage
 from workflows.disk import Room
 from workflows.journal import Journal, heed_a_cancel
 from workflows.lease import PATIENT, STEP_TIMEOUT, Lease
+from workflows.pause import Pause
 
 JOB_TIMEOUT = timedelta(days=2)
 HEARTBEAT_TIMEOUT = timedelta(seconds=30)
@@ -53,12 +63,22 @@ class ReadAgain(Exception):  # noqa: N818  # control flow: back to the first sta
     """A person retries a stage that could not use the data or the code: what was wrong is mended at the source."""
 
 
+class Reached(Exception):  # noqa: N818  # control flow: the lifecycle was to go no further
+    """The stage that the spec's `until` names is done."""
+
+
 class Stages:
     """Runs a lifecycle's stages one after the other and remembers where it is."""
 
     def __init__(self, journal: Journal, lease: Lease) -> None:
         self._journal = journal
         self._lease = lease
+        self._pause = Pause(journal, lease)
+        self._now: Stage | None = None
+        self.until: Stage | None = None
+        """The last stage to run, if not all are."""
+        self.fork: Fork | None = None
+        """The lifecycle whose results are kept, if this one is a fork."""
         self._room = Room(journal, lease)
         self._starts: dict[str, int] = {}
         self._parked: Stage | None = None
@@ -73,35 +93,41 @@ class Stages:
     ) -> R | None:
         """The stage's result, or None when a person skipped it.
 
-        Raises `Aborted` when a person ended it here, `ReadAgain` when one retries what the data was to blame for.
+        Raises `Aborted` when a person ended it here, `ReadAgain` when one retries what the data was to blame for,
+        `Reached` when it was the last one to run.
         """
         while True:
             if stage != STAGES[-1]:  # once the traffic has moved a cancel comes too late
                 heed_a_cancel()
+                await self._pause.over()
             self.started(stage)
             try:
                 result = await self._attempt(stage, method, request)
-            except (ActivityError, ApplicationError) as error:  # the latter: the request is too large to be sent
+            except (ActivityError, ApplicationError, CancelledError) as error:
+                # Without an activity: the request is too large to be sent, or a pause came before the job began.
                 cause = error.cause if isinstance(error, ActivityError) else error
+                if await self._may_go_on(stage, request, cause):
+                    continue
                 if workflow.cancellation_reason() is not None or not isinstance(cause, ApplicationError):
                     raise
-                if cause.type == "LeaseLost" and isinstance(request, JobRequest):
-                    self._lease.lost()
-                    continue
-                if cause.type == "StorageLow" and isinstance(request, JobRequest):
-                    await self._room.wait(cause)
-                    continue
                 if await self._failed(stage, cause) == "skip":
+                    self._go_no_further_than(stage, "skipped")
                     return None
                 if stage != STAGES[0] and cause.type in SOURCE_FAULTS:
                     raise ReadAgain from None
             else:
                 self._room.found()
                 self.finished(stage, summary(result), result)
+                self._go_no_further_than(stage, summary(result))
                 return result
+
+    def _go_no_further_than(self, stage: Stage, summary: str) -> None:
+        if stage == self.until:
+            raise Reached(f"it was to go until {stage}: {summary}")
 
     def started(self, stage: Stage) -> None:
         """Say that *stage* begins: in the journal, in the search attributes, in the current details."""
+        self._now = stage
         self._starts[stage] = self._starts.get(stage, 0) + 1
         workflow.upsert_search_attributes([names.STAGE.value_set(stage)])
         self._journal.record(StageStarted(stage=stage))
@@ -139,6 +165,22 @@ class Stages:
                 non_retryable=True,
             )
 
+    def check_pause(self, request: PauseRequest) -> None:
+        """Refuse a pause where there is nothing to hold still. Read-only: runs in an update's validator."""
+        if request.action == "resume":
+            self._pause.check_resume()
+            return
+        if self._parked is not None:
+            message = f"stage {self._parked} has failed and waits for a person: it runs nothing and holds no slot"
+            raise ApplicationError(message, type="NotWaiting", non_retryable=True)
+        if self._now not in (None, *LAST_STAGES):
+            message = f"at stage {self._now} it runs no job and holds no slot"
+            raise ApplicationError(message, type="NotWaiting", non_retryable=True)
+
+    def pause(self, request: PauseRequest) -> None:
+        """What a person said about holding still."""
+        self._pause.heed(request)
+
     def attend(self, request: AttendRequest) -> None:
         """What a person decided about the parked stage."""
         self._attention = request
@@ -148,10 +190,57 @@ class Stages:
             return await workflow.execute_activity_method(
                 method, request, start_to_close_timeout=LIGHT_TIMEOUT, retry_policy=RETRY, summary=f"**{stage}**"
             )
+        if self.fork is not None and stage in STAGES[: STAGES.index(self.fork.stage)]:
+            return await self._kept(stage, method, request, self.fork)
         slot = await self._lease.take()
-        result = await run_job(method, request, slot, self._activity_id(stage), f"**{stage}** on {slot.device}")
+        if self._pause.by is not None:  # it came while there was no slot
+            raise CancelledError("paused")
+        job = start_job(method, request, slot, self._activity_id(stage), f"**{stage}** on {slot.device}")
+        self._pause.job = job
+        try:
+            result = await job
+        finally:
+            self._pause.job = None
         await self._commit(stage, slot, result)
         return result
+
+    async def _kept(self, stage: Stage, method: Callable[[Any, Q], Awaitable[R]], request: Q, fork: Fork) -> R:
+        """The result that the forked lifecycle has, if it was asked the same."""
+        question = request.model_dump(mode="json", exclude={"slot"})
+        found = await workflow.execute_activity_method(
+            ForkActivities.kept,
+            KeptRequest(lifecycle=fork.lifecycle, run_id=fork.run_id, stage=stage, question=question),
+            activity_id=self._activity_id(stage),
+            start_to_close_timeout=LIGHT_TIMEOUT,
+            retry_policy=RETRY,
+            summary=f"**{stage}** as in {fork.lifecycle}",
+        )
+        kind: type[R] = get_type_hints(method)["return"]
+        return kind.model_validate(found)
+
+    async def _may_go_on(self, stage: Stage, request: Record, cause: BaseException | None) -> bool:
+        """May the stage be started again by itself? Waits for what it lacks."""
+        if self._was_paused(stage, cause):
+            return True
+        if workflow.cancellation_reason() is not None or not isinstance(cause, ApplicationError):
+            return False
+        if not isinstance(request, JobRequest):
+            return False
+        if cause.type == "LeaseLost":
+            self._lease.lost()
+            return True
+        if cause.type == "StorageLow":
+            await self._room.wait(cause)
+            return True
+        return False
+
+    def _was_paused(self, stage: Stage, cause: BaseException | None) -> bool:
+        """Did a person's pause end it? A cancel of the lifecycle ends jobs too."""
+        by = self._pause.by
+        if by is None or workflow.cancellation_reason() is not None or not isinstance(cause, CancelledError):
+            return False
+        self._journal.record(StagePaused(stage=stage, person=by.person, reason=by.reason))
+        return True
 
     def _activity_id(self, stage: Stage) -> str:
         return f"{stage}.{self._starts[stage]}"
@@ -207,7 +296,14 @@ async def run_job(
     method: Callable[[Any, Q], Awaitable[R]], request: Q, slot: Slot, activity_id: str, summary: str
 ) -> R:
     """Run a compute activity on the leased *slot*. A cancelled job has ended when this returns."""
-    return await workflow.execute_activity_method(
+    return await start_job(method, request, slot, activity_id, summary)
+
+
+def start_job(
+    method: Callable[[Any, Q], Awaitable[R]], request: Q, slot: Slot, activity_id: str, summary: str
+) -> workflow.ActivityHandle[R]:
+    """Start a compute activity on the leased *slot*; a job that is cancelled has ended when its handle is done."""
+    return workflow.start_activity_method(
         method,
         request.model_copy(update={"slot": slot}),
         task_queue=names.COMPUTE,

@@ -13,6 +13,7 @@ from activities.compute.data import Table, check_spec, event_seconds, moment, ta
 from activities.compute.data.seen import keep_seen
 from activities.compute.evaluation import score
 from activities.compute.features import TRAIN, VALIDATION, Pipeline, fit, opened_rows, prepared_rows, write
+from activities.compute.resources import Resources
 from activities.compute.rows import opened
 from activities.compute.trainers import Examples, Raw, answers_of_rows, raw_columns, trainer
 from everloop.contracts import RefitRequest, TrainRequest
@@ -39,7 +40,7 @@ def train(request: TrainRequest, job: Context) -> Trained:
         )
         fitted = trainer(spec.trainer).fit(examples, spec.params, job)
         metrics = score(pipeline, rows.y[judged], answers_of_rows(fitted, pipeline, rows, judged, raw))
-    print(f"{fitted.iterations} of at most {spec.training.rounds} rounds; validation: {_told(metrics)}")
+    print(f"{fitted.iterations} rounds; validation: {_told(metrics)}")
     return Trained(
         model=job.artifacts.put(fitted.dump(), fitted.file),
         iterations=max(1, fitted.iterations),
@@ -66,10 +67,10 @@ def _refit(request: RefitRequest, job: Context, table: Table) -> Refitted:
     target = target_of(table, spec)
     rows = target.labelled
     before = Pipeline.read(job.artifacts, request.prepared.pipeline)
-    pipeline = fit(spec, table, target, rows, like=before, scratch=job.scratch)
+    pipeline = fit(spec, table, target, rows, like=before, scratch=job.scratch, resources=Resources.of(job))
     path = job.scratch / "prepared.arrow"
     every = np.full(len(rows), TRAIN, np.int8)
-    write(path, pipeline, table, rows, y=target.values[rows], part=every, fresh=every > TRAIN)
+    write(path, pipeline, table, rows, y=target.of(rows), part=every, fresh=every > TRAIN)
     with opened_rows(path) as written:
         examples = Examples(
             spec=spec,
@@ -77,7 +78,7 @@ def _refit(request: RefitRequest, job: Context, table: Table) -> Refitted:
             rows=written,
             train=np.arange(len(rows)),
             validation=EMPTY,
-            goal=(target.values[rows] - pipeline.center) / pipeline.scale,
+            goal=(target.of(rows) - pipeline.center) / pipeline.scale,
             raw=Raw(lambda: table),
             iterations=trained.iterations,
         )

@@ -5,11 +5,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
+from api.curves import Curve, Progress
+
 Status = Literal[
     "running",
     "waiting_approval",
     "needs_attention",
     "released",
+    "done",
     "rejected",
     "expired",
     "not_better",
@@ -18,7 +21,7 @@ Status = Literal[
     "terminated",
     "failed",
 ]
-Action = Literal["retry", "skip", "abort", "cancel"]
+Action = Literal["retry", "skip", "abort", "cancel", "pause", "resume"]
 
 
 class Submitted(BaseModel):
@@ -81,15 +84,23 @@ class LifecycleView(LifecycleSummary):
     error: dict[str, Any]
     """Of the parked stage: stage, error, message, field, hint, log, and `log_tail`, its last lines."""
     approval: dict[str, Any] | None
+    notes: list[str] = []
+    """What the rules changed in the data, and how many rows have no target; once the snapshot has ended."""
     refused: str = ""
     """Why the prediction server does not answer with its release, if it is the model's latest."""
     help: str
     """The command that helps now, or empty."""
     links: dict[str, str]
+    progress: Progress | None = None
+    """Of the job that runs now."""
+    paused: bool = False
+    """A person paused it: it runs nothing until a resume."""
+    curves: list[Curve] = []
+    """Of its last training."""
 
 
 class Attend(BaseModel):
-    """What else to say with a retry, a skip, an abort or a cancel."""
+    """What else to say with a retry, a skip, an abort, a cancel, a pause or a resume."""
 
     model_config = ConfigDict(extra="forbid")
 

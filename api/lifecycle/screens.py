@@ -8,7 +8,7 @@ from sqlmodel import Session, col, select
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import HTMLResponse, RedirectResponse
 
-from api import alarm, journal, pages
+from api import alarm, curves, journal, logs, pages
 from api.bodies import read_form
 from api.dependencies import Here, Parts, Person, soon
 from api.lifecycle.answers import Action, Attend, LifecycleSummary, LifecycleView
@@ -17,7 +17,7 @@ from api.lifecycle.looking import not_yet_written, stored
 from api.lifecycle.summary import low_on_room, summary
 from api.lifecycle.telling import tell
 from api.refusals import HELP, refusals
-from everloop.specs import SKIPPABLE, STAGES, LifecycleSpec
+from everloop.specs import LAST_STAGES, SKIPPABLE, STAGES, LifecycleSpec
 from everloop.store import ApprovalRow, DriftRow, LifecycleRow, RouteRow, VersionRow
 from everloop.views import OPEN_STATUSES
 
@@ -47,6 +47,7 @@ def home(here: Here, person: Person, still: bool = False) -> HTMLResponse:
             refused=list(refusals(here.settings).values()),
             refusal_help=HELP,
             alarms=alarm.all_of(session, here.settings),
+            low=low,
             parked=[row for row in rows if row.status == "needs_attention"],
             running=[(summary(here, session, row, low), progress(session, row)) for row in running],
             live=[_live(session, route) for route in session.exec(select(RouteRow).order_by(col(RouteRow.model)))],
@@ -85,6 +86,7 @@ def _page(here: Parts, person: str, view: LifecycleView, still: bool) -> HTMLRes
     with here.store.read() as session:
         row = session.get(LifecycleRow, view.id)
         events = journal.events_of(session, row) if row else []
+        log = logs.tail(session, row, here.settings.logs_dir) if row and row.status == "running" else None
     return pages.render(
         "lifecycle.html",
         person=person,
@@ -94,6 +96,9 @@ def _page(here: Parts, person: str, view: LifecycleView, still: bool) -> HTMLRes
         events=events,
         skippable=view.error.get("stage") in SKIPPABLE,
         open=view.status in OPEN_STATUSES,
+        pausable=view.status == "running" and not view.paused and view.stage in LAST_STAGES,
+        log=log,
+        charts=[(curve, curves.drawn(curve), curves.told_in_rows(curve)) for curve in view.curves],
     )
 
 

@@ -20,7 +20,7 @@ from api.lifecycle.answers import Submitted
 from api.lifecycle.links import api_url, temporal_url
 from api.lifecycle.summary import low_on_room
 from everloop import names, signing, starts
-from everloop.contracts import LifecycleRequest
+from everloop.contracts import Fork, LifecycleRequest
 from everloop.errors import Forbidden, IdempotencyMismatch, Invalid, StorageLow
 from everloop.payloads import converter
 from everloop.settings import Settings
@@ -62,15 +62,19 @@ async def submit(
 
     The same key with another body is refused. While Temporal is down nothing is acknowledged (503).
     """
-    key = _key(idempotency_key)
-    known = await run_in_threadpool(_known_spec, here, key)
+    if await run_in_threadpool(_known_spec, here, _key(idempotency_key)) is not None:
+        response.status_code = 200
+    return await begin(here, person, spec, idempotency_key)
+
+
+async def begin(here: Parts, person: str, spec: LifecycleSpec, key: str, fork: Fork | None = None) -> Submitted:
+    """Start the lifecycle, or find that *key* has started it before. Raises `IdempotencyMismatch` and `StorageLow`."""
+    known = await run_in_threadpool(_known_spec, here, _key(key))
     if known is None:
         _may_bring_code(here.settings, person, spec)
         await run_in_threadpool(_must_have_room, here)
-        request = LifecycleRequest(spec=spec, body_digest=signing.digest(spec), submitted_by=person)
+        request = LifecycleRequest(spec=spec, body_digest=signing.digest(spec), submitted_by=person, fork=fork)
         known = await _start(here, key, starts.signed(here.signer, key, request))
-    else:
-        response.status_code = 200
     if known != spec:
         raise IdempotencyMismatch(
             f"the key {key} has started a lifecycle with another spec",

@@ -9,7 +9,7 @@ from api import alarm, journal
 from api.dependencies import Parts
 from api.lifecycle.answers import LifecycleSummary, StageView
 from api.lifecycle.links import approval_url
-from everloop import disk
+from everloop import disk, names
 from everloop.errors import StorageLow
 from everloop.records import Wait
 from everloop.specs import JOB_STAGES
@@ -110,9 +110,16 @@ def help_now(here: Parts, session: Session, row: LifecycleRow) -> str:
     return wedged.help if wedged else _help(row)
 
 
+def is_paused(row: LifecycleRow) -> bool:
+    """Does it wait for the resume of a person?"""
+    return row.status == "running" and row.wait_what.startswith(names.A_RESUME)
+
+
 def _help(row: LifecycleRow) -> str:
     if row.status == "waiting_approval":
         return f"everloop approve {row.id}"
+    if is_paused(row):
+        return f"everloop resume {row.id}"
     if row.status == "needs_attention":
         return f"everloop retry {row.id}"
     if row.status in ("failed", "aborted", "cancelled", "terminated"):

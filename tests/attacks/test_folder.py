@@ -1,5 +1,6 @@
 """The data folder is its owner's alone, and no log fills the disk."""
 
+import errno
 import os
 import stat
 import subprocess
@@ -7,6 +8,8 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+
+import pytest
 
 from everloop import logs, stack
 
@@ -66,7 +69,7 @@ def test_a_process_that_writes_without_end_keeps_going_and_its_log_stays_small(a
 
     last = logs.last_words(log, 1)
     assert max(sizes) < done * 0.7  # how often the launcher looks depends on the machine
-    assert log.stat().st_size <= logs.LIMIT_BYTES + MIB
+    assert log.stat().st_blocks * 512 <= logs.LIMIT_BYTES + MIB
     assert "x" * 2000 in last
     log.unlink()
 
@@ -75,17 +78,60 @@ def _written(path: str) -> int:
     return next(int(line.split()[1]) for line in Path(path).read_text().splitlines() if line.startswith("wchar"))
 
 
-def test_a_log_that_is_too_large_keeps_its_last_lines(tmp_path):
+def test_a_log_that_is_too_large_keeps_its_last_lines_and_says_what_it_dropped(tmp_path):
     log = tmp_path / "one.log"
     log.write_text("".join(f"line {n}\n" for n in range(100_000)))
 
     assert logs.bound(log, limit=MIB, kept=MIB // 2)
     assert not logs.bound(log, limit=MIB, kept=MIB // 2)
 
-    text = log.read_text()
-    assert len(text) < MIB
+    text = log.read_text().lstrip("\0")
+    assert len(text) < MIB // 2 + 100
+    assert log.stat().st_blocks * 512 < MIB
     assert text.startswith("[older lines were dropped")
+    assert text.splitlines()[1].startswith("line ")
     assert text.endswith("line 99998\nline 99999\n")
+
+
+@pytest.mark.parametrize("holes", [True, False], ids=["a disk with holes", "a disk without"])
+def test_who_follows_a_log_gets_every_line_once_however_often_it_is_cut(tmp_path, monkeypatch, holes):
+    """A writer that appends, a cutter, and a reader that has always read what there was before the cut."""
+    log, told, at = tmp_path / "one.log", b"", 0
+    if not holes:
+        monkeypatch.setattr(logs, "_punch", _no_holes)
+    with log.open("ab", buffering=0) as writer:
+        for number in range(40_000):
+            writer.write(b"line %d\n" % number)
+            if number % 500 == 499:
+                while True:
+                    data, at = logs.piece(log, at, 1 << 16)
+                    if not data:
+                        break
+                    told += data
+                logs.bound(log, limit=100_000, kept=50_000)
+    lines = [line for line in told.splitlines() if not line.startswith(b"[older")]
+
+    if holes:
+        assert lines == [b"line %d" % number for number in range(40_000)]
+    else:  # it begins again with what was kept: nothing is lost, and some comes twice
+        assert set(lines) == {b"line %d" % number for number in range(40_000)}
+
+
+def _no_holes(_file, _size):
+    raise OSError(errno.EOPNOTSUPP, "not supported")
+
+
+def test_who_comes_late_is_told_that_lines_are_missing(tmp_path):
+    log = tmp_path / "one.log"
+    log.write_text("".join(f"line {n}\n" for n in range(100_000)))
+    logs.bound(log, limit=MIB, kept=MIB // 2)
+
+    data, at = logs.piece(log, 70, 200)
+    more, end = logs.piece(log, at, MIB)
+
+    assert data.startswith(b"[older lines were dropped here: a log keeps its last 0 MiB]\nline ")
+    assert (data + more).endswith(b"line 99999\n")
+    assert logs.piece(log, end, MIB) == (b"", end)
 
 
 def test_the_oldest_logs_of_jobs_go_when_all_together_are_too_large(tmp_path):

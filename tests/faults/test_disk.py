@@ -97,6 +97,7 @@ def test_submit_is_refused_before_anything_starts_and_a_running_lifecycle_says_w
         finally:
             ballast.unlink()
         after = client.get("/api/v1/lifecycles/credit-1").json()
+        calm = client.get("/").text
         again = submit("one")
     store.close()
 
@@ -106,6 +107,8 @@ def test_submit_is_refused_before_anything_starts_and_a_running_lifecycle_says_w
     assert "0 MiB are free" in shown["wait"]
     assert shown["wait"].endswith("it goes on by itself when there is room.")
     assert "Waiting for room on the disk" in home
+    assert "no job starts and nothing can be submitted until there is room" in home
+    assert "The disk is nearly full" not in calm
     assert after["wait"] == ""
     assert again.json()["code"] == "unavailable"  # no Temporal here: it got past the disk
 

@@ -150,8 +150,8 @@ class NamespaceServer:
 
 
 @pytest.fixture
-async def stack(temporal_server: Server, store: Store, artifacts: Artifacts, tmp_path: Path) -> AsyncIterator[Stack]:
-    """Control with real activities against the session's Temporal server, and quick compute."""
+async def parts(temporal_server: Server, store: Store, artifacts: Artifacts, tmp_path: Path) -> AsyncIterator[Stack]:
+    """All but a control worker: quick compute against the session's Temporal server, and `stack.control` to begin."""
     from temporalio import activity
 
     settings = Settings(data_dir=tmp_path, session="test", temporal_address=temporal_server.address)
@@ -173,6 +173,7 @@ async def stack(temporal_server: Server, store: Store, artifacts: Artifacts, tmp
         client, store, artifacts, settings, compute, journal, signing.Signer(settings.keys_dir), uuid.uuid4().hex[:8]
     )
     made.serve = serve  # type: ignore[attr-defined]
+    made.control = lambda: control.worker(client, [*light, observe])  # type: ignore[attr-defined]
     jobs = Worker(
         client,
         task_queue=names.COMPUTE,
@@ -180,7 +181,7 @@ async def stack(temporal_server: Server, store: Store, artifacts: Artifacts, tmp
         interceptors=[connect.ErrorsCross()],
         max_heartbeat_throttle_interval=timedelta(seconds=0.2),
     )
-    async with control.worker(client, [*light, observe]), jobs:
+    async with jobs:
         await client.start_workflow(
             names.GPU_POOL,
             names.DEFAULT_POOL,
@@ -193,6 +194,13 @@ async def stack(temporal_server: Server, store: Store, artifacts: Artifacts, tmp
         yield made
         ends.cancel()
         await clear(client)
+
+
+@pytest.fixture
+async def stack(parts: Stack) -> AsyncIterator[Stack]:
+    """Control with real activities against the session's Temporal server, and quick compute."""
+    async with parts.control():  # type: ignore[attr-defined]
+        yield parts
 
 
 async def clear(client: Client) -> None:

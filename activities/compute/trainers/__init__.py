@@ -27,6 +27,8 @@ from everloop.specs import FAMILIES, LifecycleSpec
 
 USER = "user"
 """The file that calls functions of users."""
+FILES = {"torch": "torch_tabular"}
+"""Of families that are not called as their file is."""
 
 
 class Raw:
@@ -119,7 +121,7 @@ class Trainer(Protocol):
 
 def trainer(name: str) -> Trainer:
     """The family *name* of a spec: one of ours, or a function of a user (`package.module:function`)."""
-    file = name if name in FAMILIES else USER
+    file = FILES.get(name, name) if name in FAMILIES else USER
     return cast("Trainer", importlib.import_module(f"{__name__}.{file}"))
 
 

@@ -1,0 +1,57 @@
+"""A person's pause: the running job ends at a checkpoint, the slot goes to others, nothing begins until a resume."""
+
+from typing import Any
+
+from temporalio import workflow
+from temporalio.exceptions import ApplicationError
+
+from everloop import names
+from everloop.contracts import PauseRequest
+from everloop.records import Wait
+from workflows.journal import Journal
+from workflows.lease import Lease
+
+
+class Pause:
+    """Whether a lifecycle is to hold still, and the job that a pause has to end."""
+
+    def __init__(self, journal: Journal, lease: Lease) -> None:
+        self._journal = journal
+        self._lease = lease
+        self._by: PauseRequest | None = None
+        self.job: workflow.ActivityHandle[Any] | None = None
+        """The activity that a pause cancels. It ends when the job's tree is gone, so the slot is free then."""
+
+    @property
+    def by(self) -> PauseRequest | None:
+        """Who paused it, while it is paused."""
+        return self._by
+
+    def heed(self, request: PauseRequest) -> None:
+        """Do what a person says."""
+        if request.action == "resume":
+            self._by = None
+            return
+        self._by = request
+        if self.job is not None:
+            self.job.cancel()
+
+    def check_resume(self) -> None:
+        """Refuse a resume of what is not paused. Read-only."""
+        if self._by is None:
+            raise ApplicationError("this lifecycle is not paused", type="NotWaiting", non_retryable=True)
+
+    async def over(self) -> None:
+        """Until nobody wants a pause any more; without the slot."""
+        if self._by is None:
+            return
+        await self._lease.give_back()
+        me = workflow.info().workflow_id
+        why = f": {self._by.reason}" if self._by.reason else ""
+        wait = Wait(
+            what=f"{names.A_RESUME} ({self._by.person} paused it{why})",
+            since=workflow.now(),
+            unblocks=f"`everloop resume {me}`",
+        )
+        with self._journal.waiting(wait):
+            await workflow.wait_condition(lambda: self._by is None)
