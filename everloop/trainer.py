@@ -126,6 +126,12 @@ class Training(Protocol):
     def should_stop(self) -> bool:
         """The job has to end: keep a checkpoint and return. What is returned then is dropped."""
 
+    def shrink(self, most: int = 3) -> int:
+        """How often this stage has run out of memory: halve your batch so often, and accumulate.
+
+        Who asks says that it can do with less: it is then run again, up to *most* times, before a person is asked.
+        """
+
     def log_artifact(self, name: str, data: bytes | Path) -> None:
         """Keep a file beside the stage's result, for people."""
 

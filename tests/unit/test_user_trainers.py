@@ -419,3 +419,21 @@ def test_a_training_that_was_killed_goes_on_at_its_checkpoint_and_gives_the_same
     assert told == [1, 2, 3, 4, 5, 6]
     assert stages.job.told == [1, 2, 3, 4, 4, 5, 6]  # three epochs were kept
     assert stages.trained.model == whole.model and stages.trained.iterations == whole.iterations
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("def fit(t): np.zeros((1 << 20, 1 << 30))", MemoryError),
+        ("import torch\ndef fit(t): torch.zeros(1 << 20, 1 << 30)", MemoryError),
+        ("def fit(t): raise OSError(28, 'No space left on device')", OSError),
+    ],
+    ids=["NumPy's memory", "torch's memory", "the disk"],
+)
+def test_what_the_machine_lacks_is_not_called_a_bug(
+    tmp_path: Path, module: Write, text: str, error: type[Exception]
+) -> None:
+    stages = Stages(tmp_path, small(), target="y", task="binary", trainer=f"{module(text)}:fit")
+
+    with pytest.raises(error):
+        stages.train()

@@ -173,5 +173,8 @@ class Given:
     def should_stop(self) -> bool:
         return self._context.should_stop()
 
+    def shrink(self, most: int = 3) -> int:
+        return self._context.shrink(most)
+
     def log_artifact(self, name: str, data: bytes | Path) -> None:
         self._context.log_artifact(name, data)
