@@ -236,7 +236,7 @@ def _features(found: Profile) -> list[str]:
     lines = ["features:", "  # Never name what is known only after the fact: the model would be right in tests alone."]
     for name, score in list(suspects.items())[:SHOWN]:
         says = f"{_safe(name)} alone says the target almost perfectly ({score:.3f})"
-        lines.append(f"  # {says}: {_verdict(name, found)}.")
+        lines.append(f"  # {says}: {_verdict(name, found)}")
     # The key is no feature anyway, and a spec may not say so twice in other words.
     left_out = [name for name in found["exclude"] if name != found["key"]]
     if not left_out:
@@ -246,9 +246,9 @@ def _features(found: Profile) -> list[str]:
 
 def _verdict(name: str, found: Profile) -> str:
     if name in found["exclude"]:
-        return "left out; take it off the list if it is known in advance"
+        return "left out; take it off the list if it is known in advance."
     if name == found["last"]:
-        return "a leak? It stays, for without it no column is left to learn from"
+        return "a leak? It stays, for without it no column is left to learn from."
     return "a leak?"
 
 
