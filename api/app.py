@@ -12,14 +12,14 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse
 from starlette.staticfiles import StaticFiles
 from temporalio.client import Client
 
-from api import approval, data, drift, identity, lifecycle, pages, problems, release
+from api import approval, data, drift, fork, identity, lifecycle, pages, problems, release
 from api.bodies import body_schema, json_body, read_form
 from api.dependencies import Here, Parts, Person, ask
 from api.identity import Asker, Guard
 from everloop import settings as configuration
 from everloop import signing
 from everloop.artifacts import Artifacts
-from everloop.errors import NotAuthenticated, Unavailable
+from everloop.errors import Forbidden, NotAuthenticated, Unavailable
 from everloop.payloads import converter
 from everloop.settings import Settings
 from everloop.signing import Signer
@@ -67,6 +67,7 @@ class Credential(BaseModel):
 BODIES: tuple[type[BaseModel], ...] = (
     LifecycleSpec,
     lifecycle.Attend,
+    fork.ForkAsked,
     approval.DecisionRequest,
     release.RollBackRequest,
     CredentialRequest,
@@ -86,8 +87,13 @@ def login_link(here: Here, person: Person) -> LoginLink:
 @session.post(
     "/credentials", status_code=201, openapi_extra=body_schema(CredentialRequest, {"person": "demo approver"})
 )
-def credential(here: Here, body: Annotated[CredentialRequest, Depends(json_body(CredentialRequest))]) -> Credential:
-    """A new key that stands for *person*. On a laptop whoever holds a key may do that."""
+def credential(
+    here: Here, asker: Person, body: Annotated[CredentialRequest, Depends(json_body(CredentialRequest))]
+) -> Credential:
+    """A new key that stands for *person*. On a laptop whoever holds a key may do that, the owner's name excepted."""
+    owner = here.settings.person
+    if body.person == owner != asker and here.settings.user_code != "all":
+        raise Forbidden(f"only {owner} may make a key for {owner}, whose code runs here", field="person")
     return Credential(person=body.person, key=identity.issue(here.store, body.person))
 
 
@@ -159,7 +165,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=_lifespan(settings, store),
         responses={"default": {"model": Problem, "description": "What went wrong, and what to do"}},
     )
-    for router in (lifecycle.router, approval.router, drift.router, release.router, session):
+    for router in (fork.router, lifecycle.router, approval.router, drift.router, release.router, session):
         app.include_router(router, prefix=VERSION)
     for router in (lifecycle.page, approval.page, data.page, drift.page, release.page, page):
         app.include_router(router)

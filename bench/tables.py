@@ -39,7 +39,8 @@ from tests.conftest import free_port_base
 from tests.loop.test_stack import Launcher
 
 ASKED_ROWS = 200
-SERVED_SECONDS = 30
+READY_SECONDS = 300
+SERVED_SECONDS = 60
 PATIENCE_SECONDS = 1800
 
 Result = dict[str, Any]
@@ -328,6 +329,15 @@ def run(*command: str, cwd: Path | None = None) -> None:
     subprocess.run(command, check=True, capture_output=True, cwd=cwd)
 
 
+def ready(launcher: Launcher) -> None:
+    """Wait for the stack, longer than a test would: other work may keep the machine busy."""
+    deadline = time.monotonic() + READY_SECONDS
+    while "/login" not in launcher.output.read_text():
+        if launcher.process.poll() is not None or time.monotonic() > deadline:
+            sys.exit(f"the stack does not start:\n{launcher.output.read_text()}")
+        time.sleep(0.2)
+
+
 # --- all of them ----------------------------------------------------------------------------------
 
 
@@ -385,8 +395,8 @@ def main() -> None:
     if left:
         with tempfile.TemporaryDirectory(dir=asked.folder) as data:
             here = configuration.load(data_dir=Path(data) / "data", port_base=free_port_base())
-            Launcher(here).ready()
             try:
+                ready(Launcher(here))
                 for name in left:
                     results[name] = taken(here, name, wanted[name], asked.folder)
                     kept.write_text(json.dumps(results, indent=1))

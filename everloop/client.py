@@ -5,6 +5,7 @@ Answers are the API's JSON as plain dicts and lists: what a notebook prints is w
 
 import json
 import math
+import os
 import random
 import secrets
 import time
@@ -199,6 +200,17 @@ class Client:
         """Ask a running lifecycle to end; its jobs are stopped."""
         return self._attend(lifecycle, "cancel", {"reason": reason})
 
+    def fork(self, lifecycle: str, stage: str, changes: Json | None = None, key: str | None = None) -> Json:
+        """Start a lifecycle that keeps what *lifecycle* found before *stage*; answers it.
+
+        *changes*: fields of the spec by dotted names, `{"training.rounds": 800}`. Raises `Invalid` when an earlier
+        stage reads one of them, `Conflict` when what is before *stage* is not done.
+        """
+        key = key or f"{lifecycle.rpartition('/')[2][:100]}-fork-{secrets.token_hex(4)}"
+        path = f"/lifecycles/{_part(lifecycle)}/fork"
+        body = {"stage": stage, "changes": changes or {}}
+        return _object(self._api("POST", path, json=body, headers={"Idempotency-Key": key}))
+
     def pause(self, lifecycle: str, reason: str = "") -> Json:
         """End its running job at a checkpoint, give its slot to others, and begin nothing until `resume`.
 
@@ -353,7 +365,7 @@ def error_of(answer: httpx.Response) -> EverloopError:
 def load_spec(spec: Spec, changes: Mapping[str, Any] | None = None) -> Json:
     """A spec as JSON: from a dict, a `LifecycleSpec`, or a YAML or JSON file; *changes* (dotted names) stand over it.
 
-    A relative `source.path` in a file is relative to the file's folder, in a dict to the working folder.
+    A relative `source.path` or `code` in a file is relative to the file's folder, in a dict to the working folder.
     Raises `InvalidSpec` with the field; the API checks it again.
     """
     from everloop.specs import LifecycleSpec
@@ -407,6 +419,9 @@ def _checked(value: Json, folder: Path) -> Json:
     source = value.get("source")
     if isinstance(source, dict) and isinstance(source.get("path"), str) and source["path"]:
         value = value | {"source": source | {"path": str(folder / Path(source["path"]).expanduser())}}
+    code = value.get("code")
+    if isinstance(code, str) and code and not code.startswith("sha256:"):
+        value = value | {"code": os.path.normpath(folder / Path(code).expanduser())}
     checked(value)
     return json.loads(_encode(value))  # type: ignore[no-any-return]
 

@@ -257,6 +257,7 @@ def evidence(gate: Json) -> RenderableType:
         f"{number(parity.get('mismatches'))} mismatches, largest difference {number(parity.get('max_difference'))}"
     )
     until = when(shown.get("trained_until"))
+    code = str(shown.get("code_digest") or "")
     rows = (
         ("model", f"{shown.get('project')}/{shown.get('model')} version {shown.get('version')}"),
         ("asked by", f"{shown.get('submitted_by')} ({shown.get('trigger')})"),
@@ -265,6 +266,7 @@ def evidence(gate: Json) -> RenderableType:
         ("comparison", str(comparison.get("reason") or "-")),
         ("learned from", f"{number(shown.get('rows'))} rows{f', until {until} UTC' if until else ''}"),
         ("the data", "\n".join(shown.get("notes") or ("as it is: nothing was read as missing or left out",))),
+        ("learned by", f"{shown.get('trainer') or 'lightgbm'}{f', code {code[:16]}' if code else ''}"),
         ("export", exported),
         ("model digest", str(shown.get("model_digest") or "")),
         ("evidence", str(gate.get("evidence_digest") or "")),

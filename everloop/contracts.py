@@ -6,7 +6,7 @@ the heavy parts. An implementation repeats the decorator with the same name.
 
 from abc import ABC, abstractmethod
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 from temporalio import activity
@@ -15,6 +15,7 @@ from everloop import names
 from everloop.events import Event, LifecycleSubmitted
 from everloop.records import (
     Champion,
+    Code,
     Decision,
     DriftReport,
     Evaluation,
@@ -34,10 +35,18 @@ from everloop.records import (
     Version,
     Window,
 )
-from everloop.specs import LifecycleSpec, Monitor
+from everloop.specs import LifecycleSpec, Monitor, Stage
 
 Short = Annotated[str, StringConstraints(max_length=names.MOST_CHARACTERS)]
 """A name in a signal or an update: it becomes a summary, which Temporal limits."""
+
+
+class Fork(Record):
+    """An earlier lifecycle whose results are kept, up to but not including *stage*."""
+
+    lifecycle: str
+    run_id: str
+    stage: Stage
 
 
 class LifecycleRequest(Record):
@@ -53,6 +62,7 @@ class LifecycleRequest(Record):
     key_id: str = ""
     signature: str = ""
     """The API's, over who asks for what (everloop/starts.py). Empty where drift started this."""
+    fork: Fork | None = None
 
     def submitted(self) -> LifecycleSubmitted:
         """The first fact of the lifecycle."""
@@ -75,6 +85,22 @@ class LifecycleActivities(ABC):
     @activity.defn(name="everloop.lifecycle.admit")
     @abstractmethod
     async def admit(self, request: AdmitRequest) -> None: ...
+
+
+class KeptRequest(Record):
+    """Which result of an earlier lifecycle is asked for, and the question that it must be the answer to."""
+
+    lifecycle: str
+    run_id: str
+    stage: Stage
+    question: dict[str, Any]
+    """The stage's request as JSON; its slot does not count."""
+
+
+class ForkActivities(ABC):
+    @activity.defn(name="everloop.lifecycle.kept")
+    @abstractmethod
+    async def kept(self, request: KeptRequest) -> dict[str, Any]: ...
 
 
 # --- compute: each is one job in a child process on the slot of a lease -------------------------
@@ -108,6 +134,8 @@ class TrainRequest(JobRequest):
     prepared: Prepared
     snapshot: Snapshot | None = None
     """For trainers that look at raw columns. None: asked by a workflow that knew none."""
+    code: Code | None = None
+    """The job runs with this user's code and what it requires."""
 
 
 class EvaluateRequest(JobRequest):
@@ -123,6 +151,8 @@ class RefitRequest(JobRequest):
     snapshot: Snapshot
     prepared: Prepared
     trained: Trained
+    code: Code | None = None
+    """As in `TrainRequest`."""
 
 
 class ExportRequest(JobRequest):

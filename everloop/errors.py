@@ -6,6 +6,7 @@ EverloopError
 │   │   ├── InvalidSpec
 │   │   ├── InvalidData          DatasetMissing, DatasetTooSmall, SchemaMismatch, TargetUnusable
 │   │   ├── InvalidPrediction
+│   │   ├── TrainerFailed        a user's trainer: cannot be called, raised, or gave what we cannot use
 │   │   ├── Malformed            not JSON as we accept it
 │   │   ├── UnsupportedMedia
 │   │   └── TooLarge
@@ -87,6 +88,10 @@ class TargetUnusable(InvalidData):
 
 class InvalidPrediction(Invalid):
     """The rows do not fit the model's schema."""
+
+
+class TrainerFailed(Invalid):
+    """The user's trainer failed."""
 
 
 class Malformed(Invalid):

@@ -3,6 +3,7 @@
 Unknown fields are ignored, so that an older worker can read what a newer one wrote.
 """
 
+import hashlib
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal
@@ -124,6 +125,21 @@ class Result(Record):
     ran: Ran | None = None
 
 
+class Code(Record):
+    """A user's trainer as it was kept, and what it needs: all that a job must have to call it."""
+
+    archive: Blob | None = None
+    """A tar of the folder, or a wheel. None: the function is installed beside Everloop, or comes with a requirement."""
+    requirements: tuple[str, ...] = ()
+    """What pip installs; none: what the requirements.txt of the archive says, if it has one."""
+
+    @property
+    def digest(self) -> str:
+        """What an approval names: of the archive's digest and the requirements, 64 hex digits."""
+        said = [self.archive.sha256 if self.archive else "", *self.requirements]
+        return hashlib.sha256("\n".join(said).encode()).hexdigest()
+
+
 class Column(Record):
     """A column of a table: its name and kind as detected or as fitted."""
 
@@ -156,6 +172,8 @@ class Snapshot(Result):
     """Rows without a target: nothing is learned from them."""
     rejected: Blob | None = None
     """CSV: the values that are not as declared, with their file and row."""
+    code: Code | None = None
+    """The user's trainer at that moment, where one learns."""
 
 
 class Check(Record):
@@ -207,6 +225,10 @@ class Trained(Result):
     """The trainer that can read `model`, as the spec names it."""
     parameters: dict[str, Any] = {}
     """What it was fitted with, beyond the spec's `training`."""
+    code: Code | None = None
+    """The user's code that was called: a refit calls the same."""
+    environment: Blob | None = None
+    """JSON: Python, platform, seed and installed packages, where a user's code learned."""
 
 
 class Comparison(Record):
@@ -243,6 +265,8 @@ class Refitted(Result):
     trained_until: datetime | None = None
     family: str = "lightgbm"
     parameters: dict[str, Any] = {}
+    code: Code | None = None
+    environment: Blob | None = None
 
 
 class Parity(Record):
@@ -340,7 +364,8 @@ class Evidence(Record):
     """
 
     format: int = 1
-    """1: as Everloop 0.1 showed it first. 2: binds `signature_digest`, `reference_digest` and `classes` too."""
+    """1: as Everloop 0.1 showed it first. 2: binds `signature_digest`, `reference_digest` and `classes` too.
+    3: `trainer` and `code_digest`."""
     lifecycle: str
     project: str
     model: str
@@ -365,11 +390,19 @@ class Evidence(Record):
 
     notes: tuple[str, ...] = ()
     """What the reading changed in the data, and how many rows have no target."""
+    trainer: str = ""
+    """What learned: a family of ours, or a user's function."""
+    code_digest: str = ""
+    """`Code.digest` of the user's code that was called."""
 
-    def as_format_1(self) -> "Evidence":
-        """The same without what format 2 binds."""
-        first = {"format": 1, "signature_digest": "", "reference_digest": "", "classes": (), "notes": ()}
-        return self.model_copy(update=first)
+    def as_format(self, number: int) -> "Evidence":
+        """The same without what later formats bind."""
+        later: dict[str, Any] = {"format": number} if number < self.format else {}
+        if number < 3:  # noqa: PLR2004
+            later |= {"trainer": "", "code_digest": ""}
+        if number < 2:  # noqa: PLR2004
+            later |= {"signature_digest": "", "reference_digest": "", "classes": (), "notes": ()}
+        return self.model_copy(update=later)
 
 
 class Verdict(StrEnum):

@@ -46,6 +46,9 @@ class Settings:
     """Names one life of the whole stack; worker identities carry it, so a takeover knows the dead."""
     person: str = ""
     """Who the laptop's own user is; written on decisions."""
+    user_code: str = "owner"
+    """Who may submit a trainer of their own, which runs with the rights of Everloop's user: `owner` (`person` alone),
+    `all` (whoever holds a key), `off` (nobody)."""
 
     def port(self, offset: int) -> int:
         return self.port_base + offset
@@ -132,6 +135,7 @@ class Settings:
             "EVERLOOP_JOB_MEMORY_MIB": str(self.job_memory_mib or ""),
             "EVERLOOP_SESSION": self.session,
             "EVERLOOP_PERSON": self.person,
+            "EVERLOOP_USER_CODE": self.user_code,
         }
         return {name: value for name, value in values.items() if value}
 
@@ -154,6 +158,14 @@ def _seconds(name: str, default: float, least: float, most: float) -> float:
     if not least <= value <= most:
         raise Invalid(f"{name} must be a number of seconds from {least:g} to {most:g}, not {text!r}", field=name)
     return value
+
+
+def _one_of(name: str, words: tuple[str, ...]) -> str:
+    """The variable's word; the first one where nothing is said."""
+    word = os.environ.get(name, "").strip() or words[0]
+    if word not in words:
+        raise Invalid(f"{name} must be one of {', '.join(words)}, not {word!r}", field=name)
+    return word
 
 
 def _user() -> str:
@@ -184,6 +196,7 @@ def load(**overrides: object) -> Settings:
         "job_memory_mib": _integer("EVERLOOP_JOB_MEMORY_MIB", 0, range(1 << 30)),
         "session": env.get("EVERLOOP_SESSION") or "manual",
         "person": env.get("EVERLOOP_PERSON") or _user(),
+        "user_code": _one_of("EVERLOOP_USER_CODE", ("owner", "all", "off")),
     }
     values |= {name: value for name, value in overrides.items() if value is not None}
     values["data_dir"] = Path(str(values["data_dir"])).expanduser().absolute()

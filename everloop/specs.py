@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from everloop.errors import InvalidSpec
+from everloop.requirements import MOST_CHARACTERS, Requirement
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
 Column = Annotated[str, StringConstraints(min_length=1, max_length=500)]
@@ -40,6 +41,22 @@ SKIPPABLE: frozenset[Stage] = frozenset({"validate", "monitor"})
 LAST_STAGES = STAGES[: STAGES.index("approve")]
 """Stages after which a lifecycle may be told to end: from the gate on, people and traffic are in it."""
 
+FORKABLE = STAGES[1 : STAGES.index("export") + 1]
+"""Stages from which a fork may begin: what is before them is kept."""
+
+FIRST_READ: dict[str, Stage] = {
+    "features": "validate",
+    "split": "prepare",
+    "trainer": "train",
+    "params": "train",
+    "training": "train",
+    "metric": "evaluate",
+    "gate": "approve",
+    "monitor": "monitor",
+    "until": "monitor",
+}
+"""The first stage that reads a field of the spec; of those that are not named here it is the first of all."""
+
 JOB_STAGES: frozenset[Stage] = frozenset({"snapshot", "validate", "prepare", "train", "evaluate", "refit", "export"})
 """Stages that run as a job on a slot, and so leave a log."""
 
@@ -59,6 +76,9 @@ TRAINER = rf"^({'|'.join(FAMILIES)}|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*)$
 
 SPEC_BYTES = 24 << 10
 """Of a spec as JSON: it travels in every request of its lifecycle, and a request may take 64 KiB."""
+
+
+CODE = re.compile(r"sha256:[0-9a-f]{64}|/[^\x00]+")
 
 
 class Strict(BaseModel):
@@ -299,11 +319,36 @@ class LifecycleSpec(Strict):
     """What learns: `lightgbm`, `torch`, or a function of yours, `package.module:function`."""
     params: dict[str, Any] = {}
     """For the trainer: of LightGBM its own parameters, of torch those of `TorchParams`, of your function your own."""
+    code: Annotated[str, StringConstraints(max_length=4096)] = ""
+    """Where your trainer is: absolute path of a folder or a wheel, which is kept with the snapshot; or `sha256:...`,
+    code that was kept before. Left out: it is installed beside Everloop, or comes with `requirements`."""
+    requirements: Annotated[tuple[Requirement, ...], Field(max_length=100)] = ()
+    """What pip installs for your trainer, as in requirements.txt. Left out: the requirements.txt of `code`."""
+    inputs: Literal["raw", "features"] = "raw"
+    """What your trainer learns from: the columns as they are, or the numbers that our preparation makes of them."""
     training: Training = Training()
     gate: Gate = Gate()
     monitor: Monitor | None = Monitor()
     until: Stage | None = None
     """End well after this stage, `register` at the latest; left out, it goes on to the release and the monitor."""
+
+    @field_validator("code")
+    @classmethod
+    def _reachable(cls, code: str) -> str:
+        if code and not CODE.fullmatch(code):
+            raise ValueError("must be the absolute path of a folder or a wheel, or sha256: and 64 hex digits")
+        return code
+
+    @model_validator(mode="after")
+    def _can_learn(self) -> "LifecycleSpec":
+        for name in ("code", "requirements"):
+            if getattr(self, name) and not self.own_trainer:
+                raise ValueError(f"{name}: only a trainer of yours has it, `trainer: package.module:function`")
+        if sum(map(len, self.requirements)) > MOST_CHARACTERS:
+            raise ValueError(f"requirements: more than {MOST_CHARACTERS:,} letters; put a requirements.txt into `code`")
+        if self.trainer in PARAMS:
+            _check_params(self.params, PARAMS[self.trainer])
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> "LifecycleSpec":
@@ -319,11 +364,14 @@ class LifecycleSpec(Strict):
             )
         if self.features.include is not None and self.target in self.features.include:
             raise ValueError("features.include: must not name the target")
-        if self.trainer in PARAMS:
-            _check_params(self.params, PARAMS[self.trainer])
         if (size := len(self.model_dump_json().encode())) > SPEC_BYTES:
             raise ValueError(f"{_largest(self)}: the spec takes {size:,} bytes, more than {SPEC_BYTES:,}; name fewer")
         return self
+
+    @property
+    def own_trainer(self) -> bool:
+        """Does a function of a user learn, and none of our trainers?"""
+        return self.trainer not in FAMILIES
 
     @property
     def objective(self) -> str:

@@ -20,8 +20,10 @@ def check(lifecycle: str, sent: dict[str, Any], keys: dict[str, str]) -> None:
 
 def _claim(lifecycle: str, sent: dict[str, Any]) -> bytes:
     """What is signed. The spec counts as it was sent: a later version's new fields change nothing."""
+    forks = {"fork": signing.digest(sent["fork"])} if sent.get("fork") else {}  # starts of before have none
     return signing.canonical(
-        {
+        forks
+        | {
             "statement": "everloop: start a lifecycle",
             "lifecycle": lifecycle,
             "spec": signing.digest(sent.get("spec")),

@@ -210,7 +210,7 @@ def decide(name: str, texts: Iterable[str], asked: ColumnReading | None = None, 
     trim = asked.trim
     values = sorted({text.strip(BLANKS) if trim else text for text in texts} - {""})
     if asked.kind:
-        return Decided(_declared(name, values, asked))
+        return Decided(_declared(name, values, asked, typed=typed))
     usual = () if typed else USUAL
     among = AMONG_NUMBERS if asked.missing is None else asked.missing
     text = ReadColumn(name=name, type="category", missing=usual, quoted=False, trim=trim)
@@ -304,11 +304,12 @@ def is_moment(text: str, layouts: Sequence[str]) -> bool:
 # --- what a column is, where the spec says it ---------------------------------------------------------
 
 
-def _declared(name: str, values: Sequence[str], asked: ColumnReading) -> ReadColumn:
+def _declared(name: str, values: Sequence[str], asked: ColumnReading, *, typed: bool = False) -> ReadColumn:
     kind = asked.kind
     assert kind is not None  # noqa: S101  # the caller has looked
     plainly = kind in ("category", "text", "identifier")
-    missing = asked.missing if asked.missing is not None else (USUAL if plainly else AMONG_NUMBERS)
+    usual = (() if typed else USUAL) if plainly else AMONG_NUMBERS
+    missing = usual if asked.missing is None else asked.missing
     made = ReadColumn(
         name=name,
         type=kind,

@@ -11,6 +11,7 @@ from temporalio.worker import PollerBehaviorAutoscaling, Worker
 
 from activities.alarm import Alarms
 from activities.drift import DriftLedger
+from activities.fork import ForkOnControl
 from activities.journal import JournalOnControl
 from activities.lease import LeaseOnControl
 from activities.lifecycle import LifecycleOnControl
@@ -87,6 +88,7 @@ def activities(
     return (
         journal.append,
         LifecycleOnControl(store, client, settings.keys_dir).admit,
+        ForkOnControl(client).kept,
         *(lease.request, lease.accept, lease.commit, lease.release, lease.cancel, lease.pool_step),
         *(registry.champion, registry.register, registry.evidence),
         *(release.route, release.observe, release.roll_back),

@@ -5,7 +5,7 @@ All timeouts and retries of stages are here; the error's class says what is retr
 
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
@@ -13,8 +13,17 @@ from temporalio.exceptions import ActivityError, ApplicationError, CancelledErro
 from temporalio.workflow import ActivityCancellationType
 
 from everloop import names, signing
-from everloop.contracts import AttendRequest, CommitRequest, JobRequest, LeaseActivities, PauseRequest
-from everloop.errors import InvalidData, family
+from everloop.contracts import (
+    AttendRequest,
+    CommitRequest,
+    Fork,
+    ForkActivities,
+    JobRequest,
+    KeptRequest,
+    LeaseActivities,
+    PauseRequest,
+)
+from everloop.errors import InvalidData, TrainerFailed, family
 from everloop.events import StageFailed, StageFinished, StagePaused, StageRetried, StageSkipped, StageStarted
 from everloop.records import Blob, Record, Result, Slot, Wait
 from everloop.specs import LAST_STAGES, SKIPPABLE, STAGES, Stage
@@ -39,8 +48,8 @@ JOB_RETRY = RetryPolicy(
     non_retryable_error_types=["LeaseLost", "StorageLow"],  # waits without the slot, see workflows/disk.py
 )
 
-DATA_FAULTS = frozenset(family(InvalidData))
-"""Errors that the source is to blame for, not the stage."""
+SOURCE_FAULTS = frozenset(family(InvalidData) | family(TrainerFailed))
+"""Errors that the data or the user's code is to blame for, not the stage: both are read by the first stage."""
 
 Q = TypeVar("Q", bound=Record)
 R = TypeVar("R", bound=Record)
@@ -51,7 +60,7 @@ class Aborted(Exception):  # noqa: N818  # control flow: a person ended a parked
 
 
 class ReadAgain(Exception):  # noqa: N818  # control flow: back to the first stage
-    """A person retries a stage that could not use the data: what was wrong is mended at the source, if anywhere."""
+    """A person retries a stage that could not use the data or the code: what was wrong is mended at the source."""
 
 
 class Reached(Exception):  # noqa: N818  # control flow: the lifecycle was to go no further
@@ -68,6 +77,8 @@ class Stages:
         self._now: Stage | None = None
         self.until: Stage | None = None
         """The last stage to run, if not all are."""
+        self.fork: Fork | None = None
+        """The lifecycle whose results are kept, if this one is a fork."""
         self._room = Room(journal, lease)
         self._starts: dict[str, int] = {}
         self._parked: Stage | None = None
@@ -102,7 +113,7 @@ class Stages:
                 if await self._failed(stage, cause) == "skip":
                     self._go_no_further_than(stage, "skipped")
                     return None
-                if stage != STAGES[0] and cause.type in DATA_FAULTS:
+                if stage != STAGES[0] and cause.type in SOURCE_FAULTS:
                     raise ReadAgain from None
             else:
                 self._room.found()
@@ -179,6 +190,8 @@ class Stages:
             return await workflow.execute_activity_method(
                 method, request, start_to_close_timeout=LIGHT_TIMEOUT, retry_policy=RETRY, summary=f"**{stage}**"
             )
+        if self.fork is not None and stage in STAGES[: STAGES.index(self.fork.stage)]:
+            return await self._kept(stage, method, request, self.fork)
         slot = await self._lease.take()
         if self._pause.by is not None:  # it came while there was no slot
             raise CancelledError("paused")
@@ -190,6 +203,20 @@ class Stages:
             self._pause.job = None
         await self._commit(stage, slot, result)
         return result
+
+    async def _kept(self, stage: Stage, method: Callable[[Any, Q], Awaitable[R]], request: Q, fork: Fork) -> R:
+        """The result that the forked lifecycle has, if it was asked the same."""
+        question = request.model_dump(mode="json", exclude={"slot"})
+        found = await workflow.execute_activity_method(
+            ForkActivities.kept,
+            KeptRequest(lifecycle=fork.lifecycle, run_id=fork.run_id, stage=stage, question=question),
+            activity_id=self._activity_id(stage),
+            start_to_close_timeout=LIGHT_TIMEOUT,
+            retry_policy=RETRY,
+            summary=f"**{stage}** as in {fork.lifecycle}",
+        )
+        kind: type[R] = get_type_hints(method)["return"]
+        return kind.model_validate(found)
 
     async def _may_go_on(self, stage: Stage, request: Record, cause: BaseException | None) -> bool:
         """May the stage be started again by itself? Waits for what it lacks."""

@@ -29,7 +29,7 @@ from everloop.errors import DatasetTooSmall, ParityFailed, naming
 from everloop.records import Exported, Field, Parity, Signature
 from everloop.specs import LifecycleSpec
 
-OPSET, ML_OPSET, IR_VERSION = 18, 3, 9
+OPSET, IR_VERSION = 18, 9
 TEXTS = ("category", "text")
 REFERENCE_ROWS = 50_000
 PARITY_ROWS = 50_000
@@ -131,9 +131,10 @@ def build(pipeline: Pipeline, fitted: Fitted) -> Any:  # noqa: ANN401  # a Model
     made = helper.make_graph(graph.nodes, "everloop", inputs, [output], initializer=graph.constants)
     opsets = [
         helper.make_opsetid("", max(graph.opset, TEXT_OPSET if pipeline.terms else OPSET)),
-        helper.make_opsetid("ai.onnx.ml", ML_OPSET),
+        *(helper.make_opsetid(domain, version) for domain, version in graph.domains.items()),
     ]
-    return helper.make_model(made, opset_imports=opsets, ir_version=IR_VERSION, producer_name="everloop")
+    ir_version = max(IR_VERSION, helper.find_min_ir_version_for(opsets, ignore_unknown=True))
+    return helper.make_model(made, opset_imports=opsets, ir_version=ir_version, producer_name="everloop")
 
 
 def _output(graph: Graph, pipeline: Pipeline, learned: str) -> Any:  # noqa: ANN401  # a ValueInfoProto
@@ -202,7 +203,7 @@ def _differences(pipeline: Pipeline, fitted: Fitted, model: Model, columns: Colu
 
 
 def _shown_rows(columns: Columns, places: NDArray[np.int64]) -> str:
-    rows = [{name: values[place] for name, values in columns.items()} for place in places]
+    rows = [{name: values[place : place + 1].tolist()[0] for name, values in columns.items()} for place in places]
     return "; ".join(str(dict(list(row.items())[:20])) for row in rows)
 
 

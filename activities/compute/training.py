@@ -1,6 +1,11 @@
 # ruff: noqa: T201  # what a job prints is its log
 """Fitted on the train part until validation says stop, then on everything. Which family learns, the spec says."""
 
+import importlib.metadata
+import json
+import platform
+import sys
+
 import numpy as np
 
 from activities.compute import Context
@@ -10,9 +15,10 @@ from activities.compute.evaluation import score
 from activities.compute.features import TRAIN, VALIDATION, Pipeline, fit, opened_rows, prepared_rows, write
 from activities.compute.resources import Resources
 from activities.compute.rows import opened
-from activities.compute.trainers import Examples, answers_of_rows, raw_columns, trainer
+from activities.compute.trainers import Examples, Raw, answers_of_rows, raw_columns, trainer
 from everloop.contracts import RefitRequest, TrainRequest
-from everloop.records import Refitted, Trained
+from everloop.records import Blob, Code, Refitted, Trained
+from everloop.specs import LifecycleSpec
 
 EMPTY = np.zeros(0, np.int64)
 
@@ -41,6 +47,8 @@ def train(request: TrainRequest, job: Context) -> Trained:
         metrics=metrics,
         family=spec.trainer,
         parameters=dict(spec.params),
+        code=request.code,
+        environment=_environment(request.code, spec, job),
     )
 
 
@@ -71,7 +79,7 @@ def _refit(request: RefitRequest, job: Context, table: Table) -> Refitted:
             train=np.arange(len(rows)),
             validation=EMPTY,
             goal=(target.of(rows) - pipeline.center) / pipeline.scale,
-            raw=table.arrays,
+            raw=Raw(lambda: table),
             iterations=trained.iterations,
         )
         fitted = trainer(trained.family).fit(examples, trained.parameters, job)
@@ -90,7 +98,27 @@ def _refit(request: RefitRequest, job: Context, table: Table) -> Refitted:
         trained_until=until,
         family=trained.family,
         parameters=trained.parameters,
+        code=request.code,
+        environment=_environment(request.code, spec, job),
     )
+
+
+def _environment(code: Code | None, spec: LifecycleSpec, job: Context) -> Blob | None:
+    """What a user's code ran with: another version of a package may learn another model."""
+    if code is None:
+        return None
+    installed: dict[str, str] = {}
+    for each in importlib.metadata.distributions():  # of two of one name, the first is imported
+        installed.setdefault(str(each.name).lower(), f"{each.name}=={each.version}")
+    found = {
+        "python": sys.version,
+        "platform": platform.platform(),
+        "seed": spec.training.seed,
+        "code": code.digest,
+        "requirements": list(code.requirements),
+        "packages": sorted(installed.values(), key=str.lower),
+    }
+    return job.artifacts.put(json.dumps(found, indent=1).encode(), "environment.json")
 
 
 def _told(metrics: dict[str, float]) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from activities.jobs import threads
+from activities.jobs import surroundings, threads
 from activities.jobs.checkpoints import Checkpoints, Stopped
 from activities.jobs.context import BY_HAND, CHECKPOINT_SECONDS, NO_EVENTS, ThisJob
 from activities.jobs.reaper import NO_ROOM
@@ -53,6 +53,9 @@ def _run(folder: Path, events: int) -> int:
     order = json.loads((folder / "request.json").read_text())
     started = time.monotonic()
     try:
+        if code := order["request"].get("code"):
+            kept = Artifacts(order["artifacts"], order.get("floor_bytes", FLOOR_BYTES))
+            surroundings.enter(code, kept, folder, events, f"{order['root']}.{order['function'].split('.')[0]}")
         job = _job(folder, order, events)
         threads.allow(job.cores)
         result = _call(find(order["root"], order["function"]), order["request"], job)

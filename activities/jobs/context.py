@@ -101,6 +101,7 @@ class ThisJob:
         overdue = now + rhythm - self._kept_at >= self._interval
         kept = (ending or overdue) and self._keep(int(step), state)
         if ending:
+            self._checkpoints.check()
             raise Stopped
         return kept
 

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -40,8 +41,10 @@ MARK = "EVERLOOP_SLOT"
 """In the environment of every job of a slot: who carries it belongs to that slot."""
 PASSED_ON = ("PATH", "PYTHONPATH", "PYTHONSAFEPATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "CUDA_VISIBLE_DEVICES")
 """All that a job inherits: no database address, no Temporal address, no keys."""
-
-
+PASSED_ON_FOR = re.compile(
+    r"PIP_|(SSL_CERT_FILE|SSL_CERT_DIR|REQUESTS_CA_BUNDLE|(HTTPS?|ALL|NO)_PROXY)$", re.IGNORECASE
+)
+"""And what pip needs to find what a user's code requires; it is taken away before that code runs."""
 ABOUT_THE_STAGE = ("function", "root", "request", "digest", "token", "lease", "checkpoints", "checkpoint_seconds")
 TOLD = (*ABOUT_THE_STAGE, "log", "artifacts", "predictions_dir", "floor_bytes")
 """Of an order, what the job reads."""
@@ -280,7 +283,8 @@ def _run(order: Order, task: Task, job: Path, lock: int, memory: Memory) -> int:
 def _environment(extra: dict[str, str]) -> dict[str, str]:
     ours = engine.environment()
     single = dict.fromkeys(threads.THREADS, "1")  # a job sets its lease's by call: activities/jobs/threads.py
-    return {name: ours[name] for name in PASSED_ON if name in ours} | single | extra
+    passed_on = {name: value for name, value in ours.items() if name in PASSED_ON or PASSED_ON_FOR.match(name)}
+    return passed_on | single | extra
 
 
 def _end_orphans(mark: str) -> None:
@@ -455,5 +459,6 @@ def _crashed(order: Order, what: str) -> Outcome:
 
 def _kept_steps(order: Order) -> int:
     """The last step of which there is a checkpoint."""
-    steps = [int(path.name) for path in Path(order["checkpoints"]).glob("*/*") if path.name.isdigit()]
+    folder = Path(order.get("checkpoints") or order["folder"])
+    steps = [int(path.name) for path in folder.glob("*/*") if path.name.isdigit()]
     return max(steps, default=0)

@@ -20,9 +20,10 @@ from api.lifecycle.answers import Submitted
 from api.lifecycle.links import api_url, temporal_url
 from api.lifecycle.summary import low_on_room
 from everloop import names, signing, starts
-from everloop.contracts import LifecycleRequest
-from everloop.errors import IdempotencyMismatch, Invalid, StorageLow
+from everloop.contracts import Fork, LifecycleRequest
+from everloop.errors import Forbidden, IdempotencyMismatch, Invalid, StorageLow
 from everloop.payloads import converter
+from everloop.settings import Settings
 from everloop.specs import LifecycleSpec
 from everloop.store import LifecycleRow
 
@@ -61,14 +62,19 @@ async def submit(
 
     The same key with another body is refused. While Temporal is down nothing is acknowledged (503).
     """
-    key = _key(idempotency_key)
-    known = await run_in_threadpool(_known_spec, here, key)
-    if known is None:
-        await run_in_threadpool(_must_have_room, here)
-        request = LifecycleRequest(spec=spec, body_digest=signing.digest(spec), submitted_by=person)
-        known = await _start(here, key, starts.signed(here.signer, key, request))
-    else:
+    if await run_in_threadpool(_known_spec, here, _key(idempotency_key)) is not None:
         response.status_code = 200
+    return await begin(here, person, spec, idempotency_key)
+
+
+async def begin(here: Parts, person: str, spec: LifecycleSpec, key: str, fork: Fork | None = None) -> Submitted:
+    """Start the lifecycle, or find that *key* has started it before. Raises `IdempotencyMismatch` and `StorageLow`."""
+    known = await run_in_threadpool(_known_spec, here, _key(key))
+    if known is None:
+        _may_bring_code(here.settings, person, spec)
+        await run_in_threadpool(_must_have_room, here)
+        request = LifecycleRequest(spec=spec, body_digest=signing.digest(spec), submitted_by=person, fork=fork)
+        known = await _start(here, key, starts.signed(here.signer, key, request))
     if known != spec:
         raise IdempotencyMismatch(
             f"the key {key} has started a lifecycle with another spec",
@@ -88,6 +94,24 @@ def _key(given: str) -> str:
             hint="send a fresh random key with each submission, and the same one when you repeat it",
         )
     return given
+
+
+def _may_bring_code(settings: Settings, person: str, spec: LifecycleSpec) -> None:
+    """Raise `Forbidden` where *person* may not have a function of theirs run with the rights of Everloop's user."""
+    if not spec.own_trainer or settings.user_code == "all":
+        return
+    if settings.user_code == "off":
+        raise Forbidden(
+            "trainers of users are switched off here",
+            field="trainer",
+            hint="EVERLOOP_USER_CODE=owner allows those of the owner",
+        )
+    if person != settings.person:
+        raise Forbidden(
+            f"{person} may not submit a trainer of their own: it would run with the rights of {settings.person}",
+            field="trainer",
+            hint=f"let {settings.person} submit it; EVERLOOP_USER_CODE=all trusts everybody who has a key",
+        )
 
 
 def _must_have_room(here: Parts) -> None:

@@ -104,6 +104,29 @@ def _changes(given: list[str]) -> Json:
     return found
 
 
+@app.command()
+def fork(  # noqa: PLR0917  # options of a command, given by name
+    lifecycle: Lifecycle,
+    stage: Annotated[str, typer.Option("--from", help="The first stage that is done anew.", metavar="STAGE")],
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="A field of the spec: training.rounds=800. Repeat it for more.", metavar="KEY=VALUE"
+        ),
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option("--key", help="The new one's id [default: LIFECYCLE-fork-<random>].")
+    ] = None,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Start a lifecycle that keeps everything before a stage of another one."""
+    given = _changes(changes or [])
+    with connected(data_dir) as client:
+        found = client.fork(lifecycle, stage, given, key)
+    print_json(found) if as_json else typer.echo(f"{found['id']}   (everloop watch {found['id']})")
+
+
 @app.command("list")
 def list_lifecycles(
     limit: Annotated[int, typer.Option("--limit", min=1, max=1000)] = 20,

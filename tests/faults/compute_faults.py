@@ -116,6 +116,11 @@ class Training:
     bridge: Bridge
     diary: Path
     numbers: random.Random
+    before: set[Path] = field(default_factory=set)
+    """Checkpoints of others."""
+
+    def __post_init__(self) -> None:
+        self.before = set(self.checkpoints())
 
     @property
     def values(self) -> dict[str, object]:
@@ -147,7 +152,7 @@ class Training:
     def checkpoints(self) -> list[Path]:
         """Folders of checkpoints, by token and step."""
         found = self.bridge.settings.checkpoints_dir.glob("*/learner.learn/*/[0-9]*/[0-9]*")
-        return sorted(found, key=lambda path: (int(path.parent.name), int(path.name)))
+        return sorted({*found} - self.before, key=lambda path: (int(path.parent.name), int(path.name)))
 
 
 Fault = Callable[[Training, int], Awaitable[None]]
@@ -389,7 +394,8 @@ def redone(entries: list[Entry], allowed: float) -> Iterator[str]:
     order = list(dict.fromkeys(entry.pid for entry in entries))
     for before, after in pairwise(order):
         from_round = next((e.round for e in entries if e.pid == after and e.what == "resume"), None)
-        rounds = [e for e in entries if e.pid == before and e.what == "round"]
+        until_then = min(e.at for e in entries if e.pid == after)
+        rounds = [e for e in entries if e.pid == before and e.what == "round" and e.at < until_then]
         again = [e.at for e in rounds if from_round is not None and e.round >= from_round]
         limit = allowed + longest_segment([e.at for e in rounds])
         if again and max(again) - min(again) > limit:

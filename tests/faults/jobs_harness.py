@@ -189,7 +189,10 @@ def compute_process(bridge: Bridge) -> subprocess.Popen[bytes]:
 
 
 def compute_process_of(settings: Settings, queue: str, root: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, __file__, queue, root], env=environment(settings))
+    settings.logs_dir.mkdir(parents=True, exist_ok=True)
+    with (settings.logs_dir / "compute.log").open("ab") as log:
+        command = [sys.executable, __file__, queue, root]
+        return subprocess.Popen(command, env=environment(settings), stdout=log, stderr=log)
 
 
 def new_settings(data_dir: Path, temporal_address: str, slots: int = 2) -> Settings:

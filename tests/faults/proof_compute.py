@@ -41,9 +41,8 @@ def main() -> int:
     plant = os.environ.get("PLANT", "")
     seed = int(os.environ.get("SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
     minutes, repetitions = float(os.environ.get("MINUTES", "30")), int(os.environ.get("REPETITIONS", "20"))
-    done = (
-        Path(tempfile.gettempdir()) / f"everloop-proof-compute-{seed}-{commit()}{plant and '-planted-' + plant}.jsonl"
-    )
+    kind, tested = f"planted-{plant}" if plant else "proof", commit()
+    done = Path(tempfile.gettempdir()) / f"everloop-{kind}-compute-{seed}-{tested}.jsonl"
     print(f"SEED={seed}, {done}", flush=True)
     with tempfile.TemporaryDirectory(prefix="everloop-proof-") as folder:
         if plant:
@@ -53,7 +52,8 @@ def main() -> int:
         began = time.monotonic()
         prove(Path(folder), wanted, seed, done, time.monotonic() + 60 * minutes)
     seen = [Seen(**json.loads(line)["seen"]) for line in done.read_text().splitlines()]
-    told = summary(seen, seed, (time.monotonic() - began) / 60)
+    told: dict[str, object] = {"at": f"{datetime.now(UTC):%Y-%m-%d %H:%M}", "commit": tested}
+    told |= summary(seen, seed, (time.monotonic() - began) / 60)
     print(*(f"{name}: {value}" for name, value in told.items()), sep="\n")
     wrong = [each for one in seen for each in one.wrong]
     print(*(f"WRONG {one.fault}: {each}" for one in seen for each in one.wrong), sep="\n")
@@ -97,8 +97,6 @@ def summary(seen: list[Seen], seed: int, minutes: float) -> dict[str, object]:
     again = sorted(one.again_seconds for one in seen if one.again_seconds is not None and one.fault in faults.KILLS)
     gone = sorted(one.gone_seconds for one in seen if one.gone_seconds is not None)
     return {
-        "at": f"{datetime.now(UTC):%Y-%m-%d %H:%M}",
-        "commit": commit(),
         "seed": seed,
         "cores": os.cpu_count(),
         "load": round(os.getloadavg()[2], 1),

@@ -52,7 +52,7 @@ async def test_a_training_that_is_disturbed_at_a_random_moment_gives_the_same_by
         if seen.hit:
             break
     assert seen.hit, "the fault never hit"
-    assert seen.again_seconds is None or seen.again_seconds < 30
+    assert seen.again_seconds is None or seen.again_seconds < 60  # what a quiet machine needs: docs/proof/compute.csv
     assert seen.gone_seconds is None or seen.gone_seconds < 1.5
 
 

