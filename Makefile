@@ -28,8 +28,8 @@ bench: $(VENV)/.dev  ## what Everloop costs beside plain Temporal, DuckDB, polar
 	PYTHONPATH=. $(BIN)/python bench/orchestration.py
 	PYTHONPATH=. $(BIN)/python bench/recovery.py
 	PYTHONPATH=. $(BIN)/python bench/init.py
-	PYTHONPATH=. $(BIN)/python bench/prepare.py $(if $(ROWS),--rows $(ROWS))
 	PYTHONPATH=. $(BIN)/python bench/chain.py $(if $(ROWS),--rows $(ROWS))
+	PYTHONPATH=. $(BIN)/python bench/prepare.py $(if $(ROWS),--rows $(ROWS))
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
