@@ -1,4 +1,6 @@
-"""What preparation costs beside pandas, polars and DuckDB doing the same: `PYTHONPATH=. python bench/prepare.py --rows 20000000`.
+"""What preparation costs beside pandas, polars and DuckDB doing the same.
+
+    PYTHONPATH=. python bench/prepare.py --rows 20000000
 
 A table of 20 columns is generated as Parquet and as CSV. Each tool, in a process of its own with the same number of
 threads, fits (counts, exact medians, the 100 most frequent values of each category, on the train rows), transforms
