@@ -123,11 +123,22 @@ def _heading(found: Profile) -> list[str]:
     files = f" in {found['files']} files" if found["files"] > 1 else ""
     return [
         f"# {found['rows']:,} rows{files}, {len(found['columns'])} columns.",
+        *_sampled(found),
         "# It asks what becomes of rows without a target; else it submits as it is. Change what is wrong."
         if found["target_asks"]
         else "# This submits as it is; change what is wrong.",
         "# Columns: " + _listed([f"{_safe(column['name'])} ({column['kind']})" for column in found["columns"]]),
         "",
+    ]
+
+
+def _sampled(found: Profile) -> list[str]:
+    """What was not counted over all rows."""
+    if found["looked_at"] == found["rows"]:
+        return []
+    return [
+        "# How columns are read, the rows without a target and a key that is in no row twice: counted over all rows.",
+        f"# Leaks, unused columns and rows per window: told from {found['looked_at']:,} rows, always the same ones.",
     ]
 
 
