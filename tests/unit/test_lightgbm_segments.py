@@ -67,8 +67,9 @@ class Table:
         values = {"model": "m", "task": task, "target": target, "source": {"path": str(path)}, "training": chosen}
         return LifecycleSpec.model_validate(values | {"params": params})
 
-    def train(self, job: FolderJob, params: dict[str, Any]) -> Trained:
-        spec = self.spec.model_copy(update={"params": params})
+    def train(self, job: FolderJob, params: dict[str, Any], chosen: dict[str, Any] | None = None) -> Trained:
+        chosen_training = self.spec.training.model_copy(update=chosen or {})
+        spec = self.spec.model_copy(update={"params": params, "training": chosen_training})
         request = contracts.TrainRequest(spec=spec, prepared=self.prepared, snapshot=self.snapshot)
         return training.train(request, job)
 
@@ -220,5 +221,6 @@ def test_threads_of_the_lease_do_not_change_the_bytes(tables: dict[str, Table]) 
     table = tables["binary"]
     job = FolderJob(table.root)
     job.cores = 2
+    short = {"rounds": 8}
 
-    assert table.train(job, SAMPLED).model == table.train(FolderJob(table.root), SAMPLED).model
+    assert table.train(job, SAMPLED, short).model == table.train(FolderJob(table.root), SAMPLED, short).model

@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -19,6 +20,8 @@ from activities.compute.features import TRAIN, VALIDATION, Pipeline, PreparedRow
 from activities.compute.features.categories import OTHER
 from activities.compute.trainers import Examples, torch_tabular
 from activities.compute.trainers.torch_tabular import faults
+from activities.jobs.checkpoints import Checkpoints
+from activities.jobs.context import NO_EVENTS, ThisJob
 from everloop import contracts, engine
 from everloop.errors import ComputeLost, Diverged, IntegrityError, InvalidSpec, OutOfMemory, TargetUnusable
 from everloop.records import Blob, Prepared, Snapshot, Trained
@@ -391,6 +394,48 @@ def test_a_training_that_fits_in_no_batch_is_for_a_person_with_the_bytes_it_take
         r"OutOfMemory: .* whose weights alone take 7\d\d,\d{3},\d{3} bytes; [\d,]+ bytes more were refused", told
     )
     assert "a smaller `batch`" in told
+
+
+def test_a_job_that_was_ended_for_its_memory_learns_the_same_in_smaller_batches(classes: Ready) -> None:
+    job, plain = classes.other_job(), classes.other_job()
+    job.shrunk = 1
+
+    _, less = classes.train(job, batch=64, epochs=1)
+    _, asked = classes.train(plain, batch=32, accumulation=2, epochs=1)
+
+    assert less == asked
+    assert job.values[1]["accumulation"] == 2  # noqa: PD011
+    assert job.shrinks == 3  # and may be ended for it again
+
+
+def test_a_killed_job_goes_on_from_its_checkpoints_on_the_disk_to_the_same_bytes(
+    classes: Ready, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, whole = classes.train()
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(ThisJob, "shrink", lambda job, most=3: 0)  # its folder has no order of a supervisor
+
+    def job(token: int) -> ThisJob:
+        kept = Checkpoints(tmp_path / "checkpoints", token)
+        return ThisJob(classes.job.artifacts, tmp_path, tmp_path, NO_EVENTS, kept, checkpoint_seconds=0)
+
+    killed = job(1)
+    report = killed.report
+    monkeypatch.setattr(killed, "report", lambda step, /, **values: _die(step, 2) or report(step, **values))
+    try:
+        with pytest.raises(SystemExit):
+            classes.train(killed)
+        again = job(2)
+        assert classes.train(again)[1] == whole
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert again.resumed is not None
+    assert again.resumed.step == 24 + 20  # within the second epoch
+
+
+def _die(step: int, at: int) -> None:
+    if step == at:
+        raise SystemExit
 
 
 def test_a_target_that_is_no_number_is_for_a_person(classes: Ready) -> None:

@@ -152,7 +152,7 @@ def chat(request: Trial, job: ThisJob) -> Tried:
 
 
 def surroundings(request: Trial, job: ThisJob) -> Tried:
-    return Tried(values={"environment": dict(os.environ), "nice": os.nice(0), "argv": sys.argv})
+    return Tried(values={"environment": dict(os.environ), "nice": os.nice(0), "argv": sys.argv, "cores": job.cores})
 
 
 EATER = """
