@@ -400,6 +400,7 @@ def test_a_training_that_was_killed_goes_on_at_its_checkpoint_and_gives_the_same
     stages = Stages(
         tmp_path, small(), target="y", task="binary", trainer="net:fit", inputs="features", params={"epochs": 6}
     )
+    stages.job.told.clear()
     stages.train()
     whole, told = stages.trained, list(stages.job.told)
     report = stages.job.report
