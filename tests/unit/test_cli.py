@@ -373,6 +373,18 @@ def test_a_stage_that_cannot_be_skipped_is_not_offered_to_be():
     assert "everloop skip" not in rendered(console.lifecycle(found), 100)
 
 
+def test_a_change_of_a_fork_is_a_field_and_a_value_of_yaml():
+    from everloop.cli.lifecycles import _change
+
+    assert _change("training.rounds=800") == ("training.rounds", 800)
+    assert _change("features.exclude=[a, b]") == ("features.exclude", ["a", "b"])
+    assert _change("monitor=null") == ("monitor", None)
+    assert _change("metric=a: b: c") == ("metric", "a: b: c")
+    for wrong in ("training.rounds", "=3"):
+        with pytest.raises(Invalid, match="KEY=VALUE"):
+            _change(wrong)
+
+
 # --- the README
 
 
