@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 COMPILE = { $(BIN)/python -m compileall -q -j 0 -x '/(plotly|faker|litestar|pip|tests)/' $(VENV)/lib >/dev/null || true; }
 
-.PHONY: demo test check format bench proof-sleep
+.PHONY: demo test check format bench proof-compute proof-sleep
 
 demo: $(VENV)/.demo  ## the whole loop on a real year of data
 	$(BIN)/everloop demo $(ARGS)
@@ -24,10 +24,14 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: $(VENV)/.dev  ## what Everloop costs beside plain Temporal, and init beside DuckDB
-	PYTHONPATH=. $(BIN)/python bench/orchestration.py
-	PYTHONPATH=. $(BIN)/python bench/recovery.py
-	PYTHONPATH=. $(BIN)/python bench/init.py
+BENCHES := orchestration recovery init stack_memory chain prepare torch_tabular
+bench: $(VENV)/.dev  ## what Everloop costs, beside others; ROWS=200000 for small tables; ONLY="init prepare" for some
+	@missed=0; for name in $(or $(ONLY),$(BENCHES)); do echo "== $$name"; \
+	  PYTHONPATH=. $(BIN)/python bench/$$name.py $(if $(ROWS),$$(case $$name in (prepare|chain) echo --rows $(ROWS);; esac)) \
+	  || missed=1; done; exit $$missed
+
+proof-compute: $(VENV)/.dev  ## faults at random moments of trainings; MINUTES=, SEED= (the same goes on), PLANT=1..3
+	$(BIN)/python -m tests.faults.proof_compute
 
 proof-sleep: $(VENV)/.dev  ## the machine sleeps for MINUTES in a training: docs/proof/sleep.csv; PLANT=1..3 must fail
 	PYTHONPATH=. $(BIN)/python bench/sleep.py $(if $(MINUTES),--minutes $(MINUTES)) $(if $(RUNS),--runs $(RUNS)) \

@@ -33,6 +33,8 @@ ENDED = ("done", "cancelled", "lapsed")
 OFFER_TTL = timedelta(seconds=15)
 RENEWALS = 4
 """How often an offer that nobody takes is made again: its holder lives, and does not answer (75 s in all)."""
+AWAY_TTL = timedelta(seconds=20)
+"""How long a device may be away before the lease on it is fenced: a process that is started again takes less."""
 LEASE_TTL = timedelta(seconds=60)
 """How often the pool asks Temporal whether a holder still lives, should nobody have said that it ended."""
 FUEL = 10_000
@@ -244,14 +246,22 @@ def _request_ends(session: Session, row: LeaseRow, state: str, reason: str = "")
 
 
 def note_inventory(store: Store, pool: str, inventory: tuple[str, ...]) -> None:
-    """Present are exactly the devices of *inventory*; others stay known, but get no new lease."""
+    """Present are exactly the devices of *inventory*; others stay known, but get no new lease.
+
+    A lease on a device that has just gone comes to its time soon: its holder then takes another one.
+    """
     light = {name.removesuffix(names.LIGHT_SUFFIX): name.endswith(names.LIGHT_SUFFIX) for name in inventory}
     with store.write() as session:
+        gone = []
         for row in session.exec(select(DeviceRow).where(DeviceRow.pool == pool)).all():
+            gone += [row.name] if row.present and row.name not in light else []
             row.present = row.name in light
             row.light = light.pop(row.name, row.light)
             session.add(row)
         session.add_all(DeviceRow(pool=pool, name=name, light=is_light) for name, is_light in light.items())
+        for lease in session.exec(live(pool).where(col(LeaseRow.device).in_(gone))).all():
+            lease.expires_at = min(lease.expires_at or now(), now() + AWAY_TTL)
+            session.add(lease)
 
 
 def due(store: Store, pool: str) -> list[LeaseRow]:

@@ -107,7 +107,7 @@ def evidence_of(
     """The evidence for releasing *version* while *now* is the champion."""
     evaluation = version.evaluation
     return Evidence(
-        format=2,
+        format=3,
         lifecycle=version.lifecycle,
         project=version.project,
         model=version.model,
@@ -127,6 +127,8 @@ def evidence_of(
         reference_digest=version.exported.reference.sha256,
         classes=signature.classes,
         notes=_notes(version.snapshot),
+        trainer=version.refitted.family,
+        code_digest=version.refitted.code.digest if version.refitted.code else "",
     )
 
 

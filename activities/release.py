@@ -121,7 +121,7 @@ class ReleaseOnControl(ReleaseActivities):
             text = _shown(session, request)
             expected = evidence_of(version, signature, now, request.trigger, request.submitted_by)
             shown = Evidence.model_validate_json(text)
-            if shown != (expected if shown.format > 1 else expected.as_format_1()) or shown.format < claim.format:
+            if shown != expected.as_format(shown.format) or shown.format < claim.format:
                 raise EvidenceChanged("the evidence is not what was approved", hint="decide again")
             route = Route(
                 project=version.project,

@@ -19,7 +19,7 @@ from api.identity import Asker, Guard
 from everloop import settings as configuration
 from everloop import signing
 from everloop.artifacts import Artifacts
-from everloop.errors import NotAuthenticated, Unavailable
+from everloop.errors import Forbidden, NotAuthenticated, Unavailable
 from everloop.payloads import converter
 from everloop.settings import Settings
 from everloop.signing import Signer
@@ -87,8 +87,13 @@ def login_link(here: Here, person: Person) -> LoginLink:
 @session.post(
     "/credentials", status_code=201, openapi_extra=body_schema(CredentialRequest, {"person": "demo approver"})
 )
-def credential(here: Here, body: Annotated[CredentialRequest, Depends(json_body(CredentialRequest))]) -> Credential:
-    """A new key that stands for *person*. On a laptop whoever holds a key may do that."""
+def credential(
+    here: Here, asker: Person, body: Annotated[CredentialRequest, Depends(json_body(CredentialRequest))]
+) -> Credential:
+    """A new key that stands for *person*. On a laptop whoever holds a key may do that, the owner's name excepted."""
+    owner = here.settings.person
+    if body.person == owner != asker and here.settings.user_code != "all":
+        raise Forbidden(f"only {owner} may make a key for {owner}, whose code runs here", field="person")
     return Credential(person=body.person, key=identity.issue(here.store, body.person))
 
 

@@ -1,10 +1,13 @@
 """Bytes by their content: put, get, check. A local folder or any fsspec URL; the same bytes are kept once.
 
-A blob is at `sha256/<2 hex>/<64 hex>`; it appears whole or not at all and never changes.
+A blob is at `sha256/<2 hex>/<64 hex>`; it appears whole or not at all and never changes. What took long to make of
+other bytes is also found by a key, at `made/<2 hex>/<64 hex>`; those notes may be lost: it is made again.
 """
 
 import hashlib
+import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -67,6 +70,28 @@ class Artifacts:
             raise IntegrityError(f"artifact {digest[:12]} does not have the bytes its digest says")
         return data
 
+    def remember(self, key: str, blob: Blob) -> None:
+        """*blob* is what is made of what *key* (64 hex digits) stands for. Raises `StorageLow`."""
+        note = json.dumps({"sha256": blob.sha256, "size_bytes": blob.size_bytes, "name": blob.name}).encode()
+        staged, path = f"{self.root}/incoming/{uuid.uuid4().hex}", self._note(key)
+        self._room(len(note))
+        self.fs.makedirs(f"{self.root}/incoming", exist_ok=True)
+        self.fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+        with self._all_of(staged):
+            self.fs.pipe_file(staged, note)
+            if self.local:
+                Path(staged).replace(path)
+            else:
+                self.fs.mv(staged, path)
+
+    def recalled(self, key: str) -> Blob | None:
+        """What was remembered of *key* and is still stored; None where nothing is, or where the note is damaged."""
+        try:
+            blob = Blob.model_validate_json(self.fs.cat_file(self._note(key)))
+        except (OSError, ValueError):
+            return None
+        return blob if self.has(blob.sha256) else None
+
     def has(self, digest: str) -> bool:
         return bool(self.fs.exists(self._path(digest)))
 
@@ -85,8 +110,21 @@ class Artifacts:
 
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / blob.sha256
-            path.write_bytes(self.get(blob))
+            self._download(blob.sha256, path)
             yield path
+
+    def _download(self, digest: str, path: Path) -> None:
+        """A blob's bytes into *path*, a chunk at a time. Raises `NotFound`, `IntegrityError`."""
+        try:
+            with self.fs.open(self._path(digest), "rb") as source, path.open("wb") as target:
+                shutil.copyfileobj(source, target, CHUNK_BYTES)
+        except FileNotFoundError:
+            raise NotFound(f"no artifact {digest[:12]} is stored") from None
+        if _digest(path) != digest:
+            raise IntegrityError(f"artifact {digest[:12]} does not have the bytes its digest says")
+
+    def _note(self, key: str) -> str:
+        return f"{self.root}/made/{key[:2]}/{key}"
 
     def _path(self, digest: str) -> str:
         return f"{self.root}/sha256/{digest[:2]}/{digest}"

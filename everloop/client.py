@@ -5,6 +5,7 @@ Answers are the API's JSON as plain dicts and lists: what a notebook prints is w
 
 import json
 import math
+import os
 import random
 import secrets
 import time
@@ -81,12 +82,13 @@ class Client:
 
     # --- lifecycles
 
-    def submit(self, spec: Spec, key: str | None = None) -> Json:
+    def submit(self, spec: Spec, key: str | None = None, changes: Mapping[str, Any] | None = None) -> Json:
         """Start a lifecycle; answers it. *key* is its id: the same key again answers the same lifecycle.
 
-        Without *key* each call starts a new one, under a key that this call's own retries reuse.
+        Without *key* each call starts a new one, under a key that this call's own retries reuse. *changes* stand over
+        what the spec says: `{"target_missing": "drop", "training.rounds": 50}`.
         """
-        body = load_spec(spec)
+        body = load_spec(spec, changes)
         key = key or f"{body.get('model', 'model')}-{secrets.token_hex(4)}"
         return _object(self._api("POST", "/lifecycles", json=body, headers={"Idempotency-Key": key}))
 
@@ -128,6 +130,19 @@ class Client:
             return self._follow(lifecycle, stage, tail)
         path = f"/lifecycles/{_part(lifecycle)}/logs"
         return str(self._api("GET", path, params=_given(stage=stage, tail=tail)))
+
+    def data(self, lifecycle: str) -> Json:
+        """What its latest snapshot has read: per column its kind, how it was read, missing values, bars of a histogram
+        and what the rules changed; how many rows have no target. Raises `NotFound` before the snapshot stage has ended.
+        """
+        return _object(self._api("GET", f"/lifecycles/{_part(lifecycle)}/data"))
+
+    def rejected(self, lifecycle: str) -> str:
+        """The values that are not as its spec declares, as CSV: file, row, column, value. Up to 10,000 of them.
+
+        Raises `NotFound` where there is none.
+        """
+        return str(self._api("GET", f"/lifecycles/{_part(lifecycle)}/rejected"))
 
     def _follow(self, lifecycle: str, stage: str | None, tail: int | None) -> Iterator[Json]:
         path, cursor = f"/lifecycles/{_part(lifecycle)}/logs/follow", ""
@@ -347,19 +362,34 @@ def error_of(answer: httpx.Response) -> EverloopError:
     return kind(str(detail), field=str(problem.get("field") or ""), hint=str(problem.get("hint") or ""))
 
 
-def load_spec(spec: Spec) -> Json:
-    """A spec as JSON: from a dict, a `LifecycleSpec`, or a YAML or JSON file.
+def load_spec(spec: Spec, changes: Mapping[str, Any] | None = None) -> Json:
+    """A spec as JSON: from a dict, a `LifecycleSpec`, or a YAML or JSON file; *changes* (dotted names) stand over it.
 
-    A relative `source.path` in a file is relative to the file's folder, in a dict to the working folder.
+    A relative `source.path` or `code` in a file is relative to the file's folder, in a dict to the working folder.
     Raises `InvalidSpec` with the field; the API checks it again.
     """
     from everloop.specs import LifecycleSpec
 
     if isinstance(spec, LifecycleSpec):
-        return spec.model_dump(mode="json")
-    if isinstance(spec, Mapping):
-        return _checked(dict(spec), Path.cwd())
-    return _checked(*_read(Path(spec)))
+        value, folder = spec.model_dump(mode="json"), Path.cwd()
+    elif isinstance(spec, Mapping):
+        value, folder = dict(spec), Path.cwd()
+    else:
+        value, folder = _read(Path(spec))
+    for name, changed in (changes or {}).items():
+        value = _with(value, name, name.split("."), changed)
+    return _checked(value, folder)
+
+
+def _with(value: Json, name: str, path: Sequence[str], changed: Any) -> Json:  # noqa: ANN401
+    """*value* with *changed* at *path*. Raises `InvalidSpec` where something else than a mapping is in the way."""
+    first, rest = path[0], path[1:]
+    if not rest:
+        return value | {first: changed}
+    inner = value.get(first) or {}
+    if not isinstance(inner, dict):
+        raise InvalidSpec(f"{name}: {first} holds no fields", field=name)
+    return value | {first: _with(inner, name, rest, changed)}
 
 
 def _read(path: Path) -> tuple[Json, Path]:
@@ -389,6 +419,9 @@ def _checked(value: Json, folder: Path) -> Json:
     source = value.get("source")
     if isinstance(source, dict) and isinstance(source.get("path"), str) and source["path"]:
         value = value | {"source": source | {"path": str(folder / Path(source["path"]).expanduser())}}
+    code = value.get("code")
+    if isinstance(code, str) and code and not code.startswith("sha256:"):
+        value = value | {"code": os.path.normpath(folder / Path(code).expanduser())}
     checked(value)
     return json.loads(_encode(value))  # type: ignore[no-any-return]
 

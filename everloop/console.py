@@ -1,7 +1,7 @@
 """What people see in a terminal. Readable without colour (marks and words carry the meaning) and when narrow."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,6 +17,7 @@ Json = dict[str, Any]
 out = Console(highlight=False, soft_wrap=False)
 err = Console(stderr=True, highlight=False)
 
+MOST_NOTES = 6
 _UTF8 = (sys.stdout.encoding or "").lower().startswith("utf")
 MARKS = {
     "done": ("✓", "+", "green"),
@@ -129,6 +130,7 @@ def lifecycle(found: Json, now: datetime | None = None) -> RenderableType:
     if comparison.get("reason"):
         parts.append(Text(f"champion: {comparison['reason']}"))
     parts.extend(alarms_of(found))
+    parts.extend(notes_of(found))
     if found.get("progress"):
         parts.append(Text(f"{found['progress']['stage']}: {found['progress']['sentence']}", style="cyan"))
     if found.get("wait"):
@@ -144,6 +146,18 @@ def lifecycle(found: Json, now: datetime | None = None) -> RenderableType:
         if str(links.get(name, "")).startswith("http"):
             parts.append(whole(f"{label}: {links[name]}"))
     return Group(*parts)
+
+
+def notes_of(found: Json) -> Iterator[RenderableType]:
+    """What the reading changed in the data, where a person is to look at it."""
+    notes = found.get("notes") or []
+    if not notes or found["status"] == "running":
+        return
+    for note in notes[:MOST_NOTES]:
+        yield Text(f"data: {note}")
+    if len(notes) > MOST_NOTES:
+        yield Text(f"data: {len(notes) - MOST_NOTES} more columns were changed")
+    yield command(f"everloop data {found['id']}")
 
 
 def curve(found: Json) -> RenderableType:
@@ -224,6 +238,7 @@ def failure(found: Json) -> list[RenderableType]:
         helps += [f"everloop skip {name}"] if stage in SKIPPABLE else []
         helps += [f"everloop abort {name}"]
         helps += [f"everloop logs {name}"] if stage in JOB_STAGES else []
+        helps += [f"everloop data {name}"] if (found.get("links") or {}).get("data") and not found.get("notes") else []
         parts.extend(command(text) for text in helps)
     return parts
 
@@ -242,6 +257,7 @@ def evidence(gate: Json) -> RenderableType:
         f"{number(parity.get('mismatches'))} mismatches, largest difference {number(parity.get('max_difference'))}"
     )
     until = when(shown.get("trained_until"))
+    code = str(shown.get("code_digest") or "")
     rows = (
         ("model", f"{shown.get('project')}/{shown.get('model')} version {shown.get('version')}"),
         ("asked by", f"{shown.get('submitted_by')} ({shown.get('trigger')})"),
@@ -250,6 +266,7 @@ def evidence(gate: Json) -> RenderableType:
         ("comparison", str(comparison.get("reason") or "-")),
         ("learned from", f"{number(shown.get('rows'))} rows{f', until {until} UTC' if until else ''}"),
         ("the data", "\n".join(shown.get("notes") or ("as it is: nothing was read as missing or left out",))),
+        ("learned by", f"{shown.get('trainer') or 'lightgbm'}{f', code {code[:16]}' if code else ''}"),
         ("export", exported),
         ("model digest", str(shown.get("model_digest") or "")),
         ("evidence", str(gate.get("evidence_digest") or "")),
@@ -258,6 +275,48 @@ def evidence(gate: Json) -> RenderableType:
     for name, value in rows:
         made.add_row(Text(name, style="bold"), value)
     return made
+
+
+def data(found: Json) -> RenderableType:
+    """What a lifecycle has read: column by column, and what the rules changed."""
+    files = found["files"]
+    rows = f"{number(found['rows'])} rows" if found["rows"] is not None else "rows"
+    head = Text.assemble((str(found["lifecycle"]), "bold"), f"  {rows} from {len(files)} file{'s' * (len(files) != 1)}")
+    made = table("column", "read as", "missing", "different", "how often", "from", "to")
+    for column in found["columns"]:
+        bars = column["bars"]
+        ordered = bars and column["kind"] in ("number", "datetime")
+        made.add_row(
+            str(column["name"]), read_as(column), number(column["missing"]), number(column["distinct"]),
+            whole(sketch([bar["rows"] for bar in bars]), style=""),
+            bars[0]["label"] if bars else "", bars[-1]["label"] if ordered else "",
+        )  # fmt: skip
+    parts: list[RenderableType] = [head, made]
+    if missing := found["target_missing"]:
+        of = f"of {number(found['rows'])} " if found["rows"] is not None else ""
+        parts.append(
+            Text(f"{number(missing)} {of}rows have no target ({found['target']}): nothing is learned from them")
+        )
+    parts += [Text(said) for said in found["changed"]]
+    if found["rejected"]:
+        parts.append(command(f"everloop data {found['lifecycle']} --rejected > rejected.csv"))
+    return Group(*parts)
+
+
+def read_as(column: Json) -> str:
+    """How a column's texts became values: `number, decimal comma, without %`."""
+    read = column["read"] or {"type": column["kind"]}
+    said = [str(read["type"]), *read.get("format", ())]
+    said += ["decimal comma"] if read.get("decimal") == "," else []
+    said += [f"without {read['unit']}"] if read.get("unit") else []
+    return ", ".join(said) + (" (declared)" if read.get("declared") else "")
+
+
+def sketch(counts: Sequence[int]) -> str:
+    """Bars of a histogram, one letter each."""
+    steps = "▁▂▃▄▅▆▇█" if _UTF8 else "_.:-=+*#"
+    most = max(counts, default=0)
+    return "".join(steps[min(len(steps) - 1, count * len(steps) // most)] if count else " " for count in counts)
 
 
 def models(rows: Iterable[Json]) -> RenderableType:

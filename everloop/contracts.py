@@ -15,11 +15,13 @@ from everloop import names
 from everloop.events import Event, LifecycleSubmitted
 from everloop.records import (
     Champion,
+    Code,
     Decision,
     DriftReport,
     Evaluation,
     Evidence,
     Exported,
+    Lease,
     Prepared,
     Record,
     Refitted,
@@ -108,6 +110,8 @@ class JobRequest(Record):
     """The input of a job; `slot` is filled in when the lease is held (workflows/stage.py)."""
 
     slot: Slot = Slot(device="", token=0, holder="")
+    lease: Lease | None = None
+    """The slot and what may be used of it. None: asked by a workflow that knew slots alone."""
 
 
 class SnapshotRequest(JobRequest):
@@ -130,6 +134,8 @@ class TrainRequest(JobRequest):
     prepared: Prepared
     snapshot: Snapshot | None = None
     """For trainers that look at raw columns. None: asked by a workflow that knew none."""
+    code: Code | None = None
+    """The job runs with this user's code and what it requires."""
 
 
 class EvaluateRequest(JobRequest):
@@ -145,6 +151,8 @@ class RefitRequest(JobRequest):
     snapshot: Snapshot
     prepared: Prepared
     trained: Trained
+    code: Code | None = None
+    """As in `TrainRequest`."""
 
 
 class ExportRequest(JobRequest):

@@ -7,7 +7,8 @@ import codecs
 import csv
 import io
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from everloop.reading import Dialect
@@ -29,13 +30,23 @@ MOST_BEFORE = 20
 """Lines before the header that may be titles or comments."""
 SEPARATOR = re.compile(r"sep=(.)\r?\n?", re.IGNORECASE)
 """The first line of a file that was made for Excel."""
-BACKSLASH = re.compile(r'\\"[^,;|\t\r\n"]')
-"""A quote within a value, as Spark writes it."""
+ODD_DELIMITERS = ":~^ "
+"""Those that are thought of last."""
 PLACE = re.compile(r"column_[1-9]\d*")
 """A column of a file without a header."""
 LONGEST_CELL = 16 << 20
 CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 """Bytes that no text holds."""
+
+
+HIGH = re.compile(rb"[\x80-\xff]+")
+FOREIGN = (
+    *("cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "cp1258", "cp874", "koi8_r"),
+    *("gb18030", "cp932", "cp949", "big5", "euc_jp"),
+)
+"""Encodings of other scripts than the western ones. Nothing in a file says which it is."""
+ENOUGH, MOSTLY = 12, 0.5
+"""Bytes beyond ASCII that tell western text, in which such letters stand alone, from other scripts."""
 
 
 def delimiter_of(head: str) -> str:
@@ -61,7 +72,8 @@ def column_names(header: list[str]) -> list[str]:
 def encoding_of(head: bytes, *, ascii_or_utf8: bool) -> str | None:
     """The encoding of a file that begins with *head*; None where it is no text.
 
-    *ascii_or_utf8*: whether all of its bytes are UTF-8. What is not, and is no UTF-16, is Windows' Latin-1 (cp1252).
+    *ascii_or_utf8*: whether all of its bytes are UTF-8. What is not, and is no UTF-16, is Windows' Latin-1 (cp1252),
+    where it looks like it: other scripts' codes are for people to say.
     """
     for mark, name in BOMS:
         if head.startswith(mark):
@@ -73,40 +85,114 @@ def encoding_of(head: bytes, *, ascii_or_utf8: bool) -> str | None:
     return None if CONTROL.search(head) else "cp1252"
 
 
-def _wide(head: bytes) -> str | None:
-    """UTF-16 without a mark: every other byte of most western text is 0."""
-    head = head[: len(head) // 2 * 2]
-    if len(head) < 4:  # noqa: PLR2004
+def encoding_by_names(head: bytes, wanted: Collection[str]) -> str | None:
+    """The encoding in which a file that begins with *head* says the names of *wanted*; None where they do not tell."""
+    names = [name for name in wanted if not name.isascii()]
+    if not names:
         return None
-    for name, zeros in (("utf-16-le", head[1::2]), ("utf-16-be", head[::2])):
-        if zeros.count(0) > 0.6 * len(zeros):
+    for encoding in ("cp1252", *FOREIGN):
+        try:
+            text = codecs.getincrementaldecoder(encoding)().decode(head)
+        except UnicodeDecodeError:
+            continue
+        if all(name in text for name in names):
+            return encoding
+    return None
+
+
+def is_western(data: bytes) -> bool:
+    """Does text that is no UTF-8 look like Windows' Latin-1 (cp1252)? There such letters stand alone, or by two."""
+    runs = [len(run) for run in HIGH.findall(data)]
+    together = sum(run for run in runs if run > 2)  # noqa: PLR2004  # as in `créée`
+    return sum(runs) < ENOUGH or together <= MOSTLY * sum(runs)
+
+
+def _wide(head: bytes) -> str | None:
+    """UTF-16 without a mark: of line ends and delimiters every other byte is 0, always the same one of two."""
+    head = head[: len(head) // 2 * 2]
+    for name, zeros, others in (("utf-16-le", head[1::2], head[::2]), ("utf-16-be", head[::2], head[1::2])):
+        if 0 not in zeros or 0 in others:
+            continue
+        text = head.decode(name, "ignore")  # a pair of surrogates may be cut at the end
+        if ("\n" in text or "\r" in text) and not re.search(r"[\x00-\x08\x0e-\x1f\ufffe\uffff]", text):
             return name
     return None
 
 
-def found(text: str, wanted: Collection[str] = (), *, backslash: bool = False, encoding: str = "utf-8") -> Dialect:
+@dataclass(frozen=True)
+class Layout:
+    """What may separate and quote the values of a file."""
+
+    delimiter: str
+    quote: str = '"'
+    backslash: bool = False
+    """A backslash escapes a quote."""
+    comment: str = ""
+    """What lines begin with that are no rows."""
+
+
+def escaped(quote: str) -> str:
+    """A pattern of quotes within a value as Spark writes them; not of a value that ends in a backslash."""
+    return rf"\\{quote}[^,;|:~^\t\r\n{quote}]"
+
+
+def said_delimiter(text: str) -> str:
+    """What the first line says that separates values (`sep=;`), as in a file that was made for Excel."""
+    said = SEPARATOR.match(text)
+    return said[1] if said else ""
+
+
+def found(
+    text: str,
+    wanted: Collection[str] = (),
+    sniffed: Sequence[Layout] = (),
+    *,
+    backslash: Callable[[str], bool] = lambda quote: False,  # noqa: ARG005
+    encoding: str = "utf-8",
+) -> Dialect:
     """The dialect of a file that begins with *text*.
 
-    Its header is the first line that names one of *wanted*; where none does, the first line. *backslash*: somewhere
-    in the file a backslash escapes a quote (see `BACKSLASH`).
+    Its header is the line that names most of *wanted*, split in one of the ways that were *sniffed* or that we think
+    of; where no line does, the first one. *backslash*: whether somewhere in the file a backslash escapes such a quote
+    (see `escaped`), as the sniffer sees the first rows only.
     """
-    escape = "\\" if backslash else '"'
-    said = SEPARATOR.match(text)
-    if said:
-        return Dialect(encoding=encoding, delimiter=said[1], escape=escape, skip=1)
-    first = Dialect(encoding=encoding, delimiter=delimiter_of(text), escape=escape)
+
+    def dialect(layout: Layout, skip: int) -> Dialect:
+        slashed = layout.backslash or backslash(layout.quote)
+        escape = "\\" if slashed else layout.quote
+        made = Dialect(encoding=encoding, delimiter=layout.delimiter, quote=layout.quote, escape=escape, skip=skip)
+        return made.model_copy(update={"comment": layout.comment})
+
+    if between := said_delimiter(text):
+        return dialect(next(iter(sniffed), Layout(between)), 1)
     wanted = frozenset(wanted)
+    best, place, before = (0, False), None, ""
     start, line = 0, 0
     while line < MOST_BEFORE and start < len(text) and wanted:
-        there = Dialect(encoding=encoding, delimiter=delimiter_of(text[start:]), escape=escape, skip=line)
-        if wanted & frozenset(header(text[start:], there.model_copy(update={"skip": 0}))[0]):
-            before = text[:start].lstrip(BLANKS)
-            return there.model_copy(update={"comment": before[:1] if before[:1] in ("#", "%") else ""})
+        rest = text[start:]
+        for layout in (*sniffed, Layout(delimiter_of(rest)), *map(Layout, ODD_DELIMITERS)):
+            names = _names(rest, dialect(layout, 0))
+            score = (len(wanted & names), len(names) > 1)
+            if score[0] and score > best:
+                best, place, before = score, (layout, line), text[:start].lstrip(BLANKS)
+        if best == (len(wanted), True):
+            break
         ending = re.compile(r"\r\n|\n|\r").search(text, start)
         start, line = (ending.end() if ending else len(text)), line + 1
+    if place:
+        there = dialect(*place)
+        return there.model_copy(update={"comment": before[:1]}) if before[:1] in ("#", "%") else there
+    first = dialect(next(iter(sniffed), Layout(delimiter_of(text))), 0)
     if any(PLACE.fullmatch(name) for name in wanted):
         return first.model_copy(update={"header": False})
     return first
+
+
+def _names(text: str, dialect: Dialect) -> frozenset[str]:
+    try:
+        return frozenset(header(text, dialect)[0])
+    except csv.Error:
+        return frozenset()
 
 
 def header(text: str, dialect: Dialect) -> tuple[list[str], int]:
@@ -132,10 +218,11 @@ def _first_row(text: str, dialect: Dialect, *, blanks: bool) -> tuple[list[str],
 def rows(lines: Iterator[str], dialect: Dialect, *, blanks: bool = False) -> Any:  # noqa: ANN401  # a csv.reader, whose type has no public name
     """The rows of a file as texts. Blanks before a value are left off, so that they hide no quote, unless *blanks*."""
     csv.field_size_limit(LONGEST_CELL)
-    doubled = dialect.escape == '"'
+    doubled = dialect.escape == dialect.quote
     return csv.reader(
         lines,
         delimiter=dialect.delimiter,
+        quotechar=dialect.quote,
         doublequote=doubled,
         escapechar=None if doubled else dialect.escape,
         skipinitialspace=not blanks and dialect.delimiter != " ",

@@ -6,14 +6,17 @@ EverloopError
 │   │   ├── InvalidSpec
 │   │   ├── InvalidData          DatasetMissing, DatasetTooSmall, SchemaMismatch, TargetUnusable
 │   │   ├── InvalidPrediction
+│   │   ├── TrainerFailed        a user's trainer: cannot be called, raised, or gave what we cannot use
 │   │   ├── Malformed            not JSON as we accept it
 │   │   ├── UnsupportedMedia
 │   │   └── TooLarge
 │   ├── NotFound
 │   ├── Conflict                 IdempotencyMismatch, GateClosed, EvidenceChanged, NotWaiting
 │   ├── Refused                  NotAuthenticated, Forbidden, BadSignature, WrongHost, CrossSite
+│   ├── Diverged                 a training's loss is NaN or Inf, also at lower rates
 │   ├── IntegrityError
 │   ├── ParityFailed
+│   ├── OutOfMemory              the job needs more memory than its lease has, also in smaller batches
 │   └── JobFailed                the stage's own code raised: the log says why
 └── Transient                    trying again helps
     ├── ComputeLost              a Dask worker, scheduler or child went away
@@ -25,6 +28,8 @@ EverloopError
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -83,6 +88,10 @@ class TargetUnusable(InvalidData):
 
 class InvalidPrediction(Invalid):
     """The rows do not fit the model's schema."""
+
+
+class TrainerFailed(Invalid):
+    """The user's trainer failed."""
 
 
 class Malformed(Invalid):
@@ -145,12 +154,20 @@ class CrossSite(Refused):
     """The request comes from another site."""
 
 
+class Diverged(Permanent):
+    """The training did not converge: its loss became NaN or Inf."""
+
+
 class IntegrityError(Permanent):
     """Stored bytes are not what their digest says."""
 
 
 class ParityFailed(Permanent):
     """The exported model answers differently from the trained one."""
+
+
+class OutOfMemory(Permanent):
+    """The job needs more memory than it has."""
 
 
 class JobFailed(Permanent):
@@ -179,6 +196,40 @@ class StorageLow(Transient):
 
 class Unavailable(Transient):
     """A part of Everloop does not answer right now."""
+
+
+AT = "everloop_at"
+"""Attribute of an unknown exception: what was worked on when it was raised."""
+
+
+@contextmanager
+def naming(*, column: str = "", file: str = "") -> Iterator[None]:
+    """An unknown exception in the block says what was worked on; where blocks are nested, the innermost knows best.
+
+    The exception stays what it is, for those who catch it. An error of ours says such things itself.
+    """
+    try:
+        yield
+    except EverloopError:
+        raise
+    except Exception as error:
+        at = {"column": column, "file": file}
+        setattr(error, AT, {name: value for name, value in at.items() if value} | getattr(error, AT, {}))
+        raise
+
+
+def unknown(error: BaseException) -> JobFailed:
+    """An exception that nobody expected, with the column and the file that were worked on; one line."""
+    at: dict[str, str] = getattr(error, AT, {})
+    column, file = at.get("column", ""), at.get("file", "")
+    where = " of ".join([*([f"column {column[:80]!r}"] if column else []), *([file] if file else [])])
+    said = f"{type(error).__name__}: {error}".splitlines()[0]
+    hint = ""
+    if where:
+        hint = "this is a fault of ours: report it with this log"
+        hint += f"; without {'that column (features.exclude)' if column else 'that file'} the rest may go on"
+    message = f"{where}: {said}" if where else said
+    return JobFailed(message[:500], field=column[:80] or file, hint=hint)
 
 
 def family(root: type[EverloopError] = EverloopError) -> dict[str, type[EverloopError]]:

@@ -14,6 +14,7 @@ import yaml
 
 from everloop import engine, errors
 from everloop.specs import METRICS, Monitor, checked
+from everloop.texts import AMONG_NUMBERS
 
 PATIENCE_SECONDS = 600
 SHOWN = 12
@@ -25,11 +26,20 @@ COLUMNS_BYTES, DEFAULTS_BYTES = 16 << 10, 80
 """Of that list in a spec, and what the fields that an entry does not name take."""
 WINDOWS = "day", "week", "month"
 
+ASKED = "target_missing=drop"
+"""What a draft asks a person to say, as `submit --set` takes it."""
+ASKS = "# target_missing: drop"
+"""The line of a draft that asks it."""
+
 Profile = dict[str, Any]
 
 
-def draft(path: Path, target: str, time: str | None = None, model: str | None = None) -> str:
+def draft(
+    path: Path, target: str, time: str | None = None, model: str | None = None, encoding: str | None = None
+) -> str:
     """A commented YAML spec for the table at *path* (a file, or a folder of files).
+
+    *encoding*: of text files, where it is not found by itself.
 
     Raises what a lifecycle's first stages would: `DatasetMissing`, `InvalidData`, `InvalidSpec`, `TargetUnusable`.
     """
@@ -39,10 +49,10 @@ def draft(path: Path, target: str, time: str | None = None, model: str | None = 
         "task": "regression",
         "target": target,
         "time": time,
-        "source": {"path": str(path.absolute())},
+        "source": {"path": str(path.absolute()), "encoding": encoding},
     }
     checked(asked)  # before the data is looked at: that may take a while
-    found = _look(path.absolute(), target, time)
+    found = _look(path.absolute(), target, time, encoding)
     text = "\n".join(_lines(found, name)) + "\n"
     checked(yaml.safe_load(text))
     return text
@@ -63,9 +73,10 @@ def name_from(path: Path) -> str:
     return f"{made[:54].strip('-_') or 'model'}-{digest}"
 
 
-def _look(path: Path, target: str, time: str | None) -> Profile:
+def _look(path: Path, target: str, time: str | None, encoding: str | None) -> Profile:
     """The profile, made in a process of its own: what reads tables is heavy."""
     arguments = [str(path), f"--target={target}", *([f"--time={time}"] if time else [])]
+    arguments += [f"--encoding={encoding}"] if encoding else []
     done = subprocess.run(
         engine.command("activities.compute.profile", *arguments),
         env=engine.environment(),
@@ -112,9 +123,22 @@ def _heading(found: Profile) -> list[str]:
     files = f" in {found['files']} files" if found["files"] > 1 else ""
     return [
         f"# {found['rows']:,} rows{files}, {len(found['columns'])} columns.",
-        "# This submits as it is; change what is wrong.",
+        *_sampled(found),
+        "# It asks what becomes of rows without a target; else it submits as it is. Change what is wrong."
+        if found["target_asks"]
+        else "# This submits as it is; change what is wrong.",
         "# Columns: " + _listed([f"{_safe(column['name'])} ({column['kind']})" for column in found["columns"]]),
         "",
+    ]
+
+
+def _sampled(found: Profile) -> list[str]:
+    """What was not counted over all rows."""
+    if found["looked_at"] == found["rows"]:
+        return []
+    return [
+        "# How columns are read, the rows without a target and a key that is in no row twice: counted over all rows.",
+        f"# Leaks, unused columns and rows per window: told from {found['looked_at']:,} rows, always the same ones.",
     ]
 
 
@@ -144,7 +168,7 @@ def _without_target(found: Profile) -> list[str]:
         return lines
     lines.append("# So many are left out only when you say so: take the # off the next line. If those texts are a")
     lines.append("# class, say `missing: []` of the target under `columns` instead.")
-    return [*lines, "# target_missing: drop"]
+    return [*lines, ASKS]
 
 
 def _encoding(found: Profile) -> list[str]:
@@ -170,7 +194,9 @@ def _columns(found: Profile) -> list[str]:
         name = column["name"]
         if name in offers:
             such = _safe(offers[name])
-            entries.append(f"  # The texts are numbers, such as {such}; without this line they stay text.")
+            marks = ", ".join(_safe(repr(text)) for text in said.get("missing", ()))
+            but = f", but for {marks}" if marks else ""
+            entries.append(f"  # The texts are numbers, such as {such}{but}; without this line they stay text.")
         entries.append(f"  {_quoted(name)}: {_flow(said)}")
     while sum(len(entry.encode()) + DEFAULTS_BYTES for entry in entries) > COLUMNS_BYTES:
         entries.pop()
@@ -186,6 +212,8 @@ def _said(column: dict[str, Any]) -> dict[str, Any]:
         said["decimal"] = column["decimal"]
     if column["unit"]:
         said["unit"] = column["unit"]
+    if column["declared"] and column["type"] == "number" and tuple(column["missing"]) != AMONG_NUMBERS:
+        said["missing"] = list(column["missing"])
     return said
 
 
@@ -219,7 +247,7 @@ def _features(found: Profile) -> list[str]:
     lines = ["features:", "  # Never name what is known only after the fact: the model would be right in tests alone."]
     for name, score in list(suspects.items())[:SHOWN]:
         says = f"{_safe(name)} alone says the target almost perfectly ({score:.3f})"
-        lines.append(f"  # {says}: {_verdict(name, found)}.")
+        lines.append(f"  # {says}: {_verdict(name, found)}")
     # The key is no feature anyway, and a spec may not say so twice in other words.
     left_out = [name for name in found["exclude"] if name != found["key"]]
     if not left_out:
@@ -229,9 +257,9 @@ def _features(found: Profile) -> list[str]:
 
 def _verdict(name: str, found: Profile) -> str:
     if name in found["exclude"]:
-        return "left out; take it off the list if it is known in advance"
+        return "left out; take it off the list if it is known in advance."
     if name == found["last"]:
-        return "a leak? It stays, for without it no column is left to learn from"
+        return "a leak? It stays, for without it no column is left to learn from."
     return "a leak?"
 
 
@@ -257,6 +285,11 @@ def _rest(found: Profile) -> list[str]:
     window, density = _window(found, least)
     when = found["time"] or "the event time that predict requests carry"
     return [
+        "# What learns. Left out, LightGBM's trees, by what `training` says. Or torch, a network, by its own `params`",
+        "# and the seed; or a function of yours, package.module:function. The README says more under Trainers.",
+        "# trainer: torch",
+        "# params: {layers: 2, width: 128, learning_rate: 0.001, epochs: 60}",
+        "",
         "training:",
         "  rounds: 400           # at most; training stops when the validation part gets no better",
         "  learning_rate: 0.05",

@@ -16,6 +16,7 @@ class Dialect(Known):
 
     encoding: str = "utf-8"
     delimiter: str = ","
+    quote: str = '"'
     escape: str = '"'
     """What stands before a quote within quotes: a second quote, or a backslash."""
     skip: int = 0

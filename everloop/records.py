@@ -3,11 +3,12 @@
 Unknown fields are ignored, so that an older worker can read what a newer one wrote.
 """
 
+import hashlib
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from everloop.reading import ReadColumn
 from everloop.specs import Task
@@ -37,6 +38,70 @@ class Slot(Record):
     """`<workflow id>/<run id>` of who holds the lease."""
 
 
+class Member(Record):
+    """A part of a lease: what one process of a job may use."""
+
+    rank: int = 0
+    device: str
+    """Name of a Dask worker."""
+    cores: PositiveInt = 1
+    """Threads."""
+    memory_mib: NonNegativeInt = 0
+    """Of the process and all below it; 0: no limit of its own."""
+    milli_gpu: NonNegativeInt = 0
+    """Thousandths of a GPU."""
+    gpu_mib: NonNegativeInt = 0
+
+
+class Lease(Record):
+    """What a job holds: devices, and the fence token of the grant. One member for now."""
+
+    token: int
+    holder: str
+    """`<workflow id>/<run id>` of who holds the lease."""
+    members: tuple[Member, ...]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_a_slot(cls, value: Any) -> Any:  # noqa: ANN401
+        """A slot of stored histories is a lease of one member."""
+        if isinstance(value, Slot):
+            value = value.model_dump()
+        if isinstance(value, dict) and "members" not in value and "device" in value:
+            return {**value, "members": ({"device": value["device"]},)}
+        return value
+
+    @field_validator("members")
+    @classmethod
+    def _some(cls, members: tuple[Member, ...]) -> tuple[Member, ...]:
+        if not members:
+            raise ValueError("a lease has a member at least")
+        return members
+
+
+class Resumed(Record):
+    """What a stage did again because attempts of it were ended, and what it did not."""
+
+    times: int
+    """Attempts that went on after another."""
+    step: int
+    """From where the last one went on: rounds, epochs, or what its function counts. 0: from the beginning."""
+    token: int
+    """Of the checkpoint it went on from."""
+    steps_again: int
+    """Over all attempts."""
+    seconds_again: float
+
+    def sentence(self, unit: str = "step", most: int | None = None) -> str:
+        """For people: what was kept and what was done again."""
+        again = f"{self.seconds_again:.0f} s of work done again"
+        often = f" {self.times} times, at last" if self.times > 1 else ""
+        if not self.step:
+            return f"begun again{often} without a checkpoint; {again}"
+        limit = f" of at most {most}" if most else ""
+        return f"resumed{often} at {unit} {self.step}{limit} from a checkpoint of token {self.token}; {again}"
+
+
 class Ran(Record):
     """How a job ran: what `everloop logs` and the lifecycle page show of an attempt."""
 
@@ -48,12 +113,31 @@ class Ran(Record):
     """An earlier attempt had already finished: its result was found and nothing was done again."""
     log: str = ""
     """Path of the log below the logs folder: `jobs/<run id>/<activity id>/<attempt>.log`."""
+    resumed: Resumed | None = None
+    """What was kept of earlier attempts, and what was done again."""
+    artifacts: tuple[Blob, ...] = ()
+    """Files that the job kept for people, by name."""
 
 
 class Result(Record):
     """A compute stage's result; `ran` is filled in by the activity."""
 
     ran: Ran | None = None
+
+
+class Code(Record):
+    """A user's trainer as it was kept, and what it needs: all that a job must have to call it."""
+
+    archive: Blob | None = None
+    """A tar of the folder, or a wheel. None: the function is installed beside Everloop, or comes with a requirement."""
+    requirements: tuple[str, ...] = ()
+    """What pip installs; none: what the requirements.txt of the archive says, if it has one."""
+
+    @property
+    def digest(self) -> str:
+        """What an approval names: of the archive's digest and the requirements, 64 hex digits."""
+        said = [self.archive.sha256 if self.archive else "", *self.requirements]
+        return hashlib.sha256("\n".join(said).encode()).hexdigest()
 
 
 class Column(Record):
@@ -88,6 +172,8 @@ class Snapshot(Result):
     """Rows without a target: nothing is learned from them."""
     rejected: Blob | None = None
     """CSV: the values that are not as declared, with their file and row."""
+    code: Code | None = None
+    """The user's trainer at that moment, where one learns."""
 
 
 class Check(Record):
@@ -139,6 +225,10 @@ class Trained(Result):
     """The trainer that can read `model`, as the spec names it."""
     parameters: dict[str, Any] = {}
     """What it was fitted with, beyond the spec's `training`."""
+    code: Code | None = None
+    """The user's code that was called: a refit calls the same."""
+    environment: Blob | None = None
+    """JSON: Python, platform, seed and installed packages, where a user's code learned."""
 
 
 class Comparison(Record):
@@ -175,6 +265,8 @@ class Refitted(Result):
     trained_until: datetime | None = None
     family: str = "lightgbm"
     parameters: dict[str, Any] = {}
+    code: Code | None = None
+    environment: Blob | None = None
 
 
 class Parity(Record):
@@ -272,7 +364,8 @@ class Evidence(Record):
     """
 
     format: int = 1
-    """1: as Everloop 0.1 showed it first. 2: binds `signature_digest`, `reference_digest` and `classes` too."""
+    """1: as Everloop 0.1 showed it first. 2: binds `signature_digest`, `reference_digest` and `classes` too.
+    3: `trainer` and `code_digest`."""
     lifecycle: str
     project: str
     model: str
@@ -297,11 +390,19 @@ class Evidence(Record):
 
     notes: tuple[str, ...] = ()
     """What the reading changed in the data, and how many rows have no target."""
+    trainer: str = ""
+    """What learned: a family of ours, or a user's function."""
+    code_digest: str = ""
+    """`Code.digest` of the user's code that was called."""
 
-    def as_format_1(self) -> "Evidence":
-        """The same without what format 2 binds."""
-        first = {"format": 1, "signature_digest": "", "reference_digest": "", "classes": (), "notes": ()}
-        return self.model_copy(update=first)
+    def as_format(self, number: int) -> "Evidence":
+        """The same without what later formats bind."""
+        later: dict[str, Any] = {"format": number} if number < self.format else {}
+        if number < 3:  # noqa: PLR2004
+            later |= {"trainer": "", "code_digest": ""}
+        if number < 2:  # noqa: PLR2004
+            later |= {"signature_digest": "", "reference_digest": "", "classes": (), "notes": ()}
+        return self.model_copy(update=later)
 
 
 class Verdict(StrEnum):

@@ -52,7 +52,9 @@ def from_csv(text: str, name: str, schema: Mapping[str, Any]) -> list[Json]:
     text = text.removeprefix("\ufeff")
     wanted = {*fields, signature.time, signature.key, signature.target} - {None}
     dialect = dialects.found(
-        text[:HEAD], {str(name) for name in wanted}, backslash=bool(dialects.BACKSLASH.search(text))
+        text[:HEAD],
+        {str(name) for name in wanted},
+        backslash=lambda quote: bool(re.search(dialects.escaped(quote), text)),
     )
     names, _ = dialects.header(text, dialect)
     source = io.StringIO(text, newline="")

@@ -5,6 +5,7 @@ other values of the four addresses: database, artifacts, Temporal, Dask.
 """
 
 import getpass
+import math
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,7 @@ DEFAULT_PORT_BASE = 7700
 PRIVATE = 0o077
 """The umask of every process that writes into the data folder."""
 DISK_FLOOR_MIB = 256
+CHECKPOINT_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -31,13 +33,22 @@ class Settings:
     temporal_namespace: str = "default"
     dask_address: str = ""
     slots: int = 2
+    slot_cores: int = 1
+    """Threads of a job on one of them."""
     disk_floor_mib: int = DISK_FLOOR_MIB
     """MiB that stay free on the disk: below this no job starts and no artifact is written, so that the
     databases beside them go on."""
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
+    """How much of a training at most is done again after its process was killed."""
+    job_memory_mib: int = 0
+    """MiB that a job's processes may hold together. 0: the machine's, less 1 GiB, by the number of slots."""
     session: str = ""
     """Names one life of the whole stack; worker identities carry it, so a takeover knows the dead."""
     person: str = ""
     """Who the laptop's own user is; written on decisions."""
+    user_code: str = "owner"
+    """Who may submit a trainer of their own, which runs with the rights of Everloop's user: `owner` (`person` alone),
+    `all` (whoever holds a key), `off` (nobody)."""
 
     def port(self, offset: int) -> int:
         return self.port_base + offset
@@ -88,6 +99,11 @@ class Settings:
         return self.data_dir / "scratch"
 
     @cached_property
+    def checkpoints_dir(self) -> Path:
+        """What unfinished trainings have learned: `<lifecycle>/<stage>/<question>/<token>/<step>`."""
+        return self.scratch_dir / "checkpoints"
+
+    @cached_property
     def keys_dir(self) -> Path:
         """Private keys and local credentials, 0700: `signing.key`, `signing.pub`, `client.key`, `dask.pem`."""
         return self.data_dir / "keys"
@@ -113,9 +129,13 @@ class Settings:
             "EVERLOOP_TEMPORAL_NAMESPACE": self.temporal_namespace,
             "EVERLOOP_DASK_ADDRESS": self.dask_address,
             "EVERLOOP_SLOTS": str(self.slots),
+            "EVERLOOP_SLOT_CORES": str(self.slot_cores),
             "EVERLOOP_DISK_FLOOR_MIB": str(self.disk_floor_mib),
+            "EVERLOOP_CHECKPOINT_SECONDS": f"{self.checkpoint_seconds:g}",
+            "EVERLOOP_JOB_MEMORY_MIB": str(self.job_memory_mib or ""),
             "EVERLOOP_SESSION": self.session,
             "EVERLOOP_PERSON": self.person,
+            "EVERLOOP_USER_CODE": self.user_code,
         }
         return {name: value for name, value in values.items() if value}
 
@@ -127,6 +147,25 @@ def _integer(name: str, default: int, allowed: range) -> int:
     if not text.isdecimal() or int(text) not in allowed:
         raise Invalid(f"{name} must be a whole number from {allowed[0]} to {allowed[-1]}, not {text!r}", field=name)
     return int(text)
+
+
+def _seconds(name: str, default: float, least: float, most: float) -> float:
+    text = os.environ.get(name, "").strip()
+    try:
+        value = float(text or default)
+    except ValueError:
+        value = math.nan
+    if not least <= value <= most:
+        raise Invalid(f"{name} must be a number of seconds from {least:g} to {most:g}, not {text!r}", field=name)
+    return value
+
+
+def _one_of(name: str, words: tuple[str, ...]) -> str:
+    """The variable's word; the first one where nothing is said."""
+    word = os.environ.get(name, "").strip() or words[0]
+    if word not in words:
+        raise Invalid(f"{name} must be one of {', '.join(words)}, not {word!r}", field=name)
+    return word
 
 
 def _user() -> str:
@@ -151,9 +190,13 @@ def load(**overrides: object) -> Settings:
         "temporal_namespace": env.get("EVERLOOP_TEMPORAL_NAMESPACE") or "default",
         "dask_address": env.get("EVERLOOP_DASK_ADDRESS", ""),
         "slots": _integer("EVERLOOP_SLOTS", 2, range(1, 1025)),
+        "slot_cores": _integer("EVERLOOP_SLOT_CORES", 1, range(1, 1025)),
         "disk_floor_mib": _integer("EVERLOOP_DISK_FLOOR_MIB", DISK_FLOOR_MIB, range(1 << 20)),
+        "checkpoint_seconds": _seconds("EVERLOOP_CHECKPOINT_SECONDS", CHECKPOINT_SECONDS, 0, 86_400),
+        "job_memory_mib": _integer("EVERLOOP_JOB_MEMORY_MIB", 0, range(1 << 30)),
         "session": env.get("EVERLOOP_SESSION") or "manual",
         "person": env.get("EVERLOOP_PERSON") or _user(),
+        "user_code": _one_of("EVERLOOP_USER_CODE", ("owner", "all", "off")),
     }
     values |= {name: value for name, value in overrides.items() if value is not None}
     values["data_dir"] = Path(str(values["data_dir"])).expanduser().absolute()

@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from everloop.errors import InvalidSpec
+from everloop.requirements import MOST_CHARACTERS, Requirement
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
 Column = Annotated[str, StringConstraints(min_length=1, max_length=500)]
@@ -48,6 +49,7 @@ FIRST_READ: dict[str, Stage] = {
     "split": "prepare",
     "trainer": "train",
     "params": "train",
+    "inputs": "train",
     "training": "train",
     "metric": "evaluate",
     "gate": "approve",
@@ -69,12 +71,15 @@ METRICS: dict[Task, tuple[str, ...]] = {
 HIGHER_IS_BETTER = frozenset({"auc", "accuracy", "r2"})
 
 
-FAMILIES = ("lightgbm",)
-"""Trainers of ours; each is a file of activities/compute/trainers."""
+FAMILIES = ("lightgbm", "torch")
+"""Trainers of ours; each is a file or a folder of activities/compute/trainers."""
 TRAINER = rf"^({'|'.join(FAMILIES)}|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*)$"
 
 SPEC_BYTES = 24 << 10
 """Of a spec as JSON: it travels in every request of its lifecycle, and a request may take 64 KiB."""
+
+
+CODE = re.compile(r"sha256:[0-9a-f]{64}|/[^\x00]+")
 
 
 class Strict(BaseModel):
@@ -177,7 +182,7 @@ class Split(Strict):
 
 
 class Training(Strict):
-    """LightGBM with early stopping, one thread per slot."""
+    """LightGBM with early stopping, one thread per slot. Every trainer takes the seed from here."""
 
     rounds: Annotated[int, Field(ge=1, le=5000)] = 400
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.05
@@ -185,6 +190,62 @@ class Training(Strict):
     early_stopping: Annotated[int, Field(ge=1, le=1000)] = 30
     """Rounds without a better validation loss after which training stops."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+
+class LightgbmParams(Strict):
+    """`params:` of `trainer: lightgbm`, by LightGBM's own names. What is left out is as the size of the data asks."""
+
+    bagging_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the rows that a tree learns from."""
+    bagging_freq: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """Every how many rounds those rows are drawn anew; 1 where only the share is given."""
+    feature_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the features that a tree may look at."""
+    feature_fraction_bynode: Annotated[float, Field(gt=0, le=1)] | None = None
+    lambda_l1: Annotated[float, Field(ge=0, le=1e6)] | None = None
+    lambda_l2: Annotated[float, Field(ge=0, le=1e6)] | None = None
+    max_bin: Annotated[int, Field(ge=2, le=255)] | None = None
+    max_depth: Annotated[int, Field(ge=1, le=64)] | None = None
+    min_data_in_leaf: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    min_gain_to_split: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    min_sum_hessian_in_leaf: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    path_smooth: Annotated[float, Field(ge=0, le=1e6)] | None = None
+    cat_smooth: Annotated[float, Field(ge=0, le=1e6)] | None = None
+    cat_l2: Annotated[float, Field(ge=0, le=1e6)] | None = None
+    max_cat_threshold: Annotated[int, Field(ge=1, le=1024)] | None = None
+    extra_trees: bool | None = None
+    """Draw thresholds instead of looking for the best."""
+
+    def told(self) -> dict[str, Any]:
+        """What LightGBM is told."""
+        said = self.model_dump(exclude_none=True)
+        return {"bagging_freq": 1} | said if "bagging_fraction" in said else said
+
+
+class TorchParams(Strict):
+    """`params:` of `trainer: torch`: embeddings of the categories, then blocks of layers, learned with AdamW."""
+
+    architecture: Literal["resnet", "mlp"] = "resnet"
+    """resnet: each layer is a block of two beside what it was given; mlp: one layer after the other."""
+    layers: Annotated[int, Field(ge=1, le=16)] = 2
+    width: Annotated[int, Field(ge=4, le=2048)] = 128
+    """Numbers between two layers."""
+    embedding: Annotated[int, Field(ge=1, le=64)] = 8
+    """Numbers that stand for a category's value."""
+    dropout: Annotated[float, Field(ge=0, le=0.9)] = 0.1
+    learning_rate: Annotated[float, Field(gt=0, le=10)] = 0.001
+    """The highest: it rises over the first epoch and falls to nothing as a cosine over `epochs`."""
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
+    batch: Annotated[int, Field(ge=1, le=65_536)] | None = None
+    """Rows in memory at once; left out, from 64 to 2,048 by the number of rows."""
+    accumulation: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Batches whose gradients are summed before the weights change."""
+    epochs: Annotated[int, Field(ge=1, le=5000)] = 60
+    """At most."""
+    patience: Annotated[int, Field(ge=1, le=1000)] = 12
+    """Epochs without a better validation loss after which training stops."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the products while it learns; auto: bfloat16 on a GPU that has it. Answers are always float32."""
 
 
 class Gate(Strict):
@@ -258,12 +319,37 @@ class LifecycleSpec(Strict):
     trainer: Annotated[str, StringConstraints(pattern=TRAINER)] = "lightgbm"
     """What learns: `lightgbm`, `torch`, or a function of yours, `package.module:function`."""
     params: dict[str, Any] = {}
-    """For the trainer: of LightGBM and torch what their files name, of your function what you like."""
+    """For the trainer: of LightGBM its own parameters, of torch those of `TorchParams`, of your function your own."""
+    code: Annotated[str, StringConstraints(max_length=4096)] = ""
+    """Where your trainer is: absolute path of a folder or a wheel, which is kept with the snapshot; or `sha256:...`,
+    code that was kept before. Left out: it is installed beside Everloop, or comes with `requirements`."""
+    requirements: Annotated[tuple[Requirement, ...], Field(max_length=100)] = ()
+    """What pip installs for your trainer, as in requirements.txt. Left out: the requirements.txt of `code`."""
+    inputs: Literal["raw", "features"] = "raw"
+    """What your trainer learns from: the columns as they are, or the numbers that our preparation makes of them."""
     training: Training = Training()
     gate: Gate = Gate()
     monitor: Monitor | None = Monitor()
     until: Stage | None = None
     """End well after this stage, `register` at the latest; left out, it goes on to the release and the monitor."""
+
+    @field_validator("code")
+    @classmethod
+    def _reachable(cls, code: str) -> str:
+        if code and not CODE.fullmatch(code):
+            raise ValueError("must be the absolute path of a folder or a wheel, or sha256: and 64 hex digits")
+        return code
+
+    @model_validator(mode="after")
+    def _can_learn(self) -> "LifecycleSpec":
+        for name in ("code", "requirements"):
+            if getattr(self, name) and not self.own_trainer:
+                raise ValueError(f"{name}: only a trainer of yours has it, `trainer: package.module:function`")
+        if sum(map(len, self.requirements)) > MOST_CHARACTERS:
+            raise ValueError(f"requirements: more than {MOST_CHARACTERS:,} letters; put a requirements.txt into `code`")
+        if self.trainer in PARAMS:
+            _check_params(self.params, PARAMS[self.trainer])
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> "LifecycleSpec":
@@ -284,9 +370,29 @@ class LifecycleSpec(Strict):
         return self
 
     @property
+    def own_trainer(self) -> bool:
+        """Does a function of a user learn, and none of our trainers?"""
+        return self.trainer not in FAMILIES
+
+    @property
     def objective(self) -> str:
         """Name of the metric that decides between champion and challenger."""
         return self.metric or METRICS[self.task][0]
+
+
+PARAMS: dict[str, type[Strict]] = {"lightgbm": LightgbmParams, "torch": TorchParams}
+"""What trainers of ours may be given as `params:`."""
+
+
+def _check_params(params: dict[str, Any], known: type[Strict]) -> None:
+    """Raises `ValueError` with the first of *params* that is unknown or out of its range."""
+    try:
+        known.model_validate(params)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        listed = f"; known are {', '.join(known.model_fields)}" if first["type"] == "extra_forbidden" else ""
+        raise ValueError(f"params.{name}: {first['msg']}{listed}") from None
 
 
 def _largest(spec: LifecycleSpec) -> str:

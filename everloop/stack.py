@@ -220,10 +220,12 @@ def members(settings: Settings) -> list[Alive]:
     They are known by their environment, which holds the folder and a launcher's session; children's children
     inherit both.
     """
+    launcher = owner(settings)
+    spared = {os.getpid(), launcher.pid if launcher else 0}
     wanted = f"EVERLOOP_DATA_DIR={settings.data_dir}".encode()
     found = []
     for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+        if not entry.name.isdigit() or int(entry.name) in spared:
             continue
         try:
             variables = (entry / "environ").read_bytes().split(b"\0")

@@ -32,7 +32,10 @@ CODE = r"[+-]?0[0-9]"
 """How a code begins: 007 is no seven."""
 WHOLE = r"[+-]?(0|[1-9][0-9]*)"
 LEAST, MOST = -(2**63), 2**63 - 1
-UNIT = r"[%\u2030$€£¥₹₽₩₺]|[A-Z]{3}|Fr\.|kr|zł|R\$"
+UNIT = r"[%\u2030$€£¥₹₽₩₺₴₫฿₪]|[A-Z]{3}|Fr\.|kr\.?|zł|R\$|Kč|Ft|lei|лв\.?|грн\.?|руб\.?|р\.|[円元원]|ريال|درهم|د\.إ"  # noqa: RUF001  # meant
+"""Signs of currency and shares beside numbers, as people write them."""
+MOST_MARKS = 3
+"""Different texts that stand where a number is missing, and that no list of such texts knows."""
 YES = ("true", "t", "yes", "y", "1")
 NO = ("false", "f", "no", "n", "0")
 """Booleans, where the spec declares one; otherwise only true and false are."""
@@ -46,6 +49,8 @@ CLOCKS = ("", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p")
 MONTH_FIRST, DAY_FIRST = "%m/%d/%", "%d/%m/%"
 FAMILIES = (
     ("%Y/%m/%d",),
+    ("%Y年%m月%d日",),
+    ("%Y.%m.%d",),
     ("%m/%d/%Y", "%m/%d/%y"),  # unless that is impossible
     ("%d/%m/%Y", "%d/%m/%y"),
     ("%d.%m.%Y", "%d.%m.%y"),
@@ -205,7 +210,7 @@ def decide(name: str, texts: Iterable[str], asked: ColumnReading | None = None, 
     trim = asked.trim
     values = sorted({text.strip(BLANKS) if trim else text for text in texts} - {""})
     if asked.kind:
-        return Decided(_declared(name, values, asked))
+        return Decided(_declared(name, values, asked, typed=typed))
     usual = () if typed else USUAL
     among = AMONG_NUMBERS if asked.missing is None else asked.missing
     text = ReadColumn(name=name, type="category", missing=usual, quoted=False, trim=trim)
@@ -299,11 +304,12 @@ def is_moment(text: str, layouts: Sequence[str]) -> bool:
 # --- what a column is, where the spec says it ---------------------------------------------------------
 
 
-def _declared(name: str, values: Sequence[str], asked: ColumnReading) -> ReadColumn:
+def _declared(name: str, values: Sequence[str], asked: ColumnReading, *, typed: bool = False) -> ReadColumn:
     kind = asked.kind
     assert kind is not None  # noqa: S101  # the caller has looked
     plainly = kind in ("category", "text", "identifier")
-    missing = asked.missing if asked.missing is not None else (USUAL if plainly else AMONG_NUMBERS)
+    usual = (() if typed else USUAL) if plainly else AMONG_NUMBERS
+    missing = usual if asked.missing is None else asked.missing
     made = ReadColumn(
         name=name,
         type=kind,
@@ -358,13 +364,22 @@ def _best_layouts(filled: Sequence[str], made: ReadColumn) -> ReadColumn:
 
 
 def offered(texts: Sequence[str]) -> ReadColumn | None:
-    """How texts could be read as numbers if the spec said so: each of them a number, with one unit at most."""
+    """How texts could be read as numbers if the spec said so: each of them a number, with one unit at most.
+
+    Up to `MOST_MARKS` others, without a digit, may stand where there is no number: every language has its own `n/a`.
+    """
     filled = [text.strip(BLANKS) for text in texts]
     filled = [text for text in filled if text and text not in AMONG_NUMBERS]
     if not filled or all(re.match(CODE, text) for text in filled):
         return None
     made = ReadColumn(name="", type="number", missing=AMONG_NUMBERS, declared=True)
     style = numbers_of(filled, made, ColumnReading())
-    if any(plain(text, style) is None or re.match(CODE, text) for text in filled):
+    marks = sorted({text for text in filled if plain(text, style) is None})
+    if any(re.match(CODE, text) for text in filled) or len(marks) > MOST_MARKS or len(marks) == len(set(filled)):
         return None
-    return style
+    if not marks:
+        return style
+    if any(letter.isdigit() for mark in marks for letter in mark):
+        return None
+    usual = sorted({text.strip(BLANKS) for text in texts} & set(AMONG_NUMBERS))
+    return style.model_copy(update={"missing": (*marks, *usual)})

@@ -36,6 +36,7 @@ from everloop.records import (
     Exported,
     Parity,
     Prepared,
+    Ran,
     Refitted,
     Signature,
     Snapshot,
@@ -61,6 +62,8 @@ class QuickCompute(
         self.verdict = "better"
         self.share = 0.0
         self.features: tuple[Column, ...] = ()
+        self.ran: Ran | None = None
+        """How the training ran."""
 
     async def _called(self, stage: str, request: JobRequest) -> None:
         self.calls.append((stage, request))
@@ -102,7 +105,7 @@ class QuickCompute(
     @activity.defn(name="everloop.training.train")
     async def train(self, request: TrainRequest) -> Trained:
         await self._called("train", request)
-        return Trained(model=self.artifacts.put(b"model"), iterations=7, metrics={"auc": 0.8})
+        return Trained(model=self.artifacts.put(b"model"), iterations=7, metrics={"auc": 0.8}, ran=self.ran)
 
     @activity.defn(name="everloop.training.refit")
     async def refit(self, request: RefitRequest) -> Refitted:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from everloop.artifacts import Artifacts
+from everloop.records import Lease, Member
 
 
 class FolderJob:
@@ -22,6 +23,11 @@ class FolderJob:
         self.logged: dict[str, bytes] = {}
         self.stop = False
         self.cores = 1
+        self.shrunk = 0
+        """How often this stage has run out of memory."""
+        self.shrinks = 0
+        """How often it may, at most, as the function said."""
+        self.lease = Lease(token=1, holder="test/run", members=(Member(device="cpu0"),))
 
     def report(self, step: int, /, **values: float) -> None:
         assert all(isinstance(value, int | float) for value in values.values())
@@ -38,6 +44,10 @@ class FolderJob:
 
     def should_stop(self) -> bool:
         return self.stop
+
+    def shrink(self, most: int = 3) -> int:
+        self.shrinks = most
+        return self.shrunk
 
     def log_artifact(self, name: str, data: bytes | Path) -> None:
         self.logged[name] = data if isinstance(data, bytes) else data.read_bytes()

@@ -4,7 +4,7 @@ import asyncio
 import os
 import sys
 
-from everloop import settings
+from everloop import engine, settings
 from everloop.errors import EverloopError, sentence
 
 
@@ -30,9 +30,7 @@ def main(arguments: list[str]) -> None:
 
             cluster.slot_main(here, name)
         case ["dev", *flags]:
-            from workers import dev
-
-            sys.exit(dev.main(as_json="--json" in flags))
+            engine.become("workers.dev", *flags)
         case ["journal", ("rebuild" | "verify") as action, *flags]:
             from workers import journal
 

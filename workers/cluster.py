@@ -12,14 +12,15 @@ import logging
 import os
 import shutil
 import signal
+import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import Callable, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import dask
-from distributed import Nanny, Scheduler
+from distributed import Scheduler, Worker
 
 from activities.jobs.security import security
 from activities.jobs.supervisor import GRACE_SECONDS
@@ -36,12 +37,14 @@ START_SECONDS = 15.0
 """How long a Dask worker may take to start (usual: 2 s) before its slot starts all over."""
 KEPT_SECONDS = 48 * 3600.0
 """A finished job's folder outlives every attempt of its activity; without it the job would only run again."""
+CHECKPOINTS_SECONDS = 14 * 86_400.0
+"""A stage's checkpoints go with its result; those of a lifecycle that ended before stay as long as a gate does."""
 TIDY_SECONDS = 3600.0
 AWAKE_SECONDS, ASLEEP_SECONDS = 1.0, 20.0
 """How often the scheduler looks at the clock, and the gap between two looks that only a sleep can make."""
 LOGS_SECONDS = 60.0
-MEMORY_LIMIT = "1 GiB"
-"""Of the Dask worker itself: jobs are other processes."""
+AGAIN_SECONDS = 0.1
+"""Between a Dask worker's death and the start of the next."""
 CONFIG = {
     "distributed.scheduler.allowed-failures": 0,  # Temporal retries, Dask never
     "distributed.scheduler.no-workers-timeout": "20s",
@@ -49,6 +52,9 @@ CONFIG = {
     "distributed.worker.profile.enabled": False,  # idle processes should be idle
     "distributed.admin.tick.interval": "500ms",
     "distributed.admin.system-monitor.interval": "5s",
+    "distributed.admin.log-length": 100,  # what is kept for a dashboard that nobody looks at
+    "distributed.admin.low-level-log-length": 100,
+    "distributed.diagnostics.computations.max-history": 1,
     "distributed.comm.timeouts.connect": "5s",
     "distributed.scheduler.http.routes": [],  # an open port tells every user of the machine what runs
     "distributed.worker.http.routes": [],
@@ -111,8 +117,61 @@ def slot_main(settings: Settings, name: str) -> None:
     found = {device.name: device for device in devices.find(settings).slots()}
     if name not in found:
         raise Invalid(f"there is no device {name!r} here", field="name", hint=f"one of {', '.join(found)}")
-    code = asyncio.run(_slot(settings, found[name]))
-    os._exit(code)  # a half-closed nanny may hold threads that never end
+    code = _kept_running(lambda: asyncio.run(_slot(settings, found[name])))
+    _lock_free(settings.scratch_dir / "slots" / f"{name}.lock")
+    sys.exit(code)
+
+
+def _kept_running(work: Callable[[], int]) -> int:
+    """Run *work*, which returns an exit code, in a fork; again when that is killed. 0 when we are told to stop.
+
+    What distributed's nanny does, without a second Python of 45 MB and its resource tracker: this process has loaded
+    what the fork needs, does nothing but wait, and no thread runs in it.
+    """
+    watched = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
+    signal.pthread_sigmask(signal.SIG_BLOCK, watched)
+    while True:
+        pid = _forked(work, watched)
+        while signal.sigwait(watched) == signal.SIGCHLD:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                break
+        else:
+            _end(pid)
+            return 0
+        code = os.waitstatus_to_exitcode(status)
+        if code >= 0:
+            return code
+        log.warning("the Dask worker was ended by signal %s: it is started again", -code)
+        time.sleep(AGAIN_SECONDS)
+
+
+def _forked(work: Callable[[], int], watched: Sequence[signal.Signals]) -> int:
+    parent = os.getpid()
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        process.die_with(parent, signal.SIGKILL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, watched)
+        code = work()
+    except BaseException:  # nothing may unwind into the parent's code
+        log.exception("the Dask worker failed")
+    finally:
+        os._exit(code)  # a half-closed worker may hold threads that never end
+
+
+def _end(pid: int) -> None:
+    """TERM, then KILL: a Dask worker without a scheduler may ignore the first."""
+    os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + 2 * CLOSE_SECONDS
+    while time.monotonic() < deadline:
+        if os.waitpid(pid, os.WNOHANG)[0]:
+            return
+        time.sleep(0.02)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
 
 
 def _begin(role: str) -> None:
@@ -171,24 +230,26 @@ async def _slot(settings: Settings, device: devices.Device) -> int:
     stop = process.told_to_stop()
     scratch = settings.scratch_dir / "dask"
     scratch.mkdir(parents=True, exist_ok=True)
-    nanny = Nanny(
+    os.environ.update(device.environment)
+    worker = Worker(
         settings.dask,
         name=device.name,
         nthreads=1,
         resources={"slot": 1} | ({"light": 1} if device.light else {}),
-        memory_limit=MEMORY_LIMIT,
+        memory_limit=0,  # jobs are other processes, with limits of their own: nothing large is ever in this one
         dashboard=False,
         **_on_loopback(settings),
         security=security(settings),
         local_directory=str(scratch),
-        env=device.environment,
         plugins=devices.find(settings).plugins(device),
         death_timeout=f"{START_SECONDS}s",
     )
-    async with _killed_at_the_end(nanny):
-        await process.first_of(_started(nanny), stop.wait())
-        await process.first_of(_lost(nanny), stop.wait(), _tidied(settings))
-    await _lock_free(settings.scratch_dir / "slots" / f"{device.name}.lock")
+    try:
+        await process.first_of(_started(worker), stop.wait())
+        await process.first_of(_lost(worker), stop.wait(), _tidied(settings))
+    finally:
+        with contextlib.suppress(Exception):
+            await asyncio.wait_for(worker.close(timeout=CLOSE_SECONDS / 2), CLOSE_SECONDS)
     return 0 if stop.is_set() else 1
 
 
@@ -203,6 +264,7 @@ async def _tidied(settings: Settings) -> None:
     """For ever: remove the folders of old jobs, `<run id>/<activity id>`, and the oldest logs beyond their limit."""
     while True:
         await asyncio.to_thread(tidy, settings.scratch_dir / "jobs", time.time() - KEPT_SECONDS)
+        await asyncio.to_thread(tidy, settings.checkpoints_dir, time.time() - CHECKPOINTS_SECONDS)
         for _ in range(int(TIDY_SECONDS / LOGS_SECONDS)):
             await asyncio.to_thread(logs.bound_all, settings.logs_dir / "jobs")
             await asyncio.sleep(LOGS_SECONDS)
@@ -216,30 +278,16 @@ def tidy(jobs: Path, before: float) -> None:
                 shutil.rmtree(run)
 
 
-async def _started(nanny: Nanny) -> None:
-    await nanny
+async def _started(worker: Worker) -> None:
+    await worker
 
 
-async def _lost(nanny: Nanny) -> None:
-    """Until the nanny has closed itself: it does when the scheduler is gone, with exit code 0."""
-    await nanny.finished()
+async def _lost(worker: Worker) -> None:
+    """Until the worker has closed itself: it does when the scheduler is gone."""
+    await worker.finished()
 
 
-@contextlib.asynccontextmanager
-async def _killed_at_the_end(nanny: Nanny) -> AsyncIterator[None]:
-    """Ask the worker to end, then make it: one without a scheduler may ignore SIGTERM."""
-    try:
-        yield
-    finally:
-        pid = nanny.pid
-        with contextlib.suppress(Exception):
-            await asyncio.wait_for(nanny.close(timeout=CLOSE_SECONDS / 2), CLOSE_SECONDS)
-        if pid is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-
-
-async def _lock_free(path: Path) -> None:
+def _lock_free(path: Path) -> None:
     """Until the slot's last job is gone: who sees us end may count on it."""
     if not path.exists():
         return
@@ -248,7 +296,7 @@ async def _lock_free(path: Path) -> None:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                await asyncio.sleep(0.05)
+                time.sleep(0.05)
             else:
                 return
     log.warning("a job still holds %s", path)

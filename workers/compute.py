@@ -18,6 +18,7 @@ from activities.drift import DriftCompute
 from activities.evaluation import EvaluationJobs
 from activities.export import ExportJobs
 from activities.features import FeaturesJobs
+from activities.jobs import scratch
 from activities.jobs.submit import Jobs
 from activities.training import TrainingJobs
 from everloop import names
@@ -31,10 +32,11 @@ log = logging.getLogger(__name__)
 MOST_ACTIVITIES = 20
 HEARTBEAT_THROTTLE = timedelta(seconds=1)
 LOOK_SECONDS = 0.5
+TIDY_SECONDS = 10.0
 TELL_SECONDS = 60.0
 """The pool hears of its devices this often even without news: somebody may have told it something else, or ended it."""
 MISSED_SECONDS = 5.0
-"""A Dask worker that comes back sooner (its nanny starts it again) was never reported as gone."""
+"""A Dask worker that comes back sooner (its slot starts it again) was never reported as gone."""
 
 
 async def main(settings: Settings) -> None:
@@ -44,9 +46,10 @@ async def main(settings: Settings) -> None:
     logging.getLogger("distributed").setLevel(logging.ERROR)  # lost schedulers are reported by the jobs themselves
     stop = connect.told_to_stop()
     client = await connect.connect(settings, "compute")
-    jobs = Jobs(settings, Store(settings.database))
+    store = Store(settings.database)
+    jobs = Jobs(settings, store)
     async with worker(client, jobs, settings):
-        await connect.first_of(Inventory(client, jobs).report(), stop.wait())
+        await connect.first_of(Inventory(client, jobs).report(), _tidied(store, settings), stop.wait())
     await jobs.close()
 
 
@@ -80,6 +83,16 @@ def activities(jobs: Jobs, settings: Settings) -> Sequence[Callable[..., Any]]:
     )
 
 
+async def _tidied(store: Store, settings: Settings) -> None:
+    """For ever: remove what ended runs have left in scratch."""
+    while True:
+        try:
+            await asyncio.to_thread(scratch.remove_ended, store, settings.scratch_dir / "jobs")
+        except Exception:
+            log.exception("scratch could not be tidied; it is tried again")
+        await asyncio.sleep(TIDY_SECONDS)
+
+
 class Inventory:
     """Tells the pool which Dask workers there are: at the start, and whenever that changes."""
 
@@ -87,8 +100,6 @@ class Inventory:
         self._client = client
         self._jobs = jobs
         self._seen: dict[str, float] = {}
-        self._addresses: set[str] = set()
-        self._warming: set[asyncio.Task[None]] = set()
         self._reported: list[str] | None = None
 
     async def report(self) -> None:
@@ -115,18 +126,7 @@ class Inventory:
         except (Unavailable, OSError, TimeoutError) as error:
             log.warning("the Dask scheduler does not answer: %s", error)
             return []
-        workers = {address: str(each["name"]) for address, each in identity["workers"].items()}
-        self._warm_up(workers)
         return [_as_reported(each) for each in identity["workers"].values()]
-
-    def _warm_up(self, workers: dict[str, str]) -> None:
-        """Each Dask worker, once in its life: its first job then starts as fast as the others."""
-        new = set(workers) - self._addresses
-        self._addresses = set(workers)
-        for address in new:
-            warming = asyncio.create_task(self._jobs.warm_up(workers[address]))
-            self._warming.add(warming)
-            warming.add_done_callback(self._warming.discard)
 
     async def _tell(self, present: list[str]) -> None:
         try:

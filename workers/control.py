@@ -36,6 +36,9 @@ WORKFLOWS = (Lifecycle, Approval, Release, RollBack, DriftCheck, GpuPool)
 SWEEP_SECONDS = 5.0
 STICKY_TIMEOUT = timedelta(seconds=2)
 """After kill -9 of this process its cached workflows wait this long for it (the SDK's default is 10 s)."""
+CACHED_WORKFLOWS = 200
+"""Open ones that stay in memory, the latest first. The others wait, mostly for people, and are replayed from their
+histories when something happens to them. The SDK's default is 1,000."""
 
 
 async def main(settings: Settings) -> None:
@@ -66,6 +69,7 @@ def worker(client: Client, light: Sequence[Callable[..., Any]]) -> Worker:
         interceptors=[connect.ErrorsCross(), admission.OnlyOurs(client), Inputs()],
         workflow_runner=connect.sandbox(),
         sticky_queue_schedule_to_start_timeout=STICKY_TIMEOUT,
+        max_cached_workflows=CACHED_WORKFLOWS,
         workflow_task_poller_behavior=pollers,
         activity_task_poller_behavior=pollers,
         max_eager_activity_reservations_per_workflow_task=100,

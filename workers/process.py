@@ -6,7 +6,7 @@ import hashlib
 import os
 import signal
 import socket
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -81,10 +81,25 @@ def boot() -> str:
 
 def die_with_parent() -> None:
     """Ask the kernel for SIGTERM when the process that started us dies; end now if it is dead already."""
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    die_with(os.getppid(), signal.SIGTERM)
+
+
+def die_with(parent: int, kill: signal.Signals) -> None:
+    """Ask the kernel for *kill* when *parent*, which has started us, dies; end now if it is dead already."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, kill)
     if os.getppid() != parent:
         raise SystemExit(1)
+
+
+def rename(command: Sequence[str]) -> None:
+    """Show *command* as this fork's in `ps`, as far as there is room: in the place of its parent's."""
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    start, end = int(fields[45]), int(fields[46])  # arg_start and arg_end of proc(5)
+    room = end - start
+    if not start or room <= 0:  # a kernel that does not say it
+        return
+    text = b"\0".join(os.fsencode(part) for part in command)[: room - 1]
+    ctypes.memmove(start, text.ljust(room, b"\0"), room)
 
 
 def told_to_stop() -> asyncio.Event:

@@ -26,7 +26,7 @@ from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
 from temporalio.client import Client
 from temporalio.service import RPCError
 
-from everloop import engine, logs, names
+from everloop import engine, logs, names, stack
 from everloop.errors import EverloopError
 from workers.door import Door, possible
 
@@ -104,12 +104,14 @@ def start(
     *,
     time_skipping: bool = False,
     namespace: str = "default",
+    wait: Callable[[Callable[[], None]], None] = lambda ready: ready(),
 ) -> Server:
     """Start the server on loopback with *database* as its file and wait until it answers.
 
     Only processes of this user may connect, and to the UI only our guard (see `workers.door`); on a machine that
     cannot do this there is no UI, and `Server.guarded` is false.
 
+    *wait* calls what it is given, which waits for the answer; the launcher does it in a process of its own.
     Must be called from the main thread: the server is told to die with the thread that made it.
     Raises `CannotStart` (port taken, file in use, file not ours, no answer) with what to do.
     """
@@ -133,7 +135,7 @@ def start(
         door.mind(process)
     server = Server(process, f"127.0.0.1:{port}", lock, guarded=door is not None)
     try:
-        asyncio.run(_ready(server, log, namespace))
+        wait(lambda: asyncio.run(_ready(server, log, namespace)))
     except BaseException:
         server.stop()
         raise
@@ -202,7 +204,7 @@ def _before_exec(door: Door | None) -> Callable[[], None]:
 async def _ready(server: Server, log: Path, namespace: str) -> None:
     deadline = time.monotonic() + READY_TIMEOUT_SECONDS
     while True:
-        if server.process.poll() is not None:
+        if not stack.start_time(server.process.pid):
             raise CannotStart(
                 f"the Temporal server ended at once. Its last words:\n{logs.last_words(log, 5)}",
                 hint=f"the whole log is {log}",

@@ -167,7 +167,7 @@ class Lifecycle:
         exported = await self._export(snapshot, refitted)
         version = await self._register(snapshot, evaluation, refitted, exported)
         released = await self._approved_and_released(version)
-        await self._monitor(released.release_seq)
+        await self._monitor(snapshot, released.release_seq)
         return self._answer("released", released.reason)
 
     @workflow.signal(name=names.LEASE_OFFERED, description="The pool's offer of a slot")
@@ -244,10 +244,17 @@ class Lifecycle:
             await self._stages.run(
                 "train",
                 TrainingActivities.train,
-                TrainRequest(spec=self._spec, prepared=prepared, snapshot=snapshot),
-                lambda made: f"{made.iterations} rounds",
+                TrainRequest(spec=self._spec, prepared=prepared, snapshot=snapshot, code=snapshot.code),
+                lambda made: f"{made.iterations} rounds" + self._again(made, self._spec.training.rounds),
             )
         )
+
+    def _again(self, made: Trained | Refitted, most: int) -> str:
+        """What a training kept and did again when its job was ended, where it was."""
+        if made.ran is None or made.ran.resumed is None:
+            return ""
+        unit = {"lightgbm": "round", "torch": "epoch"}.get(made.family, "step")
+        return "; " + made.ran.resumed.sentence(unit, most if unit == "round" else None)
 
     async def _evaluate(
         self, snapshot: Snapshot, prepared: Prepared, trained: Trained, champion: Champion | None
@@ -277,8 +284,8 @@ class Lifecycle:
             await self._stages.run(
                 "refit",
                 TrainingActivities.refit,
-                RefitRequest(spec=self._spec, snapshot=snapshot, prepared=prepared, trained=trained),
-                lambda made: f"fitted again on all {made.rows:,} labelled rows",
+                RefitRequest(spec=self._spec, snapshot=snapshot, prepared=prepared, trained=trained, code=trained.code),
+                lambda made: f"fitted again on all {made.rows:,} labelled rows" + self._again(made, trained.iterations),
             )
         )
 
@@ -480,11 +487,12 @@ class Lifecycle:
         with self._journal.waiting(wait):
             await workflow.sleep(pause, summary="another rollout of this model")
 
-    async def _monitor(self, release_seq: int) -> None:
+    async def _monitor(self, snapshot: Snapshot, release_seq: int) -> None:
+        """Watch the model. What learns after a drift is the code that was approved, whatever its folder holds then."""
         await self._stages.run(
             "monitor",
             DriftActivities.watch,
-            MonitorRequest(spec=self._spec, release_seq=release_seq),
+            MonitorRequest(spec=_pinned(self._spec, snapshot), release_seq=release_seq),
             lambda watched: watched.sentence,
         )
 
@@ -514,6 +522,12 @@ def _checks(made: Validation) -> str:
         return f"{len(made.checks)} checks passed"
     said = "; ".join(check.message for check in warnings[:3])
     return f"{len(made.checks)} checks, {len(warnings)} warning{'s' if len(warnings) > 1 else ''}: {said}"
+
+
+def _pinned(spec: LifecycleSpec, snapshot: Snapshot) -> LifecycleSpec:
+    if snapshot.code is None or snapshot.code.archive is None:
+        return spec
+    return spec.model_copy(update={"code": f"sha256:{snapshot.code.archive.sha256}"})
 
 
 def _there(result: R | None) -> R:

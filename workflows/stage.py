@@ -23,7 +23,7 @@ from everloop.contracts import (
     LeaseActivities,
     PauseRequest,
 )
-from everloop.errors import InvalidData, family
+from everloop.errors import InvalidData, TrainerFailed, family
 from everloop.events import StageFailed, StageFinished, StagePaused, StageRetried, StageSkipped, StageStarted
 from everloop.records import Blob, Record, Result, Slot, Wait
 from everloop.specs import LAST_STAGES, SKIPPABLE, STAGES, Stage
@@ -48,8 +48,8 @@ JOB_RETRY = RetryPolicy(
     non_retryable_error_types=["LeaseLost", "StorageLow"],  # waits without the slot, see workflows/disk.py
 )
 
-DATA_FAULTS = frozenset(family(InvalidData))
-"""Errors that the source is to blame for, not the stage."""
+SOURCE_FAULTS = frozenset(family(InvalidData) | family(TrainerFailed))
+"""Errors that the data or the user's code is to blame for, not the stage: both are read by the first stage."""
 
 Q = TypeVar("Q", bound=Record)
 R = TypeVar("R", bound=Record)
@@ -60,7 +60,7 @@ class Aborted(Exception):  # noqa: N818  # control flow: a person ended a parked
 
 
 class ReadAgain(Exception):  # noqa: N818  # control flow: back to the first stage
-    """A person retries a stage that could not use the data: what was wrong is mended at the source, if anywhere."""
+    """A person retries a stage that could not use the data or the code: what was wrong is mended at the source."""
 
 
 class Reached(Exception):  # noqa: N818  # control flow: the lifecycle was to go no further
@@ -113,7 +113,7 @@ class Stages:
                 if await self._failed(stage, cause) == "skip":
                     self._go_no_further_than(stage, "skipped")
                     return None
-                if stage != STAGES[0] and cause.type in DATA_FAULTS:
+                if stage != STAGES[0] and cause.type in SOURCE_FAULTS:
                     raise ReadAgain from None
             else:
                 self._room.found()

@@ -13,6 +13,13 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from everloop.artifacts import Artifacts
+from everloop.records import Lease
+
+PRELOAD = tuple(
+    "activities.compute." + name
+    for name in ("data", "features", "training", "trainers.lightgbm", "evaluation", "export", "profile", "drift")
+)
+"""What a warm process loads first, in the order of a lifecycle's stages: its first job comes while it loads."""
 
 
 class Job(Protocol):
@@ -40,6 +47,10 @@ class Context(Job, Protocol):
     """What a trainer is given: ours and people's alike. A job that can go on where it was ended."""
 
     @property
+    def lease(self) -> Lease:
+        """The devices that the job holds, and its fence token."""
+
+    @property
     def cores(self) -> int:
         """Threads that the job may use: its lease's."""
 
@@ -47,13 +58,23 @@ class Context(Job, Protocol):
         """Keep *state* after *step*, if one is due: the interval has passed, or the job is to stop. Was it kept?
 
         *state*: JSON values, texts and NumPy arrays by name; a function is called only when a checkpoint is due.
+        When the job is to stop this does not return: it ends once the checkpoint is kept.
         """
 
     def restore(self) -> tuple[int, dict[str, Any]] | None:
         """Step and state of the newest checkpoint that is whole, of this stage under any of its leases."""
 
     def should_stop(self) -> bool:
-        """Somebody wants the slot, or the job, to end: keep a checkpoint and return."""
+        """Somebody wants the slot, or the job, to end: keep a checkpoint and return. What is returned then is dropped.
+
+        Until the first call of this or of `checkpoint`, a job that is no longer wanted is ended at once.
+        """
+
+    def shrink(self, most: int = 3) -> int:
+        """How often this stage has run out of memory: halve the batch so often, and accumulate.
+
+        Who asks says that it can do with less: it is then run again, up to *most* times, before a person is asked.
+        """
 
     def log_artifact(self, name: str, data: bytes | Path) -> None:
         """Keep a file beside the stage's result, for people."""

@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 
 from activities.compute import GATHERED_BY_EVIDENTLY, Job, on_demand
 from activities.compute.data import Table as Rows
-from activities.compute.data import array_of, event_seconds
+from activities.compute.data import event_seconds
 from activities.compute.features import DAY
 from activities.compute.inference import Columns, read_loosely
 from everloop.contracts import DriftRequest
-from everloop.errors import DatasetMissing
+from everloop.errors import DatasetMissing, naming
 from everloop.predictions import PredictionLog
 from everloop.records import Blob, ColumnDrift, DriftReport, Field, Signature
 
@@ -153,8 +153,9 @@ def sample(rows: Iterable[dict[str, Any]], most: int, seed: int) -> list[dict[st
 
 def _logged(entry: Field, features: Sequence[Mapping[str, object]]) -> NDArray[Any]:
     """A field's logged values. A row of an earlier version may lack it, or have it as another kind: missing."""
-    values = [read_loosely(entry, row.get(entry.name)) for row in features]
-    return np.array(values, object if entry.kind == "category" else np.float64)
+    with naming(column=entry.name):
+        values = [read_loosely(entry, row.get(entry.name)) for row in features]
+        return np.array(values, object if entry.kind == "category" else np.float64)
 
 
 def _reference(request: DriftRequest, job: Job, signature: Signature) -> tuple[Columns, int]:
@@ -162,7 +163,7 @@ def _reference(request: DriftRequest, job: Job, signature: Signature) -> tuple[C
     with job.artifacts.open_local(blob) as path:
         table = pyarrow.parquet.read_table(path, memory_map=False, use_threads=False)
     names = [entry.name for entry in signature.fields if entry.name in table.column_names]
-    columns = {name: array_of(table[name]) for name in names}
+    columns = Rows(table.select(names), ()).arrays(names)
     if signature.time and signature.time in table.column_names:
         columns[EVENT] = event_seconds(Rows(table, ()), signature.time)
     return columns, int(table.num_rows)
@@ -303,10 +304,13 @@ def _told(pairs: Sequence[Pair]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """
     try:
         return _metrics(pairs)
-    except ValueError:
+    except Exception as error:  # Evidently's: asked alone, the column that it stumbles over is known
         if len(pairs) > 1:
             return [told for pair in pairs for told in _told([pair])]
-        return _metrics([_standardized(pairs[0])])
+        with naming(column=pairs[0].name):
+            if not isinstance(error, ValueError):
+                raise
+            return _metrics([_standardized(pairs[0])])
 
 
 def _metrics(pairs: Sequence[Pair]) -> list[tuple[dict[str, Any], dict[str, Any]]]:

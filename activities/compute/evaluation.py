@@ -12,6 +12,7 @@ from activities.compute.features import FRESH_ROWS, TEST, Floats, Pipeline, prep
 from activities.compute.inference import Columns, Model
 from activities.compute.rows import opened
 from everloop.contracts import EvaluateRequest
+from everloop.errors import naming
 from everloop.records import Champion, Comparison, Evaluation, Field, Signature
 from everloop.specs import HIGHER_IS_BETTER, METRICS, LifecycleSpec, Task
 
@@ -164,9 +165,10 @@ def _champion_answers(
         for start in range(0, len(rows), CHAMPION_ROWS):
             some = rows[start : start + CHAMPION_ROWS]
             raw = table.arrays(wanted, some)
-            columns: Columns = {
-                entry.name: _fitting(entry, raw.get(entry.name), some, say=not start) for entry in signature.fields
-            }
+            columns: Columns = {}
+            for entry in signature.fields:
+                with naming(column=entry.name):
+                    columns[entry.name] = _fitting(entry, raw.get(entry.name), some, say=not start)
             told.append(model.predict(columns).values)
     return np.concatenate(told)
 

@@ -4,7 +4,7 @@
 What is special in converting a family stands in the family's file (trainers/).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -25,11 +25,11 @@ from activities.compute.inference import Columns, Model
 from activities.compute.rows import opened
 from activities.compute.trainers import Fitted, Question, answers, trainer
 from everloop.contracts import ExportRequest
-from everloop.errors import DatasetTooSmall, ParityFailed
+from everloop.errors import DatasetTooSmall, ParityFailed, naming
 from everloop.records import Exported, Field, Parity, Signature
 from everloop.specs import LifecycleSpec
 
-OPSET, ML_OPSET, IR_VERSION = 18, 3, 9
+OPSET, IR_VERSION = 18, 9
 TEXTS = ("category", "text")
 REFERENCE_ROWS = 50_000
 PARITY_ROWS = 50_000
@@ -39,6 +39,8 @@ TOLERANCE = 1e-4
 MOST_EDGE_ROWS = 30_000
 BATCH_CELLS = 4_000_000
 MOST_KNOWN = 100
+MOST_BESIDE = 1000
+"""Edges where a number and what float32 leaves of it are both at a threshold."""
 
 
 def export(request: ExportRequest, job: Job) -> Exported:
@@ -129,9 +131,10 @@ def build(pipeline: Pipeline, fitted: Fitted) -> Any:  # noqa: ANN401  # a Model
     made = helper.make_graph(graph.nodes, "everloop", inputs, [output], initializer=graph.constants)
     opsets = [
         helper.make_opsetid("", max(graph.opset, TEXT_OPSET if pipeline.terms else OPSET)),
-        helper.make_opsetid("ai.onnx.ml", ML_OPSET),
+        *(helper.make_opsetid(domain, version) for domain, version in graph.domains.items()),
     ]
-    return helper.make_model(made, opset_imports=opsets, ir_version=IR_VERSION, producer_name="everloop")
+    ir_version = max(IR_VERSION, helper.find_min_ir_version_for(opsets, ignore_unknown=True))
+    return helper.make_model(made, opset_imports=opsets, ir_version=ir_version, producer_name="everloop")
 
 
 def _output(graph: Graph, pipeline: Pipeline, learned: str) -> Any:  # noqa: ANN401  # a ValueInfoProto
@@ -200,7 +203,7 @@ def _differences(pipeline: Pipeline, fitted: Fitted, model: Model, columns: Colu
 
 
 def _shown_rows(columns: Columns, places: NDArray[np.int64]) -> str:
-    rows = [{name: values[place] for name, values in columns.items()} for place in places]
+    rows = [{name: values[place : place + 1].tolist()[0] for name, values in columns.items()} for place in places]
     return "; ".join(str(dict(list(row.items())[:20])) for row in rows)
 
 
@@ -220,8 +223,12 @@ UNSEEN = ("", "everloop: unseen", " ", "\u00e9\u4e16\U0001f600", "x" * 300)
 
 def _edges(pipeline: Pipeline, fitted: Fitted, real: Columns, random: np.random.Generator) -> Columns:
     """Real rows with one column replaced: missing, unseen, extreme, and both neighbours of every threshold."""
-    thresholds = _thresholds(pipeline, fitted)
-    tried = {entry.name: _edge_values(entry, thresholds.get(entry.name, [])) for entry in pipeline.inputs}
+    plain = dict(enumerate(entry.name for entry in pipeline.of("number", "boolean")))
+    thresholds, steps = _thresholds(plain, fitted), _thresholds(pipeline.fine_places, fitted)
+    tried = {}
+    for entry in pipeline.inputs:
+        with naming(column=entry.name):
+            tried[entry.name] = _edge_values(entry, thresholds.get(entry.name, []), steps.get(entry.name, []))
     for encoding in pipeline.encodings:
         tried[encoding.column] = [*UNSEEN, *encoding.known]
     for terms in pipeline.terms:
@@ -241,7 +248,7 @@ def _edges(pipeline: Pipeline, fitted: Fitted, real: Columns, random: np.random.
     return edges
 
 
-def _edge_values(entry: Input, thresholds: Sequence[float]) -> list[Any]:
+def _edge_values(entry: Input, thresholds: Sequence[float], fine: Sequence[float]) -> list[Any]:
     if entry.kind == "category":
         return [*UNSEEN, *entry.known]
     if entry.kind == "boolean":
@@ -253,7 +260,10 @@ def _edge_values(entry: Input, thresholds: Sequence[float]) -> list[Any]:
     with np.errstate(over="ignore"):
         single = near.astype(np.float32)
         around = [np.nextafter(single, np.float32(-np.inf)), single, np.nextafter(single, np.float32(np.inf))]
-    values = np.concatenate([near, *(one.astype(np.float64) for one in around)]) + entry.offset
+    held = np.concatenate([near, *(one.astype(np.float64) for one in around)])
+    steps = np.nextafter(np.asarray(fine, np.float32), np.float32(np.inf)).astype(np.float64)
+    beside = [held[: MOST_BESIDE // max(1, len(fine))] + step for step in (*fine, *steps)]
+    values = np.concatenate([held, *beside]) + entry.offset
     return [*EXTREMES, *values[np.isfinite(values)].tolist()]
 
 
@@ -264,7 +274,10 @@ def _texts(terms: Terms) -> list[str]:
     return [*pairs, " ".join(words[:100]), *(f"{word}\t{word}\n {word}" for word in words[:50]), ".", *words]
 
 
-def _thresholds(pipeline: Pipeline, fitted: Fitted) -> dict[str, list[float]]:
-    """Thresholds of the features that are plain numbers, by column."""
-    names = [entry.name for entry in pipeline.of("number", "boolean")]
-    return {names[place]: values for place, values in fitted.thresholds().items() if place < len(names)}
+def _thresholds(names: Mapping[int, str], fitted: Fitted) -> dict[str, list[float]]:
+    """Thresholds of the features whose places are in *names*, by name."""
+    found: dict[str, set[float]] = {}
+    for place, values in fitted.thresholds().items():
+        if place in names:
+            found.setdefault(names[place], set()).update(values)
+    return {name: sorted(values) for name, values in found.items()}

@@ -92,9 +92,10 @@ class Model:
     def check(self, rows: Sequence[Mapping[str, object]], event_times: Sequence[datetime] | None = None) -> Columns:
         """JSON rows as columns. A field takes what its kind says, or null:
 
-        number: a number; boolean: true, false, 0 or 1; category: text, and where training knew number-like values,
-        all spelled as JSON spells numbers, also a number; datetime: ISO 8601 text or as the table
-        wrote it, UTC unless it says otherwise. A row without the model's time column takes it from *event_times*.
+        number: a number, or its text where the table writes numbers in a way of its own (`12,5 %`); boolean: true,
+        false, 0 or 1; category: text, and where training knew number-like values, all spelled as JSON spells numbers,
+        also a number; datetime: ISO 8601 text or as the table wrote it, UTC unless it says otherwise. A row without
+        the model's time column takes it from *event_times*.
         Raises `InvalidPrediction` whose `field` is like `rows[3].age`.
         """
         if not rows:
@@ -161,7 +162,7 @@ class _ExpectedError(ValueError):
 
 def _reader(field: Field) -> Reader:
     if field.kind == "number":
-        return _number
+        return _number if field.read is None or not _dressed(field.read) else _number_as_read(field.read)
     if field.kind == "boolean":
         return _boolean
     if field.kind == "datetime":
@@ -172,6 +173,28 @@ def _reader(field: Field) -> Reader:
     if not _spelled_as_numbers(field.known):
         return _text
     return lambda value: _text(_code(value))
+
+
+def _dressed(read: ReadColumn) -> bool:
+    """Did the table, or the spec, write the numbers of a column in another way than JSON does?"""
+    return read.declared or read.decimal == "," or bool(read.thousands)
+
+
+def _number_as_read(read: ReadColumn) -> Reader:
+    """A number, or its text as the table writes it: `12,5 %`."""
+    read = read.model_copy(update={"type": "number"})  # also where the table had whole numbers alone
+
+    def reader(value: object) -> float:
+        if not isinstance(value, str):
+            return _number(value)
+        try:
+            found = value_of(value, read)
+        except NotAsReadError as error:
+            unit = f" {read.unit}" if read.unit else ""
+            raise _ExpectedError(f"{error}{unit}, or null") from None
+        return math.nan if found is None else float(str(found))
+
+    return reader
 
 
 def _datetime_as_read(value: object, read: ReadColumn) -> float:

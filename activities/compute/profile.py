@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import tempfile
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,16 +35,26 @@ from activities.compute.data import (
     target_of,
 )
 from activities.compute.data.doubts import CODES
+from activities.compute.data.manifest import Drawn
 from activities.compute.data.reading import Read
 from activities.compute.data.target import MISSING_UNASKED
 from activities.compute.evaluation import auc
 from activities.compute.features import TRAIN, Pipeline, fit, split
-from everloop.errors import DatasetMissing, DatasetTooSmall, EverloopError, InvalidData, InvalidSpec, TargetUnusable
+from everloop.errors import (
+    DatasetMissing,
+    DatasetTooSmall,
+    EverloopError,
+    InvalidData,
+    InvalidSpec,
+    TargetUnusable,
+    naming,
+    unknown,
+)
 from everloop.init import WINDOWS
 from everloop.reading import ReadColumn
 from everloop.records import Column
-from everloop.specs import ColumnReading, LifecycleSpec, Task, checked
-from everloop.texts import THOUSANDS, offered
+from everloop.specs import ColumnReading, LifecycleSpec, Source, Task, checked
+from everloop.texts import AMONG_NUMBERS, THOUSANDS, offered
 
 FEW_NUMBERS = 10
 """A whole-number target with at most this many values is taken for classes."""
@@ -58,16 +69,19 @@ SURE_ROWS, DOUBT = 1000, 0.998
 """With fewer rows a column that orders the target perfectly is asked about and not left out: two kinds of iris are
 told apart by one petal, honestly."""
 """How well one column alone says the target: AUC, share of right classes, R squared, or rank correlation."""
-POSITIVES = frozenset({"1", "true", "yes", "y", "positive", "t"})
+POSITIVES = frozenset(
+    {"1", "true", "yes", "y", "positive", "t", "ja", "oui", "sí", "si", "sim", "sì", "tak", "ano", "evet", "igen"}
+    | {"да", "так", "כן", "نعم", "हाँ", "是", "はい", "有", "예", "네"}
+)
 KEY_NAME = re.compile(r"(?i:(^|[_\s.-])(id|key|uuid|guid|identifier)$)|[a-z](Id|ID)$")
 TIME_NAME = re.compile(r"time|date|stamp|(^|_)(ts|at|on|day|when)$", re.IGNORECASE)
 
 
-def profile(path: Path, target: str, time: str | None) -> dict[str, Any]:
+def profile(path: Path, target: str, time: str | None, encoding: str | None = None) -> dict[str, Any]:
     """What the table at *path* seems to be. Raises `InvalidData`, `InvalidSpec`, `TargetUnusable`."""
     paths = find(path)
-    asked = _spec(path, "regression", target, time)
-    table, read, offers = _looked_at(paths, asked)
+    asked = _spec(Source(path=str(path), encoding=encoding), "regression", target, time)
+    table, read, drawn, offers = _looked_at(paths, asked)
     check_spec(asked, table.rows.column_names)
     rows = sum(read.rows)
     if len(table) < MINIMUM_ROWS:
@@ -76,18 +90,19 @@ def profile(path: Path, target: str, time: str | None) -> dict[str, Any]:
             f"the data has {len(table)} row{'s' * (len(table) != 1)}", field=str(path.name), hint=hint
         )
     task, why = guess_task(table, target)
-    spec = _spec(path, task, target, time)
+    spec = asked.model_copy(update={"task": task})
     found = target_of(table, spec)
-    without = _without_target(read, table, found, target)
+    without = drawn.target_missing
     when = event_seconds(table, time) if time else None
     suspects = leaks(table, found, target, time)
     guess = _time_guess(table, target) if not time else None
-    key = _key_guess(table, target, time)
+    key = _key_guess(table, target, time, drawn.repeated)
     fitted = _prepared(spec.model_copy(update={"key": key}), table, found)
     exclude, last = _left_out(suspects, fitted)
     return {
         "path": str(path),
         "rows": rows,
+        "looked_at": len(table),
         "files": len(paths),
         "columns": [column.model_dump() for column in table.columns],
         "reading": [
@@ -117,20 +132,27 @@ def profile(path: Path, target: str, time: str | None) -> dict[str, Any]:
     }
 
 
-def _looked_at(paths: Sequence[Path], asked: LifecycleSpec) -> tuple[Table, Read, dict[str, str]]:
+def _looked_at(paths: Sequence[Path], asked: LifecycleSpec) -> tuple[Table, Read, Drawn, dict[str, str]]:
     """The table, how it is read, and the columns whose texts are numbers if one says so: they are read as such."""
     threads = os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as scratch:
-        table, read = read_paths(paths, asked, Path(scratch), threads)
+        table, read, drawn = read_paths(paths, asked, Path(scratch), threads, KEY_NAME.search)
     offers = _offers(table)
     if not offers:
-        return table, read, {}
+        return table, read, drawn, {}
     columns = {
-        name: ColumnReading(type="number", unit=style.unit, decimal=style.decimal) for name, style in offers.items()
+        name: ColumnReading(
+            type="number",
+            unit=style.unit,
+            decimal=style.decimal,
+            missing=style.missing if style.missing != AMONG_NUMBERS else None,
+        )
+        for name, style in offers.items()
     }
+    asked = asked.model_copy(update={"columns": columns})
     with tempfile.TemporaryDirectory() as scratch:
-        table, read = read_paths(paths, asked.model_copy(update={"columns": columns}), Path(scratch), threads)
-    return table, read, {name: example(table, name, style) for name, style in offers.items()}
+        table, read, drawn = read_paths(paths, asked, Path(scratch), threads, KEY_NAME.search)
+    return table, read, drawn, {name: example(table, name, style) for name, style in offers.items()}
 
 
 def _drafted(read: ReadColumn, table: Table) -> str:
@@ -138,14 +160,6 @@ def _drafted(read: ReadColumn, table: Table) -> str:
     if read.type == "integer":
         return "number"
     return "text" if read.type == "category" and table.column(read.name).kind == "text" else str(read.type)
-
-
-def _without_target(read: Read, table: Table, found: Target, target: str) -> int:
-    """Rows of the whole source that have no target."""
-    own = [columns[target] for columns in read.looked]
-    if all(each.textual for each in own):
-        return sum(each.missing for each in own)
-    return round((len(table) - len(found.labelled)) * sum(read.rows) / len(table))
 
 
 def _offers(table: Table) -> dict[str, ReadColumn]:
@@ -156,7 +170,8 @@ def _offers(table: Table) -> dict[str, ReadColumn]:
         texts = pc.drop_null(table.rows[column.name]).unique().to_pylist()
         if all(PLAIN_COMMAS.fullmatch(text) for text in texts):
             continue  # 1,234 is either number: nobody but the owner knows
-        if style := offered(texts):
+        change = table.changes(column.name)  # what is already read as missing
+        if style := offered([*texts, *(change.texts if change else ())]):
             found[column.name] = style
     return found
 
@@ -167,10 +182,10 @@ def example(table: Table, name: str, style: ReadColumn) -> str:
     return f"{value:g}{' ' + style.unit if style.unit else ''}"
 
 
-def _spec(path: Path, task: Task, target: str, time: str | None) -> LifecycleSpec:
+def _spec(source: Source, task: Task, target: str, time: str | None) -> LifecycleSpec:
     if target == time:
         raise InvalidSpec("the target must not be the time column", field="target", hint="choose another target")
-    asked = {"model": "profile", "task": task, "target": target, "time": time, "source": {"path": str(path)}}
+    asked = {"model": "profile", "task": task, "target": target, "time": time, "source": source.model_dump()}
     return checked(asked | {"target_missing": "drop"})  # counted and asked about in the draft
 
 
@@ -258,9 +273,9 @@ def _time_guess(table: Table, target: str) -> str | None:
     return named[0] if len(named) == 1 else (found[0] if len(found) == 1 else None)
 
 
-def _key_guess(table: Table, target: str, time: str | None) -> str | None:
+def _key_guess(table: Table, target: str, time: str | None, repeated: frozenset[str]) -> str | None:
     for column in table.columns:
-        if column.name in (target, time) or column.nulls or column.distinct != len(table):
+        if column.name in (target, time) or column.name in repeated or column.nulls or column.distinct != len(table):
             continue
         if not KEY_NAME.search(column.name) or column.kind not in ("number", "text", "category"):
             continue
@@ -287,11 +302,12 @@ def leaks(table: Table, target: Target, goal: str, time: str | None) -> dict[str
     for column in table.columns:
         if column.name in (goal, time):
             continue
-        raw = table.arrays([column.name], rows)[column.name]
-        score = _alone(raw, values, first, len(target.classes))
-        if column.kind == "number":
-            score = max(score, _in_order(raw, values, len(target.classes)))
-            score = score if len(rows) >= SURE_ROWS else min(score, DOUBT)
+        with naming(column=column.name):
+            raw = table.arrays([column.name], rows)[column.name]
+            score = _alone(raw, values, first, len(target.classes))
+            if column.kind == "number":
+                score = max(score, _in_order(raw, values, len(target.classes)))
+                score = score if len(rows) >= SURE_ROWS else min(score, DOUBT)
         if score >= SUSPICION:
             found[column.name] = round(score, 4)
     return dict(sorted(found.items(), key=lambda item: -item[1]))
@@ -368,16 +384,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("path", type=Path)
     parser.add_argument("--target", required=True)
     parser.add_argument("--time")
+    parser.add_argument("--encoding")
     given = parser.parse_args(arguments)
     try:
         with contextlib.redirect_stdout(sys.stderr):  # the answer alone goes to stdout
-            found = profile(given.path.absolute(), given.target, given.time)
+            found = profile(given.path.absolute(), given.target, given.time, given.encoding)
     except EverloopError as error:
         found = _told(error)
     except OSError as error:
         why = (error.strerror or "the system refuses").lower()
         hint = "check that the file is there and may be read"
         found = _told(DatasetMissing(f"{given.path} cannot be read: {why}", field="path", hint=hint))
+    except Exception as error:  # noqa: BLE001  # a fault of ours: its traceback goes to stderr, what was worked on to the person
+        traceback.print_exc()
+        found = _told(unknown(error))
     print(json.dumps(found))
     return 2 if "error" in found else 0
 

@@ -1,6 +1,11 @@
 # ruff: noqa: T201  # what a job prints is its log
 """Fitted on the train part until validation says stop, then on everything. Which family learns, the spec says."""
 
+import importlib.metadata
+import json
+import platform
+import sys
+
 import numpy as np
 
 from activities.compute import Context
@@ -8,10 +13,12 @@ from activities.compute.data import Table, check_spec, event_seconds, moment, ta
 from activities.compute.data.seen import keep_seen
 from activities.compute.evaluation import score
 from activities.compute.features import TRAIN, VALIDATION, Pipeline, fit, opened_rows, prepared_rows, write
+from activities.compute.resources import Resources
 from activities.compute.rows import opened
-from activities.compute.trainers import Examples, answers_of_rows, raw_columns, trainer
+from activities.compute.trainers import Examples, Raw, answers_of_rows, raw_columns, trainer
 from everloop.contracts import RefitRequest, TrainRequest
-from everloop.records import Refitted, Trained
+from everloop.records import Blob, Code, Refitted, Trained
+from everloop.specs import LifecycleSpec
 
 EMPTY = np.zeros(0, np.int64)
 
@@ -33,13 +40,15 @@ def train(request: TrainRequest, job: Context) -> Trained:
         )
         fitted = trainer(spec.trainer).fit(examples, spec.params, job)
         metrics = score(pipeline, rows.y[judged], answers_of_rows(fitted, pipeline, rows, judged, raw))
-    print(f"{fitted.iterations} of at most {spec.training.rounds} rounds; validation: {_told(metrics)}")
+    print(f"{fitted.iterations} rounds; validation: {_told(metrics)}")
     return Trained(
         model=job.artifacts.put(fitted.dump(), fitted.file),
         iterations=max(1, fitted.iterations),
         metrics=metrics,
         family=spec.trainer,
         parameters=dict(spec.params),
+        code=request.code,
+        environment=_environment(request.code, spec, job),
     )
 
 
@@ -58,10 +67,10 @@ def _refit(request: RefitRequest, job: Context, table: Table) -> Refitted:
     target = target_of(table, spec)
     rows = target.labelled
     before = Pipeline.read(job.artifacts, request.prepared.pipeline)
-    pipeline = fit(spec, table, target, rows, like=before, scratch=job.scratch)
+    pipeline = fit(spec, table, target, rows, like=before, scratch=job.scratch, resources=Resources.of(job))
     path = job.scratch / "prepared.arrow"
     every = np.full(len(rows), TRAIN, np.int8)
-    write(path, pipeline, table, rows, y=target.values[rows], part=every, fresh=every > TRAIN)
+    write(path, pipeline, table, rows, y=target.of(rows), part=every, fresh=every > TRAIN)
     with opened_rows(path) as written:
         examples = Examples(
             spec=spec,
@@ -69,8 +78,8 @@ def _refit(request: RefitRequest, job: Context, table: Table) -> Refitted:
             rows=written,
             train=np.arange(len(rows)),
             validation=EMPTY,
-            goal=(target.values[rows] - pipeline.center) / pipeline.scale,
-            raw=table.arrays,
+            goal=(target.of(rows) - pipeline.center) / pipeline.scale,
+            raw=Raw(lambda: table),
             iterations=trained.iterations,
         )
         fitted = trainer(trained.family).fit(examples, trained.parameters, job)
@@ -89,7 +98,27 @@ def _refit(request: RefitRequest, job: Context, table: Table) -> Refitted:
         trained_until=until,
         family=trained.family,
         parameters=trained.parameters,
+        code=request.code,
+        environment=_environment(request.code, spec, job),
     )
+
+
+def _environment(code: Code | None, spec: LifecycleSpec, job: Context) -> Blob | None:
+    """What a user's code ran with: another version of a package may learn another model."""
+    if code is None:
+        return None
+    installed: dict[str, str] = {}
+    for each in importlib.metadata.distributions():  # of two of one name, the first is imported
+        installed.setdefault(str(each.name).lower(), f"{each.name}=={each.version}")
+    found = {
+        "python": sys.version,
+        "platform": platform.platform(),
+        "seed": spec.training.seed,
+        "code": code.digest,
+        "requirements": list(code.requirements),
+        "packages": sorted(installed.values(), key=str.lower),
+    }
+    return job.artifacts.put(json.dumps(found, indent=1).encode(), "environment.json")
 
 
 def _told(metrics: dict[str, float]) -> str:

@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import re
+import signal
 import sys
 import time
 import traceback
@@ -18,64 +19,73 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from activities.jobs import surroundings, threads
+from activities.jobs.checkpoints import Checkpoints, Stopped
+from activities.jobs.context import BY_HAND, CHECKPOINT_SECONDS, NO_EVENTS, ThisJob
 from activities.jobs.reaper import NO_ROOM
 from everloop import disk
 from everloop.artifacts import FLOOR_BYTES, Artifacts
-from everloop.errors import EverloopError, Invalid, JobFailed, NotFound, StorageLow
+from everloop.errors import EverloopError, Invalid, JobFailed, NotFound, OutOfMemory, StorageLow, unknown
+from everloop.records import Lease
 
-NO_EVENTS = -1
+OURS = str(Path(__file__).parent)
+"""Of the stages' own code, only what runs them is never to blame."""
+STOPPED = 128 + signal.SIGTERM
+"""Exit code of a job that was told to end and has kept what it had learned: as if the signal had ended it."""
 FUNCTION = re.compile(r"[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*")
-
-
-class ThisJob:
-    """What a compute function is given beside its request (the `Job` protocol of activities.compute)."""
-
-    def __init__(self, folder: Path, artifacts: Artifacts, predictions_dir: Path, events: int) -> None:
-        self.artifacts = artifacts
-        self.predictions_dir = predictions_dir
-        self.scratch = folder / "scratch"
-        """An empty folder of this attempt's own; gone when the job is."""
-        self._events = events
-
-    def report(self, step: int, /, **values: float) -> None:
-        """Show progress: *values* of *step*. Never fails and never waits, whoever listens."""
-        if self._events == NO_EVENTS:
-            return
-        line = json.dumps({"step": int(step), "values": {name: float(value) for name, value in values.items()}})
-        try:
-            os.write(self._events, line.encode() + b"\n")
-        except OSError:  # nobody reads any more, or not fast enough: progress is not worth the job
-            return
 
 
 def main(folder: Path, events: int = NO_EVENTS) -> int:
     """Run the request in *folder*. Leaves result.json or error.json; never raises for what the function does.
 
-    The exit code: 0, or `NO_ROOM` when the disk is so full that neither could be written.
+    The exit code: 0, `NO_ROOM` when the disk is so full that neither could be written, or `STOPPED`.
     """
     try:
-        _run(folder, events)
+        return _run(folder, events)
     except Exception as error:
         if not disk.is_full(error):
             raise
         traceback.print_exc()
         return NO_ROOM
-    return 0
 
 
-def _run(folder: Path, events: int) -> None:
+def _run(folder: Path, events: int) -> int:
     order = json.loads((folder / "request.json").read_text())
     started = time.monotonic()
     try:
-        artifacts = Artifacts(order["artifacts"], order.get("floor_bytes", FLOOR_BYTES))
-        job = ThisJob(folder, artifacts, Path(order["predictions_dir"]), events)
+        if code := order["request"].get("code"):
+            kept = Artifacts(order["artifacts"], order.get("floor_bytes", FLOOR_BYTES))
+            surroundings.enter(code, kept, folder, events, f"{order['root']}.{order['function'].split('.')[0]}")
+        job = _job(folder, order, events)
+        threads.allow(job.cores)
         result = _call(find(order["root"], order["function"]), order["request"], job)
+        if job.gave_up():
+            return STOPPED
+    except Stopped:
+        return STOPPED  # as somebody asked for: neither a result nor an error
     except BaseException as error:  # noqa: BLE001  # SystemExit of a library is a failed job too
         _log(error)
         _leave(folder / "error.json", _told(error))
-        return
+        return 0
     left = {"result": result, "digest": order["digest"], "log": order["log"], "seconds": time.monotonic() - started}
+    left["resumed"] = job.resumed.model_dump(mode="json") if job.resumed else None
+    left["artifacts"] = [blob.model_dump(mode="json") for blob in job.logged]
     _leave(folder / "result.json", left)
+    job.ended()
+    return 0
+
+
+def _job(folder: Path, order: dict[str, Any], events: int) -> ThisJob:
+    floor = order.get("floor_bytes", FLOOR_BYTES)
+    return ThisJob(
+        Artifacts(order["artifacts"], floor),
+        Path(order["predictions_dir"]),
+        folder / "scratch",
+        events,
+        Checkpoints(Path(order.get("checkpoints") or folder / "checkpoints"), order.get("token", 0), floor),
+        checkpoint_seconds=order.get("checkpoint_seconds", CHECKPOINT_SECONDS),
+        lease=Lease.model_validate(order["lease"]) if "lease" in order else BY_HAND,
+    )
 
 
 def find(root: str, function: str) -> Callable[..., Any]:
@@ -116,12 +126,29 @@ def _told(error: BaseException) -> dict[str, str]:
     """The error as the supervisor passes it on; one line, the rest is in the log."""
     if not isinstance(error, StorageLow) and disk.is_full(error):  # whatever a library made of it
         error = StorageLow("the disk is full", hint=disk.HINT)
-    if isinstance(error, EverloopError):
-        return {"error": type(error).__name__, "message": str(error), "field": error.field, "hint": error.hint}
-    if isinstance(error, MemoryError):
-        return {"error": "MemoryError", "message": "", "field": "", "hint": ""}
-    first_line = f"{type(error).__name__}: {error}".splitlines()[0][:500]
-    return {"error": "JobFailed", "message": first_line, "field": "", "hint": ""}
+    if _out_of_memory(error) and not isinstance(error, EverloopError):
+        said = (str(error).splitlines() or [""])[0][:500]
+        return {"error": OutOfMemory.__name__, "message": said or type(error).__name__, "field": "", "hint": ""}
+    told = error if isinstance(error, EverloopError) else unknown(error)
+    hint = told.hint if told is error else "; ".join(filter(None, [_raised_at(error), told.hint]))
+    return {"error": type(told).__name__, "message": str(told), "field": told.field, "hint": hint}
+
+
+def _raised_at(error: BaseException) -> str:
+    """The line that raised it: the last one that is no library's, as people look for their own. Else the last."""
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [frame for frame in frames if not frame.filename.startswith((sys.prefix, sys.base_prefix, "<", OURS))]
+    if not frames:
+        return ""
+    frame = (theirs or list(frames))[-1]
+    code = f": {frame.line}" if frame.line else ""
+    return f"raised at {Path(frame.filename).name}, line {frame.lineno}, in {frame.name}{code}"
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """As Python says it, or torch, DuckDB and C++ in their own ways."""
+    named = type(error).__name__ in ("OutOfMemoryError", "OutOfMemoryException")
+    return isinstance(error, MemoryError) or named or "bad_alloc" in str(error)
 
 
 def _leave(path: Path, content: dict[str, Any]) -> None:

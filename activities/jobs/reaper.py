@@ -1,9 +1,9 @@
 """The parent of one job: it starts the job in a session of its own, waits, and leaves nothing behind.
 
 When the lifeline ends (the Dask worker died) or carries a byte (the job is no longer wanted), the job gets
-SIGTERM, a grace, then SIGKILL. The reaper ends only when every descendant is gone, and holds the slot's lock
-until then: "gone" means gone. Standard library only, and single-threaded: PR_SET_PDEATHSIG follows the *thread*
-that made the child.
+SIGTERM, a grace, then SIGKILL; at once where the byte is `NOW`. The reaper ends only when every descendant is gone,
+and holds the slot's lock until then: "gone" means gone. Standard library only, and single-threaded:
+PR_SET_PDEATHSIG follows the *thread* that made the child.
 """
 
 import contextlib
@@ -23,7 +23,10 @@ NICENESS = 5  # jobs yield to the processes that heartbeat, answer people and wa
 OOM_SCORE = 800  # when memory runs out the kernel takes the job, not the Dask worker beside it
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
-FORKED = b"+"
+FORKED = b"+%d;"
+"""What the reaper says first: its own pid."""
+NOW = b"9"
+"""On the lifeline: no grace."""
 NO_ROOM = 75
 """Exit code of a job that could not even write down that the disk is full (EX_TEMPFAIL)."""
 
@@ -49,7 +52,7 @@ class Pipes(NamedTuple):
     """The slot's flock."""
     log: int
     status: int
-    """The reaper writes `FORKED` when it begins and the exit code when everything is gone."""
+    """The reaper writes `FORKED` with its pid when it begins, and the exit code when everything is gone."""
 
 
 def become_parent() -> None:
@@ -84,7 +87,7 @@ def reap(start: Callable[[], int], life: int, events: int, grace: float) -> int:
     os.close(events)  # the supervisor sees the end of the events when the job's tree has closed them
     exited = os.pidfd_open(pid)
     ended = select.select([life, exited], [], [])[0]
-    if exited not in ended:
+    if exited not in ended and os.read(life, 1) != NOW:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGTERM)
         select.select([exited], [], [], grace)

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, TypeVar
 
 from distributed import Client, Future
@@ -25,10 +26,10 @@ from sqlmodel import select
 from temporalio import activity
 
 from activities.jobs.security import security
-from activities.jobs.supervisor import GRACE_SECONDS, MARK, Order, Outcome, start_warm, supervise
+from activities.jobs.supervisor import GRACE_SECONDS, MARK, Order, Outcome, supervise
 from everloop import disk, errors
 from everloop.contracts import JobRequest
-from everloop.records import Ran, Result
+from everloop.records import Lease, Ran, Result
 from everloop.settings import Settings
 from everloop.store import LeaseRow, MetricRow, Store
 
@@ -96,21 +97,11 @@ class Jobs:
         watch = Watch(request.slot.device, f"{run_id}/{activity_id}")
         order = self._order(function, request, watch.job, info.attempt)
         async with self._beating(watch):  # first of all: it also beats while Dask is out of reach
-            outcome = await self._outcome(order, f"{watch.job}/{info.attempt}-{uuid.uuid4().hex[:8]}", watch)
+            # Dask keeps statistics for each first word of its keys, for ever.
+            key = f"job-{info.attempt}-{watch.job}-{uuid.uuid4().hex[:8]}"
+            outcome = await self._outcome(order, key, watch)
         result = result_type.model_validate(_result(outcome))
         return result.model_copy(update={"ran": _ran(request, outcome, info.attempt)})
-
-    async def warm_up(self, device: str) -> None:
-        """Have the heavy libraries loaded beside the Dask worker *device*, before its first job needs them.
-
-        Never fails: the first job is then slower.
-        """
-        key = f"warm-{device}-{uuid.uuid4().hex[:8]}"
-        with contextlib.suppress(errors.Unavailable, FutureCancelledError, *LOST):
-            client = await self.client()
-            await client.submit(
-                start_warm, self._root, self._environment(device), key=key, workers=[device], pure=False
-            )
 
     async def client(self) -> Client:
         """The Dask client, made again when the last one is closed. Raises `Unavailable`."""
@@ -216,14 +207,14 @@ class Jobs:
     def _order(self, function: str, request: JobRequest, job: str, attempt: int) -> Order:
         settings = self._settings
         body = request.model_dump(mode="json")
-        question = {name: value for name, value in body.items() if name != "slot"}
-        canonical = json.dumps([self._root, function, question], sort_keys=True, separators=(",", ":"))
+        question = {name: value for name, value in body.items() if name not in ("slot", "lease")}
+        lease = self._lease(request)
         return {
             "topic": self._topic,
             "function": function,
             "root": self._root,
             "request": body,
-            "digest": hashlib.sha256(canonical.encode()).hexdigest(),
+            "digest": self._digest(function, question),
             "token": request.slot.token,
             "device": _part(request.slot.device, "slot.device"),
             "folder": str(settings.scratch_dir / "jobs" / job),
@@ -231,11 +222,40 @@ class Jobs:
             "logs_dir": str(settings.logs_dir),
             "slots_dir": str(settings.scratch_dir / "slots"),
             "environment": self._environment(request.slot.device),
+            "checkpoints": str(self._checkpoints(function, question)),
+            "checkpoint_seconds": settings.checkpoint_seconds,
+            "lease": lease.model_dump(mode="json"),
             "artifacts": settings.artifacts,
             "predictions_dir": str(settings.predictions_dir),
             "grace_seconds": GRACE_SECONDS,
             "floor_bytes": settings.disk_floor_bytes,
+            "memory_bytes": (lease.members[0].memory_mib or settings.job_memory_mib) << 20,
+            "slots": settings.slots,
         }
+
+    def _lease(self, request: JobRequest) -> Lease:
+        """What the job may use: a slot alone says nothing of it, the settings do."""
+        of_slot = Lease.model_validate(request.slot)
+        if request.lease is not None:
+            if _fence(request.lease) != _fence(of_slot):
+                raise errors.LeaseLost("the lease is not the slot's", hint="the stage takes a new lease by itself")
+            return request.lease
+        members = [member.model_copy(update={"cores": self._settings.slot_cores}) for member in of_slot.members]
+        return of_slot.model_copy(update={"members": tuple(members)})
+
+    def _digest(self, function: str, question: Any) -> str:  # noqa: ANN401
+        canonical = json.dumps([self._root, function, question], sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def _checkpoints(self, function: str, question: dict[str, Any]) -> Path:
+        """Where the stage's checkpoints lie: the same for every attempt and token, and after a Reset."""
+        workflow_id = activity.info().workflow_id or ""
+        chain = (
+            re.sub(r"[^A-Za-z0-9._-]", "_", workflow_id)[:80]
+            + "-"
+            + hashlib.sha256(workflow_id.encode()).hexdigest()[:12]
+        )
+        return self._settings.checkpoints_dir / chain / function / self._digest(function, _without_ran(question))[:16]
 
     def _environment(self, device: str) -> dict[str, str]:
         """What a job on *device* sees beside what its slot passes on. No credentials."""
@@ -245,6 +265,17 @@ class Jobs:
             "EVERLOOP_SESSION": self._settings.session,  # a launcher knows its own processes by it
             MARK: f"{self._settings.scratch_dir}/{device}",
         }
+
+
+def _fence(lease: Lease) -> tuple[int, str, str]:
+    return lease.token, lease.holder, lease.members[0].device
+
+
+def _without_ran(value: Any) -> Any:  # noqa: ANN401
+    """*value* without how the jobs before have run: after a Reset they may have run again, to the same end."""
+    if isinstance(value, dict):
+        return {name: _without_ran(each) for name, each in value.items() if name != "ran"}
+    return [_without_ran(each) for each in value] if isinstance(value, list) else value
 
 
 def _part(name: str, what: str) -> str:
@@ -281,7 +312,7 @@ def _result(outcome: Outcome) -> dict[str, Any]:
     if outcome["crashes"] >= MOST_CRASHES:
         raise errors.JobFailed(
             f"the job crashed {outcome['crashes']} times, the last time by {outcome['crash']}",
-            hint="its log shows how far it came; too little memory is the usual reason for SIGKILL and MemoryError",
+            hint="its log shows how far it came",
         )
     raise errors.ComputeLost(f"the job was ended by {outcome['crash']}")
 
@@ -299,6 +330,8 @@ def _ran(request: JobRequest, outcome: Outcome, attempt: int) -> Ran:
         seconds=round(outcome["seconds"], 3),
         kept=outcome.get("kept", False),
         log=outcome["log"],
+        resumed=outcome.get("resumed"),
+        artifacts=outcome.get("artifacts", ()),
     )
 
 

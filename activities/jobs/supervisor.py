@@ -3,7 +3,7 @@
 The task holds nothing: whatever happens to this process, the reaper ends the job (lifeline), the slot's lock
 keeps the next attempt waiting until the old one is gone, and a finished result is found again on disk.
 
-    scratch/jobs/<run id>/<activity id>/crashes            one line per crash, over all tokens
+    scratch/jobs/<run id>/<activity id>/crashes, shrunk    one line per crash, or per end for want of memory
                                        /<token>/request.json, result.json or error.json, scratch/
 """
 
@@ -11,13 +11,10 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import select
 import shutil
 import signal
-import socket
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,9 +23,10 @@ from typing import Any, TypedDict
 from distributed import get_worker
 from distributed.core import Status
 
-from activities.jobs import reaper
+from activities.jobs import reaper, threads, warming
+from activities.jobs.memory import HINT, SHRINKS, Memory, may_shrink, share
 from everloop import disk, engine, logs
-from everloop.errors import StorageLow
+from everloop.errors import JobFailed, OutOfMemory, StorageLow
 
 POLL_SECONDS = 0.1
 RELAY_SECONDS = 0.2
@@ -37,12 +35,19 @@ GRACE_SECONDS = 2.0
 MOST_LINES = 500  # progress lines in one message; the last ones are kept
 SIGNALLED = 128  # the reaper's exit code for a killed job is this plus the signal
 REAPER_KILLED, NEVER_BEGAN = -1, -2
-WARM = "activities.jobs.warm"  # not imported: this process stays light
+SHRUNK = "shrunk"
+"""In an activity's folder: a line for each time that it ran out of memory."""
 MARK = "EVERLOOP_SLOT"
 """In the environment of every job of a slot: who carries it belongs to that slot."""
 PASSED_ON = ("PATH", "PYTHONPATH", "PYTHONSAFEPATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "CUDA_VISIBLE_DEVICES")
 """All that a job inherits: no database address, no Temporal address, no keys."""
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_MAX_THREADS", "ARROW_NUM_THREADS")
+PASSED_ON_FOR = re.compile(
+    r"PIP_|(SSL_CERT_FILE|SSL_CERT_DIR|REQUESTS_CA_BUNDLE|(HTTPS?|ALL|NO)_PROXY)$", re.IGNORECASE
+)
+"""And what pip needs to find what a user's code requires; it is taken away before that code runs."""
+ABOUT_THE_STAGE = ("function", "root", "request", "digest", "token", "lease", "checkpoints", "checkpoint_seconds")
+TOLD = (*ABOUT_THE_STAGE, "log", "artifacts", "predictions_dir", "floor_bytes")
+"""Of an order, what the job reads."""
 
 
 class Order(TypedDict):
@@ -66,8 +71,16 @@ class Order(TypedDict):
     artifacts: str
     predictions_dir: str
     grace_seconds: float
+    checkpoints: str
+    """`scratch/checkpoints/<chain>/<stage>/<question>`: outlives tokens and runs."""
+    checkpoint_seconds: float
+    lease: dict[str, Any]
+    """`records.Lease`."""
     floor_bytes: int
     """What stays free on the disk: below this no job starts."""
+    memory_bytes: int
+    """What the job's processes may hold together; 0: this machine's share of a slot, one of `slots`."""
+    slots: int
 
 
 class Outcome(TypedDict, total=False):
@@ -77,12 +90,15 @@ class Outcome(TypedDict, total=False):
     error: dict[str, str]
     """`error` (class name), `message`, `field`, `hint`."""
     crash: str
-    """What killed the job: `SIGSEGV`, `MemoryError`."""
+    """What killed the job: `SIGSEGV`."""
     unwanted: bool
     crashes: int
     seconds: float
     log: str
     kept: bool
+    resumed: dict[str, Any] | None
+    """`records.Resumed`."""
+    artifacts: list[dict[str, Any]]
 
 
 def supervise(order: Order) -> Outcome:
@@ -111,12 +127,36 @@ def supervise(order: Order) -> Outcome:
 
 
 def _attempt(order: Order, task: "Task", lock: int) -> Outcome:
-    job = _prepare(order)
-    try:
-        code = _run(order, task, job, lock)
-        return _outcome(order, job, code, unwanted=task.ended)
-    finally:
-        shutil.rmtree(job / "scratch", ignore_errors=True)
+    while True:
+        memory = Memory(order.get("memory_bytes") or share(order.get("slots", 1)))
+        job = _prepare(order)
+        try:
+            code = _run(order, task, job, lock, memory)
+            outcome = _outcome(order, job, code, memory, unwanted=task.ended)
+        finally:
+            warming.cool_down_later()
+            shutil.rmtree(job / "scratch", ignore_errors=True)
+        if task.ended or not _again_with_less(order, job, outcome):
+            return outcome
+
+
+def _again_with_less(order: Order, job: Path, outcome: Outcome) -> bool:
+    """Has it run out of memory, and said that it can do with less? It is told how often by `shrink`."""
+    if outcome.get("error", {}).get("error") != OutOfMemory.__name__:
+        return False
+    with (Path(order["folder"]) / SHRUNK).open("a") as shrunk:
+        shrunk.write(outcome["error"]["message"] + "\n")
+    again = may_shrink(job, _shrunk(order))
+    with (Path(order["logs_dir"]) / order["log"]).open("a") as log:
+        log.write(outcome["error"]["message"] + ("; it is run again with less\n" if again else "\n"))
+    return again
+
+
+def _shrunk(order: Order) -> int:
+    """How often this activity has run out of memory, over all its attempts and tokens."""
+    with contextlib.suppress(OSError):
+        return len((Path(order["folder"]) / SHRUNK).read_text().splitlines())
+    return 0
 
 
 def _low(order: Order) -> Outcome | None:
@@ -202,15 +242,15 @@ def _prepare(order: Order) -> Path:
     job = _job_folder(order)
     shutil.rmtree(job / "scratch", ignore_errors=True)
     (job / "scratch").mkdir(parents=True)
-    for left in ("error.json", "result.json"):
+    for left in ("error.json", "result.json", SHRINKS):
         (job / left).unlink(missing_ok=True)
     (Path(order["logs_dir"]) / order["log"]).parent.mkdir(parents=True, exist_ok=True)
-    told = ("function", "root", "request", "digest", "log", "artifacts", "predictions_dir", "floor_bytes")
-    (job / "request.json").write_text(json.dumps({name: order[name] for name in told}))  # type: ignore[literal-required]
+    asked = {name: value for name, value in order.items() if name in TOLD}
+    (job / "request.json").write_text(json.dumps(asked | {"shrink": _shrunk(order)}))
     return job
 
 
-def _run(order: Order, task: Task, job: Path, lock: int) -> int:
+def _run(order: Order, task: Task, job: Path, lock: int, memory: Memory) -> int:
     """Start reaper and job, relay events until both are gone. The job's exit code, or 128 + signal.
 
     `REAPER_KILLED` or `NEVER_BEGAN` when there is none.
@@ -224,13 +264,12 @@ def _run(order: Order, task: Task, job: Path, lock: int) -> int:
     start: reaper.Start = {"name": order["function"], "folder": str(job), "grace_seconds": order["grace_seconds"]}
     try:
         try:
-            warm_up(order["root"], order["environment"]).send(
-                start, reaper.Pipes(life_r, events_w, lock, log, status_w)
-            )
+            warm = warming.warm_up(order["root"], _environment(order["environment"]))
+            warm.send(start, reaper.Pipes(life_r, events_w, lock, log, status_w))
         finally:
             for theirs in (life_r, events_w, log, status_w):
                 os.close(theirs)
-        return _relay(task, events_r, life_w, status_r, Path(order["logs_dir"]) / order["log"])
+        return _relay(task, events_r, life_w, status_r, log=Path(order["logs_dir"]) / order["log"], memory=memory)
     finally:
         os.close(life_w)  # whatever happened here, the job ends with us
         while os.read(status_r, 64):
@@ -241,74 +280,28 @@ def _run(order: Order, task: Task, job: Path, lock: int) -> int:
             task.tell(gone=True)
 
 
-class Warm:
-    """The process that jobs are forked from, with the heavy place loaded."""
-
-    def __init__(self, root: str, environment: dict[str, str]) -> None:
-        self.environment = environment
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", WARM, root, str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                env=_environment(environment),
-                pass_fds=(theirs.fileno(),),
-                start_new_session=True,  # Ctrl-C in the terminal is not for it
-            )
-        self.pid = self._process.pid
-
-    def serves(self, environment: dict[str, str]) -> bool:
-        return self._process.poll() is None and environment == self.environment
-
-    def send(self, start: reaper.Start, fds: reaper.Pipes) -> None:
-        socket.send_fds(self._control, [json.dumps(start).encode()], fds)
-
-    def close(self) -> None:
-        """It ends by itself; its jobs go on."""
-        self._control.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=1)
-
-
-_warm: Warm | None = None
-_warming = threading.Lock()
-
-
-def warm_up(root: str, environment: dict[str, str]) -> Warm:
-    """Have the heavy place loaded beside this Dask worker; returns at once, the loading goes on."""
-    global _warm  # noqa: PLW0603  # one per Dask worker process, like the worker itself
-    with _warming:
-        if _warm is not None and not _warm.serves(environment):
-            _warm.close()
-            _warm = None
-        if _warm is None:
-            _warm = Warm(root, environment)
-        return _warm
-
-
-def start_warm(root: str, environment: dict[str, str]) -> None:
-    """`warm_up` as a Dask task."""
-    warm_up(root, environment)
-
-
 def _environment(extra: dict[str, str]) -> dict[str, str]:
     ours = engine.environment()
-    threads = dict.fromkeys(THREADS, "1")  # one thread per slot: the lease says so
-    return {name: ours[name] for name in PASSED_ON if name in ours} | threads | extra
+    single = dict.fromkeys(threads.THREADS, "1")  # a job sets its lease's by call: activities/jobs/threads.py
+    passed_on = {name: value for name, value in ours.items() if name in PASSED_ON or PASSED_ON_FOR.match(name)}
+    return passed_on | single | extra
 
 
 def _end_orphans(mark: str) -> None:
     """Kill what a killed reaper has left behind: we hold the slot's lock, so whoever carries its mark is an orphan."""
     wanted = f"{MARK}={mark}".encode()
-    spared = _warm.pid if _warm else 0
+    spared = warming.pid()
     for path in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):
             if wanted in path.read_bytes().split(b"\0") and int(path.parent.name) != spared:
                 os.kill(int(path.parent.name), signal.SIGKILL)
 
 
-def _relay(task: Task, events: int, life: int, status: int, log: Path) -> int:
-    """Pass progress on until the reaper is gone; end the job when the task is no longer wanted. Keeps its log small."""
+def _relay(task: Task, events: int, life: int, status: int, *, log: Path, memory: Memory) -> int:
+    """Pass progress on until the reaper is gone; end the job when the task is no longer wanted, or over its memory.
+
+    Keeps its log small.
+    """
     progress = Progress(task)
     sources = [status, events]
     told = b""
@@ -319,23 +312,36 @@ def _relay(task: Task, events: int, life: int, status: int, log: Path) -> int:
         if status in ready:
             said = os.read(status, 64)
             told += said
+            memory.reaper = _reaper(told)
             if not said:
                 logs.bound(log)
                 progress.flush()
                 return _code(told)
         logs.bound(log)
+        if memory.look():
+            _end(life, reaper.NOW)
         if not task.ended and not task.wanted():
             task.ended = True
-            with contextlib.suppress(BrokenPipeError):
-                os.write(life, b"K")
+            _end(life, b"K")
         progress.flush(RELAY_SECONDS)
+
+
+def _end(life: int, how: bytes) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        os.write(life, how)
+
+
+def _reaper(told: bytes) -> int:
+    """The reaper's pid, 0 before it has said it."""
+    pid, said, _ = told.removeprefix(b"+").partition(b";")
+    return int(pid) if said else 0
 
 
 def _code(told: bytes) -> int:
     """The exit code that the reaper told, or why it could not."""
     if not told:
         return NEVER_BEGAN
-    return int(told.removeprefix(reaper.FORKED) or REAPER_KILLED)
+    return int(told.partition(b";")[2] or REAPER_KILLED)
 
 
 class Progress:
@@ -363,20 +369,43 @@ class Progress:
             self.told = time.monotonic()
 
 
-def _outcome(order: Order, job: Path, code: int, *, unwanted: bool) -> Outcome:
+def _outcome(order: Order, job: Path, code: int, memory: Memory, *, unwanted: bool) -> Outcome:
     """Read what the job has left; its exit code alone is not believed."""
     with contextlib.suppress(OSError, ValueError):
         return _left(json.loads((job / "result.json").read_text()))
     if unwanted:
         return {"unwanted": True}
+    lacked = _lacked(code, memory)
+    if lacked is not None:
+        return _out_of_memory(lacked, memory)
     with contextlib.suppress(OSError, ValueError):
-        error = json.loads((job / "error.json").read_text())
-        if error["error"] == "StorageLow":
-            return _no_room(order)  # with the figures
-        if error["error"] == "JobFailed" and (low := _low(order)) is not None:
-            return low  # what a library says of a full disk is often something else: it is tried with room
-        return _crashed(order, "MemoryError") if error["error"] == "MemoryError" else {"error": error}
+        return _failed(order, json.loads((job / "error.json").read_text()), memory)
     return _ended(order, code)
+
+
+def _failed(order: Order, error: dict[str, str], memory: Memory) -> Outcome:
+    """What the job has written down, with the figures that only we know."""
+    if error["error"] == StorageLow.__name__:
+        return _no_room(order)
+    if error["error"] == OutOfMemory.__name__:
+        return _out_of_memory(error["message"], memory)
+    if error["error"] == JobFailed.__name__ and (low := _low(order)) is not None:
+        return low  # what a library says of a full disk is often something else: it is tried with room
+    return {"error": error}
+
+
+def _lacked(code: int, memory: Memory) -> str | None:
+    """What is to be said of a job that was ended for want of memory; None when it was not."""
+    if memory.over:
+        return ""
+    by_kernel = code == SIGNALLED + signal.SIGKILL and memory.killed_by_kernel()
+    return "the kernel ended it, since the machine had none left" if by_kernel else None
+
+
+def _out_of_memory(what: str, memory: Memory) -> Outcome:
+    why = f" ({what})" if what else ""
+    message = f"the job ran out of memory{why}: {memory.figures()}"
+    return {"error": {"error": OutOfMemory.__name__, "message": message, "field": "", "hint": HINT}}
 
 
 def _ended(order: Order, code: int) -> Outcome:
@@ -398,7 +427,13 @@ def _ended(order: Order, code: int) -> Outcome:
 
 
 def _left(found: dict[str, Any]) -> Outcome:
-    return {"result": found["result"], "seconds": found["seconds"], "log": found["log"]}
+    return {
+        "result": found["result"],
+        "seconds": found["seconds"],
+        "log": found["log"],
+        "resumed": found.get("resumed"),
+        "artifacts": found.get("artifacts", []),
+    }
 
 
 def _signal(number: int) -> str:
@@ -409,8 +444,21 @@ def _signal(number: int) -> str:
 
 
 def _crashed(order: Order, what: str) -> Outcome:
-    """Count it: the count outlives tokens and attempts, so that a poison job stops."""
-    path = Path(order["folder"]) / "crashes"
+    """Count it: the count outlives tokens and attempts, so that a poison job stops.
+
+    A job that has kept more of its work than at the crash before is none: it is counted anew.
+    """
+    path, kept = Path(order["folder"]) / "crashes", _kept_steps(order)
+    with contextlib.suppress(OSError, ValueError):
+        if int(path.read_text().splitlines()[-1].rpartition(" ")[2]) < kept:
+            path.unlink()
     with path.open("a") as crashes:
-        crashes.write(f"{what}\n")
+        crashes.write(f"{what} {kept}\n")
     return {"crash": what, "crashes": len(path.read_text().splitlines())}
+
+
+def _kept_steps(order: Order) -> int:
+    """The last step of which there is a checkpoint."""
+    folder = Path(order.get("checkpoints") or order["folder"])
+    steps = [int(path.name) for path in folder.glob("*/*") if path.name.isdigit()]
+    return max(steps, default=0)

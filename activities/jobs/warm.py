@@ -1,7 +1,8 @@
-"""Where jobs come from: `python -m activities.jobs.warm ROOT CONTROL_FD`, one beside each Dask worker.
+"""Where jobs come from: `python -m activities.jobs.warm ROOT CONTROL_FD`, one beside each Dask worker that has work.
 
-It loads the heavy place once (seconds of processor time) and then forks for each job (milliseconds): first the
+It loads the heavy place once (seconds of processor time) and forks for each job (milliseconds): first the
 job's reaper, which forks the job. No job ever runs in this process, so each starts from the same clean state.
+It takes jobs while it still loads, and is ended when there was none for a while (`warming.IDLE_SECONDS`).
 It ends when the Dask worker's end of CONTROL_FD is closed; jobs do not depend on it.
 """
 
@@ -16,70 +17,60 @@ import select
 import signal
 import socket
 import sys
-import threading
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 
 from activities.jobs import child, reaper
 
 PR_SET_NAME = 15
 MESSAGE_BYTES = 1 << 16
-WATCH_MILLISECONDS = 200
 
 
 def main(root: str, control: socket.socket) -> None:
-    """Load *root*, then fork whenever told to, until *control* is closed at the other end."""
+    """Load *root* and fork whenever told to, until *control* is closed at the other end."""
     os.nice(reaper.NICENESS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with _ending_with(control):
-        _load(root)
-    gc.freeze()  # what is loaded now stays shared between all jobs
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for reapers: their status pipe tells
-    while True:
-        message, fds, _, _ = socket.recv_fds(control, MESSAGE_BYTES, 5)
-        if not message:
-            return
-        if os.fork() == 0:
-            control.close()
-            os._exit(_reaper(json.loads(message), reaper.Pipes(*fds)))
-        for fd in fds:
-            os.close(fd)
+    for name in _modules(root):
+        _load(name)
+        while _waits(control):  # a job need not wait for what other stages load: it loads the rest of its own
+            if not _next(control):
+                return
+    gc.freeze()  # what is loaded now stays shared between all jobs
+    while _next(control):
+        pass
 
 
-@contextlib.contextmanager
-def _ending_with(control: socket.socket) -> Iterator[None]:
-    """While the block runs (loading takes seconds): end at once when the Dask worker's end is closed.
-
-    A message that waits meanwhile carries the lock of its slot: an orphan that went on would hold it.
-    """
-    loaded = threading.Event()
-
-    def watch() -> None:
-        hung_up = select.poll()
-        hung_up.register(control, select.POLLRDHUP | select.POLLHUP)
-        while not loaded.is_set():
-            if hung_up.poll(WATCH_MILLISECONDS):
-                os._exit(0)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        yield
-    finally:
-        loaded.set()
-        watcher.join()  # no thread is left when the first job is forked
-
-
-def _load(root: str) -> None:
-    """Import every module of the package *root*, and what it lists as `PRELOAD`."""
+def _modules(root: str) -> list[str]:
+    """Every module of the package *root*, what it lists as `PRELOAD` before the others."""
     package = importlib.import_module(root)
     modules = [f"{root}.{module.name}" for module in pkgutil.iter_modules(package.__path__)]
-    for name in (*modules, *getattr(package, "PRELOAD", ())):
-        try:
-            importlib.import_module(name)
-        except Exception:  # noqa: BLE001  # the job that needs it will say so
-            traceback.print_exc()
+    return list(dict.fromkeys([*getattr(package, "PRELOAD", ()), *modules]))
+
+
+def _load(name: str) -> None:
+    try:
+        importlib.import_module(name)
+    except Exception:  # noqa: BLE001  # the job that needs it will say so
+        traceback.print_exc()
+
+
+def _waits(control: socket.socket) -> bool:
+    """Is there a job, or has the other end closed?"""
+    return bool(select.select([control], [], [], 0)[0])
+
+
+def _next(control: socket.socket) -> bool:
+    """Fork the next job; False when there will be none."""
+    message, fds, _, _ = socket.recv_fds(control, MESSAGE_BYTES, 5)
+    if not message:
+        return False
+    if os.fork() == 0:
+        control.close()
+        os._exit(_reaper(json.loads(message), reaper.Pipes(*fds)))
+    for fd in fds:
+        os.close(fd)
+    return True
 
 
 def _reaper(start: reaper.Start, fds: reaper.Pipes) -> int:
@@ -91,7 +82,7 @@ def _reaper(start: reaper.Start, fds: reaper.Pipes) -> int:
     os.dup2(fds.log, 1)
     os.dup2(fds.log, 2)
     os.close(fds.log)
-    os.write(fds.status, reaper.FORKED)
+    os.write(fds.status, reaper.FORKED % os.getpid())
     reaper.become_parent()
     prepare = reaper.become_job(os.getpid())
 

@@ -84,6 +84,8 @@ class LifecycleView(LifecycleSummary):
     error: dict[str, Any]
     """Of the parked stage: stage, error, message, field, hint, log, and `log_tail`, its last lines."""
     approval: dict[str, Any] | None
+    notes: list[str] = []
+    """What the rules changed in the data, and how many rows have no target; once the snapshot has ended."""
     refused: str = ""
     """Why the prediction server does not answer with its release, if it is the model's latest."""
     help: str

@@ -7,7 +7,7 @@ from sqlmodel import Session, col, select
 from starlette.concurrency import run_in_threadpool
 from temporalio.client import WorkflowExecutionDescription, WorkflowExecutionStatus
 
-from api import alarm, curves, journal
+from api import alarm, curves, data, journal
 from api.dependencies import RPC_TIMEOUT, Here, Parts, ask
 from api.lifecycle.answers import LifecycleList, LifecycleView, Status
 from api.lifecycle.links import links
@@ -71,7 +71,8 @@ def stored(here: Parts, id: str) -> LifecycleView | None:  # noqa: A002
             approval=gate_of(gate),
             refused=_refused(here, session, row),
             help=help_now(here, session, row),
-            links=links(here, id, gate=gate is not None),
+            notes=data.notes(here, session, row),
+            links=links(here, id, gate=gate is not None, data=data.there(session, row)),
             paused=is_paused(row),
             progress=curves.progress_of(session, row),
             curves=curves.curves_of(session, row),
@@ -134,5 +135,5 @@ def _first_view(here: Parts, described: WorkflowExecutionDescription, memo: Any)
         error={},
         approval=None,
         help="",
-        links=links(here, described.id, gate=False),
+        links=links(here, described.id, gate=False, data=False),
     )

@@ -21,8 +21,9 @@ from api.lifecycle.links import api_url, temporal_url
 from api.lifecycle.summary import low_on_room
 from everloop import names, signing, starts
 from everloop.contracts import Fork, LifecycleRequest
-from everloop.errors import IdempotencyMismatch, Invalid, StorageLow
+from everloop.errors import Forbidden, IdempotencyMismatch, Invalid, StorageLow
 from everloop.payloads import converter
+from everloop.settings import Settings
 from everloop.specs import LifecycleSpec
 from everloop.store import LifecycleRow
 
@@ -70,6 +71,7 @@ async def begin(here: Parts, person: str, spec: LifecycleSpec, key: str, fork: F
     """Start the lifecycle, or find that *key* has started it before. Raises `IdempotencyMismatch` and `StorageLow`."""
     known = await run_in_threadpool(_known_spec, here, _key(key))
     if known is None:
+        _may_bring_code(here.settings, person, spec)
         await run_in_threadpool(_must_have_room, here)
         request = LifecycleRequest(spec=spec, body_digest=signing.digest(spec), submitted_by=person, fork=fork)
         known = await _start(here, key, starts.signed(here.signer, key, request))
@@ -92,6 +94,24 @@ def _key(given: str) -> str:
             hint="send a fresh random key with each submission, and the same one when you repeat it",
         )
     return given
+
+
+def _may_bring_code(settings: Settings, person: str, spec: LifecycleSpec) -> None:
+    """Raise `Forbidden` where *person* may not have a function of theirs run with the rights of Everloop's user."""
+    if not spec.own_trainer or settings.user_code == "all":
+        return
+    if settings.user_code == "off":
+        raise Forbidden(
+            "trainers of users are switched off here",
+            field="trainer",
+            hint="EVERLOOP_USER_CODE=owner allows those of the owner",
+        )
+    if person != settings.person:
+        raise Forbidden(
+            f"{person} may not submit a trainer of their own: it would run with the rights of {settings.person}",
+            field="trainer",
+            hint=f"let {settings.person} submit it; EVERLOOP_USER_CODE=all trusts everybody who has a key",
+        )
 
 
 def _must_have_room(here: Parts) -> None:

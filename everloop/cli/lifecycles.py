@@ -25,6 +25,9 @@ def init(  # noqa: PLR0917  # options of a command, given by name
     target: Annotated[str, typer.Option("--target", help="Column to predict.")],
     time: Annotated[str | None, typer.Option("--time", help="Column with the event time.")] = None,
     model: Annotated[str | None, typer.Option("--model", help="Name of the model [default: from the file].")] = None,
+    encoding: Annotated[
+        str | None, typer.Option("--encoding", help="Of text files, where it is not found: cp1251, gb18030, ...")
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to write [default: MODEL.yaml].")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
     as_json: AsJson = False,
@@ -32,18 +35,21 @@ def init(  # noqa: PLR0917  # options of a command, given by name
     """Look at a table and write a commented spec that submits as it is."""
     import yaml
 
-    from everloop.init import draft
+    from everloop.init import ASKED, ASKS, draft
 
-    text = draft(path, target, time, model)
+    text = draft(path, target, time, model, encoding)
     spec = yaml.safe_load(text)
     place = output or Path(f"{spec['model']}.yaml")
     on_stdout = str(place) == "-"
     if not on_stdout:
         _write_new(place, text, overwrite=force)
+    asks = ASKS in text.splitlines()
     if as_json:
-        print_json({"file": None if on_stdout else str(place), "spec": spec})
-    else:
-        typer.echo(text if on_stdout else f"wrote {place}; now: everloop submit {place}")
+        print_json({"file": None if on_stdout else str(place), "spec": spec, "asks": [ASKED] if asks else []})
+        return
+    typer.echo(text if on_stdout else f"wrote {place}; now: everloop submit {place}{f' --set {ASKED}' if asks else ''}")
+    if asks:
+        typer.echo(f"--set {ASKED} leaves out the rows without a target; the draft says how many there are", err=True)
 
 
 def _write_new(place: Path, text: str, *, overwrite: bool) -> None:
@@ -56,18 +62,22 @@ def _write_new(place: Path, text: str, *, overwrite: bool) -> None:
 
 
 @app.command()
-def submit(
+def submit(  # noqa: PLR0917  # options of a command, given by name
     spec: Annotated[Path, typer.Argument(help="A spec in YAML or JSON.", metavar="SPEC")],
     wait: Annotated[bool, typer.Option("--wait", help="Wait until it needs a person or has ended.")] = False,
     key: Annotated[
         str | None, typer.Option("--key", help="Its id [default: MODEL-<random>]; the same key is the same lifecycle.")
+    ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Over what the spec says: --set target_missing=drop.", metavar="KEY=VALUE"),
     ] = None,
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
     """Start a lifecycle."""
     with connected(data_dir) as client:
-        found = client.submit(spec, key)
+        found = client.submit(spec, key, _changes(changes or []))
         if wait:
             found = follow(client, found["id"], until="gate", quiet=as_json)
         elif not as_json:
@@ -76,6 +86,22 @@ def submit(
         print_json(found)
     if wait:
         exit_by(found)
+
+
+def _changes(given: list[str]) -> Json:
+    """`training.rounds=50` as a name and a value, which is read as in the spec."""
+    import yaml
+
+    found: Json = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise Invalid(f"{text!r} is no KEY=VALUE", field="--set", hint="for instance --set target_missing=drop")
+        try:
+            found[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise Invalid(f"{value!r} is no value", field="--set", hint="put quotes around it") from None
+    return found
 
 
 @app.command()
@@ -95,22 +121,10 @@ def fork(  # noqa: PLR0917  # options of a command, given by name
     as_json: AsJson = False,
 ) -> None:
     """Start a lifecycle that keeps everything before a stage of another one."""
-    given = dict(_change(each) for each in changes or [])
+    given = _changes(changes or [])
     with connected(data_dir) as client:
         found = client.fork(lifecycle, stage, given, key)
     print_json(found) if as_json else typer.echo(f"{found['id']}   (everloop watch {found['id']})")
-
-
-def _change(text: str) -> tuple[str, object]:
-    import yaml
-
-    name, sign, value = text.partition("=")
-    if not name or not sign:
-        raise Invalid(f"{text!r} is not KEY=VALUE", field="--set", hint="for instance --set training.rounds=800")
-    try:
-        return name, yaml.safe_load(value)
-    except yaml.YAMLError:
-        return name, value
 
 
 @app.command("list")
@@ -197,6 +211,25 @@ def _follow_logs(pieces: Iterator[Json], *, as_json: bool) -> None:
             typer.echo(piece["text"], nl=not piece["text"].endswith("\n"))
         else:
             typer.echo(f"--- {piece['status'].replace('_', ' ')}. {piece['wait']}".rstrip(), err=True)
+
+
+@app.command()
+def data(
+    lifecycle: Lifecycle,
+    rejected: Annotated[
+        bool, typer.Option("--rejected", help="Print the values that are not as the spec declares, as CSV.")
+    ] = False,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a lifecycle has read: each column, what it holds, what the rules changed, rows without a target."""
+    with connected(data_dir) as client:
+        if rejected:
+            text = client.rejected(lifecycle)
+            print_json({"lifecycle": lifecycle, "rejected": text}) if as_json else typer.echo(text, nl=False)
+            return
+        found = client.data(lifecycle)
+    shown(found, as_json, lambda console: console.data(found))
 
 
 @app.command()

@@ -16,22 +16,25 @@ def rows_of(text: str, schema: Callable[[], Json]) -> list[Json]:
     if text == "-":
         return _parsed(sys.stdin.read(), "stdin")
     path = Path(text)
+    table = path.suffix.lower() in (".csv", ".tsv")
     try:
-        content = _decoded(path.read_bytes())
+        data = path.read_bytes()
+        known = schema() if table else {}
+        content = _decoded(data, [str(field["name"]) for field in known.get("fields", ())])
     except (OSError, UnicodeDecodeError) as error:
         raise Invalid(
             f"cannot read {path}: {getattr(error, 'strerror', None) or 'not text'}",
             field="rows",
             hint="give JSON, or a .json, .jsonl, .csv or .tsv file",
         ) from None
-    if path.suffix.lower() in (".csv", ".tsv"):
+    if table:
         from everloop import rows
 
-        return rows.from_csv(content, path.name, schema())
+        return rows.from_csv(content, path.name, known)
     return _parsed(content, str(path))
 
 
-def _decoded(content: bytes) -> str:
+def _decoded(content: bytes, names: list[str]) -> str:
     """A file's text in the encoding that training would find. Raises `UnicodeDecodeError`."""
     from everloop import dialect
 
@@ -41,7 +44,10 @@ def _decoded(content: bytes) -> str:
         utf8 = False
     else:
         utf8 = True
-    encoding = dialect.encoding_of(content[: dialect.HEAD], ascii_or_utf8=utf8)
+    head = content[: dialect.HEAD]
+    encoding = dialect.encoding_of(head, ascii_or_utf8=utf8)
+    if encoding == "cp1252":
+        encoding = dialect.encoding_by_names(head, names) or encoding
     return content.decode(encoding or "utf-8").removeprefix("\ufeff")
 
 

@@ -98,9 +98,8 @@ class Dask:
         self.processes[name].wait()
 
     def worker_pid(self, name: str) -> int:
-        """Of the Dask worker below the nanny *name*."""
-        children = psutil.Process(self.processes[name].pid).children()
-        return next(child.pid for child in children if "spawn_main" in " ".join(child.cmdline()))
+        """Of the Dask worker that the slot *name* keeps running."""
+        return psutil.Process(self.processes[name].pid).children()[0].pid
 
     def stop(self) -> None:
         for process in self.processes.values():
@@ -114,7 +113,8 @@ class Dask:
 
 def environment(settings: Settings) -> dict[str, str]:
     """Of a process of the stack, with a secret in it that no job may see, and the tests' jobs on its path."""
-    path = os.pathsep.join([engine.environment()["PYTHONPATH"], str(HERE)])
+    planted = os.environ.get("EVERLOOP_TEST_PLANTED", "")  # a folder with a fault, see proof_compute.py
+    path = os.pathsep.join([engine.environment()["PYTHONPATH"], str(HERE), *filter(None, [planted])])
     secret = {"EVERLOOP_DATABASE_URL": settings.database, "AWS_SECRET_ACCESS_KEY": "secret"}
     return engine.environment(settings.environment() | secret | {"PYTHONPATH": path})
 
@@ -122,13 +122,16 @@ def environment(settings: Settings) -> dict[str, str]:
 class Bridge:
     """A compute worker in this process, on one Dask."""
 
-    def __init__(self, settings: Settings, store: Store, client: Client, dask: Dask, queue: str) -> None:
+    def __init__(  # noqa: PLR0917
+        self, settings: Settings, store: Store, client: Client, dask: Dask, queue: str, root: str = ROOT
+    ) -> None:
         self.settings = settings
         self.store = store
         self.client = client
         self.dask = dask
         self.queue = queue
-        self.jobs = Jobs(settings, store, root=ROOT)
+        self.root = root
+        self.jobs = Jobs(settings, store, root=root)
 
     async def ask(
         self, function: str, token: int = 1, device: str = "cpu0", heartbeat: float = 30.0, **values
@@ -140,7 +143,7 @@ class Bridge:
             id=f"trial-{time.monotonic_ns()}",
             task_queue=f"{self.queue}-control",
             result_type=Tried,
-            execution_timeout=timedelta(seconds=120),
+            execution_timeout=timedelta(seconds=180),
         )
 
     async def call(self, function: str, **values) -> Tried:
@@ -180,6 +183,18 @@ def compute_worker(client: Client, jobs: Jobs, queue: str) -> Worker:
     )
 
 
+def compute_process(bridge: Bridge) -> subprocess.Popen[bytes]:
+    """A compute worker for *bridge* that can be killed."""
+    return compute_process_of(bridge.settings, bridge.queue, bridge.root)
+
+
+def compute_process_of(settings: Settings, queue: str, root: str) -> subprocess.Popen[bytes]:
+    settings.logs_dir.mkdir(parents=True, exist_ok=True)
+    with (settings.logs_dir / "compute.log").open("ab") as log:
+        command = [sys.executable, __file__, queue, root]
+        return subprocess.Popen(command, env=environment(settings), stdout=log, stderr=log)
+
+
 def new_settings(data_dir: Path, temporal_address: str, slots: int = 2) -> Settings:
     from tests.conftest import free_port_base
 
@@ -189,11 +204,11 @@ def new_settings(data_dir: Path, temporal_address: str, slots: int = 2) -> Setti
 
 
 @asynccontextmanager
-async def bridge(settings: Settings, dask: Dask, *, compute: bool = True):
+async def bridge(settings: Settings, dask: Dask, *, compute: bool = True, root: str = ROOT, queue: str = ""):
     store = Store(settings.database)
     store.migrate()
     client = await connect.connect(settings, "test")
-    made = Bridge(settings, store, client, dask, f"queue-{time.monotonic_ns()}")
+    made = Bridge(settings, store, client, dask, queue or f"queue-{time.monotonic_ns()}", root)
     try:
         async with made.control():
             if compute:
@@ -222,14 +237,25 @@ def alive(pid: int) -> bool:
         return False
 
 
+def entries(diary: Path) -> list[tuple[str, int, float]]:
+    lines = diary.read_text().splitlines() if diary.exists() else []
+    return [(what, int(pid), float(at)) for what, pid, at in (line.split() for line in lines)]
+
+
+def running(diary: Path) -> int | None:
+    """Pid of the job that has begun, while it is alive."""
+    begun = entries(diary)
+    return begun[-1][1] if begun and begun[-1][0] == "begin" and alive(begun[-1][1]) else None
+
+
 def main() -> None:
-    """A compute worker as a process of its own, for tests that kill it: `python jobs_harness.py QUEUE`."""
+    """A compute worker as a process of its own, for tests that kill it: `python jobs_harness.py QUEUE ROOT`."""
     from everloop import settings as configuration
 
     async def serve() -> None:
         settings = configuration.load()
         client = await connect.connect(settings, "compute")
-        jobs = Jobs(settings, Store(settings.database), root=ROOT)
+        jobs = Jobs(settings, Store(settings.database), root=sys.argv[2])
         async with compute_worker(client, jobs, sys.argv[1]):
             await asyncio.Event().wait()
 

@@ -2,9 +2,8 @@
 
 import asyncio
 import os
+import random
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import psutil
@@ -14,8 +13,11 @@ from temporalio.exceptions import ActivityError, CancelledError
 from temporalio.worker import Worker
 
 from everloop.errors import ComputeLost
+from tests.faults import compute_faults as faults
 from tests.faults import jobs_harness as harness
-from tests.faults.jobs_harness import alive, until
+from tests.faults.jobs_harness import alive, entries, running, until
+
+SEED = int(os.environ.get("EVERLOOP_TEST_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
 
 
 @pytest.fixture(scope="module")
@@ -33,74 +35,25 @@ async def bridge(dask):
         yield made
 
 
-def entries(diary: Path) -> list[tuple[str, int, float]]:
-    lines = diary.read_text().splitlines() if diary.exists() else []
-    return [(what, int(pid), float(at)) for what, pid, at in (line.split() for line in lines)]
+@pytest.fixture(scope="module")
+def room(tmp_path_factory):
+    made = faults.Room(tmp_path_factory.mktemp("room"))
+    yield made
+    made.stop()
 
 
-def running(diary: Path) -> int | None:
-    """Pid of the job that has begun, while it is alive."""
-    begun = entries(diary)
-    return begun[-1][1] if begun and begun[-1][0] == "begin" and alive(begun[-1][1]) else None
-
-
-async def survives(bridge, tmp_path, kill, heartbeat: float = 30.0) -> list[tuple[str, int, float]]:
-    """Start a job of 2 s, `kill` something in its middle, and see the lifecycle's job end on a later attempt."""
-    diary = tmp_path / "diary"
-    handle = await bridge.ask("trial.stay", heartbeat=heartbeat, diary=str(diary), seconds=2.0)
-    first = await until(lambda: running(diary), 40, "the job never began")
-    await kill(first)
-
-    tried = await asyncio.wait_for(handle.result(), 60)
-
-    assert tried.ran.attempt > 1
-    written = entries(diary)
-    assert [what for what, _, _ in written] == ["begin", "begin", "end"]
-    assert not alive(first)
-    return written
-
-
-async def test_a_killed_dask_worker_costs_one_restart_of_the_job(bridge, tmp_path):
-    async def kill(_job):
-        os.kill(bridge.dask.worker_pid("cpu0"), signal.SIGKILL)
-
-    await survives(bridge, tmp_path, kill)
-
-
-async def test_a_killed_nanny_costs_one_restart_of_the_job(bridge, tmp_path):
-    async def kill(_job):
-        bridge.dask.kill("cpu0")
-        bridge.dask.start("cpu0")
-
-    await survives(bridge, tmp_path, kill)
-
-
-async def test_a_killed_scheduler_costs_one_restart_of_the_job(bridge, tmp_path):
-    async def kill(job):
-        bridge.dask.kill("scheduler")
-        await until(lambda: not alive(job), 5, "the job outlived its scheduler")
-        bridge.dask.start("scheduler")
-        slot = bridge.dask.processes["cpu0"]
-        await until(lambda: slot.poll() is not None, 10, "the slot neither reconnected nor ended")
-        assert slot.returncode == 1
-        bridge.dask.start("cpu0")
-
-    await survives(bridge, tmp_path, kill)
-
-
-async def test_a_killed_job_counts_as_a_crash_and_is_started_again(bridge, tmp_path):
-    async def kill(job):
-        os.kill(job, signal.SIGKILL)
-
-    await survives(bridge, tmp_path, kill)
-
-
-async def test_a_killed_reaper_takes_the_job_with_it(bridge, tmp_path):
-    async def kill(job):
-        psutil.Process(job).parent().kill()
-        await until(lambda: not alive(job), 2, "the job outlived its reaper")
-
-    await survives(bridge, tmp_path, kill)
+@pytest.mark.parametrize("fault", faults.FAULTS)
+async def test_a_training_that_is_disturbed_at_a_random_moment_gives_the_same_bytes(room, tmp_path, fault):
+    """No orphan, no overlap on a device, no more done again than one interval between checkpoints."""
+    print(f"EVERLOOP_TEST_SEED={SEED}")
+    for number in range(3):
+        seen = await faults.run(room, fault, random.Random(f"{SEED} {fault} {number}"), tmp_path)
+        assert not seen.wrong
+        if seen.hit:
+            break
+    assert seen.hit, "the fault never hit"
+    assert seen.again_seconds is None or seen.again_seconds < 60  # what a quiet machine needs: docs/proof/compute.csv
+    assert seen.gone_seconds is None or seen.gone_seconds < 1.5
 
 
 async def test_grandchildren_of_a_killed_reaper_are_gone_before_the_next_attempt(bridge, tmp_path):
@@ -113,28 +66,6 @@ async def test_grandchildren_of_a_killed_reaper_are_gone_before_the_next_attempt
 
     assert not [pid for pid in pids if alive(pid)]
     await handle.cancel()
-
-
-async def test_a_killed_compute_worker_costs_one_restart_of_the_job(dask, tmp_path):
-    async with harness.bridge(dask.settings, dask, compute=False) as bridge:
-        processes = [compute_process(bridge)]
-
-        async def kill(job):
-            processes[0].kill()
-            await until(lambda: not alive(job), 5, "the job outlived its compute worker")
-            processes.append(compute_process(bridge))
-
-        try:
-            await survives(bridge, tmp_path, kill, heartbeat=4.0)
-        finally:
-            for process in processes:
-                process.kill()
-                process.wait()
-
-
-def compute_process(bridge) -> subprocess.Popen:
-    command = [sys.executable, harness.__file__, bridge.queue]
-    return subprocess.Popen(command, env=harness.environment(bridge.settings))
 
 
 async def family(diary: Path) -> list[int]:

@@ -1,6 +1,7 @@
 """A job's result, errors, progress and surroundings, through Temporal and Dask to a child and back."""
 
 import asyncio
+import re
 
 import pytest
 from sqlmodel import select
@@ -10,7 +11,7 @@ from temporalio.testing import ActivityEnvironment
 
 from everloop import logs
 from everloop.errors import ComputeLost, Invalid, LeaseLost
-from everloop.records import Slot
+from everloop.records import Lease, Member, Slot
 from everloop.store import MetricRow
 from tests.faults import jobs_harness as harness
 from tests.faults.jobs_harness import Trial, Tried
@@ -61,6 +62,8 @@ async def test_any_other_exception_is_job_failed_in_one_line_and_its_traceback_i
     error = await failure(bridge, "trial.wrong")
 
     assert (error.type, error.message) == ("JobFailed", "ValueError: the shapes do not fit")
+    assert error.non_retryable
+    assert re.fullmatch(r"raised at trial\.py, line \d+, in wrong: raise ValueError\(.*\)", error.details[1])
     left = list((bridge.settings.logs_dir / "jobs").glob("*/trial.1/1.log"))
     assert any("in wrong" in log.read_text() and "second line" in log.read_text() for log in left)
 
@@ -103,12 +106,11 @@ async def test_a_transient_error_is_tried_again(bridge, tmp_path):
     assert tried.ran.attempt == 2
 
 
-@pytest.mark.parametrize(("function", "what"), [("trial.segfault", "SIGSEGV"), ("trial.memory", "MemoryError")])
-async def test_a_poison_job_stops_after_three_crashes(bridge, tmp_path, function, what):
-    error = await failure(bridge, function, diary=str(tmp_path / "diary"))
+async def test_a_poison_job_stops_after_three_crashes(bridge, tmp_path):
+    error = await failure(bridge, "trial.segfault", diary=str(tmp_path / "diary"))
 
     assert error.type == "JobFailed"
-    assert error.message == f"the job crashed 3 times, the last time by {what}"
+    assert error.message == "the job crashed 3 times, the last time by SIGSEGV"
     assert (tmp_path / "diary").read_text() == "xxx"
 
 
@@ -131,6 +133,21 @@ async def test_a_job_sees_no_credentials_and_one_thread(bridge):
     assert not [name for name in names if "SECRET" in name or "TOKEN" in name or "PASSWORD" in name]
     assert seen["environment"]["OMP_NUM_THREADS"] == "1"
     assert seen["nice"] >= 5
+
+
+async def test_threads_are_those_of_the_lease(bridge):
+    lease = Lease(token=1, holder="h", members=(Member(device="cpu0", cores=3),))
+    info = ActivityEnvironment.default_info()
+    slot = Slot(device="cpu0", token=1, holder=f"{info.workflow_id}/{info.workflow_run_id}")
+    request = Trial(function="trial.surroundings", slot=slot, lease=lease.model_copy(update={"holder": slot.holder}))
+
+    seen = await ActivityEnvironment().run(bridge.jobs.run, "trial.surroundings", request, Tried)
+
+    assert seen.values["environment"]["OMP_NUM_THREADS"] == "3"
+    assert seen.values["cores"] == 3
+    foreign = request.model_copy(update={"lease": lease})
+    with pytest.raises(LeaseLost, match="not the slot's"):
+        await ActivityEnvironment().run(bridge.jobs.run, "trial.surroundings", foreign, Tried)
 
 
 async def test_a_result_of_an_older_token_is_kept_and_one_of_a_newer_token_is_not_touched(bridge):

@@ -16,8 +16,7 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from everloop import names
 from tests.faults import jobs_harness as harness
-from tests.faults.jobs_harness import alive, until
-from tests.faults.test_jobs_kills import compute_process, entries, running
+from tests.faults.jobs_harness import alive, compute_process, entries, running, until
 from workers import connect
 from workers.takeover import take_over
 
@@ -174,7 +173,7 @@ async def test_the_pool_is_told_of_dask_workers_at_the_start_and_when_that_chang
         async with control:
             assert await heard(handle, 1) == [["cpu0"]]
 
-            os.kill(dask.worker_pid("cpu0"), signal.SIGKILL)  # its nanny starts it again: nothing to tell
+            os.kill(dask.worker_pid("cpu0"), signal.SIGKILL)  # its slot starts it again: nothing to tell
             await asyncio.sleep(3)
             dask.kill("cpu0")
             assert await heard(handle, 2) == [["cpu0"], []]

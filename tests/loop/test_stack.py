@@ -11,11 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlmodel import select
 
 from everloop import settings as configuration
 from everloop import stack
 from everloop.client import Client
 from everloop.settings import Settings
+from everloop.store import LifecycleRow, Store
 from tests.conftest import free_port_base
 
 READY_SECONDS = 60
@@ -227,6 +229,22 @@ def test_a_killed_child_is_started_again(running, here):
     with Client(data_dir=here.data_dir) as client:
         assert client.list() is not None  # the client waits out the restart
     assert "api ended (killed by SIGKILL)" in running.output.read_text()
+
+
+def test_what_an_ended_lifecycle_kept_for_a_second_attempt_is_removed_and_its_logs_stay(running, here):
+    store = Store(here.database)
+    with store.read() as session:
+        run_id = session.exec(select(LifecycleRow.run_id).where(LifecycleRow.id == "first")).one()
+    store.close()
+    assert list((here.logs_dir / "jobs" / run_id).glob("train.*/1.log"))
+
+    deadline = time.monotonic() + 60
+    while (here.scratch_dir / "jobs" / run_id).exists():
+        assert time.monotonic() < deadline, "it is still there"
+        time.sleep(0.2)
+
+    assert list((here.logs_dir / "jobs" / run_id).glob("train.*/1.log"))
+    assert everloop(here, "logs", "first").returncode == 0
 
 
 def test_ctrl_c_ends_everything_in_order(running, here):

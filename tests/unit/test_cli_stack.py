@@ -18,7 +18,8 @@ from everloop.settings import Settings
 from everloop.store import Store
 from tests import api_parts as parts
 from tests.conftest import free_port_base
-from workers import dev, temporal
+from workers import temporal
+from workers.dev import checks, children, launcher
 from workers.temporal import CannotStart
 
 
@@ -176,7 +177,7 @@ def test_a_taken_port_is_named(here):
         taken.listen()
 
         with pytest.raises(CannotStart, match=str(here.port(1))) as refused:
-            dev.check_ports(here)
+            checks.check_ports(here)
 
     assert "--port-base" in refused.value.hint
 
@@ -186,60 +187,60 @@ def test_a_database_of_something_else_is_refused(here):
         foreign.execute("CREATE TABLE songs (title TEXT)")
 
     with pytest.raises(CannotStart, match="not a database of Everloop"):
-        dev.check_database(here)
+        checks.check_database(here)
 
 
 def test_a_file_that_is_no_database_is_refused(here):
     (here.data_dir / "everloop.db").write_text("not a database, and long enough to be read as one " * 100)
 
     with pytest.raises(CannotStart, match="cannot be opened"):
-        dev.check_database(here)
+        checks.check_database(here)
 
 
 def test_a_database_of_a_newer_release_is_refused(here):
     store = Store(here.database)
     store.migrate()
     store.close()
-    dev.check_database(here)
+    checks.check_database(here)
     with sqlite3.connect(here.data_dir / "everloop.db") as newer:
         newer.execute("UPDATE alembic_version SET version_num = '9999'")
 
     with pytest.raises(CannotStart, match="newer release"):
-        dev.check_database(here)
+        checks.check_database(here)
 
 
 def test_too_little_space_is_said(here, monkeypatch):
     usage = shutil.disk_usage(here.data_dir)
-    monkeypatch.setattr(dev.shutil, "disk_usage", lambda _: usage._replace(free=100 << 20))
+    monkeypatch.setattr(checks.shutil, "disk_usage", lambda _: usage._replace(free=100 << 20))
 
     with pytest.raises(CannotStart, match="100 MiB are free"):
-        dev.check_space(here.data_dir, here.disk_floor_bytes)
+        checks.check_space(here.data_dir, here.disk_floor_bytes)
 
 
 def test_a_child_that_ends_at_once_is_given_up_with_its_last_words(here, monkeypatch):
     here.logs_dir.mkdir()
     said: list[str] = []
-    broken = dev.Child("broken", "this_module_is_not_there")
-    life = dev.Stack(here, [broken], say=said.append)
-    monkeypatch.setattr(dev, "FIRST_PAUSE_SECONDS", 0.01)
+    broken = children.Child("broken", "this_module_is_not_there")
+    life = launcher.Stack(here, [broken], say=said.append)
+    monkeypatch.setattr(launcher, "FIRST_PAUSE_SECONDS", 0.01)
 
     with pytest.raises(CannotStart, match="No module named this_module_is_not_there"):
         life.mind()
 
-    assert len(said) == dev.GIVE_UP_AFTER - 1
+    assert len(said) == launcher.GIVE_UP_AFTER - 1
 
 
 def test_a_child_that_ends_later_is_started_again(here):
     here.logs_dir.mkdir()
     said: list[str] = []
-    child = dev.Child("steady", "http.server", (str(here.port(0)), "--bind", "127.0.0.1"))
-    life = dev.Stack(here, [child], say=said.append)
+    child = children.Child("steady", "http.server", (str(here.port(0)), "--bind", "127.0.0.1"))
+    life = launcher.Stack(here, [child], say=said.append)
     child.start(here)
     first = child.process
     assert first is not None
     try:
         first.kill()
-        first.wait()
+        first.join()
         while child.process is first or child.process is None:
             life.tend()
         assert child.alive()
@@ -251,12 +252,12 @@ def test_a_child_that_ends_later_is_started_again(here):
 
 def test_stopping_leaves_no_process_even_if_one_does_not_listen(here, monkeypatch):
     here.logs_dir.mkdir()
-    monkeypatch.setattr(dev, "GRACE_SECONDS", 0.3)
+    monkeypatch.setattr(children, "GRACE_SECONDS", 0.3)
     deaf = here.data_dir / "deaf.py"
     deaf.write_text("import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(60)\n")
-    monkeypatch.setenv("PYTHONPATH", str(here.data_dir))
-    child = dev.Child("deaf", "deaf", ())
-    life = dev.Stack(here, [child])
+    monkeypatch.syspath_prepend(here.data_dir)
+    child = children.Child("deaf", "deaf", ())
+    life = launcher.Stack(here, [child])
     child.start(here)
 
     life.stop()
@@ -289,19 +290,19 @@ def test_a_server_that_ends_at_once_says_its_last_words(here):
 def test_a_journal_without_its_histories_is_refused_and_so_are_histories_without_their_journal(here):
     store = Store(here.database)
     store.migrate()
-    dev.check_histories(here)  # a first start that was cut short
+    checks.check_histories(here)  # a first start that was cut short
 
     with store.write() as session:
         session.add(parts.lifecycle())
     with pytest.raises(CannotStart, match=r"temporal\.db") as refused:
-        dev.check_histories(here)
+        checks.check_histories(here)
     assert "backup" in refused.value.hint
 
     store.close()
     (here.data_dir / "everloop.db").unlink()
     (here.data_dir / "temporal.db").write_bytes(b"SQLite format 3")
     with pytest.raises(CannotStart, match=r"everloop\.db .* is gone"):
-        dev.check_histories(here)
+        checks.check_histories(here)
 
 
 @pytest.mark.parametrize("name", ["a?b", "a#b", "a%20b"])

@@ -46,7 +46,11 @@ def frame(task: str = "binary") -> pd.DataFrame:
                 for n, (a, b, is_angry) in enumerate(zip(filler, spelled, angry, strict=True))
             ],
             "near": near,
-            "y": goal if task == "regression" else (goal > np.median(goal)).astype(int),
+            "y": {
+                "regression": goal,
+                "binary": (goal > np.median(goal)).astype(int),
+                "multiclass": np.array(["low", "mid", "high"])[np.searchsorted(np.quantile(goal, [0.3, 0.7]), goal)],
+            }[task],
         }
     )
 
@@ -55,7 +59,7 @@ MEANS = {"features": {"target_mean": True}}
 FILLERS = ["the", "parcel", "came", "late", "again", "today", "and", "was", "wet", "größe"]
 
 
-@pytest.mark.parametrize("task", ["binary", "regression"])
+@pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
 def test_made_features_are_inside_the_graph_and_their_reasons_are_kept(
     tmp_path: Path, job: FolderJob, task: str
 ) -> None:
@@ -80,7 +84,10 @@ def test_made_features_are_inside_the_graph_and_their_reasons_are_kept(
     report = json.loads(job.artifacts.get(passed.evaluation.report))
     assert report["added"]["note"]
     best = {entry["feature"] for entry in report["importance"][:5]}
-    assert {"closed - opened (days)", "customer (mean of the target)", "note: angry"} <= best
+    assert {"closed - opened (days)", "note: angry"} <= best
+    shares = {f"customer (share of {label})" for label in ("low", "mid", "high")}
+    assert best & (shares if task == "multiclass" else {"customer (mean of the target)"})
+    assert task != "multiclass" or shares <= set(pipeline.names)
     row = json.loads(table.head(1).to_json(orient="records", date_format="iso"))
     assert passed.model.predict(passed.model.check(row)).rows()
 

@@ -10,9 +10,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from activities.compute.inference import Model
+from activities.compute.inference import Model, read_loosely
 from everloop import engine
 from everloop.errors import IntegrityError, InvalidPrediction
+from everloop.reading import ReadColumn
 from everloop.records import Field, Signature
 
 FIELDS = (
@@ -79,6 +80,24 @@ def test_values_become_raw_columns(model: Model) -> None:
     assert columns["member"][:, 0].tolist()[::2] == [1, 0]
     assert columns["city"][:, 0].tolist() == ["Rome", "", ""]
     assert columns["code"][:, 0].tolist() == ["7", "", "7"]
+
+
+def test_a_number_is_taken_as_the_table_writes_it(model: Model) -> None:
+    """And as JSON does: one value has one answer, however it is spelled."""
+    read = ReadColumn(name="age", type="integer", decimal=",", unit="%", missing=("keine",), declared=True)
+    fields = tuple(
+        field.model_copy(update={"read": read}) if field.name == "age" else field for field in model.signature.fields
+    )
+    dressed = Model(graph(), model.signature.model_copy(update={"fields": fields}))
+
+    spelled = ["12,5 %", "12,5", 12.5, "13", "keine", "", None]
+    columns = dressed.check([ROW | {"age": value} for value in spelled])
+    with pytest.raises(InvalidPrediction, match="row 0: 'age'") as refused:
+        dressed.check([ROW | {"age": "12.5x"}])
+
+    np.testing.assert_array_equal(columns["age"][:, 0].astype(float), [12.5, 12.5, 12.5, 13, *[np.nan] * 3])
+    assert refused.value.hint == "expected a number like 1,5 %, or null"
+    assert read_loosely(fields[0], "12,5 %") == read_loosely(fields[0], 12.5)  # in the log, for drift
 
 
 @pytest.mark.parametrize(

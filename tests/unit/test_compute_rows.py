@@ -1,6 +1,7 @@
 """Preparation out of core: the same bytes whatever the chunks, the threads and the files; any path opens the door."""
 
 import json
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,16 @@ import pyarrow.parquet
 import pytest
 
 from activities.compute import data, features, rows
+from activities.compute.features import columns
+from activities.compute.features.goals import Goal
+from activities.compute.features.table import Writer
+from activities.compute.resources import Resources
 from everloop import contracts
 from everloop.records import Prepared
 from tests.unit.test_compute_stages import SLOT, FolderJob, Passed, csv, spec_of
 
 ROWS = 5000
+GOLDEN = [9160033856657488884, 332585132051147477, 9066807658496438383, 13854969315905379917]
 
 
 @pytest.fixture
@@ -64,7 +70,8 @@ def prepared_bytes(table: data.Table, folder: Path, *, size: int, threads: int) 
     target = data.target_of(table, spec)
     labelled = target.labelled
     part = features.split(spec, table, target, np.ones(len(labelled), np.bool_))
-    pipeline = features.fit(spec, table, target, labelled[part == features.TRAIN], scratch=folder, threads=threads)
+    given = Resources(threads)
+    pipeline = features.fit(spec, table, target, labelled[part == features.TRAIN], scratch=folder, resources=given)
     assert pipeline.terms
     assert pipeline.encodings
     path = folder / "prepared.arrow"
@@ -85,26 +92,58 @@ def test_the_prepared_bytes_are_the_same_in_any_chunking_with_any_threads_and_fi
         assert prepared_bytes(table, tmp_path, size=size, threads=threads) == in_memory
 
 
-def test_what_duckdb_says_of_a_column_is_what_numpy_says(tmp_path: Path, job: FolderJob) -> None:
+def test_what_a_column_is_said_to_hold_is_what_pandas_says(tmp_path: Path, job: FolderJob) -> None:
     whole, paths = kept(job, tmp_path / "s", [2000])
     table = data.Table(rows.Stored(paths), whole.columns)
     some = np.flatnonzero(np.random.default_rng(0).random(ROWS) < 0.6)
-    raw = whole.arrays(whole.rows.column_names, some)
+    raw = pd.DataFrame(whole.arrays(whole.rows.column_names, some))
+    target = data.target_of(table, spec_of(tmp_path, "binary", "y"))
+    goal = Goal.of(target, some, 0.0, 1.0)
 
-    with rows.open_aggregates(table, some, tmp_path) as ask:
-        spreads = ask.spreads(["x", "X", "flag", "at"])
-        for name, spread in spreads.items():
-            scale = 1e6 if name == "at" else 1
-            there = raw[name][~np.isnan(raw[name])]
-            assert (spread.count, spread.nulls) == (len(there), len(some) - len(there))
-            assert (spread.low / scale, spread.high / scale) == (there.min(), there.max())
-        x = np.sort(raw["x"])
-        assert ask.quantiles("x", [0.25, 0.5]) == [x[int(np.ceil(len(x) * share)) - 1] for share in (0.25, 0.5)]
-        assert str(spreads["X"].low) == "0.0"  # not -0.0, whichever came first
-        texts = ask.texts("many", 5)
-    counts = pd.Series(raw["many"]).value_counts()
-    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:5]
-    assert (texts.distinct, list(texts.common)) == (len(counts), ranked)
+    held = {name: columns.numbers_of(table, name, some, goal) for name in ["x", "X", "flag", "at"]}
+    for name, found in held.items():
+        there = raw[name].dropna() * (1e6 if name == "at" else 1)
+        assert (found.count, found.nulls, found.gaps) == (len(there), *2 * [len(some) - len(there)])
+        assert (found.low, found.high) == (there.min(), there.max())
+        for share in (0.25, 0.5, 0.75):
+            assert found.quantile(share) == there.quantile(share, interpolation="inverted_cdf")
+        missing = target.values[some][raw[name].isna()]  # noqa: PD011  # not a frame
+        assert found.gap_sums.tolist() == [missing.sum()]
+        assert found.other_than(found.low) == len(some) - (there == there.min()).sum()
+        assert found.apart(0.5) == (there - 0.5).astype(np.float32).nunique()
+    assert held["at"].calendar() == dict.fromkeys(("hour", "weekday", "day", "month"), True)
+    assert str(held["X"].low) == "0.0"  # not -0.0, whichever came first
+
+
+def test_moments_vary_only_in_the_parts_that_do(tmp_path: Path) -> None:
+    """Noon of the first of some months: hour and day never vary."""
+    moments = pd.to_datetime([f"2023-{month:02d}-01 12:00" for month in (1, 5, 10)] * 30, utc=True)
+    held = data.Table(pa.table({"at": pa.array(moments).cast(pa.timestamp("us", "UTC"))}), ())
+    goal = Goal(np.zeros(90, np.uint8), 2)
+
+    found = columns.numbers_of(held, "at", np.arange(90), goal).calendar()
+
+    assert found == {"hour": False, "weekday": True, "day": False, "month": True}
+
+
+@pytest.mark.parametrize("many", [10**9, 10])
+def test_texts_are_counted_alike_in_memory_and_by_duckdb(
+    tmp_path: Path, job: FolderJob, monkeypatch: pytest.MonkeyPatch, many: int
+) -> None:
+    monkeypatch.setattr(columns, "MANY_TEXTS", many)
+    whole, paths = kept(job, tmp_path / "s", [2000])
+    every = np.arange(ROWS)
+    some = np.flatnonzero(np.random.default_rng(0).random(ROWS) < 0.6)
+
+    for name in ("many", "few", "note"):
+        for asked in (every, some):
+            texts = whole.arrays([name], asked)[name]
+            counts = pd.Series(texts[texts != ""]).value_counts()
+            ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:5]
+            expected = (int(counts.sum()), int((texts == "").sum()), len(counts), tuple(ranked))
+            for table in (whole, data.Table(rows.Stored(paths), whole.columns)):
+                found = columns.texts_in(table, name, asked, 5, tmp_path, Resources())
+                assert (found.count, found.nulls, found.distinct, found.common) == expected
 
 
 @pytest.mark.parametrize("folder", ["a [b]*?", "it's ${here}", "größe"])
@@ -173,3 +212,48 @@ def test_what_was_read_is_not_kept(tmp_path: Path) -> None:
         most = max(most, pa.total_allocated_bytes() - before)
 
     assert most < size / 2
+
+
+def test_pages_of_prepared_rows_that_were_read_are_let_go_of(tmp_path: Path) -> None:
+    count, path = 400_000, tmp_path / "prepared.arrow"
+    matrix = np.random.default_rng(0).random((count, 20), np.float32)
+    numbers = np.arange(count)
+    small = np.zeros(count, np.int8)
+    with Writer(path, 20) as out:
+        out.add(matrix, y=matrix[:, 0].astype(float), part=small, fold=small, row=numbers, fresh=small > 0)
+
+    with features.opened_rows(path) as stored:
+        read = [each.copy() for each in stored.matrices(numbers)]
+        lines = Path("/proc/self/smaps").read_text().split(f"{path}\n")[1:]
+        one = [stored.row(place) for place in range(0, count, 1000)]
+        held = sum(int(mapping.split("Rss:")[1].split()[0]) for mapping in lines) << 10
+
+    assert (np.concatenate(read) == matrix).all()
+    assert (np.array(one) == matrix[::1000]).all()
+    assert lines
+    assert held < path.stat().st_size / 2
+
+
+def test_a_row_has_the_same_hash_in_any_chunking_and_in_any_version(tmp_path: Path, job: FolderJob) -> None:
+    whole, paths = kept(job, tmp_path / "s", [1, 2000])
+    other = data.Table(rows.Stored(paths), whole.columns)
+
+    assert (data.row_hashes(other) == data.row_hashes(whole)).all()
+    # A champion's rows are known by these: another sum, and all of them would seem new.
+    table = pa.table(
+        {
+            "n": [1.5, -0.0, None, 1.5],
+            "i": pa.array([2**60, 2**60 + 1, None, 2**60]),
+            "t": ["a", "", None, "a"],
+            "d": pa.array([Decimal("0.10"), None, Decimal("12345678901234567890.12"), Decimal("0.10")]),
+        }
+    )
+    assert data.row_hashes(data.Table(table, ())).tolist() == GOLDEN
+
+
+def test_threads_and_memory_come_from_the_job(job: FolderJob) -> None:
+    job.cores = 3
+
+    assert Resources.of(job).threads == 3
+    assert Resources.of(object()).threads == 1  # a job that says nothing has one slot's
+    assert 256 <= Resources.of(job).memory_mib <= 1024

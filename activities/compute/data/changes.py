@@ -8,7 +8,7 @@ import duckdb
 from activities.compute.data import rules, typed
 from activities.compute.data.files import Opened
 from activities.compute.data.looked import Looked, ask
-from everloop.errors import InvalidData
+from everloop.errors import InvalidData, naming
 from everloop.reading import Changed, ReadColumn
 from everloop.texts import NotAsReadError, value_of
 
@@ -32,28 +32,40 @@ def changes(
 ) -> list[Changed]:
     found = []
     for name in columns[0]:
-        own = [each[name] for each in looked]
-        column = columns[0][name]
-        texts: Counter[str] = Counter()
-        for file, each, by_name in zip(files, own, columns, strict=True):
-            if each.blanks:
-                texts.update(_blank_texts(file, each, by_name[name], duck))
-        rejected = sum(each.surprises for each in own) if column.declared else 0
-        clipped = sum(each.clipped for each in own)
-        if rejected:
-            _check_rejected(column, own, rejected, rows)
-        if texts or rejected or clipped:
-            examples = sorted({text for each in own for text in each.texts if is_rejected(text, column)})
-            change = Changed(
-                column=name,
-                missing=sum(each.missing for each in own),
-                texts=dict(texts.most_common(MOST_TEXTS)),
-                rejected=rejected,
-                examples=tuple(text[:40] for text in examples[:EXAMPLES]) if rejected else (),
-                clipped=clipped,
-            )
+        with naming(column=name):
+            change = _change(files, [each[name] for each in looked], [each[name] for each in columns], rows, duck)
+        if change:
             found.append(change)
     return found
+
+
+def _change(
+    files: Sequence[Opened],
+    own: Sequence[Looked],
+    columns: Sequence[ReadColumn],
+    rows: Sequence[int],
+    duck: duckdb.DuckDBPyConnection,
+) -> Changed | None:
+    column = columns[0]
+    texts: Counter[str] = Counter()
+    for file, each, read in zip(files, own, columns, strict=True):
+        if each.blanks:
+            texts.update(_blank_texts(file, each, read, duck))
+    rejected = sum(each.surprises for each in own) if column.declared else 0
+    clipped = sum(each.clipped for each in own)
+    if rejected:
+        _check_rejected(column, own, rejected, rows)
+    if not (texts or rejected or clipped):
+        return None
+    examples = sorted({text for each in own for text in each.texts if is_rejected(text, column)})
+    return Changed(
+        column=column.name,
+        missing=sum(each.missing - each.blanks for each in own) + sum(texts.values()),
+        texts=dict(texts.most_common(MOST_TEXTS)),
+        rejected=rejected,
+        examples=tuple(text[:40] for text in examples[:EXAMPLES]) if rejected else (),
+        clipped=clipped,
+    )
 
 
 def is_rejected(text: str, column: ReadColumn) -> bool:

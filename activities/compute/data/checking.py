@@ -8,6 +8,7 @@ import duckdb
 from activities.compute.data import rules, typed
 from activities.compute.data.files import Opened
 from activities.compute.data.looked import TEXTUAL, Looked, ask
+from everloop.errors import naming
 from everloop.reading import ReadColumn
 from everloop.texts import AMONG_NUMBERS, Decided
 
@@ -46,9 +47,10 @@ def check(
         pending = [name for name, each in columns.items() if each.checked != plan[name][place]]
         for start in range(0, len(pending), AT_ONCE):
             some = {name: plan[name][place] for name in pending[start : start + AT_ONCE]}
-            rows[place], again = _count(file, columns, some, duck)
-            if again:
-                _count(file, columns, {name: some[name] for name in again}, duck, quickly=False)
+            with naming(file=file.name):
+                rows[place], again = _count(file, columns, some, duck)
+                if again:
+                    _count(file, columns, {name: some[name] for name in again}, duck, quickly=False)
             busy = True
     return busy
 

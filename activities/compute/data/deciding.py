@@ -19,7 +19,8 @@ def plan_of(
     """How each file's column is read: in one way, or where that cannot be, each in its own."""
     if asked and asked.kind:
         texts = set().union(*(each.texts for each in columns))
-        return [decide(name, texts, asked)] * len(columns)
+        typed_text = all(file.typed and each.textual for file, each in zip(files, columns, strict=True))
+        return [decide(name, texts, asked, typed=typed_text)] * len(columns)
     if not all(each.textual for each in columns):
         return _plan_typed(name, files, columns)
     typed_text = files[0].typed

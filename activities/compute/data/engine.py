@@ -1,7 +1,7 @@
 """DuckDB as the data rooms use it: one connection per job, made after the fork, and nothing downloaded ever."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,6 +38,13 @@ def connection(
         yield made
     finally:
         made.close()
+
+
+def parquet(paths: Sequence[Path], columns: int) -> str:
+    """Parquet files as a table in SQL. Its columns are c0, c1, ...: DuckDB takes names that differ in case for one."""
+    files = ", ".join(text(str(path)) for path in paths)
+    names = ", ".join(f"c{place}" for place in range(columns))
+    return f"read_parquet([{files}], hive_partitioning = false) AS t({names})"
 
 
 def text(value: str) -> str:

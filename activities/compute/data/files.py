@@ -6,15 +6,19 @@ import csv
 import mmap
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet
 
 from activities.compute.data import typed
-from activities.compute.data.engine import name as column_name
+from activities.compute.data.dialect import sniffed
+from activities.compute.data.engine import parquet
 from activities.compute.data.engine import text as quoted
 from activities.compute.data.rules import ODD_BLANKS
 from activities.compute.data.sources import compression_of, format_of
@@ -26,11 +30,13 @@ from everloop.texts import BLANKS, USUAL
 
 CHUNK_BYTES = 4 << 20
 LONGEST_LINE = 16 << 20
-NEVER = "everloop: no cell is this"
+BUFFER_BYTES = 2 * LONGEST_LINE
+"""What DuckDB reads of a text file at once; left to itself it takes sixteen times the longest line."""
+NEVER = "everloop/no-cell-is-this"
 SPACED = tuple(before + text + after for text in USUAL for before, after in (("", ""), (" ", ""), ("", " ")))
+OURS = (duckdb.OutOfMemoryException, duckdb.IOException)
+"""What DuckDB raises that says nothing of a file's content."""
 COMPRESSIONS = {"gz": "gzip", "zst": "zstd", "bz2": "bz2"}
-IN_QUOTES = re.compile(('" *(' + "|".join(map(re.escape, USUAL)) + ') *"').encode())
-ODD_QUOTE = re.compile(dialects.BACKSLASH.pattern.encode())
 
 
 @dataclass
@@ -41,8 +47,6 @@ class Opened:
     """What errors call it."""
     path: Path
     columns: tuple[str, ...]
-    stored: tuple[str, ...] = ()
-    """What a typed file calls its columns, where two names differ in case alone: DuckDB takes those for one."""
     types: dict[str, pa.DataType] = field(default_factory=dict)
     """Of a file with types of its own, by column; none for a text file."""
     dialect: Dialect | None = None
@@ -61,29 +65,31 @@ class Opened:
     def relation(self, *, nulls: bool = False) -> str:
         """The rows as SQL, columns named c0, c1, ... With *nulls*, an unquoted text that means missing is null."""
         if self.dialect is None:
-            return f"(SELECT {self._places()} FROM read_parquet({quoted(str(self.path))}))"
+            return f"(SELECT * FROM {parquet([self.path], len(self.columns))})"
         columns = ", ".join(f"'c{place}': 'VARCHAR'" for place in range(len(self.columns)))
-        blanks = ", ".join(map(quoted, SPACED if nulls else (NEVER,)))
+        told = [text for text in SPACED if self.dialect.delimiter not in text] if nulls else [NEVER]
+        blanks = ", ".join(map(quoted, told))
+        # DuckDB 2.0 finds no row in strict mode when it is told CR LF; untold it finds that ending by itself.
+        ends = f"new_line = {quoted(repr(self.newline)[1:-1])}, " if self.newline != "\r\n" else ""
         return (
             f"read_csv({quoted(str(self.path))}, auto_detect = false, header = false, skip = {self.lines}, "
-            f"delim = {quoted(self.dialect.delimiter)}, quote = '\"', escape = {quoted(self.dialect.escape)}, "
+            f"delim = {quoted(self.dialect.delimiter)}, quote = {quoted(self.dialect.quote)}, "
+            f"escape = {quoted(self.dialect.escape)}, "
             f"columns = {{{columns}}}, nullstr = [{blanks}], allow_quoted_nulls = false, strict_mode = true, "
-            f"new_line = {quoted(repr(self.newline)[1:-1])}, max_line_size = {LONGEST_LINE}, compression = 'none')"
-        )
-
-    def _places(self) -> str:
-        return ", ".join(
-            f"{column_name(column)} AS c{place}" for place, column in enumerate(self.stored or self.columns)
+            f"{ends}max_line_size = {LONGEST_LINE}, buffer_size = {BUFFER_BYTES}, compression = 'none')"
         )
 
     def adapt(self, fault: str) -> bool:
         """Look at the file another way, after DuckDB's *fault*. False where there is no other."""
         if self.dialect is None:
             return False
-        if "quote" in fault and self.dialect.escape == '"' and b'\\"' in self.path.read_bytes():
-            self.dialect = self.dialect.model_copy(update={"escape": "\\"})
-            return True
-        return False
+        if "quote" not in fault or self.dialect.escape == "\\":
+            return False
+        with _mapped(self.path) as data:
+            if data.find(b"\\" + self.dialect.quote.encode()) < 0:
+                return False
+        self.dialect = self.dialect.model_copy(update={"escape": "\\"})
+        return True
 
     def fault(self, message: str) -> InvalidData:
         """DuckDB's word on the file, for people."""
@@ -99,13 +105,21 @@ class Opened:
         return InvalidData(f"{self.name}: {what}", field="source.path", hint=hint)
 
 
-def open_file(path: Path, name: str, scratch: Path, wanted: Collection[str], encoding: str | None) -> Opened:
-    """The file at *path*, which people call *name*. Raises `InvalidData`."""
+def open_file(  # noqa: PLR0917
+    path: Path,
+    name: str,
+    scratch: Path,
+    wanted: Collection[str],
+    encoding: str | None,
+    duck: duckdb.DuckDBPyConnection,
+    dialect: Dialect | None = None,
+) -> Opened:
+    """The file at *path*, which people call *name*; *dialect*: of a text, where it is known. Raises `InvalidData`."""
     if path.stat().st_size == 0:
         raise InvalidData(f"{name} is empty", field="source.path", hint="it needs a header line and rows")
     kind = format_of(name)
     if kind == "csv":
-        opened = _text(path, name, scratch, wanted, encoding)
+        opened = _text(path, name, scratch, wanted, encoding, duck, dialect)
     else:
         opened = _typed(path, name, str(kind), scratch, wanted)
     if twice := [column for column, count in Counter(opened.columns).items() if count > 1]:
@@ -122,46 +136,93 @@ def _typed(path: Path, name: str, kind: str, scratch: Path, wanted: Collection[s
         reason = ": it does not end as one does" if "magic bytes" in str(error) else ""
         hint = "write it again, with pandas' or pyarrow's Parquet writer"
         raise InvalidData(f"{name} is not a readable Parquet file{reason}", field="source.path", hint=hint) from None
-    columns = tuple(column.strip(BLANKS) for column in schema.names)
+    columns = tuple(dialects.column_names([column.strip(BLANKS) for column in schema.names]))
     if len(set(columns)) < len(columns):
-        columns = tuple(schema.names)
-    stored: tuple[str, ...] = ()
-    if len({column.casefold() for column in schema.names}) < len(schema.names):
-        rows = pa.parquet.read_table(table)
-        stored = tuple(f"c{place}" for place in range(len(columns)))
-        table = scratch / f"renamed-{table.name}.parquet"
-        pa.parquet.write_table(rows.rename_columns(list(stored)), table)
+        columns = tuple(dialects.column_names(schema.names))
     types = {column: typed.plain_type(each.type) for column, each in zip(columns, schema, strict=True)}
-    return Opened(name=name, path=table, columns=columns, stored=stored, types=types)
+    return Opened(name=name, path=table, columns=columns, types=types)
 
 
-def _text(path: Path, name: str, scratch: Path, wanted: Collection[str], encoding: str | None) -> Opened:
+def _text(  # noqa: PLR0917
+    path: Path,
+    name: str,
+    scratch: Path,
+    wanted: Collection[str],
+    encoding: str | None,
+    duck: duckdb.DuckDBPyConnection,
+    dialect: Dialect | None,
+) -> Opened:
     if compression := compression_of(name):
         path = _unpacked(path, name, compression, scratch)
-    with path.open("rb") as source:
-        head = source.read(HEAD)
-    is_utf8, ends = _scanned(path)
-    encoding = encoding or dialects.encoding_of(head, ascii_or_utf8=is_utf8)
-    if encoding is None:
-        hint = "save it as UTF-8, or say `encoding` in the spec's source"
-        raise InvalidData(f"{name} is not UTF-8 text, nor UTF-16 or Latin-1", field="source.path", hint=hint)
-    if encoding not in ("utf-8", "utf-8-sig", "ascii"):
-        path, encoding = _as_utf8(path, name, encoding, scratch)
-        print(f"{name}: read as {encoding}")
-        _, ends = _scanned(path)
-    with path.open("rb") as source, mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        backslash = ODD_QUOTE.search(data) is not None
-        blanks = IN_QUOTES.search(data) is not None
-        odd = _odd_blanks(data)
+    path, encoding, ends = _readable(path, name, wanted, dialect.encoding if dialect else encoding, scratch)
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as text:
         start = text.read(HEAD)
     try:
-        dialect = dialects.found(start, wanted, backslash=backslash, encoding=encoding)
-        with path.open(encoding="utf-8-sig", errors="replace", newline="") as text:
-            names, lines = dialects.header(text.read(LONGEST_LINE), dialect)
+        dialect = dialect or _dialect(path, start, wanted, encoding, duck)
+        names, lines = dialects.header(start, dialect)
+        if len(start) == HEAD and len("".join(names)) > HEAD // 2:  # it may go on
+            with path.open(encoding="utf-8-sig", errors="replace", newline="") as text:
+                names, lines = dialects.header(text.read(LONGEST_LINE), dialect)
     except csv.Error as error:
         hint = "the first line must name the columns"
         raise InvalidData(f"{name} has no readable header line ({error})", field="source.path", hint=hint) from None
+    _check_header(name, names, start, lines)
+    with _mapped(path) as data:
+        blanks = _blank_in_quotes(dialect).search(data) is not None
+        odd = _odd_blanks(data, dialect)
+    if dialect.comment or len(ends) > 1 or lines > dialect.skip + 1:
+        # DuckDB takes the first line's end, also of one within quotes, for every line's.
+        path, lines, ends = _plain(path, dialect, len(names), scratch, lines), 0, ["\n"]
+    ended = ends[0] if ends else "\n"
+    return Opened(
+        name, path, tuple(names), dialect=dialect, lines=lines, quoted_blanks=blanks, newline=ended, odd_blanks=odd
+    )
+
+
+def _readable(
+    path: Path, name: str, wanted: Collection[str], encoding: str | None, scratch: Path
+) -> tuple[Path, str, list[str]]:
+    """The file as UTF-8, what it was written in, and the ways in which its lines end."""
+    with path.open("rb") as source:
+        head = source.read(HEAD)
+    is_utf8, ends = _scanned(path)
+    said = encoding
+    encoding = said or dialects.encoding_of(head, ascii_or_utf8=is_utf8)
+    if encoding == "cp1252" and not said:
+        encoding = _not_utf8(path, name, wanted)
+    if encoding is None:
+        hint = "save it as UTF-8, or say `encoding` in the spec's source, such as shift_jis, gb18030 or cp1251"
+        raise InvalidData(f"{name} is not UTF-8 text, nor UTF-16 or Latin-1", field="source.path", hint=hint)
+    if encoding in ("utf-8", "utf-8-sig", "ascii"):
+        if not is_utf8:
+            hint = "say another `encoding` in the spec's source, or save it as UTF-8"
+            raise InvalidData(f"{name} is not {encoding} text", field="source.encoding", hint=hint)
+        return path, encoding, ends
+    path, encoding = _as_utf8(path, name, encoding, scratch)
+    print(f"{name}: read as {encoding}")
+    return path, encoding, _scanned(path)[1]
+
+
+@contextmanager
+def _mapped(path: Path) -> Iterator[mmap.mmap]:
+    """A file's bytes to search in, of which the kernel keeps as many in memory as it likes."""
+    with path.open("rb") as source, mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        yield data
+
+
+def _dialect(
+    path: Path, start: str, wanted: Collection[str], encoding: str, duck: duckdb.DuckDBPyConnection
+) -> Dialect:
+    def backslash(quote: str) -> bool:
+        with _mapped(path) as data:
+            return re.search(dialects.escaped(quote).encode(), data) is not None
+
+    found = sniffed(path, duck, dialects.said_delimiter(start))
+    return dialects.found(start, wanted, found, backslash=lru_cache(backslash), encoding=encoding)
+
+
+def _check_header(name: str, names: Sequence[str], start: str, lines: int) -> None:
+    """Raises `InvalidData` where a file that begins with *start* is no table."""
     if not any(names) or any("\0" in cell for cell in names) or not start.strip():
         hint = "the first line must name the columns"
         raise InvalidData(f"{name} has no header line", field="source.path", hint=hint)
@@ -171,18 +232,32 @@ def _text(path: Path, name: str, scratch: Path, wanted: Collection[str], encodin
     if len(names) == 1:  # nothing in it is quoted, also not as a column's name
         hint = "commas, semicolons or tabs separate columns; a table has a target and at least one other column"
         raise InvalidData(f"{name} is no table: its first line has one column", field="source.path", hint=hint)
-    if dialect.comment or len(ends) > 1 or lines > dialect.skip + 1:
-        # DuckDB takes the first line's end, also of one within quotes, for every line's.
-        path, lines, ends = _plain(path, dialect.comment, scratch, lines), 0, ["\n"]
-    ended = ends[0] if ends else "\n"
-    return Opened(
-        name, path, tuple(names), dialect=dialect, lines=lines, quoted_blanks=blanks, newline=ended, odd_blanks=odd
-    )
 
 
-def _odd_blanks(data: mmap.mmap) -> str:
+def _blank_in_quotes(dialect: Dialect) -> re.Pattern[bytes]:
+    quote = dialect.quote
+    return re.compile(f"{quote} *({'|'.join(map(re.escape, USUAL))}) *{quote}".encode())
+
+
+def _not_utf8(path: Path, name: str, wanted: Collection[str]) -> str:
+    """The encoding of text that is not UTF-8: what the spec's names tell, else cp1252. Raises `InvalidData`."""
+    with path.open("rb") as source:
+        data = source.read(CHUNK_BYTES)
+    if found := dialects.encoding_by_names(data[:HEAD], wanted):
+        return found
+    if not dialects.is_western(data):
+        hint = (
+            "say its encoding (`everloop init --encoding`, or `encoding` under the spec's source): cp1251 Cyrillic, "
+            "gb18030 or big5 Chinese, cp932 Japanese, cp949 Korean, cp1253 Greek, cp1255 Hebrew, cp1256 Arabic"
+        )
+        message = f"{name} is not UTF-8, and its letters are not those of western languages (cp1252)"
+        raise InvalidData(message, field="source.encoding", hint=hint)
+    return "cp1252"
+
+
+def _odd_blanks(data: mmap.mmap, dialect: Dialect) -> str:
     """Those that are in the file at all; line breaks are part of values in quotes alone."""
-    quotes = data.find(b'"') >= 0
+    quotes = data.find(dialect.quote.encode()) >= 0
     there = [blank for blank in ODD_BLANKS if quotes if blank in "\r\n"]
     return "".join(
         [*there, *(blank for blank in ODD_BLANKS if blank not in "\r\n" and data.find(blank.encode(), 3) >= 0)]
@@ -248,14 +323,35 @@ def _as_utf8(path: Path, name: str, encoding: str, scratch: Path) -> tuple[Path,
     raise InvalidData(f"{name} is not {encoding} text", field="source.path", hint=hint)
 
 
-def _plain(path: Path, comment: str, scratch: Path, lines: int) -> Path:
+def _plain(path: Path, dialect: Dialect, width: int, scratch: Path, lines: int) -> Path:
     """A copy that begins with the first row, without comments, each line ended in one way."""
     target = _fresh(scratch)
+    within, left_out = False, 0
     with path.open(encoding="utf-8-sig", newline="") as source:
         for _ in range(lines):
             source.readline()
         with target.open("w", encoding="utf-8", newline="") as out:
             for line in source:
-                if not comment or not line.startswith(comment):
-                    out.write(line.replace("\r\n", "\n").replace("\r", "\n"))
+                if not within and dialect.comment and _is_comment(line, dialect, width):
+                    left_out += 1
+                    continue
+                within ^= _quotes(line, dialect) % 2 == 1
+                out.write(line.replace("\r\n", "\n").replace("\r", "\n"))
+    if left_out:
+        print(f"{left_out:,} lines after the header begin with {dialect.comment!r} and are no rows: passed over")
     return target
+
+
+def _is_comment(line: str, dialect: Dialect, width: int) -> bool:
+    """Not where it has the header's number of fields, or goes on in quotes: then a row's first value begins so."""
+    if not line.startswith(dialect.comment):
+        return False
+    if _quotes(line, dialect) % 2 and re.search(f"{re.escape(dialect.delimiter)} *{dialect.quote}", line):
+        return False
+    return len(next(dialects.rows(iter([line]), dialect), ())) != width
+
+
+def _quotes(line: str, dialect: Dialect) -> int:
+    if dialect.escape != dialect.quote:
+        line = line.replace(dialect.escape + dialect.quote, "")
+    return line.count(dialect.quote)

@@ -1,14 +1,12 @@
 """What the columns hold, for the data page: bars per column, made where the rows are."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import duckdb
 
-from activities.compute.data.engine import name as column_name
-from activities.compute.data.engine import text as quoted
 from activities.compute.data.times import moment
+from everloop.errors import naming
 from everloop.records import Column
 
 BARS = 20
@@ -17,20 +15,21 @@ MOST_COLUMNS = 200
 LONGEST_LABEL = 40
 
 
-def histograms(
-    columns: Sequence[Column], tables: Sequence[Path], duck: duckdb.DuckDBPyConnection
-) -> list[dict[str, Any]]:
-    """By column: its kind, missing and different values, and bars of (label, rows): of numbers and times in order."""
-    files = ", ".join(quoted(str(table)) for table in tables)
-    return [
-        {"name": column.name, "kind": column.kind, "missing": column.nulls, "distinct": column.distinct}
-        | {"bars": _bars(column, f"read_parquet([{files}])", duck)}
-        for column in columns[:MOST_COLUMNS]
-    ]
+def histograms(columns: Sequence[Column], rows: str, duck: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
+    """By column: its kind, missing and different values, and bars of (label, rows): of numbers and times in order.
+
+    *rows*: SQL, whose columns are c0, c1, ...
+    """
+    drawn = []
+    for place, column in enumerate(columns[:MOST_COLUMNS]):
+        with naming(column=column.name):
+            bars = _bars(column, f"c{place}", rows, duck)
+        counts = {"kind": column.kind, "missing": column.nulls, "distinct": column.distinct}
+        drawn.append({"name": column.name, **counts, "bars": bars})
+    return drawn
 
 
-def _bars(column: Column, rows: str, duck: duckdb.DuckDBPyConnection) -> list[tuple[str, int]]:
-    x = column_name(column.name)
+def _bars(column: Column, x: str, rows: str, duck: duckdb.DuckDBPyConnection) -> list[tuple[str, int]]:
     if column.kind not in ("number", "datetime"):
         query = f"SELECT CAST({x} AS VARCHAR), count(*) FROM {rows} WHERE {x} IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1"
         found = duck.execute(f"{query} LIMIT {BARS}").fetchall()

@@ -6,7 +6,7 @@ import duckdb
 import pyarrow as pa
 
 from activities.compute.data import typed
-from activities.compute.data.files import Opened
+from activities.compute.data.files import OURS, Opened
 from everloop.texts import Decided
 
 TEXTUAL = ("category", "text", "identifier")
@@ -50,7 +50,7 @@ def ask(file: Opened, query: str, duck: duckdb.DuckDBPyConnection) -> list[tuple
     while True:
         try:
             return list(duck.execute(query.replace("{rows}", file.relation())).fetchall())
-        except duckdb.OutOfMemoryException:
+        except OURS:
             raise
         except duckdb.Error as error:
             if not file.adapt(str(error)):

@@ -3,8 +3,9 @@
 
 import csv
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ import pyarrow.compute
 import pyarrow.parquet
 
 from activities.compute import Job
+from activities.compute.code import keep
 from activities.compute.data import reading, rules, typed
 from activities.compute.data.asked import check_spec
-from activities.compute.data.engine import connection
+from activities.compute.data.conversion import Converted, converted, digest_of
+from activities.compute.data.engine import connection, parquet
 from activities.compute.data.engine import name as column_name
-from activities.compute.data.engine import text as quoted
 from activities.compute.data.files import Opened, open_file
 from activities.compute.data.histograms import histograms
 from activities.compute.data.sources import _keep, find, shown
@@ -28,16 +30,21 @@ from activities.compute.data.table import Table, bounded, column_of, enough, fie
 from activities.compute.data.times import event_seconds, moment
 from everloop.artifacts import Artifacts
 from everloop.contracts import SnapshotRequest
+from everloop.errors import naming
 from everloop.reading import Changed, Reading
 from everloop.records import Blob, Column, Snapshot
 from everloop.rows import WITH_COMMA
 from everloop.specs import ColumnReading, LifecycleSpec
 
+MEMORY = "512MB"
+"""What DuckDB may hold while a source becomes a snapshot; the rest is spilled to the job's scratch folder."""
 MOST_REJECTED_ROWS = 10_000
 """Kept for people to look at; all are counted."""
 MOST_FETCHED = 50_000
 """Rows that `init` looks at, at least; twice as many at most."""
 MOST_CLASSES = 200
+MOST_AT_ONCE, CELLS_AT_ONCE = 20, 1_000_000
+"""Columns whose different values are counted together, where they are short: each takes DuckDB some memory."""
 SENTENCES = 20
 """On what was changed, in the result; the manifest has all."""
 
@@ -46,27 +53,32 @@ def snapshot(request: SnapshotRequest, job: Job) -> Snapshot:
     """Keep the source's bytes as blobs, then read the table from them.
 
     Safe to run twice: the same bytes give the same blobs. Raises `DatasetMissing`, `InvalidData`,
-    `SchemaMismatch`, `DatasetTooSmall`, `InvalidSpec` (a column that the spec names is not there).
+    `SchemaMismatch`, `DatasetTooSmall`, `InvalidSpec` (a column that the spec names is not there), `TrainerFailed`.
     """
     spec = request.spec
+    code = keep(spec, job.artifacts)
     paths = find(Path(spec.source.path))
     blobs = [_keep(path, job.artifacts) for path in paths]
     print(f"kept {len(blobs)} files, {sum(blob.size_bytes for blob in blobs):,} bytes")
     with ExitStack() as stack:
-        duck = stack.enter_context(connection(job.scratch))
+        duck = stack.enter_context(connection(job.scratch, memory=MEMORY))
         local = [stack.enter_context(job.artifacts.open_local(blob)) for blob in blobs]
-        files = _opened(local, [shown(path) for path in paths], spec, job.scratch)
+        files = _opened(local, [shown(path) for path in paths], spec, job.scratch, duck)
         read = reading.settle(files, asked_of(spec), duck)
         enough(sum(read.rows))  # first: the first line of a file without rows may be anything, and is not quoted
         check_spec(spec, list(read.columns[0]))
-        tables = []
-        for place in range(len(files)):
-            tables.append(_converted(read, place, job.scratch / f"table-{place}.parquet", duck))
-            job.report(place + 1, files=place + 1, of=len(files))
-        columns = describe_files(read, tables, duck)
-        drawn = [] if _alike(read) else histograms(columns, tables, duck)
-        kept = [job.artifacts.put_file(table, "table.parquet") for table in tables]
-        span = _span(tables, columns, spec)
+        kept: list[Converted] = []
+        for place, blob in enumerate(blobs):
+            with naming(file=files[place].name):
+                kept.append(converted(read, place, blob, job.artifacts, job.scratch, duck, stack))
+            job.report(place + 1, files=place + 1, of=len(files), converted=sum(each.again for each in kept))
+        print(f"converted {sum(each.again for each in kept)} of {len(kept)} files, the others are as before")
+        tables = [each.path for each in kept]
+        counted = _counted(read, tables, duck)
+        columns = describe_files(read, counted, duck)
+        drawn = histograms(columns, counted, duck)
+        with naming(column=spec.time or ""):
+            span = _span(tables, columns, spec)
         rejected = _rejected(read, job.scratch / "rejected.csv", duck)
     stored = job.artifacts.put(read.reading.model_dump_json().encode(), "reading.json")
     changed = [sentence for each in read.changed for sentence in each.sentences()]
@@ -75,7 +87,7 @@ def snapshot(request: SnapshotRequest, job: Job) -> Snapshot:
     profile = json.dumps({"columns": drawn, "changed": changed}, sort_keys=True)
     print(f"{sum(read.rows):,} rows, {len(columns)} columns; schema {schema_digest(columns)[:12]}")
     return Snapshot(
-        manifest=_manifest(read, blobs, kept, columns, stored, job),
+        manifest=_manifest(read, blobs, [each.table for each in kept], columns, stored, job),
         rows=sum(read.rows),
         files=len(paths),
         size_bytes=sum(blob.size_bytes for blob in blobs),
@@ -88,6 +100,7 @@ def snapshot(request: SnapshotRequest, job: Job) -> Snapshot:
         profile=job.artifacts.put(profile.encode(), "profile.json"),
         target_missing=next(column.nulls for column in columns if column.name == spec.target),
         rejected=job.artifacts.put_file(rejected, "rejected.csv") if rejected else None,
+        code=code,
     )
 
 
@@ -106,17 +119,38 @@ def wanted_of(spec: LifecycleSpec) -> set[str]:
     return {name for name in named if name}
 
 
-def _opened(local: Sequence[Path], names: Sequence[str], spec: LifecycleSpec, scratch: Path) -> list[Opened]:
+def _opened(
+    local: Sequence[Path],
+    names: Sequence[str],
+    spec: LifecycleSpec,
+    scratch: Path,
+    duck: duckdb.DuckDBPyConnection,
+) -> list[Opened]:
     wanted = wanted_of(spec)
-    return [
-        open_file(path, name, scratch, wanted, spec.source.encoding) for path, name in zip(local, names, strict=True)
-    ]
+    opened = []
+    for path, name in zip(local, names, strict=True):
+        with naming(file=name):
+            opened.append(open_file(path, name, scratch, wanted, spec.source.encoding, duck))
+    return opened
 
 
-def read_paths(paths: Sequence[Path], spec: LifecycleSpec, scratch: Path, threads: int) -> tuple[Table, reading.Read]:
+@dataclass(frozen=True)
+class Drawn:
+    """What is known of all rows where only some of them are looked at."""
+
+    target_missing: int
+    """Rows without a target."""
+    repeated: frozenset[str]
+    """Columns that seem to say who a row is, and do not: some value is there twice."""
+
+
+def read_paths(
+    paths: Sequence[Path], spec: LifecycleSpec, scratch: Path, threads: int, may_be_key: Callable[[str], object]
+) -> tuple[Table, reading.Read, Drawn]:
     """The table of files that are not kept, as `snapshot` would read it: for `init`.
 
     How columns are read is held against all rows; of many rows a seeded sample is returned, with two of each class.
+    Columns of which *may_be_key* is true are counted over all rows.
     """
     local = []
     for place, path in enumerate(paths):  # a name that DuckDB can open, whatever the file's own is
@@ -124,27 +158,46 @@ def read_paths(paths: Sequence[Path], spec: LifecycleSpec, scratch: Path, thread
         link.symlink_to(path)
         local.append(link)
     with connection(scratch, threads) as duck:
-        read = reading.settle(_opened(local, [shown(path) for path in paths], spec, scratch), asked_of(spec), duck)
+        files = _opened(local, [shown(path) for path in paths], spec, scratch, duck)
+        read = reading.settle(files, asked_of(spec), duck)
         every = max(1, sum(read.rows) // MOST_FETCHED)
         parts = [
             _fetched(read, place, duck, _some(read, place, spec.target, every, duck)) for place in range(len(paths))
         ]
-    rows = pa.concat_tables(parts).combine_chunks()
-    columns = tuple(
-        column_of(column, len(rows), rows[name].null_count, _distinct(rows[name]), _layouts(read, name))
-        for name, column in read.columns[0].items()
-    )
-    return _table(rows, columns, read.unread, read.reading, read.changed), read
+        rows = pa.concat_tables(parts).combine_chunks()
+        columns = tuple(
+            column_of(column, len(rows), rows[name].null_count, _distinct(rows[name]), _layouts(read, name))
+            for name, column in read.columns[0].items()
+        )
+        keys = [each.name for each in columns if each.distinct == len(rows) and may_be_key(each.name)]
+        drawn = _counted_over_all(read, spec.target, keys, duck)
+    return _table(rows, columns, read.unread, read.reading, read.changed), read, drawn
+
+
+def _counted_over_all(read: reading.Read, target: str, keys: Sequence[str], duck: duckdb.DuckDBPyConnection) -> Drawn:
+    names = list(read.columns[0])
+    if target not in names:
+        return Drawn(0, frozenset())  # which is said with its nearest names
+    asked = [names.index(target), *map(names.index, keys)]
+    cells = ", ".join(column_name(str(place)) for place in asked)
+    files = (f"SELECT {cells} FROM ({reading.select(read, place, numbered=True)})" for place in range(len(read.files)))
+    counts = [f"count(*) - count({column_name(str(asked[0]))})"]
+    counts += [f"count(*) - count(DISTINCT {column_name(str(place))})" for place in asked[1:]]
+    answer = duck.execute(f"SELECT {', '.join(counts)} FROM ({' UNION ALL '.join(files)})").fetchall()[0]
+    return Drawn(int(answer[0]), frozenset(key for key, twice in zip(keys, answer[1:], strict=True) if twice))
 
 
 def _some(read: reading.Read, place: int, target: str, every: int, duck: duckdb.DuckDBPyConnection) -> str:
-    """Which rows of a file to look at: about one of *every*, and the first and last of each class of the target."""
+    """Which rows of a file to look at: about one of *every*, and the first and last of each class of the target.
+
+    The same rows each time, however many threads read the file.
+    """
     if every == 1 or target not in read.columns[place]:
         return ""
     file, looked = read.files[place], read.looked[place][target]
     rows = f"SELECT c{looked.place} AS x, row_number() OVER () AS n FROM {file.relation()}"
-    classes = f"SELECT min(n), max(n) FROM ({rows}) GROUP BY x LIMIT {2 * MOST_CLASSES}"
-    ends = {int(n) for both in duck.execute(classes).fetchall() for n in both}
+    classes = duck.execute(f"SELECT min(n), max(n) FROM ({rows}) GROUP BY x LIMIT {MOST_CLASSES + 1}").fetchall()
+    ends = {int(n) for both in classes for n in both} if len(classes) <= MOST_CLASSES else {1}
     return f"hash(n) % {every} = 0 OR n IN ({', '.join(map(str, sorted(ends)))})"
 
 
@@ -181,10 +234,10 @@ def described(rows: Any, manifest: Mapping[str, Any], of: Snapshot, artifacts: A
     """*rows* (a pyarrow table, or what stands for one) with what the snapshot says of its columns."""
     columns = _columns(manifest)
     if of.reading is None:
-        return Table(rows, columns)
+        return Table(rows, columns, manifest=of.manifest.sha256)
     stored = Reading.model_validate_json(artifacts.get(of.reading))
     changed = [Changed.model_validate(change) for change in manifest["changed"]]
-    return _table(rows, columns, manifest["unread"], stored, changed)
+    return replace(_table(rows, columns, manifest["unread"], stored, changed), manifest=of.manifest.sha256)
 
 
 def _table(
@@ -204,39 +257,29 @@ def _table(
 # --- files of typed columns -------------------------------------------------------------------------------
 
 
-def _converted(read: reading.Read, place: int, target: Path, duck: duckdb.DuckDBPyConnection) -> Path:
-    try:
-        if not _alike(read):
-            options = "FORMAT parquet, COMPRESSION zstd"
-            duck.execute(f"COPY ({reading.select(read, place)}) TO {quoted(str(target))} ({options})")
-        else:  # names that differ in case alone are one name to DuckDB
-            pa.parquet.write_table(_fetched(read, place, duck), target, compression="zstd")
-    except duckdb.Error as error:
-        raise read.files[place].fault(str(error)) from None
-    return target
+def _counted(read: reading.Read, tables: Sequence[Path], duck: duckdb.DuckDBPyConnection) -> str:
+    """The rows as SQL, columns c0, c1, ...: of a small table, which may be a wide one, once read for all questions."""
+    rows = parquet(tables, len(read.columns[0]))
+    if sum(read.rows) * len(read.columns[0]) > CELLS_AT_ONCE:
+        return rows
+    duck.execute(f"CREATE TEMP TABLE counted AS SELECT * FROM {rows}")
+    return "counted"
 
 
-def describe_files(read: reading.Read, tables: Sequence[Path], duck: duckdb.DuckDBPyConnection) -> tuple[Column, ...]:
-    """Each column's kind, nulls and number of different values: one column at a time, so that memory is bounded."""
-    files = ", ".join(quoted(str(table)) for table in tables)
+def describe_files(read: reading.Read, rows: str, duck: duckdb.DuckDBPyConnection) -> tuple[Column, ...]:
+    """Each column's kind, nulls and number of different values: few long columns at a time, to bound memory."""
+    at_once = max(1, min(MOST_AT_ONCE, CELLS_AT_ONCE // sum(read.rows)))
+    names = list(read.columns[0])
     found = []
-    if _alike(read):
-        whole = pa.concat_tables([pa.parquet.read_table(table) for table in tables])
-        return tuple(
-            column_of(column, len(whole), whole[name].null_count, _distinct(whole[name]), _layouts(read, name))
-            for name, column in read.columns[0].items()
-        )
-    for name, column in read.columns[0].items():
-        x = column_name(name)
-        counts = f"SELECT count(*) - count({x}), count(DISTINCT {x}) FROM read_parquet([{files}])"
-        nulls, distinct = duck.execute(counts).fetchone() or (0, 0)
-        found.append(column_of(column, sum(read.rows), int(nulls), int(distinct), _layouts(read, name)))
+    for start in range(0, len(names), at_once):
+        some = range(start, min(start + at_once, len(names)))
+        counts = ", ".join(f"count(*) - count(c{place}), count(DISTINCT c{place})" for place in some)
+        with naming(column=names[start] if len(some) == 1 else ""):
+            answer = [int(count) for count in duck.execute(f"SELECT {counts} FROM {rows}").fetchall()[0]]
+        for place, nulls, distinct in zip(some, answer[::2], answer[1::2], strict=True):
+            column = read.columns[0][names[place]]
+            found.append(column_of(column, sum(read.rows), nulls, distinct, _layouts(read, names[place])))
     return tuple(found)
-
-
-def _alike(read: reading.Read) -> bool:
-    """Do two names differ in case alone?"""
-    return len({name.casefold() for name in read.columns[0]}) < len(read.columns[0])
 
 
 def _layouts(read: reading.Read, name: str) -> tuple[str, ...]:
@@ -259,7 +302,9 @@ def _rejected(read: reading.Read, target: Path, duck: duckdb.DuckDBPyConnection)
             odd = f"{t} <> '' AND NOT {rules.one_of(t, column.missing)} AND NOT {rules.fits(t, column)}"
             numbered = f"SELECT row_number() OVER () AS n, c{looked.place} AS x FROM {file.relation()}"
             query = f"SELECT n, {t} FROM ({numbered}) WHERE {odd} ORDER BY n LIMIT {MOST_REJECTED_ROWS}"
-            rows += [(file.name, n, change.column, value) for n, value in duck.execute(query).fetchall()]
+            with naming(column=change.column, file=file.name):
+                found = duck.execute(query).fetchall()
+            rows += [(file.name, n, change.column, value) for n, value in found]
     if not rows:
         return None
     with target.open("w", encoding="utf-8", newline="") as out:
@@ -281,6 +326,9 @@ def _manifest(  # noqa: PLR0917
     for place, (file, blob, table) in enumerate(zip(read.files, blobs, kept, strict=True)):
         entry: dict[str, Any] = {"name": file.name, "source": blob.model_dump(), "table": table.model_dump()}
         entry |= {"rows": read.rows[place], "dialect": file.dialect.model_dump() if file.dialect else None}
+        entry |= {"reading": digest_of(read, place)}
+        if read.columns[place] != read.columns[0]:  # numbers with a decimal comma here, with a point there
+            entry |= {"columns": [column.model_dump() for column in read.columns[place].values()]}
         files.append(entry)
     manifest = {
         "files": files,
@@ -297,8 +345,26 @@ def _span(
 ) -> tuple[datetime | None, datetime | None]:
     if not spec.time:
         return None, None
-    rows = pa.concat_tables([pa.parquet.read_table(table, columns=[spec.time]) for table in tables])
-    seconds = event_seconds(Table(rows, tuple(columns)), spec.time)
+    seconds = event_seconds(Table(_ends(tables, spec.time), tuple(columns)), spec.time)
     if not np.isfinite(seconds).any():
         return None, None
     return moment(float(np.nanmin(seconds))), moment(float(np.nanmax(seconds)))
+
+
+def _ends(tables: Sequence[Path], name: str) -> pa.Table:
+    """A column's least and greatest values, and some that are not whole: a long column need not be in memory."""
+    parts = []
+    for table in tables:
+        with pa.parquet.ParquetFile(table) as file:
+            for batch in file.iter_batches(columns=[name], use_threads=False):
+                values = batch[name]
+                if pa.types.is_string(values.type) or pa.types.is_boolean(
+                    values.type
+                ):  # no times: said with an example
+                    parts.append(values)
+                    continue
+                ends = pa.compute.min_max(values)
+                parts.append(pa.array([ends["min"].as_py(), ends["max"].as_py()], values.type))
+                if pa.types.is_floating(values.type) or pa.types.is_decimal(values.type):
+                    parts.append(values.filter(pa.compute.not_equal(values, pa.compute.round(values)))[:1])
+    return pa.table({name: pa.chunked_array(parts)})

@@ -19,7 +19,7 @@ from activities.compute.data.deciding import plan_of
 from activities.compute.data.engine import name as column_name
 from activities.compute.data.files import Opened
 from activities.compute.data.looked import TEXTUAL, Looked
-from everloop.errors import InvalidData, SchemaMismatch
+from everloop.errors import InvalidData, SchemaMismatch, naming
 from everloop.reading import Changed, ReadColumn, Reading
 from everloop.specs import ColumnReading
 from everloop.texts import Decided, decide
@@ -48,11 +48,15 @@ def settle(files: Sequence[Opened], asked: Mapping[str, ColumnReading], duck: du
     names = files[0].columns
     looked = [{name: Looked(file.columns.index(name), file.types.get(name)) for name in names} for file in files]
     for file, columns in zip(files, looked, strict=True):
-        sample(file, columns, duck)
+        with naming(file=file.name):
+            sample(file, columns, duck)
     rows = [0] * len(files)
     plan: dict[str, list[Decided]] = {}
     for _ in range(MOST_ROUNDS):
-        plan = {name: plan_of(name, files, [columns[name] for columns in looked], asked.get(name)) for name in names}
+        plan = {}
+        for name in names:
+            with naming(column=name):
+                plan[name] = plan_of(name, files, [columns[name] for columns in looked], asked.get(name))
         if not check(files, looked, plan, rows, duck):
             break
     plan = _as_text_where_unsettled(plan, looked)

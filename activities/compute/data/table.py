@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from activities.compute.inference import Columns
-from everloop.errors import DatasetTooSmall
+from everloop.errors import DatasetTooSmall, naming
 from everloop.reading import Changed, ReadColumn, Reading
 from everloop.records import Column
 
@@ -50,6 +50,8 @@ class Table:
     """How they were read. None: by the first reader."""
     changed: tuple[Changed, ...] = ()
     """What the rules made of their texts."""
+    manifest: str = ""
+    """Digest of the snapshot's manifest."""
 
     def __len__(self) -> int:
         return int(self.rows.num_rows)
@@ -67,7 +69,11 @@ class Table:
     def arrays(self, names: Iterable[str], rows: NDArray[np.int64] | None = None) -> Columns:
         """Raw columns as the model's graph takes them (see `inference.Columns`), optionally of some rows only."""
         table = self.rows.select(list(names))
-        return {name: array_of(column) for name, column in zip(table.column_names, _take(table, rows), strict=True)}
+        found: Columns = {}
+        for name, column in zip(table.column_names, _take(table, rows), strict=True):
+            with naming(column=name):
+                found[name] = array_of(column)
+        return found
 
 
 def field_of(name: str, kind: pa.DataType, layouts: Sequence[str], unread: str = "") -> pa.Field:
@@ -165,8 +171,7 @@ def array_of(column: pa.ChunkedArray) -> NDArray[Any]:
 
 def floats(column: pa.ChunkedArray) -> NDArray[np.float64]:
     """Numbers and booleans as a model takes them: whole numbers beyond 2^53 and exact decimals are rounded here."""
-    column = column.cast(pa.float64(), safe=False)
-    return np.asarray(pc.fill_null(column, float("nan")).to_numpy(), dtype=np.float64)
+    return np.asarray(column.cast(pa.float64(), safe=False).to_numpy(), dtype=np.float64)  # null becomes NaN
 
 
 def example(column: pa.ChunkedArray) -> object:

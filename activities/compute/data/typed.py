@@ -1,10 +1,13 @@
 """Files that have types of their own: what each type becomes, and how other formats become Parquet."""
 
 import datetime as dt
-from collections.abc import Collection, Sequence
+import io
+import json
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.feather
 import pyarrow.ipc
@@ -19,6 +22,7 @@ from everloop.errors import InvalidData
 from everloop.reading import ReadColumn
 from everloop.texts import BLANKS
 
+CHUNK_BYTES = 4 << 20
 MICROSECONDS = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}
 
 
@@ -105,12 +109,24 @@ def as_parquet(path: Path, name: str, kind: str, scratch: Path, wanted: Collecti
 def _arrow(path: Path, _name: str, target: Path, _wanted: Collection[str]) -> None:
     with path.open("rb") as source:
         magic = source.read(6)
-    if magic == b"ARROW1" or magic[:4] == b"FEA1":
-        table = pa.feather.read_table(path, memory_map=False)
-    else:
-        with pa.ipc.open_stream(str(path)) as stream:
-            table = stream.read_all()
-    pa.parquet.write_table(table, target)
+    if magic[:4] == b"FEA1":  # Feather's first version, of small files
+        pa.parquet.write_table(pa.feather.read_table(path, memory_map=False), target)
+        return
+    with pa.OSFile(str(path), "rb") as source:
+        if magic == b"ARROW1":
+            file = pa.ipc.open_file(source)
+            schema, batches = file.schema, (file.get_batch(place) for place in range(file.num_record_batches))
+        else:
+            stream = pa.ipc.open_stream(source)
+            schema, batches = stream.schema, iter(stream)
+        write(target, schema, batches)
+
+
+def write(target: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+    """Batches as Parquet, one at a time in memory."""
+    with pa.parquet.ParquetWriter(target, schema) as out:
+        for batch in batches:
+            out.write_batch(batch)
 
 
 def _lines(path: Path, name: str, target: Path, _wanted: Collection[str]) -> None:
@@ -119,25 +135,74 @@ def _lines(path: Path, name: str, target: Path, _wanted: Collection[str]) -> Non
     if name.lower().endswith(".bz2"):
         plain = target.with_suffix(".jsonl")
         with pa.input_stream(str(path), compression="bz2") as source, plain.open("wb") as out:
-            out.write(source.read())
+            while chunk := source.read(CHUNK_BYTES):
+                out.write(chunk)
         path = plain
     rows = f"read_ndjson_objects({quoted(str(path))}, compression = '{compression}', maximum_object_size = 16777216)"
     with connection(target.parent) as duck:
-        found = duck.execute(
-            f"SELECT k, list(DISTINCT t) FROM (SELECT row_number() OVER () AS n, unnest(json_keys(json)) AS k, json "
-            f"FROM {rows}), LATERAL (SELECT json_type(json, '/' || replace(replace(k, '~', '~0'), '/', '~1')) AS t) "
-            f"GROUP BY k ORDER BY min(n), k"
-        ).fetchall()
+        try:
+            _check_objects(name, rows, duck)
+            keyed = f"SELECT row_number() OVER () AS n, unnest(json_keys(json)) AS k, json FROM {rows}"
+            kind = "json_type(json, '/' || replace(replace(k, '~', '~0'), '/', '~1'))"
+            asked = f"SELECT k, list(DISTINCT t) FROM ({keyed}), LATERAL (SELECT {kind} AS t) GROUP BY k"
+            found = duck.execute(f"{asked} ORDER BY min(n), k").fetchall()
+        except duckdb.InvalidInputException:
+            message = f"{name}: {_odd_line(path, compression)}"
+            raise InvalidData(message, field="source.path", hint=ONE_OBJECT) from None
         (first,) = duck.execute(f"SELECT json_keys(json) FROM {rows} LIMIT 1").fetchone() or ([],)
         kinds = {key: set(types) - {None, "NULL"} for key, types in found}
+        _narrow(kinds, rows, duck)
         keys = [*first, *(key for key in kinds if key not in set(first))]
         cells = ", ".join(f"{_json(key, kinds[key])} AS {column_name(key.strip(BLANKS))}" for key in keys)
         duck.execute(f"COPY (SELECT {cells} FROM {rows}) TO {quoted(str(target))} (FORMAT parquet)")
 
 
-def _json(key: str, kinds: set[str]) -> str:
+ONE_OBJECT = 'each line must be one object, such as {"age": 41, "plan": "basic"}'
+
+
+KINDS = {"ARRAY": "an array", "VARCHAR": "a text", "BOOLEAN": "true or false", "NULL": "null"}
+
+
+def _odd_line(path: Path, compression: str) -> str:
+    """Which line is no JSON, where DuckDB has found one: it counts them in another way than people do."""
+    with pa.input_stream(str(path), compression=None if compression == "none" else compression) as source:
+        for number, line in enumerate(io.TextIOWrapper(source, "utf-8", "replace"), 1):
+            try:
+                json.loads(line) if line.strip() else None
+            except ValueError as error:
+                return f"line {number:,} is no JSON ({str(error).partition(':')[0].lower()})"
+    return "a line is no JSON"
+
+
+def _check_objects(name: str, rows: str, duck: duckdb.DuckDBPyConnection) -> None:
+    numbered = f"SELECT row_number() OVER () AS n, json_type(json) AS kind FROM {rows}"
+    (odd,) = duck.execute(
+        f"SELECT arg_min([CAST(n AS VARCHAR), kind], n) FROM ({numbered}) WHERE kind <> 'OBJECT'"
+    ).fetchall()
+    if odd[0]:
+        place, kind = odd[0]
+        message = f"{name}: line {int(place):,} is no JSON object but {KINDS.get(kind, 'a number')}"
+        raise InvalidData(message, field="source.path", hint=ONE_OBJECT)
+
+
+def _narrow(kinds: dict[str, set[str]], rows: str, duck: duckdb.DuckDBPyConnection) -> None:
+    """Whole numbers without a sign that 64 bits with one hold are such: DuckDB calls each by its own size."""
+    names = [key for key, types in kinds.items() if "UBIGINT" in types and types <= {"BIGINT", "UBIGINT"}]
+    for start in range(0, len(names), 100):
+        some = names[start : start + 100]
+        most = ", ".join(f"max(TRY_CAST({_cell(key)} AS DECIMAL(38, 0)))" for key in some)
+        for key, value in zip(some, duck.execute(f"SELECT {most} FROM {rows}").fetchall()[0], strict=True):
+            if value is not None and value < 1 << 63:
+                kinds[key] = {"BIGINT"}
+
+
+def _cell(key: str) -> str:
     pointer = "/" + key.replace("~", "~0").replace("/", "~1")
-    cell = f"json_extract_string(json, {quoted(pointer)})"
+    return f"json_extract_string(json, {quoted(pointer)})"
+
+
+def _json(key: str, kinds: set[str]) -> str:
+    cell = _cell(key)
     if kinds and kinds <= {"BIGINT", "UBIGINT"}:
         return f"CAST({cell} AS {'DECIMAL(38, 0)' if 'UBIGINT' in kinds else 'BIGINT'})"
     if kinds and kinds <= {"BIGINT", "UBIGINT", "DOUBLE", "HUGEINT"}:

@@ -15,7 +15,8 @@ from activities.compute.data.table import Table, enough, whole
 from activities.compute.data.target import Target, target_of
 from activities.compute.data.times import event_seconds, month_first
 from everloop.contracts import ValidateRequest
-from everloop.records import Check, Validation
+from everloop.errors import naming
+from everloop.records import Check, Column, Validation
 from everloop.specs import LifecycleSpec
 
 # --- validation ---------------------------------------------------------------------------------
@@ -41,7 +42,8 @@ def validate(request: ValidateRequest, job: Job) -> Validation:
 def _validate(spec: LifecycleSpec, table: Table) -> Validation:
     check_spec(spec, table.rows.column_names)
     enough(len(table))
-    target = target_of(table, spec)
+    with naming(column=spec.target):
+        target = target_of(table, spec)
     looks: tuple[Callable[[Table, LifecycleSpec], list[Check]], ...] = (_nulls, _ranges, _duplicates, _when)
     checks = [_ok("schema", f"{len(table.columns)} columns, {len(table):,} rows"), *_target_checks(target, spec)]
     for look in looks:
@@ -99,18 +101,24 @@ def _nulls(table: Table, spec: LifecycleSpec) -> list[Check]:
 def _ranges(table: Table, spec: LifecycleSpec) -> list[Check]:
     found = []
     for column in table.columns:
-        if column.name in (spec.target, spec.time, spec.key):
-            continue
-        if column.distinct == 1 and not column.nulls:
-            found.append(_warn("ranges", column.name, f"{column.name!r} is the same in every row"))
-        if column.kind in ("text", "category") and (why := mistaken(table.rows[column.name])):
-            found.append(_warn("ranges", column.name, f"{column.name!r}: {why}"))
-        elif column.kind == "text":
-            found.append(_warn("ranges", column.name, f"{column.name!r} looks like free text or an identifier"))
-        if column.kind == "number" and _beyond_whole(table.rows[column.name]):
-            what = f"{column.name!r} holds numbers beyond 2^63: they are rounded; write them like 1.8e19 in requests"
-            found.append(_warn("ranges", column.name, what))
+        if column.name not in (spec.target, spec.time, spec.key):
+            with naming(column=column.name):
+                found += _range(table, column)
     return found or [_ok("ranges", "every column varies")]
+
+
+def _range(table: Table, column: Column) -> list[Check]:
+    found = []
+    if column.distinct == 1 and not column.nulls:
+        found.append(_warn("ranges", column.name, f"{column.name!r} is the same in every row"))
+    if column.kind in ("text", "category") and (why := mistaken(table.rows[column.name])):
+        found.append(_warn("ranges", column.name, f"{column.name!r}: {why}"))
+    elif column.kind == "text":
+        found.append(_warn("ranges", column.name, f"{column.name!r} looks like free text or an identifier"))
+    if column.kind == "number" and _beyond_whole(table.rows[column.name]):
+        what = f"{column.name!r} holds numbers beyond 2^63: they are rounded; write them like 1.8e19 in requests"
+        found.append(_warn("ranges", column.name, what))
+    return found
 
 
 def _duplicates(table: Table, spec: LifecycleSpec) -> list[Check]:

@@ -7,15 +7,16 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from activities.compute.data import Table, array_of
-from activities.compute.features.categories import Coded, texts_of
-from activities.compute.features.encoding import MOST_ENCODED, WEIGHT
+from activities.compute.data import Table
+from activities.compute.features.categories import texts_of
+from activities.compute.features.columns import Texts
+from activities.compute.features.encoding import MOST_ENCODED, WEIGHT, Batch
 from activities.compute.features.encoding import fitted as fit_encoding
 from activities.compute.features.goals import SURE, Goal
 from activities.compute.features.inputs import Added, Difference, Encoding, Floats, Indicator, Input
 from activities.compute.features.parts import FOLDS, folds
 from activities.compute.features.pipeline import Pipeline
-from activities.compute.rows import Texts, chunks
+from activities.compute.rows import chunks
 
 MOST_DATES = 4
 """Date columns, the first ones, of which each pair is a difference."""
@@ -23,8 +24,12 @@ MANY_VALUES = 100
 """A category with more values may also be told as the target's mean: its codes say nothing of the rarer ones.
 
 Only where it is asked for: on flights and hotel rates, 9 samples, it made LightGBM worse in 7, by 0.001 of AUC."""
+MOST_SHARES = 10
+"""Classes, up to which each one's share of a value's rows is a feature of its own; with more, none is."""
 RARELY = 0.001
 """Share of rows with, or without, a value below which an indicator is not worth a feature."""
+Gap = tuple[int, Floats]
+"""Of a column of numbers with missing values: how many rows, and the sums [outputs] of the target in them."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ def make(  # noqa: PLR0917
     goal: Goal,
     inputs: Sequence[Input],
     texts: Mapping[str, Texts],
+    gaps: Mapping[str, Gap],
     like: Pipeline | None,
     *,
     target_mean: bool,
@@ -58,21 +64,20 @@ def make(  # noqa: PLR0917
         indicators = like.indicators
         added += [each for each in like.added if each.rule == "missing"]
     else:
-        told = _telling(
-            table, rows, goal, [entry.name for entry in inputs if entry.kind == "number" and entry.nullable]
-        )
+        told = _telling(goal, {entry.name: gaps[entry.name] for entry in inputs if entry.name in gaps})
         indicators = tuple(map(Indicator, told))
         added += [
             Added(name, "missing", f"the target of rows without it differs, by {sure:.1f} standard errors")
             for name, sure in told.items()
         ]
-    wanted = [each.column for each in like.encodings] if like else []
+    wanted = [(each.column, each.of) for each in like.encodings] if like else []
     if target_mean and not like:
-        wanted = _many_values(inputs, texts, goal)
-    encodings = tuple(_encoding(table, rows, goal, name, texts[name]) for name in wanted)
+        shares = [None] if goal.outputs == 1 else list(range(goal.outputs))
+        wanted = [(name, of) for name in _many_values(inputs, texts, goal) for of in shares]
+    encodings = tuple(_encoding(table, rows, goal, name, texts[name], of) for name, of in wanted)
     added += [
-        Added(each.column, "target mean", f"{texts[each.column].distinct:,} different values, more than {MANY_VALUES}")
-        for each in encodings
+        Added(name, "target mean", f"{texts[name].distinct:,} different values, more than {MANY_VALUES}")
+        for name in dict.fromkeys(name for name, _ in wanted)
     ]
     return Made(differences, indicators, encodings, tuple(added))
 
@@ -82,31 +87,20 @@ def _differences(inputs: Sequence[Input]) -> list[Difference]:
     return [Difference(start, end) for start, end in combinations(dates, 2)]
 
 
-def _telling(table: Table, rows: NDArray[np.int64], goal: Goal, names: list[str]) -> dict[str, float]:
+def _telling(goal: Goal, gaps: Mapping[str, Gap]) -> dict[str, float]:
     """Columns whose missing values go with another target, and by how many standard errors."""
-    if not names:
-        return {}
-    counts = dict.fromkeys(names, 0)
-    sums = {name: np.zeros(goal.outputs) for name in names}
-    start = 0
-    for numbers, batch in chunks(table, names, rows):
-        for name in names:
-            missing = np.flatnonzero(np.isnan(array_of(batch[name])))
-            counts[name] += len(missing)
-            sums[name] += goal.sums(start + missing)
-        start += len(numbers)
-    found = {}
-    for name in names:
-        if RARELY * len(rows) <= counts[name] <= (1 - RARELY) * len(rows):
-            sure = goal.strength(counts[name], sums[name])
+    found, rows = {}, len(goal.values)
+    for name, (count, sums) in gaps.items():
+        if RARELY * rows <= count <= (1 - RARELY) * rows:
+            sure = goal.strength(count, sums)
             if sure >= SURE:
                 found[name] = sure
     return found
 
 
 def _many_values(inputs: Sequence[Input], texts: Mapping[str, Texts], goal: Goal) -> list[str]:
-    if goal.outputs > 1:
-        return []  # a mean of classes says little, and one per class would be many features
+    if goal.outputs > MOST_SHARES:
+        return []
     named = {entry.name: texts[entry.name] for entry in inputs if entry.kind == "category"}
     return [
         name
@@ -116,12 +110,15 @@ def _many_values(inputs: Sequence[Input], texts: Mapping[str, Texts], goal: Goal
     ]
 
 
-def _encoding(table: Table, rows: NDArray[np.int64], goal: Goal, name: str, texts: Texts) -> Encoding:
-    def batches() -> Iterator[tuple[Coded, Floats, NDArray[np.int8]]]:
+def _encoding(  # noqa: PLR0917
+    table: Table, rows: NDArray[np.int64], goal: Goal, name: str, texts: Texts, of: int | None
+) -> Encoding:
+    def batches() -> Iterator[Batch]:
         start = 0
         for numbers, batch in chunks(table, [name], rows, coded=True):
-            yield texts_of(batch[name]), goal.values[start : start + len(numbers)], folds(numbers)
+            values = goal.values[start : start + len(numbers)]
+            yield texts_of(batch[name]), values if of is None else (values == of).astype(np.uint8), folds(numbers)
             start += len(numbers)
 
     known = ("", *(value for value, _ in texts.common[:MOST_ENCODED]))
-    return fit_encoding(name, known, batches(), FOLDS)
+    return fit_encoding(name, known, batches(), FOLDS, of)

@@ -2,41 +2,74 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from activities.compute.features.graph import FLOAT, INT64, Graph
-from activities.compute.features.inputs import Difference, Input, Matrix, Part
+from activities.compute.features.inputs import Difference, Feature, Input, Part
 from activities.compute.inference import Columns
 
 DAY = 86400.0
+SECONDS_OF_DAY = 86400
 FIRST_SECOND, LAST_SECOND = -62135596800.0, 253402300799.0  # years 1 to 9999: calendar arithmetic stays positive
 
 
-def dates(entry: Input, seconds: NDArray[np.generic]) -> Matrix:
+def dates(entry: Input, seconds: NDArray[np.generic]) -> list[Feature]:
     """Calendar parts (UTC) and days since `offset` of seconds since 1970."""
     raw = np.asarray(seconds, np.float64)
-    if not entry.nullable:
-        raw = np.where(np.isnan(raw), entry.fill, raw)
     missing = np.isnan(raw)
-    exact = np.clip(np.where(missing, 0.0, raw), FIRST_SECOND, LAST_SECOND)
-    whole = np.floor(exact).astype(np.int64) - int(FIRST_SECOND)
+    if gaps := bool(missing.any()):
+        raw = np.where(missing, 0.0 if entry.nullable else entry.fill, raw)
+    exact = np.clip(raw, FIRST_SECOND, LAST_SECOND)
+    calendar = Moments(np.floor(exact).astype(np.int64))
     parts: dict[Part, Callable[[], NDArray[Any]]] = {
-        "hour": lambda: whole % 86400 // 3600,
-        "weekday": lambda: whole // 86400 % 7,  # 1 January of year 1 was a Monday
-        "day": lambda: _day_and_month(whole)[0],
-        "month": lambda: _day_and_month(whole)[1],
+        "hour": lambda: calendar.hour,
+        "weekday": lambda: calendar.weekday,
+        "day": lambda: calendar.day_and_month[0],
+        "month": lambda: calendar.day_and_month[1],
         "elapsed": lambda: (exact - entry.offset) / DAY,
     }
-    columns = [np.where(missing, np.nan, parts[part]()).astype(np.float32) for part in entry.parts]
-    return np.stack(columns, axis=1)
+    features = [parts[part]().astype(np.float32) for part in entry.parts]
+    if gaps and entry.nullable:
+        for feature in features:
+            np.copyto(feature, np.float32(np.nan), where=missing)
+    return features
 
 
-def _day_and_month(whole: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Day (1-31) and month (1-12) of seconds since year 1: years begin in March, so that leap days come last."""
-    days = whole // 86400 + 306  # since 1 March of year 0
+class Moments:
+    """Calendar parts of whole seconds since 1970, within the years 1 to 9999."""
+
+    def __init__(self, seconds: NDArray[np.int64]) -> None:
+        since = seconds - int(FIRST_SECOND)
+        self._days = since // SECONDS_OF_DAY
+        self._of_day = since - self._days * SECONDS_OF_DAY
+
+    @property
+    def hour(self) -> NDArray[np.int64]:
+        return self._of_day // 3600
+
+    @property
+    def weekday(self) -> NDArray[np.int64]:
+        return self._days - self._days // 7 * 7  # 1 January of year 1 was a Monday
+
+    @cached_property
+    def day_and_month(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        if not len(self._days):
+            return self._days, self._days
+        low, high = int(self._days.min()), int(self._days.max())
+        if high - low >= len(self._days):
+            return _day_and_month(self._days)
+        # Fewer days than rows: each is looked at once.
+        day, month = _day_and_month(np.arange(low, high + 1))
+        return day[self._days - low], month[self._days - low]
+
+
+def _day_and_month(since: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Day (1-31) and month (1-12) of days since year 1: years begin in March, so that leap days come last."""
+    days = since + 306  # since 1 March of year 0
     of_era = days % 146097
     year = (of_era - of_era // 1460 + of_era // 36524 - of_era // 146096) // 365
     of_year = of_era - (365 * year + year // 4 - year // 100)
@@ -109,10 +142,10 @@ class _Calendar:
         return other if isinstance(other, str) else self.graph.constant(other, np.int64)
 
 
-def difference(entry: Difference, columns: Columns) -> Matrix:
+def difference(entry: Difference, columns: Columns) -> Feature:
     """Days between two moments."""
     start, end = (np.asarray(columns[name], np.float64) for name in (entry.start, entry.end))
-    return ((end - start) / DAY).astype(np.float32).reshape(-1, 1)
+    return ((end - start) / DAY).astype(np.float32)
 
 
 def difference_in_graph(graph: Graph, entry: Difference) -> str:

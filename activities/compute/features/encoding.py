@@ -1,17 +1,20 @@
 """A category of many values as the target's mean: in NumPy and, value by value the same, as a node of the graph."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from activities.compute.features.categories import Coded, coded
 from activities.compute.features.graph import Graph
-from activities.compute.features.inputs import Encoding, Floats, Matrix
+from activities.compute.features.inputs import Encoding, Feature, Floats
 
 WEIGHT = 20
 """The mean of all rows counts as much as so many rows of a value."""
 MOST_ENCODED = 2000
+Batch = tuple[Coded, NDArray[np.integer[Any]], NDArray[np.int8]]
+"""Of some rows: texts, the target in whole units, folds."""
 
 
 def means(sums: Floats, counts: Floats, total: float, rows: float) -> NDArray[np.float32]:
@@ -28,32 +31,28 @@ def answers(entry: Encoding) -> NDArray[np.float32]:
     return means(sums.sum(axis=1), counts.sum(axis=1), *map(float, entry.total))
 
 
-def encoded(entry: Encoding, column: NDArray[np.generic] | Coded, folds: NDArray[np.int8] | None = None) -> Matrix:
+def encoded(entry: Encoding, column: NDArray[np.generic] | Coded, folds: NDArray[np.int8] | None = None) -> Feature:
     """The mean of each row's value. *folds*: those of rows that it was fitted on, -1 for others."""
-    texts = coded(column)
-    place = {value: number for number, value in enumerate(entry.known)}
-    places = np.array([place.get(value, len(place)) for value in texts.values], np.int64)[texts.places]
-    found = answers(entry)[places]
+    places = coded(column).among(entry.known)
+    found: Feature = answers(entry)[places]
     if folds is None:
-        return found.reshape(-1, 1)
+        return found
     sums, counts = np.array(entry.sums, np.float64), np.array(entry.counts, np.float64)
     for fold in range(sums.shape[1]):
         own = folds == fold
         total, rows = entry.total[0] - sums[:, fold].sum(), entry.total[1] - counts[:, fold].sum()
         others = means(sums.sum(axis=1) - sums[:, fold], counts.sum(axis=1) - counts[:, fold], total, rows)
         found[own] = others[places[own]]
-    return found.reshape(-1, 1)
+    return found
 
 
 def fitted(
-    column: str, known: tuple[str, ...], batches: Iterator[tuple[Coded, Floats, NDArray[np.int8]]], folds: int
+    column: str, known: tuple[str, ...], batches: Iterator[Batch], folds: int, of: int | None = None
 ) -> Encoding:
-    """Sums and counts of the values in *known*, from texts, whole target units and folds, batch by batch."""
+    """Sums and counts of the values in *known*. *of*: the class that the batches say is there (1) or not (0)."""
     sums, counts = (np.zeros((len(known) + 1, folds)) for _ in range(2))
-    place = {value: number for number, value in enumerate(known)}
     for texts, goal, fold in batches:
-        places = np.array([place.get(value, len(place)) for value in texts.values], np.int64)[texts.places]
-        cells = places * folds + fold
+        cells = texts.among(known) * folds + fold
         sums += np.bincount(cells, goal, sums.size).reshape(sums.shape)
         counts += np.bincount(cells, minlength=sums.size).reshape(sums.shape)
     # Rows of other values count with those of the mean of all alone.
@@ -63,6 +62,7 @@ def fitted(
         sums=tuple(tuple(map(int, row)) for row in sums[:-1]),
         counts=tuple(tuple(map(int, row)) for row in counts[:-1]),
         total=(int(sums.sum()), int(counts.sum())),
+        of=of,
     )
 
 

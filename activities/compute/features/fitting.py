@@ -1,9 +1,10 @@
 # what a job prints is its log
-"""The preprocessing is fitted: DuckDB says what each column holds, and rules say what becomes of it.
+"""The preprocessing is fitted: each column says what it holds, and rules say what becomes of it.
 
 Nothing here depends on how rows are cut into chunks or on the number of threads: the same rows give the same bytes.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +12,17 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from activities.compute.data import Table, Target, array_of, mistaken, unread_type
-from activities.compute.features.automation import make
+from activities.compute.features.automation import Gap, make
+from activities.compute.features.columns import Numbers, Texts, numbers_of, texts_in
 from activities.compute.features.encoding import MOST_ENCODED
 from activities.compute.features.goals import Goal
 from activities.compute.features.inputs import Added, Dropped, Input, Part, Terms, smallest_leaf
 from activities.compute.features.pipeline import Pipeline
 from activities.compute.features.terms import SAMPLE_ROWS
 from activities.compute.features.terms import fitted as fit_terms
-from activities.compute.rows import THREADS, Aggregates, Spread, Texts, chunks, open_aggregates
-from everloop.errors import InvalidData, InvalidSpec
+from activities.compute.resources import Resources
+from activities.compute.rows import chunks
+from everloop.errors import InvalidData, InvalidSpec, naming
 from everloop.records import Column
 from everloop.specs import LifecycleSpec
 
@@ -31,11 +34,15 @@ FAR = 2.0**12
 """A column this many spreads away from 0 is centred in float64 first: float32 would blur its rows together."""
 BLURRED = 2.0**24
 """From here on float32 skips whole numbers: 500000015 and 500000016 are one to it."""
+MOSTLY_HELD = 0.01
+"""Share of a column's values that float32 may take for others without a word."""
 INDEX = "__index_level_"
 """How pandas calls an index without a name in a Parquet file: no feature unless asked for."""
 USUAL = 1.349
 """Between a normal distribution's quartiles lie so many standard deviations."""
 MICROSECOND = 1e-6
+VALUE_BYTES = 16
+"""Of each row of a column of numbers while it is looked at, and of its file's buffers."""
 LOOKED_AT = 1_000_000
 """Rows of a text column that is not used, of which more is said."""
 
@@ -52,7 +59,7 @@ def fit(  # noqa: PLR0917
     rows: NDArray[np.int64],
     like: Pipeline | None = None,
     scratch: Path | None = None,
-    threads: int = THREADS,
+    resources: Resources | None = None,
 ) -> Pipeline:
     """The preprocessing of the columns that the spec allows, fitted on *rows*. Raises `InvalidData`, `InvalidSpec`.
 
@@ -63,24 +70,21 @@ def fit(  # noqa: PLR0917
     asked = spec.features.include is not None or like is not None
     inputs: list[Input] = []
     dropped: list[Dropped] = list(like.dropped) if like else []
-    values = target.values[rows]  # in the order of the rows, so that their sums are always the same
-    regression = not target.classes
-    center, scale = (float(values.mean()), float(values.std()) or 1.0) if regression else (0.0, 1.0)
+    center, scale = (0.0, 1.0) if target.classes else _usual(target, rows)
     goal = Goal.of(target, rows, center, scale)
-    with open_aggregates(table, rows, scratch, threads) as ask:
-        fitting = _Fitting(spec, table, rows, goal, ask, like, asked=asked)
-        for name, fitted in fitting.columns(names).items():
-            if isinstance(fitted, Input):
-                inputs.append(fitted)
-            else:
-                dropped.append(Dropped(name, _why(table, name, fitted)))
+    fitting = _Fitting(spec, table, rows, goal, like, scratch, resources or Resources(), asked=asked)
+    for name, fitted in fitting.columns(names).items():
+        if isinstance(fitted, Input):
+            inputs.append(fitted)
+        else:
+            dropped.append(Dropped(name, _why(table, name, fitted)))
     if not inputs:
         hint = "add columns that say something about the target, or name them in features.include"
         reasons = "; ".join(f"{column.name!r}: {column.reason}" for column in dropped[:5]) or "there are no others"
         raise InvalidData(f"no column is left to learn from ({reasons})", field="features", hint=hint)
     ranks = {"number": 0, "boolean": 0, "datetime": 1, "text": 2, "category": 3}
     inputs.sort(key=lambda entry: ranks[entry.kind])
-    made = make(table, rows, goal, inputs, fitting.texts, like, target_mean=spec.features.target_mean)
+    made = make(table, rows, goal, inputs, fitting.texts, fitting.gaps, like, target_mean=spec.features.target_mean)
     return Pipeline(
         task=spec.task,
         target=spec.target,
@@ -98,6 +102,12 @@ def fit(  # noqa: PLR0917
         center=center,
         scale=scale,
     )
+
+
+def _usual(target: Target, rows: NDArray[np.int64]) -> tuple[float, float]:
+    """Mean and spread of a numeric target."""
+    values = target.of(rows)  # in the order of the rows, so that their sums are always the same
+    return float(values.mean()), float(values.std()) or 1.0
 
 
 def _why(table: Table, name: str, reason: str) -> str:
@@ -132,67 +142,91 @@ class _Fitting:
         table: Table,
         rows: NDArray[np.int64],
         goal: Goal,
-        ask: Aggregates,
         like: Pipeline | None,
+        scratch: Path | None,
+        resources: Resources,
         *,
         asked: bool,
     ) -> None:
         """*asked*: the columns were asked for by name, so they may be identifiers."""
-        self._spec, self._table, self._rows, self._goal, self._ask = spec, table, rows, goal, ask
+        self._spec, self._table, self._rows, self._goal = spec, table, rows, goal
+        self._scratch, self._resources = scratch, resources
         self._asked, self._named = asked, spec.features.include is not None
+        self._before = {entry.name: entry.fine for entry in like.blurred} if like else None
         self._like = {entry.column: entry for entry in like.terms} if like else {}
         self.texts: dict[str, Texts] = {}
         """What the columns of text hold."""
+        self.gaps: dict[str, Gap] = {}
+        """Of the columns of numbers, those with missing values."""
         self.terms: list[Terms] = []
         self.added: list[Added] = []
         self._text = {field.name for field in table.rows.schema if pa.types.is_string(field.type)}
 
     def columns(self, names: list[str]) -> dict[str, Input | str]:
-        spreads = self._ask.spreads([name for name in names if name not in self._text])
-        return {
-            name: self._category(name) if name in self._text else self._plain(self._table.column(name), spreads[name])
-            for name in names
-        }
+        """Each column as an input, or why it is none. As many at once as there are threads and memory for."""
+        plain = [name for name in names if name not in self._text]
+        held = max(1, len(self._rows) * VALUE_BYTES >> 20)
+        at_once = max(1, min(self._resources.threads, self._resources.memory_mib // held))
+        with ThreadPoolExecutor(at_once) as pool:
+            found = dict(zip(plain, pool.map(self._plain, plain), strict=True))
+        for name in names:
+            with naming(column=name):
+                found |= {name: self._category(name)} if name in self._text else {}
+        return {name: found[name] for name in names}
 
-    def _plain(self, column: Column, spread: Spread) -> Input | str:
-        if not spread.count:
+    def _plain(self, name: str) -> Input | str:
+        with naming(column=name):
+            return self._plain_input(name)
+
+    def _plain_input(self, name: str) -> Input | str:
+        column = self._table.column(name)
+        held = numbers_of(self._table, name, self._rows, self._goal)
+        if column.kind == "number" and held.gaps:
+            self.gaps[name] = held.gaps, held.gap_sums
+        if not held.count:
             return "it has no usable values"
-        if column.name == self._spec.time and column.kind != "datetime":
+        if name == self._spec.time and column.kind != "datetime":
             return "it is the time, as a number"
-        if spread.low == spread.high and not spread.nulls:
+        if held.low == held.high and not held.nulls:
             return "it is always the same"
         if column.kind == "datetime":
-            return self._datetime(column.name, spread)
-        if column.kind == "number" and not self._asked and self._counts_rows(column.name, spread):
+            return self._datetime(name, held)
+        if column.kind == "number" and not self._asked and _counts_rows(held):
             return "it only counts the rows"
-        return self._number(column, spread)
+        return self._number(column, held)
 
-    def _number(self, column: Column, spread: Spread) -> Input | str:
-        first, middle, third = self._ask.quantiles(column.name, (0.25, 0.5, 0.75))
-        if (
-            first == third
-            and not self._asked
-            and (why := self._hardly_varies(self._ask.other_than(column.name, middle)))
-        ):
+    def _number(self, column: Column, held: Numbers) -> Input | str:
+        first, middle, third = map(held.quantile, (0.25, 0.5, 0.75))
+        if first == third and not self._asked and (why := self._hardly_varies(held.other_than(middle))):
             return why
-        usual = (third - first) / USUAL or spread.high - spread.low or 1.0
+        usual = (third - first) / USUAL or held.high - held.low or 1.0
+        number = column.kind == "number"
+        offset = middle if number and _is_far(middle, usual, held) else 0.0
         return Input(
             name=column.name,
             kind="boolean" if column.kind == "boolean" else "number",
-            nullable=spread.nulls > 0,
-            offset=middle if column.kind == "number" and self._is_far(column.name, middle, usual, spread) else 0.0,
+            nullable=held.nulls > 0,
+            offset=offset,
             fill=middle,
-            low=spread.low,
-            high=spread.high,
+            low=held.low,
+            high=held.high,
+            fine=self._blurred(column.name, offset, held) if number else 0,
         )
 
-    def _is_far(self, name: str, middle: float, usual: float, spread: Spread) -> bool:
-        """Whether float32 tells more of the values apart around *middle* than around 0."""
-        if abs(middle) > FAR * usual:
-            return True
-        if max(abs(spread.low), abs(spread.high)) < BLURRED:
-            return False
-        return self._ask.apart(name, middle) > self._ask.apart(name, 0.0)
+    def _blurred(self, name: str, offset: float, held: Numbers) -> int:
+        """How many further features float32 needs for the values: of two clusters that lie far apart, at least one."""
+        if self._before is not None:
+            return self._before.get(name, 0)
+        far = max(abs(held.low - offset), abs(held.high - offset))
+        if far < BLURRED:
+            return 0
+        values = held.different()
+        lost = values - held.apart(offset)
+        if lost <= MOSTLY_HELD * values:
+            return 0
+        reason = f"float32 takes {lost:,} of its {values:,} values for others: what it leaves is a feature of its own"
+        self.added.append(Added(name, "fine", reason))
+        return 1 if far < BLURRED**2 else 2
 
     def _hardly_varies(self, others: int) -> str:
         """Why a column with so many rows unlike its usual value is not used; nothing where it may be."""
@@ -201,24 +235,10 @@ class _Fitting:
             return ""
         return f"it is nearly always the same: {others} of {rows:,} rows differ, a leaf needs {smallest_leaf(rows)}"
 
-    def _counts_rows(self, name: str, spread: Spread) -> bool:
-        """Row numbers: whole, each once, without gaps to speak of, and in the order of the rows."""
-        if spread.nulls or spread.count <= MOST_VALUES // 2:
-            return False
-        if spread.high - spread.low >= 100 * spread.count:
-            return False
-        before = np.array([-np.inf])
-        for _, batch in chunks(self._table, [name], self._rows):
-            values = np.concatenate([before, array_of(batch[name])])
-            if not (np.diff(values) > 0).all() or (values[1:] != np.round(values[1:])).any():
-                return False
-            before = values[-1:]
-        return True
-
     def _category(self, name: str) -> Input | str:
         if name in self._like:
             return self._text_input(self._like[name])
-        found = self.texts[name] = self._ask.texts(name, MOST_ENCODED)
+        found = self.texts[name] = texts_in(self._table, name, self._rows, MOST_ENCODED, self._scratch, self._resources)
         if not found.distinct:
             return "it has no usable values"
         if found.distinct == 1 and not found.nulls:
@@ -249,20 +269,34 @@ class _Fitting:
         self.added.append(Added(terms.column, "terms", reason))
         return Input(name=terms.column, kind="text")
 
-    def _datetime(self, name: str, spread: Spread) -> Input | str:
+    def _datetime(self, name: str, held: Numbers) -> Input | str:
         wanted = EVENT_PARTS if name == self._spec.time else DATE_PARTS
-        varies = self._ask.calendar(name) | {"elapsed": spread.low < spread.high}
+        varies = held.calendar() | {"elapsed": held.low < held.high}
         varied = tuple(part for part in wanted if varies[part])
         if not varied:
             return "its calendar parts never vary"
-        middle = float(np.floor(self._ask.quantiles(name, (0.5,))[0] * MICROSECOND))
+        middle = float(np.floor(held.quantile(0.5) * MICROSECOND))
         return Input(
             name=name,
             kind="datetime",
-            nullable=spread.nulls > 0,
+            nullable=held.nulls > 0,
             offset=middle,
             fill=middle,
-            low=spread.low * MICROSECOND,
-            high=spread.high * MICROSECOND,
+            low=held.low * MICROSECOND,
+            high=held.high * MICROSECOND,
             parts=varied,
         )
+
+
+def _is_far(middle: float, usual: float, held: Numbers) -> bool:
+    """Whether float32 tells more of the values apart around *middle* than around 0."""
+    if abs(middle) > FAR * usual:
+        return True
+    if max(abs(held.low), abs(held.high)) < BLURRED:
+        return False
+    return held.apart(middle) > held.apart(0.0)
+
+
+def _counts_rows(held: Numbers) -> bool:
+    """Row numbers: whole, each once, without gaps to speak of, and in the order of the rows."""
+    return held.ordered and held.count > MOST_VALUES // 2 and held.high - held.low < 100 * held.count

@@ -1,6 +1,8 @@
 """The target in whole numbers, whose sums are the same in any order; and whether it differs by more than chance."""
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,16 +20,16 @@ SURE = 4.0
 class Goal:
     """The target of the rows that are fitted on: class indexes or whole units."""
 
-    values: Floats
+    values: NDArray[np.integer[Any]]
     classes: int
     """0 for a numeric target."""
 
     @classmethod
     def of(cls, target: Target, rows: NDArray[np.int64], center: float, scale: float) -> "Goal":
-        values = target.values[rows]
-        if not target.classes:
-            values = np.clip(np.round((values - center) / scale * UNIT), -(2.0**30), 2.0**30)
-        return cls(values, len(target.classes))
+        values = target.of(rows)
+        if target.classes:
+            return cls(values.astype(np.uint8), len(target.classes))  # at most 100 of them
+        return cls(np.clip(np.round((values - center) / scale * UNIT), -(2.0**30), 2.0**30).astype(np.int32), 0)
 
     @property
     def outputs(self) -> int:
@@ -38,15 +40,19 @@ class Goal:
         """Whole sums [outputs] of rows by their places."""
         values = self.values[places]
         if self.outputs == 1:
-            return np.array([values.sum()])
-        return np.bincount(values.astype(np.int64), minlength=self.outputs).astype(np.float64)
+            return np.array([values.sum(dtype=np.int64)], np.float64)
+        return np.bincount(values, minlength=self.outputs).astype(np.float64)
+
+    @cached_property
+    def _usual(self) -> tuple[Floats, Floats]:
+        """Mean and variance [outputs] of all rows."""
+        mean = self.sums() / len(self.values)
+        return mean, mean * (1 - mean) if self.classes else np.array([self.values.var()])
 
     def strength(self, count: int, sums: Floats) -> float:
         """Standard errors by which some rows, *count* of them with these *sums*, differ from all."""
         rows = len(self.values)
-        mean = self.sums() / rows
-        variance = mean * (1 - mean) if self.classes else np.array([self.values.var()])
-        return max(strength(count, *each) for each in zip(sums, [rows] * len(sums), mean, variance, strict=True))
+        return max(strength(count, *each) for each in zip(sums, [rows] * len(sums), *self._usual, strict=True))
 
 
 def strength(count: int, total: float, rows: int, mean: float, variance: float) -> float:

@@ -18,6 +18,8 @@ class Graph:
     constants: list[Any] = field(default_factory=list)
     opset: int = 18
     """The lowest version of ONNX's operators that the nodes need."""
+    domains: dict[str, int] = field(default_factory=lambda: {"ai.onnx.ml": 3})
+    """The same of other sets of operators."""
 
     def constant(self, values: object, kind: type | np.dtype[Any]) -> str:
         from onnx import numpy_helper

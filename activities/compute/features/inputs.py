@@ -10,6 +10,8 @@ Kind = Literal["number", "boolean", "datetime", "category", "text"]
 Part = Literal["hour", "weekday", "day", "month", "elapsed"]
 Floats = NDArray[np.float64]
 Matrix = NDArray[np.float32]
+Feature = NDArray[np.float32]
+"""One feature of some rows: [rows]."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Input:
     known: tuple[str, ...] = ()
     """Category: values in the order of their codes, from `FIRST`."""
     parts: tuple[Part, ...] = ()
+    fine: int = 0
+    """Number: float32 takes different values for one, so so many further features hold what it leaves of each."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,8 @@ class Encoding:
     """[values, folds] of rows."""
     total: tuple[int, int]
     """Sum and count of all rows."""
+    of: int | None = None
+    """Where there are more than two classes: the one whose share of the rows this is."""
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-from activities.compute.features.graph import FLOAT, Graph
-from activities.compute.features.inputs import Indicator, Input, Matrix
+from activities.compute.features.graph import DOUBLE, FLOAT, Graph
+from activities.compute.features.inputs import Feature, Indicator, Input, Matrix
 from activities.compute.inference import Columns
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -14,22 +15,20 @@ NOTHING = np.float32(1e-35)
 """LightGBM takes what is this near to 0 for 0, but only in some of its ways through a tree: so it never sees any."""
 
 
-def numbers(inputs: Sequence[Input], columns: Columns, rows: int) -> Matrix:
-    """Numbers and booleans: filled where training had no missing value, centred, and cast as ONNX Cast does."""
-    block = np.empty((rows, len(inputs)), np.float64)
-    for place, entry in enumerate(inputs):
-        block[:, place] = columns[entry.name]
-    fills = np.array([np.nan if entry.nullable else entry.fill for entry in inputs])
-    offsets = np.array([entry.offset for entry in inputs])
-    with np.errstate(invalid="ignore"):
-        wide = np.where(np.isnan(block), fills, block) - offsets
-        wide = np.where(wide > LARGEST, LARGEST, wide)
-        single = np.where(wide < -LARGEST, -LARGEST, wide).astype(np.float32)
-        return np.where(np.abs(single) <= NOTHING, np.float32(0), single)
+def number(entry: Input, column: NDArray[np.generic]) -> Feature:
+    """A number or boolean: filled where training had no missing value, centred, and cast as ONNX Cast does."""
+    wide = np.asarray(column, np.float64)
+    if not entry.nullable and (missing := np.isnan(wide)).any():
+        wide = np.where(missing, entry.fill, wide)
+    if entry.offset:
+        wide = wide - entry.offset
+    single = np.clip(wide, -LARGEST, LARGEST).astype(np.float32)
+    np.copyto(single, np.float32(0), where=np.abs(single) <= NOTHING)
+    return single
 
 
 def numbers_in_graph(graph: Graph, inputs: Sequence[Input]) -> str:
-    """`numbers`, for all of them at once."""
+    """`number`, for all of them at once."""
     block = graph.add("Concat", *(entry.name for entry in inputs), axis=1)
     if not all(entry.nullable for entry in inputs):
         fills = graph.constant([[np.nan if entry.nullable else entry.fill for entry in inputs]], np.float64)
@@ -45,9 +44,43 @@ def numbers_in_graph(graph: Graph, inputs: Sequence[Input]) -> str:
     return graph.add("Where", near, graph.constant([[0.0]], np.float32), single)
 
 
-def indicator(entry: Indicator, columns: Columns) -> Matrix:
+def fine(entry: Input, column: NDArray[np.generic]) -> Matrix:
+    """What float32 leaves of each number, and what it leaves of that: each holds 24 bits more. [fine, rows]
+
+    A tree that has split by the plain feature can go on by these: together they order the numbers as they are.
+    """
+    values = np.asarray(column, np.float64)
+    wide = (values if entry.nullable else np.where(np.isnan(values), entry.fill, values)) - entry.offset
+    wide = np.where(wide > LARGEST, LARGEST, np.where(wide < -LARGEST, -LARGEST, wide))
+    rests = []
+    for _ in range(entry.fine):
+        wide = wide - wide.astype(np.float32).astype(np.float64)
+        rest = wide.astype(np.float32)
+        rests.append(np.where(np.abs(rest) <= NOTHING, np.float32(0), rest))
+    return np.stack(rests)
+
+
+def fine_in_graph(graph: Graph, entry: Input) -> list[str]:
+    """`fine`."""
+    wide = entry.name
+    if not entry.nullable:
+        wide = graph.add("Where", graph.add("IsNaN", wide), graph.constant([[entry.fill]], np.float64), wide)
+    wide = graph.add("Sub", wide, graph.constant([[entry.offset]], np.float64))
+    most, least = graph.constant([[LARGEST]], np.float64), graph.constant([[-LARGEST]], np.float64)
+    wide = graph.add("Where", graph.add("Greater", wide, most), most, wide)
+    wide = graph.add("Where", graph.add("Less", wide, least), least, wide)
+    rests = []
+    for _ in range(entry.fine):
+        wide = graph.add("Sub", wide, graph.add("Cast", graph.add("Cast", wide, to=FLOAT), to=DOUBLE))
+        rest = graph.add("Cast", wide, to=FLOAT)
+        near = graph.add("LessOrEqual", graph.add("Abs", rest), graph.constant([[NOTHING]], np.float32))
+        rests.append(graph.add("Where", near, graph.constant([[0.0]], np.float32), rest))
+    return rests
+
+
+def indicator(entry: Indicator, columns: Columns) -> Feature:
     """Whether a number is missing."""
-    return np.isnan(np.asarray(columns[entry.column], np.float64)).astype(np.float32).reshape(-1, 1)
+    return np.isnan(np.asarray(columns[entry.column], np.float64)).astype(np.float32)
 
 
 def indicator_in_graph(graph: Graph, entry: Indicator) -> str:

@@ -16,6 +16,7 @@ from activities.compute.features.inputs import Floats
 from activities.compute.features.parts import TEST, TRAIN, VALIDATION, folds, split
 from activities.compute.features.pipeline import Pipeline
 from activities.compute.features.table import Writer
+from activities.compute.resources import Resources
 from activities.compute.rows import CHUNK_ROWS, chunks, opened
 from everloop.contracts import PrepareRequest
 from everloop.records import Column, Prepared
@@ -39,12 +40,12 @@ def _prepare(request: PrepareRequest, job: Job, table: Table) -> Prepared:
     check_spec(spec, table.rows.column_names)
     target = target_of(table, spec)
     rows = target.labelled
-    unseen, unmatched = seen.unseen(table, rows, request, job.artifacts)
+    unseen, unmatched = seen.unseen(table, rows, request, job.artifacts, job.scratch)
     part = split(spec, table, target, unseen)
     fresh = unseen & (part == TEST)
-    pipeline = fit(spec, table, target, rows[part == TRAIN], scratch=job.scratch)
+    pipeline = fit(spec, table, target, rows[part == TRAIN], scratch=job.scratch, resources=Resources.of(job))
     path = job.scratch / "prepared.arrow"
-    write(path, pipeline, table, rows, y=target.values[rows], part=part, fresh=fresh)
+    write(path, pipeline, table, rows, y=target.of(rows), part=part, fresh=fresh)
     counts = np.bincount(part, minlength=3)
     print(f"train {counts[TRAIN]:,}, validation {counts[VALIDATION]:,}, test {counts[TEST]:,} rows")
     print(f"{fresh.sum():,} of the test rows are new to the champion" if request.champion else "there is no champion")
@@ -87,7 +88,7 @@ def write(
         for numbers, batch in chunks(table, names, rows, size, coded=True):
             own, fold = slice(start, start + len(numbers)), folds(numbers)
             learned = np.where(part[own] == TRAIN, fold, np.int8(-1))
-            matrix = pipeline.transform(raw(batch), learned)
+            matrix = pipeline.by_feature(raw(batch), learned).T
             out.add(matrix, y=y[own], part=part[own], fold=fold, row=numbers, fresh=fresh[own])
             start += len(numbers)
 

@@ -4,7 +4,8 @@
 `y`, `part`, `fold`, `row` (number in the snapshot) and `fresh` stand beside it.
 """
 
-from collections.abc import Iterator
+import mmap
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -76,8 +77,11 @@ class Writer:
 class PreparedRows:
     """Prepared rows, to read. Matrices are gathered from the mapped file; what stands beside them is in memory."""
 
-    def __init__(self, matrices: list[Matrix], beside: dict[str, NDArray[Any]]) -> None:
-        self._matrices = matrices
+    def __init__(
+        self, matrices: list[Matrix], beside: dict[str, NDArray[Any]], let_go: Callable[[], None] = lambda: None
+    ) -> None:
+        """*let_go* of what was read of the matrices: it is read again when it is asked for."""
+        self._matrices, self._let_go, self._read = matrices, let_go, 0
         self._starts = np.cumsum([0, *map(len, matrices)])
         self.y: Floats = beside["y"]
         """Class index or number."""
@@ -98,7 +102,8 @@ class PreparedRows:
     def row(self, place: int) -> NDArray[np.float32]:
         """Features of one row."""
         batch = int(np.searchsorted(self._starts, place, "right")) - 1
-        found: NDArray[np.float32] = self._matrices[batch][place - int(self._starts[batch])]
+        found: NDArray[np.float32] = self._matrices[batch][place - int(self._starts[batch])].copy()
+        self._count(1)
         return found
 
     def matrix(self, places: NDArray[np.int64]) -> Matrix:
@@ -108,7 +113,14 @@ class PreparedRows:
         for batch, (low, high) in enumerate(pairwise(borders)):
             if low < high:
                 found[low:high] = self._matrices[batch][places[low:high] - self._starts[batch]]
+                self._count(int(high - low))
         return found
+
+    def _count(self, rows: int) -> None:
+        self._read += rows
+        if self._read >= BATCH_ROWS:
+            self._read = 0
+            self._let_go()
 
     def matrices(self, places: NDArray[np.int64], size: int = BATCH_ROWS) -> Iterator[Matrix]:
         """The same in steps of *size* rows."""
@@ -120,18 +132,24 @@ class PreparedRows:
 def opened_rows(path: Path) -> Iterator[PreparedRows]:
     """Rows that `Writer` wrote. The views live as long as the block. Raises `IntegrityError`."""
     try:
-        with pa.memory_map(str(path)) as mapped:
-            reader = pa.ipc.open_file(mapped)
-            batches = [reader.get_batch(place) for place in range(reader.num_record_batches)]
-            width = reader.schema.field("features").type.list_size
-            matrices = [batch["features"].flatten().to_numpy().reshape(-1, width) for batch in batches]
-            beside = {
-                name: np.concatenate([batch[name].to_numpy(zero_copy_only=False) for batch in batches])
-                for name in BESIDE
-            }
-            yield PreparedRows(matrices, beside)
-    except pa.ArrowInvalid as error:
+        rows = _mapped(path)
+    except ValueError as error:  # Arrow's own are of these too
         raise IntegrityError(f"the prepared rows cannot be read: {str(error)[:200]}") from None
+    yield rows
+
+
+def _mapped(path: Path) -> PreparedRows:
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+    reader = pa.ipc.open_file(pa.py_buffer(mapped))
+    batches = [reader.get_batch(place) for place in range(reader.num_record_batches)]
+    width = reader.schema.field("features").type.list_size
+    matrices = [batch["features"].flatten().to_numpy().reshape(-1, width) for batch in batches]
+    beside = {
+        name: np.concatenate([batch[name].to_numpy(zero_copy_only=False) for batch in batches]) for name in BESIDE
+    }
+    # Pages of a mapped file that are not let go of count as this job's memory until it ends.
+    return PreparedRows(matrices, beside, lambda: mapped.madvise(mmap.MADV_DONTNEED))
 
 
 @contextmanager

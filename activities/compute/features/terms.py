@@ -42,7 +42,7 @@ def counted(entry: Terms, column: NDArray[np.generic] | Coded) -> Matrix:
     texts = coded(column)
     place = dict(entry.spellings)
     found = np.zeros((len(texts.values), len(entry.terms)), np.float32)
-    for row, text in enumerate(texts.values):
+    for row, text in enumerate(texts.texts()):
         for word in words(text):
             if (term := place.get(word)) is not None:
                 found[row, term] += 1

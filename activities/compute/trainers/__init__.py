@@ -27,10 +27,19 @@ from everloop.specs import FAMILIES, LifecycleSpec
 
 USER = "user"
 """The file that calls functions of users."""
+FILES = {"torch": "torch_tabular"}
+"""Of families that are not called as their file is."""
 
 
-Raw = Callable[[list[str], NDArray[np.int64]], Columns]
-"""Raw columns by their names, of rows by their numbers in the snapshot: {name: [rows]}."""
+class Raw:
+    """A door to the raw columns of a snapshot, of rows by their numbers in it. It is opened when somebody looks."""
+
+    def __init__(self, table: Callable[[], Table]) -> None:
+        self.table = table
+
+    def __call__(self, names: list[str], rows: NDArray[np.int64]) -> Columns:
+        """Columns as a model's graph takes them: {name: [rows]}."""
+        return self.table().arrays(names, rows)
 
 
 @dataclass(frozen=True)
@@ -112,7 +121,7 @@ class Trainer(Protocol):
 
 def trainer(name: str) -> Trainer:
     """The family *name* of a spec: one of ours, or a function of a user (`package.module:function`)."""
-    file = name if name in FAMILIES else USER
+    file = FILES.get(name, name) if name in FAMILIES else USER
     return cast("Trainer", importlib.import_module(f"{__name__}.{file}"))
 
 
@@ -122,14 +131,14 @@ def raw_columns(artifacts: Artifacts, snapshot: Snapshot | None) -> Iterator[Raw
     with ExitStack() as stack:
         tables: list[Table] = []
 
-        def raw(names: list[str], rows: NDArray[np.int64]) -> Columns:
+        def table() -> Table:
             if snapshot is None:
                 raise JobFailed("the raw columns are not at hand: this stage was started by an older Everloop")
             if not tables:
                 tables.append(stack.enter_context(opened(artifacts, snapshot)))
-            return tables[0].arrays(names, rows)
+            return tables[0]
 
-        yield raw
+        yield Raw(table)
 
 
 def answers(fitted: Fitted, pipeline: Pipeline, asked: Question) -> Floats:

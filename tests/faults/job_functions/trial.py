@@ -136,11 +136,6 @@ def segfault(request: Trial, job: ThisJob) -> Tried:
     return Tried(values={})
 
 
-def memory(request: Trial, job: ThisJob) -> Tried:
-    tick(request)
-    raise MemoryError
-
-
 def leave(request: Trial, job: ThisJob) -> Tried:
     os._exit(3)
 
@@ -157,4 +152,79 @@ def chat(request: Trial, job: ThisJob) -> Tried:
 
 
 def surroundings(request: Trial, job: ThisJob) -> Tried:
-    return Tried(values={"environment": dict(os.environ), "nice": os.nice(0), "argv": sys.argv})
+    return Tried(values={"environment": dict(os.environ), "nice": os.nice(0), "argv": sys.argv, "cores": job.cores})
+
+
+EATER = """
+import sys, time
+held = []
+for _ in range(int(sys.argv[1])):
+    held.append(b"x" * (1 << 20))
+    time.sleep(0.002)
+time.sleep(600)
+"""
+
+
+def eat(request: Trial, job: ThisJob) -> Tried:
+    """Hold more and more memory, in one of the ways in which jobs do."""
+    tick(request)
+    mib, way = request.values["mib"], request.values["way"]
+    if way == "itself":
+        held(mib)
+    elif way == "descendants":  # neither alone is too much, and one is in a session of its own
+        command = [sys.executable, "-c", EATER, str(mib // 2)]
+        eaters = [subprocess.Popen(command), subprocess.Popen(command, start_new_session=True)]
+        Path(request.values["pids"]).write_text(" ".join(map(str, [os.getpid(), *(each.pid for each in eaters)])))
+        time.sleep(600)
+    elif way == "at once":
+        bytes(1 << 50)
+    return Tried(values={})
+
+
+def held(mib: int) -> None:
+    kept = []
+    for _ in range(mib):
+        kept.append(b"x" * (1 << 20))
+        time.sleep(0.002)
+
+
+def shared(request: Trial, job: ThisJob) -> Tried:
+    """What does not count: pages of a mapped file, and what a fork shares with its parent."""
+    much = b"x" * (request.values["mib"] << 20)
+    (job.scratch / "table").write_bytes(much)
+    with (job.scratch / "table").open("rb") as table, mmap.mmap(table.fileno(), 0, prot=mmap.PROT_READ) as pages:
+        total = sum(pages[at] for at in range(0, len(pages), 4096))
+        forks = []
+        for _ in range(3):
+            pid = os.fork()
+            if pid == 0:
+                time.sleep(1.5)
+                os._exit(0)
+            forks.append(pid)
+        for pid in forks:
+            os.waitpid(pid, 0)
+    return Tried(values={"total": total})
+
+
+def halved(request: Trial, job: ThisJob) -> Tried:
+    """A trainer with a batch."""
+    tick(request)
+    times = job.shrink(request.values["most"])
+    held(request.values["mib"] >> times)
+    return Tried(values={"shrunk": times})
+
+
+def in_a_group(request: Trial, job: ThisJob) -> Tried:
+    """Eat within a control group that has less than the lease says: the kernel ends it."""
+    tick(request)
+    (Path(request.values["group"]) / "cgroup.procs").write_text(str(os.getpid()))
+    held(request.values["mib"])
+    return Tried(values={})
+
+
+def killed(request: Trial, job: ThisJob) -> Tried:
+    tick(request)
+    if Path(request.values["diary"]).read_text() == "x":
+        time.sleep(3.5)  # a kill by the kernel a moment ago was another's
+    os.kill(os.getpid(), signal.SIGKILL)
+    return Tried(values={})

@@ -1,0 +1,115 @@
+"""Find a user's function and call it. Whatever goes wrong there is said in one line, with the place in their code."""
+
+import importlib
+import inspect
+import random
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+import activities
+from everloop import disk
+from everloop.errors import ComputeLost, EverloopError, TrainerFailed
+
+OURS = str(Path(str(activities.__file__)).parent)
+AGAIN = "its log has the whole trace; mend the code and retry: it is read again, where `code` is a folder or a wheel"
+OUT_OF_MEMORY = ("OutOfMemoryError", "OutOfMemoryException")
+"""As torch and DuckDB call it."""
+MOST_CHARACTERS = 600
+MOST_NAMES = 8
+
+
+def function_of(name: str) -> Callable[[Any], object]:
+    """The function `package.module:function`. Raises `TrainerFailed`."""
+    module_name, _, function_name = name.partition(":")
+    module = _module(module_name)
+    function = getattr(module, function_name, None)
+    if function is None:
+        there = [each for each, value in vars(module).items() if inspect.isfunction(value) and not each.startswith("_")]
+        hint = f"it has {', '.join(there[:MOST_NAMES])}" if there else "it has no function"
+        raise TrainerFailed(f"{module_name} has no function {function_name!r}", field="trainer", hint=hint)
+    try:
+        inspect.signature(function).bind(None)
+    except TypeError:
+        hint = "def fit(training): ...; everloop.trainer says what it is given"
+        raise TrainerFailed(f"{name} must take one argument, the training", field="trainer", hint=hint) from None
+    except ValueError:  # built in: it has no signature to look at
+        pass
+    return cast("Callable[[Any], object]", function)
+
+
+def _module(name: str) -> Any:  # noqa: ANN401  # a module
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if name == missing or name.startswith(f"{missing}."):
+            hint = "`code` is the folder that the module is in, or the wheel that holds it"
+            raise TrainerFailed(f"there is no module {missing!r}", field="trainer", hint=hint) from None
+        hint = "name its package under `requirements`, as in requirements.txt"
+        raise TrainerFailed(
+            f"{name} needs the module {missing!r}, which is not installed", field="trainer", hint=hint
+        ) from None
+    except (Exception, SystemExit) as error:
+        _if_no_bug(error)
+        raise _failed(f"{name} cannot be imported", error) from error
+
+
+def call(name: str, function: Callable[..., Any], *given: object) -> Any:  # noqa: ANN401  # whatever the user's code gives
+    """Call the user's *function*. Raises `TrainerFailed` for what it raises, but see `_if_no_bug`."""
+    try:
+        return function(*given)
+    except (Exception, SystemExit) as error:
+        _if_no_bug(error)
+        raise _failed(name, error) from error
+
+
+def _if_no_bug(error: BaseException) -> None:
+    """Raise *error* as what it is where the code is not to blame: ours, disk or memory that is out, a lost device."""
+    if isinstance(error, EverloopError | MemoryError) or type(error).__name__ in OUT_OF_MEMORY or disk.is_full(error):
+        raise error
+    if "torch" not in sys.modules:
+        return
+    from activities.compute.trainers.torch_tabular import faults
+
+    if faults.is_out_of_memory(error):
+        raise MemoryError(str(error).splitlines()[0]) from error
+    if faults.is_lost(error):
+        raise ComputeLost(f"the device failed: {str(error).splitlines()[0][:300]}") from error
+
+
+def seed_everything(seed: int, cores: int) -> None:
+    """Seed the generators that are loaded, and tell torch its threads."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002  # what the libraries of users draw from
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.manual_seed(seed)
+        torch.set_num_threads(cores)
+
+
+def _failed(what: str, error: BaseException) -> TrainerFailed:
+    """One line for people. The trace goes to the log, without the frames that are ours."""
+    frames = traceback.extract_tb(error.__traceback__)
+    while frames and (frames[0].filename.startswith(OURS) or frames[0].filename.startswith("<frozen importlib")):
+        frames.pop(0)
+    shown = [*traceback.format_list(frames), *traceback.format_exception_only(error)]
+    print("Traceback of the trainer (most recent call last):", "".join(shown), sep="\n", flush=True)  # noqa: T201
+    where = _where(frames)
+    said = f"{type(error).__name__}: {error}".replace("\n", " ")[:MOST_CHARACTERS]
+    return TrainerFailed(f"{what}: {said}{where}", field="trainer", hint=AGAIN)
+
+
+def _where(frames: "traceback.StackSummary | list[traceback.FrameSummary]") -> str:
+    """The last place in the user's own files, and below it the place that raised."""
+    own = [frame for frame in frames if "-packages" not in frame.filename and not frame.filename.startswith("<")]
+    told = dict.fromkeys(_place(frame) for frame in [*own[-1:], *frames[-1:]])
+    return f" ({'; '.join(told)[:MOST_CHARACTERS]})" if told else ""
+
+
+def _place(frame: traceback.FrameSummary) -> str:
+    line = f": {frame.line}" if frame.line else ""
+    return f"{Path(frame.filename).name} line {frame.lineno}, in {frame.name}{line}"

@@ -1,0 +1,293 @@
+"""Checkpoints: what a stage has learned so far, kept for the attempt after this one.
+
+    scratch/checkpoints/<chain>/<stage>/<question>/resumes          one line per attempt that went on
+                                                  /<token>/<step>/  state.json, arrays.safetensors, digests.json
+                                                          /progress-<attempt>
+
+A checkpoint is written beside its place, brought to the disk, and renamed: it is there whole or not at all, and its
+digests tell where the disk has lost some of it. A token's folder is its holder's claim: who finds a newer one has
+lost the lease and writes no more. A newer holder reads the folders of older tokens and never writes there.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from everloop import disk
+from everloop.errors import Invalid, LeaseLost
+
+COUNT = 2
+"""Checkpoints that stay: the newest may be lost with the machine's power."""
+FORMAT = 1
+STATE, ARRAYS, DIGESTS = "state.json", "arrays.safetensors", "digests.json"
+ARRAY = "everloop:array"
+"""Stands in the JSON for an array of the other file."""
+FENCED_SECONDS = 1.0
+"""How often a running job looks whether its lease was given to another."""
+
+
+class Stopped(BaseException):
+    """The job was told to end, and what it has learned is kept. No trainer's `except Exception` holds it up."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A whole checkpoint."""
+
+    token: int
+    step: int
+    state: dict[str, Any]
+    attempt: str
+    seconds: float
+    """From the beginning of its attempt to the checkpoint."""
+
+
+class Checkpoints:
+    """Those of one stage, as the holder of one token sees them. For one thread."""
+
+    def __init__(self, folder: Path, token: int, floor_bytes: int = 0) -> None:
+        """*folder*: of the question. *floor_bytes*: what must stay free on the disk."""
+        self.folder, self.token, self.floor_bytes = folder, token, floor_bytes
+        self.attempt = uuid.uuid4().hex[:12]
+        self._began = time.monotonic()
+        self._own = folder / str(token)
+        self._claimed = False
+        self._progress: int | None = None
+        self._looked = 0.0
+
+    # --- the fence ---
+
+    def claim(self) -> None:
+        """Say that this token's holder works here. Raises `LeaseLost` when a newer one does."""
+        if self._claimed:
+            return
+        self._own.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.check()
+        self._claimed = True
+
+    def check(self) -> None:
+        """Raise `LeaseLost` when the holder of a newer token works here."""
+        if self.fenced():
+            raise LeaseLost(
+                f"token {self.token} is older than the one that this stage runs with",
+                hint="the stage takes a new lease by itself",
+            )
+
+    def fenced(self) -> bool:
+        """Does the holder of a newer token work here?"""
+        return any(token > self.token for token in self._tokens())
+
+    def fenced_lately(self) -> bool:
+        """`fenced`, looked at once per second."""
+        if time.monotonic() - self._looked < FENCED_SECONDS:
+            return False
+        self._looked = time.monotonic()
+        return self._claimed and self.fenced()
+
+    def _tokens(self) -> list[int]:
+        with contextlib.suppress(FileNotFoundError):
+            return sorted((int(path.name) for path in self.folder.iterdir() if path.name.isdigit()), reverse=True)
+        return []
+
+    # --- writing ---
+
+    def write(self, step: int, state: Mapping[str, Any]) -> None:
+        """Keep *state* after *step*. Raises `LeaseLost`, `StorageLow`, and `Invalid` for what cannot be kept."""
+        self.claim()
+        arrays: dict[str, Any] = {}
+        text = json.dumps(_plain(dict(state), "state", arrays)).encode()
+        low = disk.low([self.folder], self.floor_bytes, len(text) + sum(array.nbytes for array in arrays.values()))
+        if low is not None:
+            raise low
+        staged = self._own / f".new-{self.attempt}"
+        shutil.rmtree(staged, ignore_errors=True)
+        try:
+            self._stage(staged, step, text, arrays)
+            self.check()
+            self._settle(staged, self._own / f"{step:012d}")
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+        self._thin_out()
+
+    def _stage(self, staged: Path, step: int, text: bytes, arrays: dict[str, Any]) -> None:
+        from safetensors.numpy import save_file
+
+        staged.mkdir(mode=0o700)
+        (staged / STATE).write_bytes(text)
+        save_file(arrays, staged / ARRAYS)
+        about = {
+            "format": FORMAT,
+            "token": self.token,
+            "step": step,
+            "attempt": self.attempt,
+            "seconds": self.seconds(),
+            "sha256": {name: _digest(staged / name) for name in (STATE, ARRAYS)},
+        }
+        (staged / DIGESTS).write_text(json.dumps(about))
+        for path in (staged / STATE, staged / ARRAYS, staged / DIGESTS, staged):
+            _to_disk(path)
+
+    def _settle(self, staged: Path, place: Path) -> None:
+        shutil.rmtree(place, ignore_errors=True)  # of an attempt before with this token, torn or the same
+        staged.rename(place)
+        _to_disk(place.parent)
+
+    def _thin_out(self) -> None:
+        for _, _, path in list(self._places())[COUNT:]:
+            shutil.rmtree(path, ignore_errors=True)
+
+    # --- reading ---
+
+    def newest(self) -> Kept | None:
+        """The newest checkpoint that is whole: of the newest token, then of the last step."""
+        self.claim()
+        for token, step, path in self._places():
+            try:
+                return self._read(token, step, path)
+            except (OSError, ValueError, KeyError) as error:
+                print(f"the checkpoint of token {token} after {step} is not whole and is left out: {error}")  # noqa: T201
+        return None
+
+    def _places(self) -> Iterator[tuple[int, int, Path]]:
+        """Token, step and folder, newest first."""
+        for token in self._tokens():
+            with contextlib.suppress(FileNotFoundError):
+                steps = sorted(path for path in (self.folder / str(token)).iterdir() if path.name.isdigit())
+                yield from ((token, int(path.name), path) for path in reversed(steps))
+
+    def _read(self, token: int, step: int, path: Path) -> Kept:
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        about = json.loads((path / DIGESTS).read_text())
+        if about["format"] != FORMAT:
+            raise ValueError(f"format {about['format']} is not known here")
+        for name, told in about["sha256"].items():
+            if not self.whole(path / name, told):
+                raise ValueError(f"{name} is not as it was written")
+        try:
+            arrays = load_file(path / ARRAYS)
+        except SafetensorError as error:
+            raise ValueError(str(error)) from None
+        state = _whole(json.loads((path / STATE).read_text()), arrays)
+        return Kept(token, step, state, about["attempt"], about["seconds"])
+
+    def whole(self, path: Path, told: str) -> bool:
+        """Are the file's bytes those that were written?"""
+        return _digest(path) == told
+
+    # --- how far attempts came, for the report of what was done again ---
+
+    def seconds(self) -> float:
+        """Since this attempt began."""
+        return time.monotonic() - self._began
+
+    def reached(self, step: int) -> None:
+        """Note how far this attempt is. It survives kill -9, not a loss of power."""
+        if not self._claimed:
+            return
+        if self._progress is None:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+            with contextlib.suppress(OSError):
+                self._progress = os.open(self._own / f"progress-{self.attempt}", flags, 0o600)
+        if self._progress is not None:
+            with contextlib.suppress(OSError):
+                os.pwrite(self._progress, f"{step:12d} {self.seconds():16.3f}\n".encode(), 0)
+
+    def resumed(self, kept: Kept | None) -> dict[str, Any] | None:
+        """What this stage's attempts so far have done again; None for the first. Call it once, at the start."""
+        last = self._last_attempt()
+        if last is None and kept is None:
+            return None
+        step, seconds, attempt = last or (0, 0.0, "")
+        same = kept is not None and kept.attempt == attempt
+        line = {
+            "token": kept.token if kept else 0,
+            "step": kept.step if kept else 0,
+            "steps_again": max(0, step - (kept.step if kept else 0)),
+            "seconds_again": max(0.0, seconds - (kept.seconds if kept is not None and same else 0.0)),
+        }
+        resumes = self.folder / "resumes"
+        with resumes.open("a") as target:
+            target.write(json.dumps(line) + "\n")
+        lines = [json.loads(each) for each in resumes.read_text().splitlines()]
+        return {
+            "times": len(lines),
+            "step": line["step"],
+            "token": line["token"],
+            "steps_again": sum(each["steps_again"] for each in lines),
+            "seconds_again": round(sum(each["seconds_again"] for each in lines), 3),
+        }
+
+    def _last_attempt(self) -> tuple[int, float, str] | None:
+        """How far the attempt before came: its last step and its seconds. Its note is used up."""
+        notes = sorted(self.folder.glob("*/progress-*"), key=lambda path: path.stat().st_mtime_ns)
+        found = None
+        for path in notes:
+            with contextlib.suppress(OSError, ValueError):
+                step, seconds = path.read_text().split()
+                found = int(step), float(seconds), path.name.removeprefix("progress-")
+            path.unlink(missing_ok=True)
+        return found
+
+    def forget(self) -> None:
+        """The stage has its result: nobody will go on from here. Leaves a newer holder's alone."""
+        if self._claimed and not self.fenced():
+            shutil.rmtree(self.folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # others of the chain are still there
+                self.folder.parent.rmdir()
+                self.folder.parent.parent.rmdir()
+
+
+def _plain(value: Any, where: str, arrays: dict[str, Any]) -> Any:  # noqa: ANN401
+    """*value* as JSON, its arrays moved to *arrays*. Raises `Invalid` that names what cannot be kept."""
+    import numpy as np
+
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, np.generic) and not isinstance(value, np.void):
+        return _plain(value.item(), where, arrays)
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf" and value.dtype.itemsize <= 8:  # noqa: PLR2004
+        name = str(len(arrays))
+        arrays[name] = np.ascontiguousarray(value, value.dtype.newbyteorder("="))
+        return {ARRAY: name, "shape": list(value.shape)}
+    if isinstance(value, Mapping) and ARRAY not in value and all(isinstance(name, str) for name in value):
+        return {name: _plain(each, f"{where}.{name}", arrays) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each, f"{where}[{place}]", arrays) for place, each in enumerate(value)]
+    what = f"an array of {value.dtype}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
+    raise Invalid(
+        f"a checkpoint cannot keep {what} ({where})",
+        field="state",
+        hint="it keeps numbers, texts, booleans, lists, and dicts of them by text, and NumPy arrays of numbers",
+    )
+
+
+def _whole(value: Any, arrays: Mapping[str, Any]) -> Any:  # noqa: ANN401
+    """The inverse of `_plain`; tuples come back as lists."""
+    if isinstance(value, dict):
+        if ARRAY in value:
+            return arrays[value[ARRAY]].reshape(value["shape"])
+        return {name: _whole(each, arrays) for name, each in value.items()}
+    return [_whole(each, arrays) for each in value] if isinstance(value, list) else value
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as source:
+        return hashlib.file_digest(source, "sha256").hexdigest()
+
+
+def _to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,136 @@
+"""`make proof-compute`: every fault of a training at random moments, again and again, and what came of it in one line.
+
+MINUTES= (30) and REPETITIONS= (20) bound it, whichever comes first. SEED= names the moments: the same seed again goes
+on where it was stopped. A line goes to docs/proof/compute.csv. PLANT=1, 2, 3 puts a fault into the machinery itself
+(no fence on checkpoints, no kill of the group, torn checkpoints accepted), which this must find: it then ends with 1
+and leaves no line.
+"""
+
+import asyncio
+import csv
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tests.faults import compute_faults as faults
+from tests.faults.compute_faults import Seen
+
+HERE = Path(__file__).parents[2]
+TABLE = HERE / "docs" / "proof" / "compute.csv"
+KINDS = ("orphan", "overlap", "redone", "bytes", "fence", "torn", "report", "broken")
+PLANTS = {
+    "1": "from activities.jobs.checkpoints import Checkpoints\nCheckpoints.fenced = lambda self: False\n",
+    "2": "import os, types\nfrom activities.jobs import reaper\n"
+    "reaper.os = types.SimpleNamespace(**{**vars(os), 'killpg': os.kill})\n"
+    "reaper._end_adopted = lambda deadline: None\n",
+    "3": "from activities.jobs.checkpoints import Checkpoints\nCheckpoints.whole = lambda self, path, told: True\n",
+}
+SHOWS = {"1": ("stale token",), "2": ("cancel",), "3": ("torn checkpoint",)}
+"""Where a planted fault shows."""
+
+
+def main() -> int:
+    plant = os.environ.get("PLANT", "")
+    seed = int(os.environ.get("SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
+    minutes, repetitions = float(os.environ.get("MINUTES", "30")), int(os.environ.get("REPETITIONS", "20"))
+    kind, tested = f"planted-{plant}" if plant else "proof", commit()
+    done = Path(tempfile.gettempdir()) / f"everloop-{kind}-compute-{seed}-{tested}.jsonl"
+    print(f"SEED={seed}, {done}", flush=True)
+    with tempfile.TemporaryDirectory(prefix="everloop-proof-") as folder:
+        if plant:
+            (Path(folder) / "planted.py").write_text(PLANTS[plant])
+            os.environ["EVERLOOP_TEST_PLANTED"] = folder
+        wanted = [(fault, number) for number in range(repetitions) for fault in SHOWS.get(plant, faults.FAULTS)]
+        began = time.monotonic()
+        prove(Path(folder), wanted, seed, done, time.monotonic() + 60 * minutes)
+    seen = [Seen(**json.loads(line)["seen"]) for line in done.read_text().splitlines()]
+    told: dict[str, object] = {"at": f"{datetime.now(UTC):%Y-%m-%d %H:%M}", "commit": tested}
+    told |= summary(seen, seed, (time.monotonic() - began) / 60)
+    print(*(f"{name}: {value}" for name, value in told.items()), sep="\n")
+    wrong = [each for one in seen for each in one.wrong]
+    print(*(f"WRONG {one.fault}: {each}" for one in seen for each in one.wrong), sep="\n")
+    if not plant:
+        append(told)
+    return 1 if wrong else 0
+
+
+def prove(folder: Path, wanted: list[tuple[str, int]], seed: int, done: Path, until: float) -> None:
+    """Run what is not done yet; each outcome is a line of *done*."""
+    known = {tuple(json.loads(line)["key"]) for line in done.read_text().splitlines()} if done.exists() else set()
+    done.touch()
+    room = faults.Room(folder)
+    try:
+        for fault, number in wanted:
+            if (fault, number) in known:
+                continue
+            if time.monotonic() > until:
+                return
+            seen = one(room, fault, random.Random(f"{seed} {fault} {number}"), folder)
+            with done.open("a") as target:
+                target.write(json.dumps({"key": [fault, number], "seen": asdict(seen)}) + "\n")
+            print(number, seen, flush=True)
+            if "broken" in "".join(seen.wrong):  # what is left of it may be anything
+                room.stop()
+                room = faults.Room(folder / f"again-{number}-{fault.replace(' ', '-')}")
+    finally:
+        room.stop()
+
+
+def one(room: faults.Room, fault: str, numbers: random.Random, folder: Path) -> Seen:
+    try:
+        return asyncio.run(faults.run(room, fault, numbers, folder))
+    except Exception as error:  # noqa: BLE001  # it never ended, or ended with an error: that is what we look for
+        return Seen(fault, hit=True, wrong=[f"broken: {type(error).__name__}: {error}"])
+
+
+def summary(seen: list[Seen], seed: int, minutes: float) -> dict[str, object]:
+    wrong = Counter(each.partition(":")[0] for one in seen for each in one.wrong)
+    hits = Counter(one.fault for one in seen if one.hit)
+    again = sorted(one.again_seconds for one in seen if one.again_seconds is not None and one.fault in faults.KILLS)
+    gone = sorted(one.gone_seconds for one in seen if one.gone_seconds is not None)
+    return {
+        "seed": seed,
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[2], 1),
+        "minutes": round(minutes, 1),
+        "faults": len(seen),
+        "hit": sum(hits.values()),
+        "hits": " ".join(f"{fault.replace(' ', '_')}={hits[fault]}" for fault in faults.FAULTS),
+        **{kind: wrong[kind] for kind in KINDS},
+        "kill_to_round_p50_s": at(again, 0.5),
+        "kill_to_round_max_s": at(again, 1.0),
+        "cancel_to_gone_p50_s": at(gone, 0.5),
+        "cancel_to_gone_p95_s": at(gone, 0.95),
+    }
+
+
+def at(ordered: list[float], share: float) -> float | str:
+    return round(ordered[min(len(ordered) - 1, int(share * len(ordered)))], 3) if ordered else ""
+
+
+def append(line: dict[str, object]) -> None:
+    TABLE.parent.mkdir(parents=True, exist_ok=True)
+    new = not TABLE.exists()
+    with TABLE.open("a", newline="") as target:
+        writer = csv.DictWriter(target, list(line), lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(line)
+
+
+def commit() -> str:
+    command = ["git", "describe", "--always", "--dirty"]
+    told = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False)
+    return told.stdout.strip()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
