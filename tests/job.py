@@ -23,6 +23,10 @@ class FolderJob:
         self.logged: dict[str, bytes] = {}
         self.stop = False
         self.cores = 1
+        self.shrunk = 0
+        """How often this stage has run out of memory."""
+        self.shrinks = 0
+        """How often it may, at most, as the function said."""
         self.lease = Lease(token=1, holder="test/run", members=(Member(device="cpu0"),))
 
     def report(self, step: int, /, **values: float) -> None:
@@ -40,6 +44,10 @@ class FolderJob:
 
     def should_stop(self) -> bool:
         return self.stop
+
+    def shrink(self, most: int = 3) -> int:
+        self.shrinks = most
+        return self.shrunk
 
     def log_artifact(self, name: str, data: bytes | Path) -> None:
         self.logged[name] = data if isinstance(data, bytes) else data.read_bytes()

@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -18,7 +19,9 @@ from activities.compute import data, export, features, training
 from activities.compute.features import TRAIN, VALIDATION, Pipeline, PreparedRows, prepared_rows
 from activities.compute.features.categories import OTHER
 from activities.compute.trainers import Examples, torch_tabular
-from activities.compute.trainers.torch_tabular import faults
+from activities.compute.trainers.torch_tabular import faults, learning
+from activities.jobs.checkpoints import Checkpoints
+from activities.jobs.context import NO_EVENTS, ThisJob
 from everloop import contracts, engine
 from everloop.errors import ComputeLost, Diverged, IntegrityError, InvalidSpec, OutOfMemory, TargetUnusable
 from everloop.records import Blob, Prepared, Snapshot, Trained
@@ -44,6 +47,10 @@ class Ready:
         spec = self.spec.model_copy(update={"params": SMALL | params, "training": training_})
         trained = training.train(contracts.TrainRequest(spec=spec, prepared=self.prepared, slot=SLOT), job)
         return trained, job.artifacts.get(trained.model)
+
+    @property
+    def features(self) -> int:
+        return len(Pipeline.read(self.job.artifacts, self.prepared.pipeline).names)
 
     def other_job(self, **kinds: Any) -> FolderJob:
         return FolderJob(self.job.scratch.parent, **kinds)
@@ -81,7 +88,6 @@ def numbers(tmp_path_factory: pytest.TempPathFactory) -> Ready:
     ("name", "task", "target", "metric", "least"),
     [
         ("credit_data", "binary", "Status", "auc", 0.81),
-        ("hpc_data", "multiclass", "class", "auc", 0.88),
         ("ames", "regression", "Sale_Price", "r2", 0.85),
     ],
 )
@@ -90,7 +96,7 @@ def test_a_real_table_becomes_a_network_that_is_good_and_proven_equal(  # noqa: 
 ) -> None:
     job = FolderJob(tmp_path)
 
-    passed = Passed(job, spec_of(csv(tmp_path, real(name)), task, target, trainer="torch", params={"epochs": 20}))
+    passed = Passed(job, spec_of(csv(tmp_path, real(name)), task, target, trainer="torch", params={"epochs": 10}))
 
     assert passed.evaluation.metrics[metric] > least
     assert passed.exported.parity.mismatches == 0
@@ -264,6 +270,18 @@ def test_a_refit_learns_exactly_so_many_epochs_and_goes_on_to_the_same_bytes(cla
     assert all("validation_loss" not in values for values in job.values.values())  # noqa: PD011
 
 
+def test_rows_are_read_a_window_at_a_time_and_its_size_does_not_show(
+    classes: Ready, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, whole = classes.train(epochs=2)
+    matrix, read = PreparedRows.matrix, []
+    monkeypatch.setattr(PreparedRows, "matrix", lambda rows, places: read.append(len(places)) or matrix(rows, places))
+    monkeypatch.setattr(learning, "CHUNK_CELLS", 40 * classes.features)
+
+    assert classes.train(epochs=2)[1] == whole
+    assert read.count(40) == 2 * 11  # of two batches each, and of what is left of 384 rows
+
+
 def test_gradients_of_four_batches_are_those_of_one_four_times_as_large(classes: Ready) -> None:
     _, once = classes.train(batch=64, epochs=2)
     _, summed = classes.train(batch=16, accumulation=4, epochs=2)
@@ -391,6 +409,48 @@ def test_a_training_that_fits_in_no_batch_is_for_a_person_with_the_bytes_it_take
         r"OutOfMemory: .* whose weights alone take 7\d\d,\d{3},\d{3} bytes; [\d,]+ bytes more were refused", told
     )
     assert "a smaller `batch`" in told
+
+
+def test_a_job_that_was_ended_for_its_memory_learns_the_same_in_smaller_batches(classes: Ready) -> None:
+    job, plain = classes.other_job(), classes.other_job()
+    job.shrunk = 1
+
+    _, less = classes.train(job, batch=64, epochs=1)
+    _, asked = classes.train(plain, batch=32, accumulation=2, epochs=1)
+
+    assert less == asked
+    assert job.values[1]["accumulation"] == 2  # noqa: PD011
+    assert job.shrinks == 3  # and may be ended for it again
+
+
+def test_a_killed_job_goes_on_from_its_checkpoints_on_the_disk_to_the_same_bytes(
+    classes: Ready, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, whole = classes.train()
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(ThisJob, "shrink", lambda job, most=3: 0)  # its folder has no order of a supervisor
+
+    def job(token: int) -> ThisJob:
+        kept = Checkpoints(tmp_path / "checkpoints", token)
+        return ThisJob(classes.job.artifacts, tmp_path, tmp_path, NO_EVENTS, kept, checkpoint_seconds=0)
+
+    killed = job(1)
+    report = killed.report
+    monkeypatch.setattr(killed, "report", lambda step, /, **values: _die(step, 2) or report(step, **values))
+    try:
+        with pytest.raises(SystemExit):
+            classes.train(killed)
+        again = job(2)
+        assert classes.train(again)[1] == whole
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert again.resumed is not None
+    assert again.resumed.step == 24 + 20  # within the second epoch
+
+
+def _die(step: int, at: int) -> None:
+    if step == at:
+        raise SystemExit
 
 
 def test_a_target_that_is_no_number_is_for_a_person(classes: Ready) -> None:

@@ -21,7 +21,7 @@ from activities.compute.trainers import Examples, Question
 from activities.compute.trainers.torch_tabular import faults, network
 from activities.compute.trainers.torch_tabular.learning import JUDGED_ROWS, Learning, Network, Task, bytes_of, lost
 from activities.compute.trainers.torch_tabular.network import InGraph, Scaling, Shape
-from everloop.errors import IntegrityError, TargetUnusable
+from everloop.errors import IntegrityError, OutOfMemory, TargetUnusable
 from everloop.specs import TorchParams
 
 IMPORTANCE = 3
@@ -50,13 +50,22 @@ def fit(examples: Examples, params: Mapping[str, Any], context: Context) -> "Fit
         counts=found.counts,
         iterations=examples.iterations,
     )
-    with faults.named(f"this training, whose weights alone take {bytes_of(task.shape):,} bytes"):
-        learning = Learning(task, context)
-        precision = "bfloat16" if task.bfloat16 else "float32"
-        print(f"{len(learning.network.flat):,} weights on {device}, {precision}, {learning.steps:,} steps in an epoch")
-        learning.run()
-        fitted = Fitted(Network(task.shape, learning.network.flat.cpu()), task.scaling, learning.iterations)
-        fitted.worth = _worth(task, fitted)
+    try:
+        with faults.named(f"this training, whose weights alone take {bytes_of(task.shape):,} bytes"):
+            return _learned(task, context)
+    except OutOfMemory:
+        context.shrink(0)  # it has tried with less already
+        raise
+
+
+def _learned(task: Task, context: Context) -> "Fitted":
+    learning = Learning(task, context)
+    precision = "bfloat16" if task.bfloat16 else "float32"
+    weights = len(learning.network.flat)
+    print(f"{weights:,} weights on {task.device}, {precision}, {learning.steps:,} steps in an epoch")
+    learning.run()
+    fitted = Fitted(Network(task.shape, learning.network.flat.cpu()), task.scaling, learning.iterations)
+    fitted.worth = _worth(task, fitted)
     return fitted
 
 

@@ -162,6 +162,7 @@ class Learning:
         self.steps = -(-len(task.train) // rows)
         self.pieces = -(-rows // at_once)
         """Batches whose gradients are summed in one step."""
+        self._shrink(context.shrink())
         self.network = Network.drawn(task.shape, task.seed, task.device)
         self._decayed = self.network.decayed()
         flat = self.network.flat
@@ -252,6 +253,12 @@ class Learning:
             (loss / count).backward()
             total += loss.detach()
         return flat.grad, total
+
+    def _shrink(self, times: int) -> None:
+        """As often as an attempt before was ended for its memory."""
+        if times:
+            self.pieces = min(self.pieces << times, -(-len(self.task.train) // self.steps))
+            print(f"memory ran out {times} times: batch {self._batch():,}, {self.pieces} of them in each step")
 
     def _batch(self) -> int:
         """Rows at once, at most."""
@@ -389,7 +396,8 @@ class Learning:
                 held.copy_(torch.from_numpy(np.array(state[f"good_{name}"])))
         self.epoch, self.step, self.taken = (int(state[name]) for name in ("epoch", "step", "taken"))
         self.loss.fill_(float(state["loss"]))
-        self.rate, self.halved, self.pieces = float(state["rate"]), int(state["halved"]), int(state["pieces"])
+        self.rate, self.halved = float(state["rate"]), int(state["halved"])
+        self.pieces = max(self.pieces, int(state["pieces"]))  # memory ran out then, or since
         self.best_epoch = int(state["best_epoch"])
         if self.best_epoch:
             self.best_loss = float(state["best_loss"])
