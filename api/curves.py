@@ -16,9 +16,9 @@ from everloop.store import LifecycleRow, MetricRow, StageRow
 
 TRAIN, VALIDATION = "train_", "validation_"
 """How a trainer names the values of its curves: `validation_binary_logloss`."""
-MOST = "most"
-"""The value in which a trainer says how many steps there will be at most."""
-UNITS = {"rounds": "round", "epochs": "epoch"}
+MOST = ("most", "of")
+"""Values in which a job says how many steps there will be, at most."""
+UNITS = {"rounds": "round", "epochs": "epoch", "files": "file"}
 """A value that counts steps, and what one of them is called."""
 RISING = frozenset({"auc", "accuracy", "r2", "precision", "recall", "ndcg", "map", "f1"})
 """Words in the names of metrics of which more is better; of all others less is."""
@@ -195,7 +195,8 @@ def _by_steps(stage: str, steps: list[MetricRow], now: datetime) -> Progress:
     newest = steps[0]
     known = {name: value for row in reversed(steps) for name, value in row.values.items()}
     unit = next((word for name, word in UNITS.items() if name in known), "step")
-    most = int(known[MOST]) if known.get(MOST, 0) >= newest.step else None
+    told = next((known[name] for name in MOST if name in known), 0)
+    most = int(told) if told >= newest.step else None
     may_stop = any(name.startswith(VALIDATION) for name in known)
     pace = _pace(steps)
     left = None if pace is None or most is None else max(0.0, (most - newest.step) / pace)

@@ -1,4 +1,6 @@
-"""Memory and time of every job from snapshot to export, for 5,000,000 rows x 20 columns: `python bench/chain.py`.
+"""Memory and time of every job from snapshot to export, for 5,000,000 rows x 20 columns.
+
+    PYTHONPATH=. python bench/chain.py
 
 Each stage is a job as the compute worker starts it: `activities.jobs.child` on a request, in a process of its own.
 Prints a line per goal, `NAME VALUE goal LIMIT met|missed`, and exits 1 when one is missed.

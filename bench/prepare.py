@@ -1,4 +1,6 @@
-"""What preparation costs beside pandas, polars and DuckDB doing the same: `python bench/prepare.py --rows 20000000`.
+"""What preparation costs beside pandas, polars and DuckDB doing the same.
+
+    PYTHONPATH=. python bench/prepare.py --rows 20000000
 
 A table of 20 columns is generated as Parquet and as CSV. Each tool, in a process of its own with the same number of
 threads, fits (counts, exact medians, the 100 most frequent values of each category, on the train rows), transforms
@@ -405,9 +407,7 @@ if __name__ == "__main__":
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeat", type=int, default=2)
     parser.add_argument("--folder", type=Path, help="where the table and the results go; the system's own by default")
-    parser.add_argument(
-        "--tools", nargs="+", choices=TOOLS, default=list(TOOLS), help="ours, and others to compare with"
-    )
+    parser.add_argument("--tools", nargs="+", choices=TOOLS, default=list(TOOLS), help="ours, and others")
     parser.add_argument("--parts", nargs="+", choices=("parquet", "csv"), default=["parquet", "csv"])
     parser.add_argument("--child", choices=(*TOOLS, *READERS, "identity"), help=argparse.SUPPRESS)
     parser.add_argument("--source", type=Path, help=argparse.SUPPRESS)

@@ -29,6 +29,8 @@ TABLE = Path(__file__).parent.parent / "docs" / "proof" / "sleep.csv"
 COPIED = ("everloop", "workflows", "activities", "api", "workers", "temporal-dev", "examples")
 ROWS = 400_000
 """So many that a training takes minutes."""
+FEW_ROWS = 60_000
+"""Enough to see a planted fault by."""
 LATEST_SECONDS = 60.0
 """The sleep begins at a random moment of the training's first minute: more than one checkpoint interval."""
 
@@ -103,8 +105,8 @@ def _one(seed: int, run: int, minutes: float, plant: int | None) -> tuple[Slept 
         store = Store(here.database)
         with Client(data_dir=here.data_dir) as client:
             slept = sleep_while_training(
-                launcher, client, store, write_table(folder, ROWS), "asleep",
-                minutes=minutes, at_seconds=numbers.uniform(1, LATEST_SECONDS), numbers=numbers,
+                launcher, client, store, write_table(folder, ROWS if plant is None else FEW_ROWS), "asleep",
+                minutes=minutes, at_seconds=numbers.uniform(1, LATEST_SECONDS if plant is None else 3), numbers=numbers,
             )  # fmt: skip
         store.close()
     except (AssertionError, EverloopError) as error:  # it never trained again, or never came to the gate

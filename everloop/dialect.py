@@ -6,7 +6,6 @@ Standard library only: the same word in `init`, in the snapshot and where the co
 import codecs
 import csv
 import io
-import itertools
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -40,6 +39,7 @@ CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 """Bytes that no text holds."""
 
 
+HIGH = re.compile(rb"[\x80-\xff]+")
 FOREIGN = (
     *("cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "cp1258", "cp874", "koi8_r"),
     *("gb18030", "cp932", "cp949", "big5", "euc_jp"),
@@ -101,11 +101,10 @@ def encoding_by_names(head: bytes, wanted: Collection[str]) -> str | None:
 
 
 def is_western(data: bytes) -> bool:
-    """Does text that is no UTF-8 look like Windows' Latin-1 (cp1252)?"""
-    beyond = [byte > 0x7F for byte in data]  # noqa: PLR2004  # the last of ASCII
-    count = sum(beyond)
-    together = sum(one and other for one, other in itertools.pairwise(beyond))
-    return count < ENOUGH or together < MOSTLY * count
+    """Does text that is no UTF-8 look like Windows' Latin-1 (cp1252)? There such letters stand alone, or by two."""
+    runs = [len(run) for run in HIGH.findall(data)]
+    together = sum(run for run in runs if run > 2)  # noqa: PLR2004  # as in `créée`
+    return sum(runs) < ENOUGH or together <= MOSTLY * sum(runs)
 
 
 def _wide(head: bytes) -> str | None:

@@ -123,11 +123,22 @@ def _heading(found: Profile) -> list[str]:
     files = f" in {found['files']} files" if found["files"] > 1 else ""
     return [
         f"# {found['rows']:,} rows{files}, {len(found['columns'])} columns.",
+        *_sampled(found),
         "# It asks what becomes of rows without a target; else it submits as it is. Change what is wrong."
         if found["target_asks"]
         else "# This submits as it is; change what is wrong.",
         "# Columns: " + _listed([f"{_safe(column['name'])} ({column['kind']})" for column in found["columns"]]),
         "",
+    ]
+
+
+def _sampled(found: Profile) -> list[str]:
+    """What was not counted over all rows."""
+    if found["looked_at"] == found["rows"]:
+        return []
+    return [
+        "# How columns are read, the rows without a target and a key that is in no row twice: counted over all rows.",
+        f"# Leaks, unused columns and rows per window: told from {found['looked_at']:,} rows, always the same ones.",
     ]
 
 
@@ -236,7 +247,7 @@ def _features(found: Profile) -> list[str]:
     lines = ["features:", "  # Never name what is known only after the fact: the model would be right in tests alone."]
     for name, score in list(suspects.items())[:SHOWN]:
         says = f"{_safe(name)} alone says the target almost perfectly ({score:.3f})"
-        lines.append(f"  # {says}: {_verdict(name, found)}.")
+        lines.append(f"  # {says}: {_verdict(name, found)}")
     # The key is no feature anyway, and a spec may not say so twice in other words.
     left_out = [name for name in found["exclude"] if name != found["key"]]
     if not left_out:
@@ -246,9 +257,9 @@ def _features(found: Profile) -> list[str]:
 
 def _verdict(name: str, found: Profile) -> str:
     if name in found["exclude"]:
-        return "left out; take it off the list if it is known in advance"
+        return "left out; take it off the list if it is known in advance."
     if name == found["last"]:
-        return "a leak? It stays, for without it no column is left to learn from"
+        return "a leak? It stays, for without it no column is left to learn from."
     return "a leak?"
 
 

@@ -8,7 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from everloop.reading import ReadColumn
 from everloop.specs import Task
@@ -44,13 +44,13 @@ class Member(Record):
     rank: int = 0
     device: str
     """Name of a Dask worker."""
-    cores: int = 1
+    cores: PositiveInt = 1
     """Threads."""
-    memory_mib: int = 0
+    memory_mib: NonNegativeInt = 0
     """Of the process and all below it; 0: no limit of its own."""
-    milli_gpu: int = 0
+    milli_gpu: NonNegativeInt = 0
     """Thousandths of a GPU."""
-    gpu_mib: int = 0
+    gpu_mib: NonNegativeInt = 0
 
 
 class Lease(Record):

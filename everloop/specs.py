@@ -49,6 +49,7 @@ FIRST_READ: dict[str, Stage] = {
     "split": "prepare",
     "trainer": "train",
     "params": "train",
+    "inputs": "train",
     "training": "train",
     "metric": "evaluate",
     "gate": "approve",

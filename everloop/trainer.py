@@ -43,8 +43,11 @@ class Rows(Protocol):
         as float64 (missing is NaN), times as datetime64[us] (NaT), texts as objects (missing is "").
         """
 
-    def loader(self, batch_size: int = 1024, *, shuffle: bool = False) -> Any:  # noqa: ANN401
-        """A `torch.utils.data.DataLoader` of (batch, y); shuffled by the seed, in another order at each pass.
+    def loader(self, batch_size: int = 1024, *, shuffle: bool = False, epoch: int = 0) -> Any:  # noqa: ANN401
+        """A `torch.utils.data.DataLoader` of (batch, y). Shuffled, its order follows from the seed and *epoch* alone.
+
+        So a training that goes on at a checkpoint sees the rows as it would have. A second pass counts as the next
+        epoch.
 
         Features: float32 [batch, features]. Raw: {name: float64 [batch], or a list of texts}; times are seconds
         since 1970. y: int64 or float32 [batch].
@@ -98,26 +101,36 @@ class Training(Protocol):
 
     @property
     def lease(self) -> Any:  # noqa: ANN401
-        """The slot that this runs on, as far as it is known here; else None."""
+        """The devices that are held: `lease.members[0]` has `device`, `cores` and `memory_mib`."""
 
     @property
     def scratch(self) -> Path:
         """A folder of this job alone, removed afterwards."""
 
     def report(self, step: int, /, **values: float) -> None:
-        """Show progress: numbers by name at a round or epoch. Never fails."""
+        """Show progress: numbers by name at a round or epoch.
+
+        `train_<metric>` and `validation_<metric>` become learning curves, `most` is how many steps there will be at
+        most, `rounds` and `epochs` say what a step is.
+        """
 
     def checkpoint(self, step: int, state: Mapping[str, Any] | Callable[[], Mapping[str, Any]]) -> bool:
-        """Keep *state* (JSON values, texts, NumPy arrays) after *step* if that is due now. Was it kept?
+        """Keep *state* (JSON values, texts, NumPy arrays, nested) after *step* if that is due now. Was it kept?
 
-        A function is called only when it is due.
+        A function is called only when it is due. When the job is to end this does not return.
         """
 
     def restore(self) -> tuple[int, dict[str, Any]] | None:
         """Step and state of the newest checkpoint of this stage, where an earlier attempt was ended."""
 
     def should_stop(self) -> bool:
-        """The job has to end: keep a checkpoint and return."""
+        """The job has to end: keep a checkpoint and return. What is returned then is dropped."""
+
+    def shrink(self, most: int = 3) -> int:
+        """How often this stage has run out of memory: halve your batch so often, and accumulate.
+
+        Who asks says that it can do with less: it is then run again, up to *most* times, before a person is asked.
+        """
 
     def log_artifact(self, name: str, data: bytes | Path) -> None:
         """Keep a file beside the stage's result, for people."""

@@ -35,6 +35,7 @@ from activities.compute.data import (
     target_of,
 )
 from activities.compute.data.doubts import CODES
+from activities.compute.data.manifest import Drawn
 from activities.compute.data.reading import Read
 from activities.compute.data.target import MISSING_UNASKED
 from activities.compute.evaluation import auc
@@ -80,7 +81,7 @@ def profile(path: Path, target: str, time: str | None, encoding: str | None = No
     """What the table at *path* seems to be. Raises `InvalidData`, `InvalidSpec`, `TargetUnusable`."""
     paths = find(path)
     asked = _spec(Source(path=str(path), encoding=encoding), "regression", target, time)
-    table, read, offers = _looked_at(paths, asked)
+    table, read, drawn, offers = _looked_at(paths, asked)
     check_spec(asked, table.rows.column_names)
     rows = sum(read.rows)
     if len(table) < MINIMUM_ROWS:
@@ -91,16 +92,17 @@ def profile(path: Path, target: str, time: str | None, encoding: str | None = No
     task, why = guess_task(table, target)
     spec = asked.model_copy(update={"task": task})
     found = target_of(table, spec)
-    without = _without_target(read, table, found, target)
+    without = drawn.target_missing
     when = event_seconds(table, time) if time else None
     suspects = leaks(table, found, target, time)
     guess = _time_guess(table, target) if not time else None
-    key = _key_guess(table, target, time)
+    key = _key_guess(table, target, time, drawn.repeated)
     fitted = _prepared(spec.model_copy(update={"key": key}), table, found)
     exclude, last = _left_out(suspects, fitted)
     return {
         "path": str(path),
         "rows": rows,
+        "looked_at": len(table),
         "files": len(paths),
         "columns": [column.model_dump() for column in table.columns],
         "reading": [
@@ -130,14 +132,14 @@ def profile(path: Path, target: str, time: str | None, encoding: str | None = No
     }
 
 
-def _looked_at(paths: Sequence[Path], asked: LifecycleSpec) -> tuple[Table, Read, dict[str, str]]:
+def _looked_at(paths: Sequence[Path], asked: LifecycleSpec) -> tuple[Table, Read, Drawn, dict[str, str]]:
     """The table, how it is read, and the columns whose texts are numbers if one says so: they are read as such."""
     threads = os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as scratch:
-        table, read = read_paths(paths, asked, Path(scratch), threads)
+        table, read, drawn = read_paths(paths, asked, Path(scratch), threads, KEY_NAME.search)
     offers = _offers(table)
     if not offers:
-        return table, read, {}
+        return table, read, drawn, {}
     columns = {
         name: ColumnReading(
             type="number",
@@ -147,9 +149,10 @@ def _looked_at(paths: Sequence[Path], asked: LifecycleSpec) -> tuple[Table, Read
         )
         for name, style in offers.items()
     }
+    asked = asked.model_copy(update={"columns": columns})
     with tempfile.TemporaryDirectory() as scratch:
-        table, read = read_paths(paths, asked.model_copy(update={"columns": columns}), Path(scratch), threads)
-    return table, read, {name: example(table, name, style) for name, style in offers.items()}
+        table, read, drawn = read_paths(paths, asked, Path(scratch), threads, KEY_NAME.search)
+    return table, read, drawn, {name: example(table, name, style) for name, style in offers.items()}
 
 
 def _drafted(read: ReadColumn, table: Table) -> str:
@@ -157,15 +160,6 @@ def _drafted(read: ReadColumn, table: Table) -> str:
     if read.type == "integer":
         return "number"
     return "text" if read.type == "category" and table.column(read.name).kind == "text" else str(read.type)
-
-
-def _without_target(read: Read, table: Table, found: Target, target: str) -> int:
-    """Rows of the whole source that have no target."""
-    own = [columns[target] for columns in read.looked]
-    if all(each.textual for each in own):
-        change = table.changes(target)  # texts in quotes may be meant: there only the others are counted
-        return change.missing if change else sum(each.missing - each.blanks for each in own)
-    return round((len(table) - len(found.labelled)) * sum(read.rows) / len(table))
 
 
 def _offers(table: Table) -> dict[str, ReadColumn]:
@@ -279,9 +273,9 @@ def _time_guess(table: Table, target: str) -> str | None:
     return named[0] if len(named) == 1 else (found[0] if len(found) == 1 else None)
 
 
-def _key_guess(table: Table, target: str, time: str | None) -> str | None:
+def _key_guess(table: Table, target: str, time: str | None, repeated: frozenset[str]) -> str | None:
     for column in table.columns:
-        if column.name in (target, time) or column.nulls or column.distinct != len(table):
+        if column.name in (target, time) or column.name in repeated or column.nulls or column.distinct != len(table):
             continue
         if not KEY_NAME.search(column.name) or column.kind not in ("number", "text", "category"):
             continue

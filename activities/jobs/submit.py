@@ -235,9 +235,11 @@ class Jobs:
 
     def _lease(self, request: JobRequest) -> Lease:
         """What the job may use: a slot alone says nothing of it, the settings do."""
-        if request.lease is not None:
-            return request.lease
         of_slot = Lease.model_validate(request.slot)
+        if request.lease is not None:
+            if _fence(request.lease) != _fence(of_slot):
+                raise errors.LeaseLost("the lease is not the slot's", hint="the stage takes a new lease by itself")
+            return request.lease
         members = [member.model_copy(update={"cores": self._settings.slot_cores}) for member in of_slot.members]
         return of_slot.model_copy(update={"members": tuple(members)})
 
@@ -263,6 +265,10 @@ class Jobs:
             "EVERLOOP_SESSION": self._settings.session,  # a launcher knows its own processes by it
             MARK: f"{self._settings.scratch_dir}/{device}",
         }
+
+
+def _fence(lease: Lease) -> tuple[int, str, str]:
+    return lease.token, lease.holder, lease.members[0].device
 
 
 def _without_ran(value: Any) -> Any:  # noqa: ANN401

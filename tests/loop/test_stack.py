@@ -172,6 +172,46 @@ def test_a_parked_lifecycle_is_retried_and_aborted_on_its_page(running, here, sp
     assert ended["status"] == "aborted"
 
 
+def test_a_lifecycle_is_paused_followed_and_resumed_from_the_command_line(running, here, spec):
+    slow = spec.with_name("slow.yaml")
+    slow.write_text(
+        spec.read_text().replace("model: churn", "model: slow")
+        + "training: {rounds: 5000, early_stopping: 1000, learning_rate: 0.0001}\n"
+    )
+    assert everloop(here, "submit", str(slow), "--key", "slow").returncode == 0
+    with Client(data_dir=here.data_dir) as client:
+        client.wait("slow", until=lambda now: now["stage"] in ("prepare", "train"), timeout=120, every=0.05)
+        assert everloop(here, "pause", "slow", "--reason", "lunch").returncode == 0
+        paused = client.wait("slow", until=lambda now: bool(now["paused"]), timeout=60)
+        assert "paused it: lunch" in paused["wait"]
+        assert paused["help"] == "everloop resume slow"
+
+        command = [sys.executable, "-m", "everloop.cli", "logs", "-f", "slow", "--stage", "snapshot"]
+        command += ["--data-dir", str(here.data_dir)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as following:
+            assert following.stdout is not None
+            first = following.stdout.readline()  # then it waits: a paused lifecycle goes on some time
+            following.send_signal(signal.SIGINT)
+            _, said = following.communicate(timeout=30)
+        assert first.startswith("kept ")
+        assert following.returncode == 130
+        assert "Traceback" not in said
+
+        assert everloop(here, "resume", "slow").returncode == 0
+        followed = everloop(here, "logs", "-f", "slow", "--tail", "1")
+        found = client.show("slow")
+    shown = everloop(here, "show", "slow")
+
+    assert followed.returncode == 0, followed.stderr
+    assert "--- train" in followed.stderr and "--- export" in followed.stderr
+    assert followed.stderr.splitlines()[-1].startswith("--- waiting approval. Waiting for a decision on version 1")
+    assert "rounds; validation" in followed.stdout
+    assert found["status"] == "waiting_approval"
+    assert {curve["metric"] for curve in found["curves"]} == {"binary_logloss"}
+    assert all(value is not None for value in found["curves"][0]["train"])
+    assert "binary_logloss" in shown.stdout
+
+
 def test_a_second_up_is_refused_with_the_url_of_the_first(running, here):
     second = everloop(here, "up")
 

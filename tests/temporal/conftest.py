@@ -149,8 +149,10 @@ class NamespaceServer:
             raise IntegrityError(self.refuse)
 
 
-@pytest.fixture
-async def parts(temporal_server: Server, store: Store, artifacts: Artifacts, tmp_path: Path) -> AsyncIterator[Stack]:
+@contextlib.asynccontextmanager
+async def assembled(
+    temporal_server: Server, store: Store, artifacts: Artifacts, tmp_path: Path
+) -> AsyncIterator[Stack]:
     """All but a control worker: quick compute against the session's Temporal server, and `stack.control` to begin."""
     from temporalio import activity
 
@@ -197,10 +199,10 @@ async def parts(temporal_server: Server, store: Store, artifacts: Artifacts, tmp
 
 
 @pytest.fixture
-async def stack(parts: Stack) -> AsyncIterator[Stack]:
+async def stack(temporal_server: Server, store: Store, artifacts: Artifacts, tmp_path: Path) -> AsyncIterator[Stack]:
     """Control with real activities against the session's Temporal server, and quick compute."""
-    async with parts.control():  # type: ignore[attr-defined]
-        yield parts
+    async with assembled(temporal_server, store, artifacts, tmp_path) as made, made.control():  # type: ignore[attr-defined]
+        yield made
 
 
 async def clear(client: Client) -> None:

@@ -4,9 +4,10 @@ The older build is ours with every patch off (`patched` answers no), so it makes
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 import pytest
 from temporalio.api.enums.v1 import EventType
@@ -14,10 +15,13 @@ from temporalio.client import WorkflowHandle
 from temporalio.worker import Worker
 
 from everloop import engine
+from everloop.artifacts import Artifacts
 from everloop.errors import ParityFailed
-from tests.temporal.conftest import Stack, eventually
+from everloop.store import Store
+from tests.temporal.conftest import Stack, assembled, eventually
 from tests.temporal.test_stage import attend, failing
 from workers import control
+from workers.temporal import Server
 
 OLDER = "0.0.9+000000000000"
 
@@ -29,6 +33,13 @@ def older_build(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         patch.setattr(engine, "build", lambda: OLDER)
         patch.setattr(control, "Worker", partial(Worker, patch_activation_callback=lambda _: False))
         yield
+
+
+@pytest.fixture
+async def parts(temporal_server: Server, store: Store, artifacts: Artifacts, tmp_path: Path) -> AsyncIterator[Stack]:
+    """All but a control worker: the test begins one after the other."""
+    async with assembled(temporal_server, store, artifacts, tmp_path) as made:
+        yield made
 
 
 async def test_workers_of_a_new_build_finish_the_lifecycles_of_an_older_one(

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from api import curves
 from api.app import create_app
-from everloop import console
+from everloop import console, names
 from everloop.store import LifecycleRow, MetricRow, Store
 from tests import api_parts as parts
 
@@ -174,3 +174,36 @@ def test_a_running_stage_shows_the_end_of_its_log(served):
     assert "row 29 " not in answer.text
     assert "everloop logs -f writes" in answer.text
     assert answer.headers["refresh"] == "3"
+
+
+def test_a_paused_lifecycle_shows_who_paused_it_and_a_button_to_resume(served):
+    _, store, client = served
+    lifecycle(
+        store, "still", ("train", "paused"), stage="train", wait_what=f"{names.A_RESUME} (ada paused it)",
+        wait_since=parts.NOW, wait_unblocks="`everloop resume still`",
+    )  # fmt: skip
+    lifecycle(store, "moving", ("train", "running"), stage="train")
+
+    found, page = client.get("/api/v1/lifecycles/still").json(), client.get("/lifecycles/still").text
+    moving = client.get("/lifecycles/moving").text
+
+    assert (found["status"], found["paused"], found["help"]) == ("running", True, "everloop resume still")
+    assert 'formaction="/lifecycles/still/resume"' in page and "/still/pause" not in page
+    assert "ada paused it" in page
+    assert 'formaction="/lifecycles/moving/pause"' in moving and "/moving/resume" not in moving
+
+
+def test_a_fork_is_refused_before_anything_starts_when_it_could_not_keep_what_it_says(served):
+    _, store, client = served
+    lifecycle(store, "half", ("snapshot", "done"), ("validate", "done"), ("prepare", "running"))
+
+    def fork(stage, **changes):
+        body = {"stage": stage, "changes": changes}
+        return client.post("/api/v1/lifecycles/half/fork", json=body, headers={"Idempotency-Key": "new"})
+
+    undone, early, wrong = fork("train"), fork("prepare", target="other"), fork("sometime")
+
+    assert (undone.status_code, undone.json()["detail"]) == (409, "half has not done prepare, which comes before train")
+    assert (early.status_code, early.json()["field"]) == (422, "target")
+    assert (wrong.status_code, wrong.json()["field"]) == (422, "stage")
+    assert fork("prepare").json()["code"] == "unavailable"  # no Temporal here: it got past all that

@@ -249,3 +249,11 @@ def test_a_row_has_the_same_hash_in_any_chunking_and_in_any_version(tmp_path: Pa
         }
     )
     assert data.row_hashes(data.Table(table, ())).tolist() == GOLDEN
+
+
+def test_threads_and_memory_come_from_the_job(job: FolderJob) -> None:
+    job.cores = 3
+
+    assert Resources.of(job).threads == 3
+    assert Resources.of(object()).threads == 1  # a job that says nothing has one slot's
+    assert 256 <= Resources.of(job).memory_mib <= 1024

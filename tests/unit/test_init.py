@@ -338,3 +338,27 @@ def test_a_name_is_made_from_the_file() -> None:
     assert name_from(Path("/x/Über Data (2).csv")) == "uber-data-2"
     assert name_from(Path("/x/世.csv")) != name_from(Path("/x/界.csv"))
     assert len(name_from(Path("a" * 100))) == 63
+
+
+def test_of_many_rows_some_are_looked_at_and_what_must_be_exact_is(tmp_path: Path) -> None:
+    """120,000 rows: the sample holds neither the key's one repetition nor all of the rows without a target."""
+    rows = 120_000
+    frame = pd.DataFrame({"order_id": range(rows), "user_id": range(rows), "x": np.arange(rows) % 97 / 8})
+    frame.loc[77_777, "user_id"] = 77_776
+    frame["y"] = np.where(np.arange(rows) % 2, "a", "b")
+    frame.loc[[5, 100_001], "y"] = "seldom"
+    frame.loc[frame.index % 1000 == 7, "y"] = None
+    frame[["user_id", "x", "y"]].to_parquet(tmp_path / "t.parquet")
+    frame[["order_id", "x", "y"]].to_csv(tmp_path / "t.csv", index=False)
+
+    text, again = draft(tmp_path / "t.parquet", "y"), draft(tmp_path / "t.parquet", "y")
+    other = draft(tmp_path / "t.csv", "y")
+
+    assert text == again
+    assert "# 120,000 rows, 3 columns." in text
+    assert "rows, always the same ones." in text
+    assert "the target has 3 values" in text
+    assert "# 120 of 120,000 rows have no target" in text
+    assert "key:" not in text
+    assert 'key: "order_id"' in other
+    assert "# 120 of 120,000 rows have no target" in other

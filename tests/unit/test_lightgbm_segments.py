@@ -67,8 +67,9 @@ class Table:
         values = {"model": "m", "task": task, "target": target, "source": {"path": str(path)}, "training": chosen}
         return LifecycleSpec.model_validate(values | {"params": params})
 
-    def train(self, job: FolderJob, params: dict[str, Any]) -> Trained:
-        spec = self.spec.model_copy(update={"params": params})
+    def train(self, job: FolderJob, params: dict[str, Any], chosen: dict[str, Any] | None = None) -> Trained:
+        chosen_training = self.spec.training.model_copy(update=chosen or {})
+        spec = self.spec.model_copy(update={"params": params, "training": chosen_training})
         request = contracts.TrainRequest(spec=spec, prepared=self.prepared, snapshot=self.snapshot)
         return training.train(request, job)
 
@@ -169,6 +170,14 @@ def test_segments_draw_rows_anew(tables: dict[str, Table]) -> None:
     assert learning.seeds(0, 7) == learning.seeds(0, 7)
 
 
+def test_a_checkpoint_of_another_version_is_not_gone_on_from(capsys: pytest.CaptureFixture[str]) -> None:
+    course = learning.Course(rounds=7, trees=["a"])
+
+    assert learning.Course.of((7, course.state())) == course
+    assert learning.Course.of((7, {"format": 99, "forest": []})) == learning.Course()
+    assert "another version" in capsys.readouterr().out
+
+
 def test_a_table_on_which_no_split_is_worth_it_ends_at_once_with_one_tree(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     frame = pd.DataFrame({"x": rng.normal(size=300), "y": rng.integers(0, 2, 300)})
@@ -220,5 +229,6 @@ def test_threads_of_the_lease_do_not_change_the_bytes(tables: dict[str, Table]) 
     table = tables["binary"]
     job = FolderJob(table.root)
     job.cores = 2
+    short = {"rounds": 8}
 
-    assert table.train(job, SAMPLED).model == table.train(FolderJob(table.root), SAMPLED).model
+    assert table.train(job, SAMPLED, short).model == table.train(FolderJob(table.root), SAMPLED, short).model

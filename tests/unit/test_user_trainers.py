@@ -386,3 +386,55 @@ def test_a_kept_model_is_read_as_onnx_and_never_as_a_pickle(tmp_path: Path, modu
     assert stages.trained.model.name == "model.onnx"
     onnx.checker.check_model(onnx.load_from_string(dumped))
     assert user.load(dumped, pipeline).dump() == dumped
+
+
+class Killed(BaseException):
+    """As if the process were gone."""
+
+
+def test_a_training_that_was_killed_goes_on_at_its_checkpoint_and_gives_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Path(__file__).parents[2] / "examples" / "trainers" / "torch_net"
+    monkeypatch.syspath_prepend(str(place))
+    stages = Stages(
+        tmp_path, small(), target="y", task="binary", trainer="net:fit", inputs="features", params={"epochs": 6}
+    )
+    stages.job.told.clear()
+    stages.train()
+    whole, told = stages.trained, list(stages.job.told)
+    report = stages.job.report
+
+    def until_the_fourth(step: int, /, **values: float) -> None:
+        report(step, **values)
+        if step == 4:
+            raise Killed
+
+    stages.job.told.clear()
+    stages.job.due, stages.job.report = True, until_the_fourth  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        stages.train()
+    stages.job.report = report  # type: ignore[method-assign]
+    stages.train()
+
+    assert told == [1, 2, 3, 4, 5, 6]
+    assert stages.job.told == [1, 2, 3, 4, 4, 5, 6]  # three epochs were kept
+    assert stages.trained.model == whole.model and stages.trained.iterations == whole.iterations
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("def fit(t): np.zeros((1 << 20, 1 << 30))", MemoryError),
+        ("import torch\ndef fit(t): torch.zeros(1 << 20, 1 << 30)", MemoryError),
+        ("def fit(t): raise OSError(28, 'No space left on device')", OSError),
+    ],
+    ids=["NumPy's memory", "torch's memory", "the disk"],
+)
+def test_what_the_machine_lacks_is_not_called_a_bug(
+    tmp_path: Path, module: Write, text: str, error: type[Exception]
+) -> None:
+    stages = Stages(tmp_path, small(), target="y", task="binary", trainer=f"{module(text)}:fit")
+
+    with pytest.raises(error):
+        stages.train()

@@ -3,9 +3,9 @@
 
 import csv
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from activities.compute.data import reading, rules, typed
 from activities.compute.data.asked import check_spec
 from activities.compute.data.conversion import Converted, converted, digest_of
 from activities.compute.data.engine import connection, parquet
+from activities.compute.data.engine import name as column_name
 from activities.compute.data.files import Opened, open_file
 from activities.compute.data.histograms import histograms
 from activities.compute.data.sources import _keep, find, shown
@@ -35,14 +36,14 @@ from everloop.records import Blob, Column, Snapshot
 from everloop.rows import WITH_COMMA
 from everloop.specs import ColumnReading, LifecycleSpec
 
-MEMORY = "384MB"
+MEMORY = "512MB"
 """What DuckDB may hold while a source becomes a snapshot; the rest is spilled to the job's scratch folder."""
 MOST_REJECTED_ROWS = 10_000
 """Kept for people to look at; all are counted."""
 MOST_FETCHED = 50_000
 """Rows that `init` looks at, at least; twice as many at most."""
 MOST_CLASSES = 200
-MOST_AT_ONCE, CELLS_AT_ONCE = 100, 1_000_000
+MOST_AT_ONCE, CELLS_AT_ONCE = 20, 1_000_000
 """Columns whose different values are counted together, where they are short: each takes DuckDB some memory."""
 SENTENCES = 20
 """On what was changed, in the result; the manifest has all."""
@@ -133,10 +134,23 @@ def _opened(
     return opened
 
 
-def read_paths(paths: Sequence[Path], spec: LifecycleSpec, scratch: Path, threads: int) -> tuple[Table, reading.Read]:
+@dataclass(frozen=True)
+class Drawn:
+    """What is known of all rows where only some of them are looked at."""
+
+    target_missing: int
+    """Rows without a target."""
+    repeated: frozenset[str]
+    """Columns that seem to say who a row is, and do not: some value is there twice."""
+
+
+def read_paths(
+    paths: Sequence[Path], spec: LifecycleSpec, scratch: Path, threads: int, may_be_key: Callable[[str], object]
+) -> tuple[Table, reading.Read, Drawn]:
     """The table of files that are not kept, as `snapshot` would read it: for `init`.
 
     How columns are read is held against all rows; of many rows a seeded sample is returned, with two of each class.
+    Columns of which *may_be_key* is true are counted over all rows.
     """
     local = []
     for place, path in enumerate(paths):  # a name that DuckDB can open, whatever the file's own is
@@ -150,22 +164,40 @@ def read_paths(paths: Sequence[Path], spec: LifecycleSpec, scratch: Path, thread
         parts = [
             _fetched(read, place, duck, _some(read, place, spec.target, every, duck)) for place in range(len(paths))
         ]
-    rows = pa.concat_tables(parts).combine_chunks()
-    columns = tuple(
-        column_of(column, len(rows), rows[name].null_count, _distinct(rows[name]), _layouts(read, name))
-        for name, column in read.columns[0].items()
-    )
-    return _table(rows, columns, read.unread, read.reading, read.changed), read
+        rows = pa.concat_tables(parts).combine_chunks()
+        columns = tuple(
+            column_of(column, len(rows), rows[name].null_count, _distinct(rows[name]), _layouts(read, name))
+            for name, column in read.columns[0].items()
+        )
+        keys = [each.name for each in columns if each.distinct == len(rows) and may_be_key(each.name)]
+        drawn = _counted_over_all(read, spec.target, keys, duck)
+    return _table(rows, columns, read.unread, read.reading, read.changed), read, drawn
+
+
+def _counted_over_all(read: reading.Read, target: str, keys: Sequence[str], duck: duckdb.DuckDBPyConnection) -> Drawn:
+    names = list(read.columns[0])
+    if target not in names:
+        return Drawn(0, frozenset())  # which is said with its nearest names
+    asked = [names.index(target), *map(names.index, keys)]
+    cells = ", ".join(column_name(str(place)) for place in asked)
+    files = (f"SELECT {cells} FROM ({reading.select(read, place, numbered=True)})" for place in range(len(read.files)))
+    counts = [f"count(*) - count({column_name(str(asked[0]))})"]
+    counts += [f"count(*) - count(DISTINCT {column_name(str(place))})" for place in asked[1:]]
+    answer = duck.execute(f"SELECT {', '.join(counts)} FROM ({' UNION ALL '.join(files)})").fetchall()[0]
+    return Drawn(int(answer[0]), frozenset(key for key, twice in zip(keys, answer[1:], strict=True) if twice))
 
 
 def _some(read: reading.Read, place: int, target: str, every: int, duck: duckdb.DuckDBPyConnection) -> str:
-    """Which rows of a file to look at: about one of *every*, and the first and last of each class of the target."""
+    """Which rows of a file to look at: about one of *every*, and the first and last of each class of the target.
+
+    The same rows each time, however many threads read the file.
+    """
     if every == 1 or target not in read.columns[place]:
         return ""
     file, looked = read.files[place], read.looked[place][target]
     rows = f"SELECT c{looked.place} AS x, row_number() OVER () AS n FROM {file.relation()}"
-    classes = f"SELECT min(n), max(n) FROM ({rows}) GROUP BY x LIMIT {2 * MOST_CLASSES}"
-    ends = {int(n) for both in duck.execute(classes).fetchall() for n in both}
+    classes = duck.execute(f"SELECT min(n), max(n) FROM ({rows}) GROUP BY x LIMIT {MOST_CLASSES + 1}").fetchall()
+    ends = {int(n) for both in classes for n in both} if len(classes) <= MOST_CLASSES else {1}
     return f"hash(n) % {every} = 0 OR n IN ({', '.join(map(str, sorted(ends)))})"
 
 

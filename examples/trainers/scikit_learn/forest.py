@@ -25,7 +25,7 @@ def fit(training: Training) -> Learned:
         model = _fitted(training, trees)
         answers = model.predict_proba(training.validation.numpy())
         loss = log_loss(training.validation.y, answers, labels=range(len(training.classes)))
-        training.report(trees, validation_log_loss=loss)
+        training.report(trees, most=training.params.get("most", 200), validation_log_loss=loss)
         if loss >= best_loss or training.should_stop():
             break
         best, best_loss = Learned(model, trees), loss

@@ -13,10 +13,12 @@ import numpy as np
 
 import activities
 from everloop import disk
-from everloop.errors import EverloopError, TrainerFailed
+from everloop.errors import ComputeLost, EverloopError, TrainerFailed
 
 OURS = str(Path(str(activities.__file__)).parent)
 AGAIN = "its log has the whole trace; mend the code and retry: it is read again, where `code` is a folder or a wheel"
+OUT_OF_MEMORY = ("OutOfMemoryError", "OutOfMemoryException")
+"""As torch and DuckDB call it."""
 MOST_CHARACTERS = 600
 MOST_NAMES = 8
 
@@ -53,19 +55,31 @@ def _module(name: str) -> Any:  # noqa: ANN401  # a module
             f"{name} needs the module {missing!r}, which is not installed", field="trainer", hint=hint
         ) from None
     except (Exception, SystemExit) as error:
+        _if_no_bug(error)
         raise _failed(f"{name} cannot be imported", error) from error
 
 
 def call(name: str, function: Callable[..., Any], *given: object) -> Any:  # noqa: ANN401  # whatever the user's code gives
-    """Call the user's *function*. Raises `TrainerFailed` for what it raises; a full disk and our errors stay."""
+    """Call the user's *function*. Raises `TrainerFailed` for what it raises, but see `_if_no_bug`."""
     try:
         return function(*given)
-    except (EverloopError, MemoryError):
-        raise
     except (Exception, SystemExit) as error:
-        if disk.is_full(error):
-            raise
+        _if_no_bug(error)
         raise _failed(name, error) from error
+
+
+def _if_no_bug(error: BaseException) -> None:
+    """Raise *error* as what it is where the code is not to blame: ours, disk or memory that is out, a lost device."""
+    if isinstance(error, EverloopError | MemoryError) or type(error).__name__ in OUT_OF_MEMORY or disk.is_full(error):
+        raise error
+    if "torch" not in sys.modules:
+        return
+    from activities.compute.trainers.torch_tabular import faults
+
+    if faults.is_out_of_memory(error):
+        raise MemoryError(str(error).splitlines()[0]) from error
+    if faults.is_lost(error):
+        raise ComputeLost(f"the device failed: {str(error).splitlines()[0][:300]}") from error
 
 
 def seed_everything(seed: int, cores: int) -> None:

@@ -1,5 +1,6 @@
 """What a user's function is given: `everloop.trainer.Training` and `Rows`, over prepared rows and raw columns."""
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,18 +58,20 @@ class GivenRows:
             return self._examples.rows.matrix(self._places)
         return {name: _array(column) for name, column in self._columns()}
 
-    def loader(self, batch_size: int = 1024, *, shuffle: bool = False) -> Any:  # noqa: ANN401
+    def loader(self, batch_size: int = 1024, *, shuffle: bool = False, epoch: int = 0) -> Any:  # noqa: ANN401
         import torch
         from torch.utils.data import DataLoader, IterableDataset
 
         y = torch.as_tensor(self.y) if self._examples.pipeline.task != "regression" else torch.as_tensor(self.y).float()
-        some, count, random = self._batch(), len(self), np.random.default_rng(self._examples.spec.training.seed)
+        some, count, seed = self._batch(), len(self), self._examples.spec.training.seed
+        passes = itertools.count(epoch)
 
         class Batches(IterableDataset):  # type: ignore[misc]  # torch is not there where types are checked
             def __len__(self) -> int:
                 return (count + batch_size - 1) // batch_size
 
             def __iter__(self) -> Iterator[tuple[Any, Any]]:
+                random = np.random.default_rng([seed, next(passes)])
                 order = random.permutation(count) if shuffle else np.arange(count)
                 for start in range(0, count, batch_size):
                     own = np.sort(order[start : start + batch_size])
@@ -151,7 +154,7 @@ class Given:
 
     @property
     def lease(self) -> Any:  # noqa: ANN401
-        return getattr(self._context, "lease", None)
+        return self._context.lease
 
     @property
     def scratch(self) -> Path:
@@ -169,6 +172,9 @@ class Given:
 
     def should_stop(self) -> bool:
         return self._context.should_stop()
+
+    def shrink(self, most: int = 3) -> int:
+        return self._context.shrink(most)
 
     def log_artifact(self, name: str, data: bytes | Path) -> None:
         self._context.log_artifact(name, data)
