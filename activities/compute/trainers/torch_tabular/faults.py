@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from everloop.errors import ComputeLost, OutOfMemory
 
-NO_MEMORY = re.compile(r"allocate memory|not enough memory|out of memory|unable to allocate", re.IGNORECASE)
+NO_MEMORY = re.compile(r"allocate memory|not enough memory|out of memory|unable to allocate|bad_alloc", re.IGNORECASE)
 AMOUNT = re.compile(r"allocate ([\d.,]+) ?(bytes|B|KiB|MiB|GiB|TiB)\b", re.IGNORECASE)
 UNITS = {"bytes": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
 OF_DEVICE = re.compile(r"CUDA error|cuBLAS|CUBLAS_STATUS|cuDNN error|NVML|device.*(lost|unavailable)", re.IGNORECASE)
