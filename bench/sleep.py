@@ -55,8 +55,8 @@ PLANTS: dict[int, tuple[str, tuple[tuple[str, str, str], ...]]] = {
             ("activities/jobs/supervisor.py", "while not _locked(lock.fileno()):", "while False:"),
             (
                 "activities/jobs/supervisor.py",
-                '                os.write(life, b"K")',
-                "                return REAPER_KILLED",
+                '            _end(life, b"K")',
+                "            return REAPER_KILLED",
             ),
             ("activities/jobs/supervisor.py", "        os.close(life_w)  # whatever", "        pass  # whatever"),
             ("activities/jobs/supervisor.py", "        while os.read(status_r, 64):", "        while False:"),

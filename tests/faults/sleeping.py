@@ -249,5 +249,5 @@ def sleep_while_training(
         leases=sum(event["type"] == "LeaseGranted" for event in told),
         failures=[str(event) for event in told if event["type"] in ("StageFailed", "StageRetried")],
         overlaps=overlaps.found,
-        attempts=next(stage["ran"].get("attempt", 0) for stage in found["stages"] if stage["stage"] == "train"),
+        attempts=[stage["ran"].get("attempt", 0) for stage in found["stages"] if stage["stage"] == "train"][-1],
     )
