@@ -14,7 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench.stack_memory import goal, measured
+from bench.figures import said
+from bench.stack_memory import measured
 from everloop import settings as configuration
 from everloop import stack
 from everloop.client import Client
@@ -69,8 +70,8 @@ def told(looks: list[dict[str, object]]) -> int:
         first, end = looks[0]["mb"].get(name, 0.0), looks[-1]["mb"].get(name, 0.0)  # type: ignore[attr-defined]
         print(f"  {name:28} {first:6.1f} -> {end:6.1f} MB   {rates[name]:7.1f} KB per lifecycle")
     met = [
-        goal("control_kb_per_lifecycle", rates["workers control"], MOST_KB),
-        goal("scratch_kb_per_lifecycle", slope([(e["number"], e["scratch_kb"]) for e in half]), MOST_SCRATCH_KB),  # type: ignore[misc]
+        said("control_kb_per_lifecycle", rates["workers control"], MOST_KB),
+        said("scratch_kb_per_lifecycle", slope([(e["number"], e["scratch_kb"]) for e in half]), MOST_SCRATCH_KB),  # type: ignore[misc]
     ]
     return 0 if all(met) else 1
 

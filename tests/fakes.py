@@ -29,6 +29,7 @@ from everloop.contracts import (
 )
 from everloop.records import (
     Check,
+    Code,
     Column,
     Comparison,
     DriftReport,
@@ -62,6 +63,7 @@ class QuickCompute(
         self.verdict = "better"
         self.share = 0.0
         self.features: tuple[Column, ...] = ()
+        self.code: Code | None = None
         self.ran: Ran | None = None
         """How the training ran."""
 
@@ -80,7 +82,9 @@ class QuickCompute(
     async def snapshot(self, request: SnapshotRequest) -> Snapshot:
         await self._called("snapshot", request)
         manifest = self.artifacts.put(b"[]", "manifest.json")
-        return Snapshot(manifest=manifest, rows=100, files=1, size_bytes=1000, columns=(), schema_digest="0")
+        return Snapshot(
+            manifest=manifest, rows=100, files=1, size_bytes=1000, columns=(), schema_digest="0", code=self.code
+        )
 
     @activity.defn(name="everloop.data.validate")
     async def validate(self, request: ValidateRequest) -> Validation:
@@ -105,13 +109,14 @@ class QuickCompute(
     @activity.defn(name="everloop.training.train")
     async def train(self, request: TrainRequest) -> Trained:
         await self._called("train", request)
-        return Trained(model=self.artifacts.put(b"model"), iterations=7, metrics={"auc": 0.8}, ran=self.ran)
+        model = self.artifacts.put(b"model")
+        return Trained(model=model, iterations=7, metrics={"auc": 0.8}, ran=self.ran, code=request.code)
 
     @activity.defn(name="everloop.training.refit")
     async def refit(self, request: RefitRequest) -> Refitted:
         await self._called("refit", request)
         blob = self.artifacts.put(b"refitted")
-        return Refitted(model=blob, pipeline=blob, rows=100, seen=self.artifacts.put(b"seen"))
+        return Refitted(model=blob, pipeline=blob, rows=100, seen=self.artifacts.put(b"seen"), code=request.code)
 
     @activity.defn(name="everloop.evaluation.evaluate")
     async def evaluate(self, request: EvaluateRequest) -> Evaluation:

@@ -23,7 +23,7 @@ from everloop.contracts import (
     LeaseActivities,
     PauseRequest,
 )
-from everloop.errors import InvalidData, TrainerFailed, family
+from everloop.errors import InvalidData, family
 from everloop.events import StageFailed, StageFinished, StagePaused, StageRetried, StageSkipped, StageStarted
 from everloop.records import Blob, Record, Result, Slot, Wait
 from everloop.specs import LAST_STAGES, SKIPPABLE, STAGES, Stage
@@ -48,8 +48,8 @@ JOB_RETRY = RetryPolicy(
     non_retryable_error_types=["LeaseLost", "StorageLow"],  # waits without the slot, see workflows/disk.py
 )
 
-SOURCE_FAULTS = frozenset(family(InvalidData) | family(TrainerFailed))
-"""Errors that the data or the user's code is to blame for, not the stage: both are read by the first stage."""
+DATA_FAULTS = frozenset(family(InvalidData))
+"""Errors that the source is to blame for, not the stage."""
 
 Q = TypeVar("Q", bound=Record)
 R = TypeVar("R", bound=Record)
@@ -113,7 +113,7 @@ class Stages:
                 if await self._failed(stage, cause) == "skip":
                     self._go_no_further_than(stage, "skipped")
                     return None
-                if stage != STAGES[0] and cause.type in SOURCE_FAULTS:
+                if stage != STAGES[0] and _mended_at_the_source(request, cause):
                     raise ReadAgain from None
             else:
                 self._room.found()
@@ -314,6 +314,11 @@ def start_job(
         cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
         summary=summary,
     )
+
+
+def _mended_at_the_source(request: Record, cause: ApplicationError) -> bool:
+    """Is it the first stage that reads what a person has mended: the data, or the user's code that was called?"""
+    return cause.type in DATA_FAULTS or getattr(request, "code", None) is not None
 
 
 def _details(cause: ApplicationError) -> tuple[str, str]:

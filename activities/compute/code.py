@@ -67,7 +67,7 @@ def _kept(code: str, artifacts: Artifacts) -> Blob:
     except OSError as error:
         why = (error.strerror or "the system refuses").lower()
         hint = "check `code` on the machine that runs the compute worker"
-        raise TrainerFailed(f"{code} cannot be read: {why}", field="code", hint=hint) from None
+        raise TrainerFailed(f"{error.filename or code} cannot be read: {why}", field="code", hint=hint) from None
     raise TrainerFailed(f"{code} is neither a folder nor a wheel", field="code", hint=HINT)
 
 

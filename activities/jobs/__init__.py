@@ -1,1 +1,1 @@
-"""How a job lives: standard library and distributed only."""
+"""How a job lives: standard library and distributed only; a job itself loads more (context, checkpoints, threads)."""

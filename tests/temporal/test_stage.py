@@ -16,8 +16,9 @@ from temporalio.client import (
 from everloop import names
 from everloop.contracts import AttendRequest, LifecycleAnswer
 from everloop.errors import ComputeLost, ParityFailed, TargetUnusable
-from everloop.records import Column
-from everloop.store import LeaseRow, RouteRow
+from everloop.records import Code, Column
+from everloop.specs import LifecycleSpec
+from everloop.store import LeaseRow, MonitorRow, RouteRow
 from tests.temporal.conftest import Stack, eventually
 
 
@@ -84,6 +85,36 @@ async def test_retry_runs_the_failed_stage_again_and_nothing_before_it(stack: St
     assert stages.count("export") == 2
     assert all(stages.count(stage) == 1 for stage in ("snapshot", "prepare", "train", "refit"))
     assert (await stack.verified()).differences == []
+
+
+@pytest.mark.parametrize("stage", ["train", "refit"])
+async def test_retry_of_a_stage_that_called_a_users_code_reads_the_code_again(stack: Stack, stage: str) -> None:
+    stack.compute.code = Code(requirements=("idna",))
+    stack.compute.hooks[stage] = failing(ParityFailed("3 rows differ"), times=1)
+    handle = await stack.submit(trainer="mine:fit")
+    await stack.status(handle.id, "needs_attention")
+
+    stack.compute.code = Code(requirements=("idna==3",))
+    await attend(stack, handle.id, "retry", stage=stage)
+    row = await stack.gate(handle.id)
+
+    asked = [request for name, request in stack.compute.calls if name == stage]
+    assert [request.code.requirements for request in asked] == [("idna",), ("idna==3",)]
+    assert stack.compute.stages().count("snapshot") == 2
+    assert row.evidence["code_digest"] == stack.compute.code.digest
+    await handle.cancel()
+
+
+async def test_what_watches_a_release_has_the_code_that_was_approved(stack: Stack) -> None:
+    archive = stack.artifacts.put(b"the code", "code.tar")
+    stack.compute.code = Code(archive=archive)
+    handle = await stack.submit(trainer="mine:fit", code="/home/ada/code", monitor={})
+    await stack.decide(handle.id)
+
+    assert (await handle.result()).outcome == "released"
+    with stack.store.read() as session:
+        row = session.get_one(MonitorRow, ("default", f"credit-{stack.prefix}"))
+    assert LifecycleSpec.model_validate_json(row.spec).code == f"sha256:{archive.sha256}"
 
 
 async def test_validate_can_be_skipped_and_train_cannot(stack: Stack) -> None:

@@ -170,6 +170,14 @@ def test_segments_draw_rows_anew(tables: dict[str, Table]) -> None:
     assert learning.seeds(0, 7) == learning.seeds(0, 7)
 
 
+def test_a_checkpoint_of_another_version_is_not_gone_on_from(capsys: pytest.CaptureFixture[str]) -> None:
+    course = learning.Course(rounds=7, trees=["a"])
+
+    assert learning.Course.of((7, course.state())) == course
+    assert learning.Course.of((7, {"format": 99, "forest": []})) == learning.Course()
+    assert "another version" in capsys.readouterr().out
+
+
 def test_a_table_on_which_no_split_is_worth_it_ends_at_once_with_one_tree(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     frame = pd.DataFrame({"x": rng.normal(size=300), "y": rng.integers(0, 2, 300)})

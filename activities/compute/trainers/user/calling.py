@@ -43,6 +43,7 @@ def function_of(name: str) -> Callable[[Any], object]:
 
 
 def _module(name: str) -> Any:  # noqa: ANN401  # a module
+    _forget_lightgbm()
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -57,6 +58,12 @@ def _module(name: str) -> Any:  # noqa: ANN401  # a module
     except (Exception, SystemExit) as error:
         _if_no_bug(error)
         raise _failed(f"{name} cannot be imported", error) from error
+
+
+def _forget_lightgbm() -> None:
+    """Our own process has it without scikit-learn, see `compute.without`: a user's import finds all of it."""
+    for each in [each for each in sys.modules if each.partition(".")[0] == "lightgbm"]:
+        del sys.modules[each]
 
 
 def call(name: str, function: Callable[..., Any], *given: object) -> Any:  # noqa: ANN401  # whatever the user's code gives

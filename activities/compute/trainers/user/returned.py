@@ -219,6 +219,8 @@ def _converted(model: Any, features: int, name: str) -> Any:  # noqa: ANN401  # 
         return to_onnx(model, initial_types=shape, target_opset=OPSETS)
     except (MissingConverter, MissingShapeCalculator):
         hint = "skl2onnx knows scikit-learn's estimators; build the ONNX yourself and return that"
+        if type(model).__module__.startswith("lightgbm"):
+            hint = "LightGBM is a trainer of ours, `trainer: lightgbm` with `params`; or build the ONNX yourself"
         message = f"{name} returned a {type(model).__module__}.{type(model).__name__}, which nobody can convert to ONNX"
         raise TrainerFailed(message, field="trainer", hint=hint) from None
     except Exception as error:
