@@ -27,12 +27,9 @@ from tests.faults.sleeping import Launcher, Slept, sleep_while_training, write_t
 
 TABLE = Path(__file__).parent.parent / "docs" / "proof" / "sleep.csv"
 COPIED = ("everloop", "workflows", "activities", "api", "workers", "temporal-dev", "examples")
-ROWS = 400_000
-"""So many that a training takes minutes."""
-FEW_ROWS = 60_000
-"""Enough to see a planted fault by."""
-LATEST_SECONDS = 60.0
-"""The sleep begins at a random moment of the training's first minute: more than one checkpoint interval."""
+EARLY, LATE, PLANTED = (100_000, 25.0), (400_000, 60.0), (60_000, 3.0)
+"""Rows of the table, and the latest moment of the training at which it falls asleep, in seconds. The first run sleeps
+before a checkpoint is due, so that all depends on the one that is made on notice; the others later."""
 
 PLANTS: dict[int, tuple[str, tuple[tuple[str, str, str], ...]]] = {
     1: (
@@ -55,8 +52,8 @@ PLANTS: dict[int, tuple[str, tuple[tuple[str, str, str], ...]]] = {
             ("activities/jobs/supervisor.py", "while not _locked(lock.fileno()):", "while False:"),
             (
                 "activities/jobs/supervisor.py",
-                '                os.write(life, b"K")',
-                "                return REAPER_KILLED",
+                '            _end(life, b"K")',
+                "            return REAPER_KILLED",
             ),
             ("activities/jobs/supervisor.py", "        os.close(life_w)  # whatever", "        pass  # whatever"),
             ("activities/jobs/supervisor.py", "        while os.read(status_r, 64):", "        while False:"),
@@ -96,6 +93,7 @@ def main() -> int:
 
 def _one(seed: int, run: int, minutes: float, plant: int | None) -> tuple[Slept | None, list[str]]:
     numbers = random.Random(f"{seed} {run}")
+    rows, latest = PLANTED if plant is not None else LATE if run else EARLY
     folder = Path(tempfile.mkdtemp(prefix="everloop-sleep-"))
     here = configuration.load(data_dir=folder / "data", port_base=free_port_base())
     source = None if plant is None else _planted(folder / "source", plant)
@@ -105,8 +103,8 @@ def _one(seed: int, run: int, minutes: float, plant: int | None) -> tuple[Slept 
         store = Store(here.database)
         with Client(data_dir=here.data_dir) as client:
             slept = sleep_while_training(
-                launcher, client, store, write_table(folder, ROWS if plant is None else FEW_ROWS), "asleep",
-                minutes=minutes, at_seconds=numbers.uniform(1, LATEST_SECONDS if plant is None else 3), numbers=numbers,
+                launcher, client, store, write_table(folder, rows), "asleep",
+                minutes=minutes, at_seconds=numbers.uniform(1, latest), numbers=numbers,
             )  # fmt: skip
         store.close()
     except (AssertionError, EverloopError) as error:  # it never trained again, or never came to the gate

@@ -39,6 +39,8 @@ AGAIN_SECONDS = 25.0
 FLUSHED_SECONDS = 1.5
 """What the job had told before the sleep is written down within this time after it."""
 GATE_SECONDS = 1500.0
+MOST_FOUND = 5
+"""Overlaps that are written down."""
 
 
 class Launcher:
@@ -107,7 +109,7 @@ class Overlaps:
         while not self._over.wait(0.05):
             self.looks += 1
             for slot, jobs in jobs_by_slot(self.here).items():
-                if len(jobs) > 1:
+                if len(jobs) > 1 and len(self.found) < MOST_FOUND:
                     self.found.append(f"{slot}: {jobs}")
 
 
@@ -249,5 +251,5 @@ def sleep_while_training(
         leases=sum(event["type"] == "LeaseGranted" for event in told),
         failures=[str(event) for event in told if event["type"] in ("StageFailed", "StageRetried")],
         overlaps=overlaps.found,
-        attempts=next(stage["ran"].get("attempt", 0) for stage in found["stages"] if stage["stage"] == "train"),
+        attempts=[stage["ran"].get("attempt", 0) for stage in found["stages"] if stage["stage"] == "train"][-1],
     )
