@@ -140,6 +140,9 @@ def piece(log: Path, start: int, size: int) -> tuple[bytes, int]:
         except OSError:  # nothing but a hole, or nothing at all, comes after it
             return b"", end
         data = os.pread(file.fileno(), size, start)
+        while data and not data.strip(b"\0"):  # a hole ends with a block of the disk, the dropped lines within one
+            start += len(data)
+            data = os.pread(file.fileno(), size, start)
     return data.lstrip(b"\0"), start + len(data)
 
 
