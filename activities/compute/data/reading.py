@@ -130,7 +130,7 @@ def _cell(column: ReadColumn, looked: Looked, *, nulls: bool, odd: str) -> str:
     if looked.kind is not None:
         if looked.unread or pa.types.is_null(looked.kind):
             return "CAST(NULL AS VARCHAR)"
-        if not looked.textual and not column.declared:
+        if looked.kept(column):
             return typed.value(x, looked.kind, column)
         x = typed.as_text(x, looked.kind)
     elif nulls:
