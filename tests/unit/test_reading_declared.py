@@ -13,10 +13,12 @@ import yaml
 from activities.compute import data
 from activities.compute.inference import read_loosely
 from everloop import contracts
+from everloop.cli.rows import rows_of
+from everloop.errors import Invalid
 from everloop.init import draft
 from everloop.reading import ReadColumn
 from everloop.records import Field
-from tests.unit.test_compute_stages import SLOT, FolderJob, spec_of
+from tests.unit.test_compute_stages import SLOT, FolderJob, Passed, spec_of
 
 ROWS = 120
 
@@ -50,6 +52,23 @@ def test_parquet_whole_numbers_and_decimals_stay_exact_where_the_spec_says_they_
     assert again.rows["n"].to_pylist() == [None, *ids[1:]]
 
 
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+def test_infinite_numbers_are_missing_and_said(tmp_path: Path, job: FolderJob, name: str) -> None:
+    values = [["1.5", "inf", "-Infinity", "2"][n % 4] for n in range(ROWS)]
+    lines = "".join(f"{value},information,{n % 2}\n" for n, value in enumerate(values))
+    (tmp_path / "t.csv").write_text(f"x,note,y\n{lines}")
+    numbers = {"x": [float(value) for value in values], "y": [n % 2 for n in range(ROWS)]}
+    pa.parquet.write_table(pa.table(numbers), tmp_path / "t.parquet")
+
+    found = read(job, tmp_path / name)
+    drafted = draft(tmp_path / name, "y")
+
+    assert found.rows["x"].to_pylist()[:4] == [1.5, None, None, 2]
+    said = [sentence for change in found.changed for sentence in change.sentences()]
+    assert said == ["60 values of `x` are read as missing: '-inf', 'inf'"]
+    assert said[0] in drafted
+
+
 @pytest.mark.parametrize(
     ("kind", "column", "value", "right"),
     [
@@ -70,3 +89,19 @@ def test_a_request_means_what_the_declared_column_means(
     found = read_loosely(Field(name="a", kind=kind, read=column), value)
 
     assert found == right or (right is None and isinstance(found, float) and math.isnan(found))
+
+
+def test_a_file_of_rows_is_in_the_encoding_that_the_spec_says(tmp_path: Path, job: FolderJob) -> None:
+    """With names in ASCII nothing in the file says which one: cp1252 would read other letters without a word."""
+    towns = ["Уфа", "Казань", "Москва"]
+    text = "town,x,y\n" + "".join(f"{towns[n % 3]},{n * 7 % 11},{n % 2}\n" for n in range(ROWS))
+    path = tmp_path / "t.csv"
+    path.write_bytes(text.encode("cp1251"))
+    spec = spec_of(path, "binary", "y", source={"path": str(path), "encoding": "cp1251"}, training={"rounds": 2})
+    signature = Passed(job, spec).signature
+
+    asked = rows_of(str(path), lambda: signature.model_dump(mode="json"))
+
+    assert [row["town"] for row in asked[:3]] == towns
+    with pytest.raises(Invalid, match="not those of western languages"):
+        rows_of(str(path), lambda: signature.model_copy(update={"encoding": ""}).model_dump(mode="json"))
