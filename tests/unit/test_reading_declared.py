@@ -1,6 +1,7 @@
 """What the spec says of columns holds at every door: for files with types of their own, and for a row to predict."""
 
 import math
+from datetime import date, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,19 @@ def test_parquet_whole_numbers_and_decimals_stay_exact_where_the_spec_says_they_
     assert (found.rows["n"].to_pylist(), found.rows["c"].to_pylist()) == (ids, cents)
     assert found.rows["b"].to_pylist()[:4] == [None, 1, 2, None]
     assert again.rows["n"].to_pylist() == [None, *ids[1:]]
+
+
+def test_days_written_in_two_ways_are_said_and_read_where_they_are_declared(tmp_path: Path, job: FolderJob) -> None:
+    dates = [date(2023, 1, 1) + timedelta(days=n) for n in range(ROWS)]
+    days = [f"{day:%d.%m.%Y}" if n % 2 == 0 else f"{day:%Y-%m-%d}" for n, day in enumerate(dates)]
+    text = "due,x,y\n" + "".join(f"{day},{n % 5},{n // 2 % 2}\n" for n, day in enumerate(days))
+    (tmp_path / "t.csv").write_text(text)
+
+    drafted = draft(tmp_path / "t.csv", "y")
+    found = read(job, tmp_path / "t.csv", columns={"due": {"type": "datetime"}})
+
+    assert "due: days like '2023-01-02' and '01.01.2023' make it text" in drafted
+    assert [day.date() for day in found.rows["due"].to_pylist()] == dates
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
