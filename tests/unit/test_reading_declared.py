@@ -18,7 +18,8 @@ from everloop.cli.rows import rows_of
 from everloop.errors import Invalid
 from everloop.init import draft
 from everloop.reading import ReadColumn
-from everloop.records import Field
+from everloop.records import Field, Signature
+from everloop.rows import from_csv
 from tests.unit.test_compute_stages import SLOT, FolderJob, Passed, spec_of
 
 ROWS = 120
@@ -68,8 +69,8 @@ def test_days_written_in_two_ways_are_said_and_read_where_they_are_declared(tmp_
 
 @pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
 def test_infinite_numbers_are_missing_and_said(tmp_path: Path, job: FolderJob, name: str) -> None:
-    values = [["1.5", "inf", "-Infinity", "2"][n % 4] for n in range(ROWS)]
-    lines = "".join(f"{value},information,{n % 2}\n" for n, value in enumerate(values))
+    values = [["1.5", "1e999", "-Infinity", "2"][n % 4] for n in range(ROWS)]
+    lines = "".join(f"{value},formation,{n % 2}\n" for n, value in enumerate(values))
     (tmp_path / "t.csv").write_text(f"x,note,y\n{lines}")
     numbers = {"x": [float(value) for value in values], "y": [n % 2 for n in range(ROWS)]}
     pa.parquet.write_table(pa.table(numbers), tmp_path / "t.parquet")
@@ -103,6 +104,18 @@ def test_a_request_means_what_the_declared_column_means(
     found = read_loosely(Field(name="a", kind=kind, read=column), value)
 
     assert found == right or (right is None and isinstance(found, float) and math.isnan(found))
+
+
+def test_blanks_that_are_meant_stay_in_a_file_of_rows() -> None:
+    kept = ReadColumn(name="c", type="category", trim=False, declared=True)
+    fields = (Field(name="c", kind="category", known=("x", " x"), read=kept), Field(name="n", kind="number"))
+    schema = Signature(task="regression", fields=fields, target="y").model_dump(mode="json")
+
+    assert from_csv("n,c\n1,x\n 2, x\n3,x \n", "t.csv", schema) == [
+        {"n": 1, "c": "x"},
+        {"n": 2, "c": " x"},
+        {"n": 3, "c": "x "},
+    ]
 
 
 def test_a_file_of_rows_is_in_the_encoding_that_the_spec_says(tmp_path: Path, job: FolderJob) -> None:

@@ -13,7 +13,8 @@ from activities.compute.data.files import Opened, mapped
 from activities.compute.data.looked import Looked, ask
 from everloop.reading import Changed, ReadColumn
 
-SPELLED = re.compile(rb"(?i)inf")
+SPELLED = re.compile(rb"(?i)inf|[0-9.]e[+]?[0-9]{3}")
+"""What a text file holds where one of its numbers is infinite, or too great for a float: 1e999."""
 
 
 def with_infinite(
