@@ -37,9 +37,11 @@ from everloop.errors import (
     Unavailable,
 )
 from everloop.predictions import PredictionLog
+from everloop.reading import ReadColumn
 from everloop.records import Claim, Evidence, Route, Signature, Verdict, Version
 from everloop.settings import Settings
 from everloop.store import JournalRow, RouteRow, Store, VersionRow
+from everloop.texts import is_missing, moment_of, trimmed
 
 log = logging.getLogger("everloop.serve")
 
@@ -448,16 +450,28 @@ def _moments(body: PredictRequest, rows: Sequence[Row], signature: Signature, no
         if body.event_times is not None:
             where, value = f"event_times[{index}]", body.event_times[index]
         for name in filter(None, (signature.time, None if "event_time" in columns else "event_time")):
-            if row.get(name) is not None:
-                layouts = signature.time_layouts if name == signature.time else ()
-                where, value = f"rows[{index}].{name}", _moment(row[name], layouts, f"rows[{index}].{name}")
+            own = name == signature.time
+            if row.get(name) is not None and not (own and _no_time(row[name], signature.time_read)):
+                layouts, read = (signature.time_layouts, signature.time_read) if own else ((), None)
+                where, value = f"rows[{index}].{name}", _moment(row[name], layouts, f"rows[{index}].{name}", read)
                 break
         found.append(_bounded(value, where, now))
     return found
 
 
-def _moment(value: object, layouts: Sequence[str], where: str) -> datetime:
+def _no_time(value: object, read: ReadColumn | None) -> bool:
+    """Does the table mean by *value* that the time is not known?"""
+    if read is None or not isinstance(value, str | int | float):
+        return False
+    text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    return is_missing(trimmed(text, read), read, quoted=isinstance(value, str))
+
+
+def _moment(value: object, layouts: Sequence[str], where: str, read: ReadColumn | None = None) -> datetime:
+    """*read*: how the table's own time is read; what is no time there is none here."""
     try:
+        if read is not None and read.type == "datetime" and isinstance(value, str):
+            return moment_of(trimmed(value, read), read.format)
         return moment(value, layouts)
     except ValueError:
         also = f", or {' or '.join(UNITS_SAID.get(one, one) for one in layouts)} as in the table" if layouts else ""

@@ -79,11 +79,16 @@ class Changed(Known):
     clipped: int = 0
     """Times before year 1 or after 9999, taken to be the nearest that there is."""
 
+    @property
+    def frequent(self) -> list[str]:
+        """The texts that were read as missing, most frequent first also where a stored record was sorted by name."""
+        return sorted(self.texts, key=lambda text: (-self.texts[text], text))
+
     def sentences(self) -> list[str]:
         """For people: "17 values of `hours` are read as missing: 'NA'"."""
         said = []
         if texts := sum(self.texts.values()):
-            listed = ", ".join(map(repr, list(self.texts)[:3]))
+            listed = ", ".join(map(repr, self.frequent[:3]))
             said.append(f"{_values(texts)} of `{self.column}` {_are(texts)} read as missing: {listed}")
         if self.rejected:
             shown = ", ".join(map(repr, self.examples[:3]))

@@ -312,6 +312,8 @@ class Signature(Record):
     """Other columns of the training table: a predict request may carry them, the model does not look at them."""
     target_type: Literal["", "text", "integer", "number", "boolean"] = ""
     """What labels are answered as; text where nothing is said."""
+    encoding: str = ""
+    """Of the table's text files, where it was not UTF-8: so is a CSV file of rows to predict that is not UTF-8."""
     time_read: ReadColumn | None = None
     key_read: ReadColumn | None = None
 

@@ -13,9 +13,9 @@ from typing import Any
 from everloop import dialect as dialects
 from everloop.dialect import HEAD, column_names, delimiter_of
 from everloop.errors import Invalid
-from everloop.reading import ReadColumn
+from everloop.reading import Dialect, ReadColumn
 from everloop.records import Field, Signature
-from everloop.texts import MISSING_TEXT, NUMBER_BLANKS, THOUSANDS, WHOLE, NotAsReadError, decide, value_of
+from everloop.texts import MISSING_TEXT, NUMBER_BLANKS, THOUSANDS, WHOLE, NotAsReadError, decide, trimmed, value_of
 
 __all__ = [
     "DECIMAL_COMMA",
@@ -60,7 +60,7 @@ def from_csv(text: str, name: str, schema: Mapping[str, Any]) -> list[Json]:
     source = io.StringIO(text, newline="")
     for _ in range(dialect.skip):
         source.readline()
-    lines = dialects.rows(source, dialect)
+    lines = dialects.rows(source, dialect, blanks=_blanks_meant(text, signature, dialect))
     if dialect.header:
         next(lines, None)
     rows = list(_lines(lines, names, name))
@@ -71,6 +71,12 @@ def from_csv(text: str, name: str, schema: Mapping[str, Any]) -> list[Json]:
         for column, cells in zip(names, zip(*rows, strict=True), strict=True)
     ]
     return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _blanks_meant(text: str, signature: Signature, dialect: Dialect) -> bool:
+    """Are the blanks before a value part of it in some column? Not where they stand before quotes."""
+    kept = any(field.read is not None and not field.read.trim for field in signature.fields)
+    return kept and not re.search(rf"{re.escape(dialect.delimiter)} +{re.escape(dialect.quote)}", text)
 
 
 def _lines(lines: Iterable[list[str]], names: Sequence[str], name: str) -> Iterator[list[str]]:
@@ -126,8 +132,8 @@ def _fits(cell: str, read: ReadColumn) -> bool:
 
 
 def _read_cell(cell: str, read: ReadColumn, field: Field) -> Cell:
-    if field.kind == "category" and cell.strip() in field.known:
-        return cell.strip()  # one that is called NA
+    if field.kind == "category" and (text := trimmed(cell, read)) in field.known:
+        return text  # one that is called NA
     try:
         value = value_of(cell, read)
     except NotAsReadError:

@@ -68,6 +68,11 @@ def _export(spec: LifecycleSpec, pipeline: Pipeline, fitted: Fitted, table: Tabl
     )
 
 
+def _encoding(table: Table) -> str:
+    found = table.reading.dialect.encoding if table.reading else ""
+    return "" if found.replace("_", "-").lower() in ("utf-8", "utf-8-sig", "utf8", "ascii") else found
+
+
 def signature_of(spec: LifecycleSpec, pipeline: Pipeline, table: Table) -> Signature:
     """What predict requests must bring, in the order of the graph's inputs."""
     names = {entry.name for entry in pipeline.inputs} | {spec.target, spec.time, spec.key}
@@ -92,6 +97,7 @@ def signature_of(spec: LifecycleSpec, pipeline: Pipeline, table: Table) -> Signa
         time=spec.time,
         time_layouts=time_layouts(table, spec.time) if spec.time else (),
         key=spec.key,
+        encoding=_encoding(table),
         time_read=table.reading.column(spec.time) if table.reading else None,
         key_read=table.reading.column(spec.key) if table.reading else None,
         ignored=tuple(column.name for column in table.columns if column.name not in names),

@@ -4,9 +4,10 @@ Raw columns are the same thing here as in training: `Columns` maps a field's nam
 (number, boolean as 0 and 1, datetime as seconds since 1970 UTC; NaN is missing) or of text ("" is missing).
 """
 
+import contextlib
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from everloop.errors import IntegrityError, InvalidPrediction
 from everloop.reading import ReadColumn
 from everloop.records import Field, Signature
-from everloop.texts import BLANKS, MISSING_TEXT, NotAsReadError, value_of
+from everloop.texts import AMONG_NUMBERS, BLANKS, MISSING_TEXT, NotAsReadError, value_of
 
 Columns = dict[str, NDArray[Any]]
 Reader = Callable[[object], float | str]
@@ -164,7 +165,7 @@ def _reader(field: Field) -> Reader:
     if field.kind == "number":
         return _number if field.read is None or not _dressed(field.read) else _number_as_read(field.read)
     if field.kind == "boolean":
-        return _boolean
+        return _boolean if field.read is None or not _dressed(field.read) else _boolean_as_read(field.read)
     if field.kind == "datetime":
         read = field.read
         return lambda value: _datetime_as_read(value, read) if read else _datetime(value, field.layouts)
@@ -177,22 +178,49 @@ def _reader(field: Field) -> Reader:
 
 def _dressed(read: ReadColumn) -> bool:
     """Did the table, or the spec, write the numbers of a column in another way than JSON does?"""
-    return read.declared or read.decimal == "," or bool(read.thousands)
+    odd = set(read.missing) - set(AMONG_NUMBERS)  # -1 may mean missing
+    return read.declared or read.decimal == "," or bool(read.thousands or odd)
 
 
 def _number_as_read(read: ReadColumn) -> Reader:
     """A number, or its text as the table writes it: `12,5 %`."""
     read = read.model_copy(update={"type": "number"})  # also where the table had whole numbers alone
 
+    nothing = frozenset(_numbers_of(read))
+
     def reader(value: object) -> float:
         if not isinstance(value, str):
-            return _number(value)
+            number = _number(value)
+            return math.nan if number in nothing else number
         try:
             found = value_of(value, read)
         except NotAsReadError as error:
             unit = f" {read.unit}" if read.unit else ""
             raise _ExpectedError(f"{error}{unit}, or null") from None
         return math.nan if found is None else float(str(found))
+
+    return reader
+
+
+def _numbers_of(read: ReadColumn) -> Iterator[float]:
+    """The numbers that mean missing in a column, such as -1."""
+    for text in read.missing:
+        with contextlib.suppress(NotAsReadError):
+            number = value_of(text, read.model_copy(update={"missing": ()}))
+            if isinstance(number, int | float):
+                yield number
+
+
+def _boolean_as_read(read: ReadColumn) -> Reader:
+    """True or false, or its text as the spec declares it: `yes`."""
+
+    def reader(value: object) -> float:
+        if not isinstance(value, str):
+            return _boolean(value)
+        try:
+            return math.nan if (found := value_of(value, read)) is None else float(bool(found))
+        except NotAsReadError as error:
+            raise _ExpectedError(f"{error}, or null") from None
 
     return reader
 

@@ -114,7 +114,7 @@ def profile(path: Path, target: str, time: str | None, encoding: str | None = No
         "offers": offers,
         "target_missing": without,
         "target_asks": without > MISSING_UNASKED * rows,
-        "target_texts": list(change.texts) if (change := table.changes(target)) else [],
+        "target_texts": change.frequent if (change := table.changes(target)) else [],
         "target": target,
         "task": task,
         "why": why,

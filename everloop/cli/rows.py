@@ -20,7 +20,7 @@ def rows_of(text: str, schema: Callable[[], Json]) -> list[Json]:
     try:
         data = path.read_bytes()
         known = schema() if table else {}
-        content = _decoded(data, [str(field["name"]) for field in known.get("fields", ())])
+        content = _decoded(data, known)
     except (OSError, UnicodeDecodeError) as error:
         raise Invalid(
             f"cannot read {path}: {getattr(error, 'strerror', None) or 'not text'}",
@@ -34,8 +34,8 @@ def rows_of(text: str, schema: Callable[[], Json]) -> list[Json]:
     return _parsed(content, str(path))
 
 
-def _decoded(content: bytes, names: list[str]) -> str:
-    """A file's text in the encoding that training would find. Raises `UnicodeDecodeError`."""
+def _decoded(content: bytes, known: Json) -> str:
+    """A file's text in the encoding that training found, or was told. Raises `Invalid`, `UnicodeDecodeError`."""
     from everloop import dialect
 
     try:
@@ -47,7 +47,11 @@ def _decoded(content: bytes, names: list[str]) -> str:
     head = content[: dialect.HEAD]
     encoding = dialect.encoding_of(head, ascii_or_utf8=utf8)
     if encoding == "cp1252":
-        encoding = dialect.encoding_by_names(head, names) or encoding
+        names = [str(field["name"]) for field in known.get("fields", ())]
+        encoding = known.get("encoding") or dialect.encoding_by_names(head, names) or encoding
+        if encoding == "cp1252" and not dialect.is_western(content):
+            message = "the file is not UTF-8, and its letters are not those of western languages (cp1252)"
+            raise Invalid(message, field="rows", hint="save it as UTF-8")
     return content.decode(encoding or "utf-8").removeprefix("\ufeff")
 
 

@@ -16,7 +16,8 @@ from everloop.cli import models
 from everloop.client import Client
 from everloop.errors import InvalidPrediction
 from everloop.predictions import PredictionLog
-from everloop.records import Verdict, Window
+from everloop.reading import ReadColumn
+from everloop.records import Signature, Verdict, Window
 from everloop.settings import SERVE
 from everloop.store import RouteRow, Store
 from tests import api_parts as parts
@@ -337,3 +338,32 @@ def test_a_time_that_cannot_be_read_is_told_how_the_table_writes_it():
         serve._moment("soon", ("seconds",), "rows[0].ts")
 
     assert "seconds since 1970" in refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "right"),
+    [
+        ("datetime", " 31.01.2023 ", "2023-01-31T00:00:00+00:00"),
+        ("datetime", "2023-01-31", "2023-01-31T00:00:00+00:00"),
+        ("datetime", "31.02.2023", None),
+        ("datetime", "20230131", None),  # text in the table, too
+        ("datetime", "01.01.1900", ""),
+        ("datetime", "NA", ""),
+        ("integer", 1_700_000_000, "2023-11-14T22:13:20+00:00"),
+        ("integer", -1, ""),
+        ("integer", -1.0, ""),
+    ],
+)
+def test_an_event_time_means_what_the_time_of_the_table_means(kind, value, right):
+    """Nothing: no time, so that it is now; None: refused."""
+    missing = ("-1",) if kind == "integer" else ("01.01.1900", "NA")
+    read = ReadColumn(name="at", type=kind, missing=missing, format=("%d.%m.%Y",) if kind == "datetime" else ())
+    layouts = ("seconds",) if kind == "integer" else read.format
+    signature = Signature(task="regression", fields=(), target="y", time="at", time_layouts=layouts, time_read=read)
+    body, now = serve.PredictRequest(row={"at": value}), datetime.now(UTC)
+
+    if right is None:
+        with pytest.raises(InvalidPrediction, match=r"rows\[0\].at is not a moment"):
+            serve._moments(body, [{"at": value}], signature, now)
+        return
+    assert serve._moments(body, [{"at": value}], signature, now) == [datetime.fromisoformat(right) if right else now]

@@ -126,7 +126,7 @@ def _note_quickly(looked: Looked, decided: Decided, answer: Sequence[object]) ->
 def _steps(decided: Decided, looked: Looked, *, odd: str) -> Steps:
     column, place = decided.column, looked.place
     t, f, b, m = f"t{place}", f"f{place}", f"b{place}", f"m{place}"
-    if looked.kind is not None and not looked.textual and not column.declared:
+    if looked.kind is not None and looked.kept(column):
         if column.type != "datetime" or looked.unread:
             return Steps()
         when = typed.moment(f"c{place}", looked.kind)

@@ -4,12 +4,14 @@
 from collections import Counter
 from collections.abc import Sequence
 
+import pyarrow as pa
+
 from activities.compute.data import typed
 from activities.compute.data.files import Opened
 from activities.compute.data.looked import Looked
 from everloop.errors import SchemaMismatch
 from everloop.reading import ReadColumn
-from everloop.specs import ColumnReading
+from everloop.specs import ColumnReading, ColumnType
 from everloop.texts import DAY_FIRST, MONTH_FIRST, Decided, decide
 
 
@@ -17,12 +19,24 @@ def plan_of(
     name: str, files: Sequence[Opened], columns: Sequence[Looked], asked: ColumnReading | None
 ) -> list[Decided]:
     """How each file's column is read: in one way, or where that cannot be, each in its own."""
-    if asked and asked.kind:
+    if asked and asked.kind and not _as_typed(columns, asked.kind):
         texts = set().union(*(each.texts for each in columns))
         typed_text = all(file.typed and each.textual for file, each in zip(files, columns, strict=True))
         return [decide(name, texts, asked, typed=typed_text)] * len(columns)
     if not all(each.textual for each in columns):
-        return _plan_typed(name, files, columns)
+        return _plan_declared(name, files, columns, asked or ColumnReading())
+    return _plan_texts(name, files, columns, asked)
+
+
+def _as_typed(columns: Sequence[Looked], kind: ColumnType) -> bool:
+    """Have the files' values the declared type already? Those of a file without any value may have none."""
+    filled = [each.kind for each in columns if each.kind is None or not pa.types.is_null(each.kind)]
+    return bool(filled) and all(typed.kept(each, kind, ()) for each in filled)
+
+
+def _plan_texts(
+    name: str, files: Sequence[Opened], columns: Sequence[Looked], asked: ColumnReading | None
+) -> list[Decided]:
     typed_text = files[0].typed
     union = decide(name, set().union(*(each.texts for each in columns)), asked, typed=typed_text)
     if union.column.type != "category" or union.watch or len(columns) == 1:
@@ -89,6 +103,20 @@ def _plan_typed(name: str, files: Sequence[Opened], columns: Sequence[Looked]) -
         scales = [0 if one.type == "integer" else one.scale for one in there]
         exact = max(scale for scale in scales if scale is not None) if None not in scales else None
         made = ReadColumn(name=name, type="number", scale=exact)
+    return [Decided(made)] * len(columns)
+
+
+def _plan_declared(
+    name: str, files: Sequence[Opened], columns: Sequence[Looked], asked: ColumnReading
+) -> list[Decided]:
+    """What the spec says, of values whose type says the rest: whole numbers stay such, decimals keep their digits."""
+    plan = _plan_typed(name, files, columns)
+    found = plan[0].column
+    if found.type == "category" or not (asked.kind or asked.missing):  # no model understands it, or nothing is said
+        return plan
+    kind = asked.kind or ("number" if found.type == "integer" else found.type)
+    said = decide(name, (), asked.model_copy(update={"type": kind}), typed=True).column
+    made = said.model_copy(update={"type": found.type, "scale": found.scale, "decimal": "."})
     return [Decided(made)] * len(columns)
 
 

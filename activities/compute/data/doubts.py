@@ -1,5 +1,7 @@
 """Text that was probably meant to be numbers."""
 
+from collections.abc import Sequence
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -31,8 +33,16 @@ def no_day(filled: pa.ChunkedArray) -> str:
         return ""
     odd = next((text for text in texts.to_pylist() if not is_moment(text, best)), None)
     if odd is None:
-        return ""
+        return _two_ways(some)
     return f"{odd[:40]!r} is no day, so all of it is text: mend it, or name it in `missing` under `columns`"
+
+
+def _two_ways(days: Sequence[str]) -> str:
+    iso = next((text for text in days if is_moment(text, ())), None)
+    other = next((text for text in days if not is_moment(text, ())), None)
+    if iso is None or other is None:
+        return ""
+    return f"days like {iso!r} and {other!r} make it text: `type: datetime` under `columns` reads both"
 
 
 def mistaken(column: pa.ChunkedArray) -> str:

@@ -85,7 +85,7 @@ class Opened:
             return False
         if "quote" not in fault or self.dialect.escape == "\\":
             return False
-        with _mapped(self.path) as data:
+        with mapped(self.path) as data:
             if data.find(b"\\" + self.dialect.quote.encode()) < 0:
                 return False
         self.dialect = self.dialect.model_copy(update={"escape": "\\"})
@@ -167,7 +167,7 @@ def _text(  # noqa: PLR0917
         hint = "the first line must name the columns"
         raise InvalidData(f"{name} has no readable header line ({error})", field="source.path", hint=hint) from None
     _check_header(name, names, start, lines)
-    with _mapped(path) as data:
+    with mapped(path) as data:
         blanks = _blank_in_quotes(dialect).search(data) is not None
         odd = _odd_blanks(data, dialect)
     if dialect.comment or len(ends) > 1 or lines > dialect.skip + 1:
@@ -204,7 +204,7 @@ def _readable(
 
 
 @contextmanager
-def _mapped(path: Path) -> Iterator[mmap.mmap]:
+def mapped(path: Path) -> Iterator[mmap.mmap]:
     """A file's bytes to search in, of which the kernel keeps as many in memory as it likes."""
     with path.open("rb") as source, mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) as data:
         yield data
@@ -214,7 +214,7 @@ def _dialect(
     path: Path, start: str, wanted: Collection[str], encoding: str, duck: duckdb.DuckDBPyConnection
 ) -> Dialect:
     def backslash(quote: str) -> bool:
-        with _mapped(path) as data:
+        with mapped(path) as data:
             return re.search(dialects.escaped(quote).encode(), data) is not None
 
     found = sniffed(path, duck, dialects.said_delimiter(start))

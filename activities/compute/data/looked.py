@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from activities.compute.data import typed
 from activities.compute.data.files import OURS, Opened
+from everloop.reading import ReadColumn
 from everloop.texts import Decided
 
 TEXTUAL = ("category", "text", "identifier")
@@ -32,6 +33,10 @@ class Looked:
     @property
     def textual(self) -> bool:
         return self.kind is None or typed.is_text(self.kind)
+
+    def kept(self, column: ReadColumn) -> bool:
+        """Are its values, which have a type, kept without becoming texts?"""
+        return not self.textual and (not column.declared or typed.kept(self.kind, column.type, column.missing))
 
     @property
     def unread(self) -> bool:

@@ -18,6 +18,7 @@ from activities.compute.data.checking import check, keep_exact, sample
 from activities.compute.data.deciding import plan_of
 from activities.compute.data.engine import name as column_name
 from activities.compute.data.files import Opened
+from activities.compute.data.infinite import with_infinite
 from activities.compute.data.looked import TEXTUAL, Looked
 from everloop.errors import InvalidData, SchemaMismatch, naming
 from everloop.reading import Changed, ReadColumn, Reading
@@ -76,7 +77,7 @@ def settle(files: Sequence[Opened], asked: Mapping[str, ColumnReading], duck: du
         columns=settled,
         looked=looked,
         rows=rows,
-        changed=changes(files, looked, settled, rows, duck),
+        changed=with_infinite(changes(files, looked, settled, rows, duck), files, looked, settled, duck),
         unread=unread,
     )
 
@@ -130,7 +131,7 @@ def _cell(column: ReadColumn, looked: Looked, *, nulls: bool, odd: str) -> str:
     if looked.kind is not None:
         if looked.unread or pa.types.is_null(looked.kind):
             return "CAST(NULL AS VARCHAR)"
-        if not looked.textual and not column.declared:
+        if looked.kept(column):
             return typed.value(x, looked.kind, column)
         x = typed.as_text(x, looked.kind)
     elif nulls:

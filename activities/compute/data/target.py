@@ -88,7 +88,7 @@ def _check_missing(table: Table, spec: LifecycleSpec, missing: int) -> None:
     """More than a few rows without a target are not left out unasked. Raises `TargetUnusable`."""
     if table.reading is None or spec.target_missing == "drop" or missing <= MISSING_UNASKED * len(table):
         return
-    texts = list(change.texts)[:3] if (change := table.changes(spec.target)) else []
+    texts = change.frequent[:3] if (change := table.changes(spec.target)) else []
     read_so = f" (texts read as missing: {', '.join(map(repr, texts))})" if texts else ""
     hint = "`target_missing: drop` leaves those rows out (`everloop submit SPEC --set target_missing=drop`)"
     if texts:

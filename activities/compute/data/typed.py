@@ -20,7 +20,8 @@ from activities.compute.data.rules import WIDEST, clipped, finite
 from everloop.dialect import column_names
 from everloop.errors import InvalidData
 from everloop.reading import ReadColumn
-from everloop.texts import BLANKS
+from everloop.specs import ColumnType
+from everloop.texts import AMONG_NUMBERS, BLANKS
 
 CHUNK_BYTES = 4 << 20
 MICROSECONDS = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}
@@ -50,6 +51,14 @@ def read_column(name: str, kind: pa.DataType) -> ReadColumn | None:  # noqa: PLR
     if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
         return ReadColumn(name=name, type="datetime")
     return None
+
+
+def kept(kind: pa.DataType | None, declared: ColumnType, missing: Collection[str]) -> bool:
+    """Are typed values what the spec declares, so that they need not become texts first? Then no digit is lost."""
+    found = read_column("", kind) if kind is not None else None
+    if found is None or not set(missing) <= set(AMONG_NUMBERS):  # -1 may mean missing
+        return False
+    return found.type == declared or (declared == "number" and found.type == "integer")
 
 
 def value(x: str, kind: pa.DataType, column: ReadColumn) -> str:
