@@ -140,10 +140,10 @@ def piece(log: Path, start: int, size: int) -> tuple[bytes, int]:
         except OSError:  # nothing but a hole, or nothing at all, comes after it
             return b"", end
         data = os.pread(file.fileno(), size, start)
-        while data and not data.strip(b"\0"):  # a hole ends with a block of the disk, the dropped lines within one
-            start += len(data)
+        while data.startswith(b"\0"):  # a hole ends with a block of the disk, the dropped lines within one
+            start += len(data) - len(data.lstrip(b"\0"))
             data = os.pread(file.fileno(), size, start)
-    return data.lstrip(b"\0"), start + len(data)
+    return data, start + len(data)
 
 
 def bound_all(folder: Path, limit: int = ALL_JOBS_BYTES) -> None:
