@@ -31,6 +31,8 @@ from everloop.errors import EverloopError
 from workers.door import Door, possible
 
 READY_TIMEOUT_SECONDS = 30
+TRIES = 3
+MOST_READ_BYTES = 1 << 20
 SQLITE = b"SQLite format 3\0"
 
 
@@ -115,6 +117,36 @@ def start(
     Must be called from the main thread: the server is told to die with the thread that made it.
     Raises `CannotStart` (port taken, file in use, file not ours, no answer) with what to do.
     """
+    for tries_left in reversed(range(TRIES)):
+        begins = log.stat().st_size if log.exists() else 0
+        try:
+            return _started(database, port, ui_port, log, wait, time_skipping=time_skipping, namespace=namespace)
+        except CannotStart:
+            # The server looks for free ports between its own parts, and another program may be faster than it.
+            if not tries_left or not _lost_a_port(log, begins):
+                raise
+    raise AssertionError  # the last try returns or raises
+
+
+def _lost_a_port(log: Path, begins: int) -> bool:
+    try:
+        with log.open("rb") as file:
+            file.seek(begins)
+            return b"address already in use" in file.read(MOST_READ_BYTES)
+    except OSError:
+        return False
+
+
+def _started(
+    database: Path,
+    port: int,
+    ui_port: int | None,
+    log: Path,
+    wait: Callable[[Callable[[], None]], None],
+    *,
+    time_skipping: bool,
+    namespace: str,
+) -> Server:
     for taken in filter(None, (port, ui_port)):
         check_port(taken)
     lock = _lock(database)

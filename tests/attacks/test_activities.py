@@ -129,6 +129,7 @@ async def test_a_foreign_worker_that_calls_every_activity_in_turn_changes_nothin
     asked = known | {
         "everloop.release.roll_back": undo,
         "everloop.lease.cancel": known["everloop.lease.request"]["id"],
+        "everloop.lifecycle.kept": {"lifecycle": first, "run_id": "", "stage": "prepare", "question": {}},
         "everloop.drift.next_window": {"project": "default", "model": model},
         "everloop.drift.trigger": {
             "project": "default", "model": model, "version": 2, "share": 1.0, "threshold": 0.5,

@@ -287,6 +287,22 @@ def test_a_server_that_ends_at_once_says_its_last_words(here):
         temporal.start(database, here.port(3), None, here.logs_dir / "temporal.log")
 
 
+def test_a_server_that_lost_a_port_to_another_program_is_started_again(here, monkeypatch, tmp_path):
+    real, once = temporal.binary(), tmp_path / "once"
+    unlucky = tmp_path / "temporal"
+    lost = '{"msg":"Failed to start gRPC listener","error":"listen tcp 127.0.0.1:40937: bind: address already in use"}'
+    unlucky.write_text(f"#!/bin/sh\nif mkdir {once} 2>/dev/null; then echo '{lost}'; exit 2; fi\nexec {real} \"$@\"\n")
+    unlucky.chmod(0o755)
+    monkeypatch.setattr(temporal, "binary", lambda: unlucky)
+
+    server = temporal.start(here.data_dir / "temporal.db", here.port(3), None, here.logs_dir / "temporal.log")
+    try:
+        assert server.process.poll() is None
+        assert once.exists()
+    finally:
+        server.stop()
+
+
 def test_a_journal_without_its_histories_is_refused_and_so_are_histories_without_their_journal(here):
     store = Store(here.database)
     store.migrate()
