@@ -325,6 +325,7 @@ async def test_an_id_that_nobody_has_is_not_found_at_every_address(api, stack):
                 for id in IDS:  # noqa: A001
                     where = re.sub(r"\{[^}]+\}", lambda _: id, place.replace("{action}", "retry"))  # noqa: B023
                     body = {"verdict": "approve"} if where.endswith("/decision") else {"reason": "x"}
+                    body = {"stage": "train"} if where.endswith("/fork") else body
                     sent = {"json" if place == path else "data": body} if method == "post" else {}
                     answer = await api.request(method, where, **sent)
                     walked += 1
