@@ -27,6 +27,10 @@ Target = Callable[[int, Mapping[str, ReadColumn]], Path | None]
 """Where the rows of a file, read so, are to be written; None where they need not be: they are there already."""
 
 
+MOST_COLUMNS = 100
+"""To plan the query costs DuckDB more than it saves where it has many: the time grows with their square."""
+
+
 @dataclass(frozen=True)
 class Made:
     """Rows that were written by the way."""
@@ -84,8 +88,8 @@ def attempted(  # noqa: PLR0917
 
 
 def _may_be(file: Opened, plan: Mapping[str, Decided], columns: Mapping[str, Looked]) -> bool:
-    if len({name.casefold() for name in plan}) < len(plan):
-        return False  # one name to DuckDB
+    if len(plan) > MOST_COLUMNS or len({name.casefold() for name in plan}) < len(plan):
+        return False  # the latter are one name to DuckDB
     checked = [columns[name] for name, decided in plan.items() if not is_plain(decided, columns[name])]
     if len(checked) == len(plan) or any(each.longest > LONG or each.surprises for each in checked):
         return False
