@@ -230,14 +230,16 @@ def decide(name: str, texts: Iterable[str], asked: ColumnReading | None = None, 
 
 
 def _numbers(filled: Sequence[str], made: ReadColumn) -> ReadColumn | None:
-    if any(re.match(CODE, value) for value in filled):
+    code, whole = re.compile(CODE), re.compile(WHOLE)
+    if any(code.match(value) for value in filled):
         return None
-    if all(re.fullmatch(WHOLE, value) and LEAST <= int(value) <= MOST for value in filled):
+    if all(whole.fullmatch(value) and LEAST <= int(value) <= MOST for value in filled):
         return made.model_copy(update={"type": "integer"})
     commas = [value for value in filled if "," in value]
     for decimal, thousands in ((".", ""), (",", "."), (".", " "), (",", " "), (".", "'")):
         style = made.model_copy(update={"decimal": decimal, "thousands": thousands})
-        if any(plain(value, style) is None for value in filled):
+        shape = re.compile(number_shape(style))
+        if not all(shape.fullmatch(value) for value in filled):
             continue
         if decimal == "," and all(re.match(THOUSANDS, value) for value in commas):
             continue

@@ -29,9 +29,16 @@ BUFFER_BYTES = 1 << 20
 class Stored:
     """Canonical columns in Parquet files, in the order of the files: what `data.Table` takes for a pyarrow table."""
 
-    def __init__(self, paths: Sequence[Path], names: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        names: Sequence[str] | None = None,
+        known: "dict[Path, pa.parquet.FileMetaData] | None" = None,
+    ) -> None:
         self.paths = tuple(paths)
-        whole = pa.parquet.read_schema(self.paths[0])
+        self._known = {} if known is None else known
+        """What the files say of their columns: of a wide one it takes long to read, and is asked for by each column."""
+        whole = self._about(self.paths[0]).schema.to_arrow_schema()
         self.places = {name: place for place, name in enumerate(whole.names)}
         self.width = len(whole.names)
         chosen = whole.names if names is None else names
@@ -41,15 +48,27 @@ class Stored:
     def column_names(self) -> list[str]:
         return list(self.schema.names)
 
+    def _about(self, path: Path) -> pa.parquet.FileMetaData:
+        if path not in self._known:
+            self._known[path] = pa.parquet.read_metadata(path)
+        return self._known[path]
+
+    def _file(self, path: Path, coded: Sequence[str] = ()) -> pa.parquet.ParquetFile:
+        """A file to be read as it is asked for. Left to itself, pyarrow keeps all that was read until its end."""
+        about = self._about(path)
+        return pa.parquet.ParquetFile(
+            path, metadata=about, read_dictionary=list(coded), pre_buffer=False, buffer_size=BUFFER_BYTES
+        )
+
     def cast(self, schema: pa.Schema) -> "Stored":
         """The same columns, with the notes of *schema* on them."""
-        noted = Stored(self.paths)
+        noted = Stored(self.paths, known=self._known)
         noted.schema = schema
         return noted
 
     @cached_property
     def num_rows(self) -> int:
-        return sum(pa.parquet.read_metadata(path).num_rows for path in self.paths)
+        return sum(self._about(path).num_rows for path in self.paths)
 
     def __len__(self) -> int:
         return self.num_rows
@@ -61,11 +80,11 @@ class Stored:
     def table(self, names: Sequence[str]) -> pa.Table:
         """Whole columns."""
         schema = pa.schema([self.schema.field(name) for name in names])
-        read = [_file(path).read(columns=list(names), use_threads=False) for path in self.paths]
+        read = [self._file(path).read(columns=list(names), use_threads=False) for path in self.paths]
         return pa.concat_tables([part.select(list(names)).cast(schema) for part in read])
 
     def select(self, names: Sequence[str]) -> "Stored":
-        chosen = Stored(self.paths, names)
+        chosen = Stored(self.paths, names, self._known)
         chosen.schema = pa.schema([self.schema.field(name) for name in names])
         return chosen
 
@@ -78,7 +97,7 @@ class Stored:
         texts = [field.name for field in self.schema if pa.types.is_string(field.type)] if coded else []
         start = 0
         for path in self.paths:
-            for batch in _file(path, texts).iter_batches(size, columns=names, use_threads=False):
+            for batch in self._file(path, texts).iter_batches(size, columns=names, use_threads=False):
                 yield start, pa.Table.from_batches([batch]).select(names)
                 start += batch.num_rows
 
@@ -101,11 +120,6 @@ class Stored:
     @property
     def columns(self) -> list[pa.ChunkedArray]:
         return list(self.table(self.column_names).columns)
-
-
-def _file(path: Path, coded: Sequence[str] = ()) -> pa.parquet.ParquetFile:
-    """A file that is read as it is asked for. Left to itself, pyarrow keeps all that was read until the file's end."""
-    return pa.parquet.ParquetFile(path, read_dictionary=list(coded), pre_buffer=False, buffer_size=BUFFER_BYTES)
 
 
 @contextmanager

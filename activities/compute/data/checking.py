@@ -41,10 +41,10 @@ def check(
     rows: list[int],
     duck: duckdb.DuckDBPyConnection,
 ) -> bool:
-    """Count, in one pass over each file, what the plan does to its columns. False where nothing was left to check."""
+    """Count, in one pass over each file, what the plan does to the columns it is of. False where nothing was left."""
     busy = False
     for place, (file, columns) in enumerate(zip(files, looked, strict=True)):
-        pending = [name for name, each in columns.items() if each.checked != plan[name][place]]
+        pending = [name for name, decided in plan.items() if columns[name].checked != decided[place]]
         for start in range(0, len(pending), AT_ONCE):
             some = {name: plan[name][place] for name in pending[start : start + AT_ONCE]}
             with naming(file=file.name):
@@ -108,18 +108,22 @@ def _quick_steps(decided: Decided, looked: Looked) -> Steps | None:
         return None
     t, f = f"t{looked.place}", f"f{looked.place}"
     fits = rules.is_usual_number(t, column)
-    counts = [f"count(*) FILTER (WHERE NOT {f})", f"count(*) FILTER (WHERE {t} = '')", f"max(strlen({t}))"]
+    counts = [f"count(*) FILTER (WHERE NOT {f})", f"count(*) FILTER (WHERE {t} = '')"]
+    if column.type == "number":
+        # Where the shortest text of the float64 is the same, no digit is lost.
+        back = f"CAST(TRY_CAST({t} AS DOUBLE) AS VARCHAR)"
+        counts.append(f"max(CASE WHEN strlen({t}) > {LONG} AND {back} <> {t} THEN strlen({t}) END)")
     return Steps(f"c{looked.place} AS {t}", f"{fits} AS {f}", counts=tuple(counts), quick=True)
 
 
 def _note_quickly(looked: Looked, decided: Decided, answer: Sequence[object]) -> bool:
     """Whether that was all there is to know of the column."""
-    others, empty, longest = (int(str(value or 0)) for value in answer)
+    others, empty, *longest = (int(str(value or 0)) for value in answer)
     if others > empty:
         return False
     looked.checked, looked.surprises, looked.clipped = decided, 0, 0
     looked.missing, looked.blanks = empty, 0
-    looked.longest = longest if decided.column.type == "number" else 0
+    looked.longest = longest[0] if longest else 0
     return True
 
 
@@ -194,12 +198,26 @@ def keep_exact(
         ]
         for name in some:
             own = [each[name] for each in digits]
-            whole, scale, lossy = (max(one[place] for one in own) for place in range(3))
-            if lossy and whole + scale <= rules.WIDEST:
+            whole, scale, lost = (max(one[place] for one in own) for place in range(3))
+            if lost and whole + scale <= rules.WIDEST:
                 plan[name] = [Decided(one.column.model_copy(update={"scale": scale}), one.watch) for one in plan[name]]
 
 
-POWERS = "regexp_full_match(p{0}, '[0-9]*[.]?[0-9]*')"
+POWERS = "regexp_full_match({0}, '[0-9]*[.]?[0-9]*')"
+
+
+def _cut(p: str) -> str:
+    return f"CASE WHEN {POWERS.format(p)} THEN {p} END"
+
+
+def lossy(p: str) -> str:
+    """Would float64 change the number *p*, a text without a sign? Never of one with a power: it is null."""
+    # Shortest text of the nearest float64: where it is another number, digits are lost.
+    back = f"CAST(TRY_CAST({p} AS DOUBLE) AS VARCHAR)"
+    wide = f"DECIMAL({rules.WIDEST}, {rules.WIDEST // 2})"
+    same = f"TRY_CAST({p} AS {wide}) = TRY_CAST({back} AS {wide})"
+    many = f"strlen(trim(replace({_cut(p)}, '.', ''), '0'))"
+    return f"coalesce({many} > {LONG + 2} OR ({many} > {LONG} AND NOT coalesce({same}, true)), false)"
 
 
 def _digits(
@@ -211,20 +229,15 @@ def _digits(
         place = looked[name].place
         plain = rules.plain(rules.trimmed(f"c{place}", column, file.odd_blanks), column)
         cells.append(f"CASE WHEN TRY_CAST({plain} AS DOUBLE) IS NOT NULL THEN ltrim({plain}, '+-') END AS p{place}")
-        cut = f"CASE WHEN {POWERS.format(place)} THEN p{place} END"
-        parts = [f"max(strlen(split_part({cut}, '.', {part})))" for part in (1, 2)]
-        # Shortest text of the nearest float64: where it is another number, digits are lost.
-        back = f"CAST(TRY_CAST(p{place} AS DOUBLE) AS VARCHAR)"
-        wide = f"DECIMAL({rules.WIDEST}, {rules.WIDEST // 2})"
-        same = f"TRY_CAST(p{place} AS {wide}) = TRY_CAST({back} AS {wide})"
-        many = f"strlen(trim(replace({cut}, '.', ''), '0'))"
-        counts += [*parts, f"count(*) FILTER (WHERE NOT {POWERS.format(place)})"]
-        counts += [f"count(*) FILTER (WHERE {many} > {LONG + 2} OR ({many} > {LONG} AND NOT coalesce({same}, true)))"]
+        p = f"p{place}"
+        parts = [f"max(strlen(split_part({_cut(p)}, '.', {part})))" for part in (1, 2)]
+        counts += [*parts, f"count(*) FILTER (WHERE NOT {POWERS.format(p)})"]
+        counts += [f"count(*) FILTER (WHERE {lossy(p)})"]
     query = f"SELECT {', '.join(counts)} FROM (SELECT {', '.join(cells)} FROM {{rows}})"
     (answer,) = ask(file, query, duck)
     numbers = [int(str(value or 0)) for value in answer]
     found = {}
     for place, name in enumerate(columns):
-        whole, scale, powers, lossy = numbers[4 * place : 4 * place + 4]
-        found[name] = (whole, scale, 0 if powers else lossy)
+        whole, scale, powers, lost = numbers[4 * place : 4 * place + 4]
+        found[name] = (whole, scale, 0 if powers else lost)
     return found

@@ -5,6 +5,7 @@ The same bytes under the same reading are the same rows, whichever lifecycle ask
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,18 +14,17 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet
 
-from activities.compute.data import reading
-from activities.compute.data.engine import text as quoted
-from activities.compute.data.files import OURS
+from activities.compute.data import outright, reading
+from activities.compute.data.engine import copy
+from activities.compute.data.files import OURS, Opened
 from activities.compute.data.sources import compression_of, format_of
 from everloop.artifacts import Artifacts
 from everloop.errors import EverloopError
+from everloop.reading import ReadColumn, Reading
 from everloop.records import Blob
 
 CONVERTER = 1
 """Raised when the same reading makes other values of the same bytes."""
-LEAST_GROUP, MOST_GROUP, GROUP_CELLS = 2048, 122_880, 8_000_000
-"""Rows that are written at once, and the values that they may have: a group is in memory until it is whole."""
 GROUP_ROWS = 1 << 16
 """The same where the names are not DuckDB's."""
 
@@ -41,17 +41,34 @@ class Converted:
 
 def digest_of(read: reading.Read, place: int) -> str:
     """What, beside the bytes, decides the rows that are read from a file."""
-    file = read.files[place]
+    return _digest(read.files[place], read.columns[place], read.reading.version)
+
+
+def _digest(file: Opened, columns: Mapping[str, ReadColumn], version: int) -> str:
     said = {
         "converter": CONVERTER,
-        "version": read.reading.version,
+        "version": version,
         "format": format_of(file.name),
         "compression": compression_of(file.name),
         "dialect": file.dialect.model_dump() if file.dialect else None,
         "columns": list(file.columns),
-        "read": [column.model_dump() for column in read.columns[place].values()],
+        "read": [column.model_dump() for column in columns.values()],
     }
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def _key(source: Blob, digest: str) -> str:
+    return hashlib.sha256(f"{source.sha256}/{digest}".encode()).hexdigest()
+
+
+def attempts(files: Sequence[Opened], sources: Sequence[Blob], artifacts: Artifacts, scratch: Path) -> outright.Target:
+    """Where a file's rows are written while its reading is settled: nowhere, where they are known from before."""
+
+    def target(place: int, columns: Mapping[str, ReadColumn]) -> Path | None:
+        key = _key(sources[place], _digest(files[place], columns, Reading().version))
+        return None if artifacts.recalled(key) else scratch / f"made-{place}.parquet"
+
+    return target
 
 
 def converted(  # noqa: PLR0917
@@ -64,12 +81,16 @@ def converted(  # noqa: PLR0917
     until: ExitStack,
 ) -> Converted:
     """The rows of a file of *read*, whose bytes are *source*. Its path lives as long as *until*."""
-    key = hashlib.sha256(f"{source.sha256}/{digest_of(read, place)}".encode()).hexdigest()
+    key = _key(source, digest_of(read, place))
     found = artifacts.recalled(key)
     if found is not None and (path := _opened(found, read.rows[place], artifacts, until)) is not None:
         return Converted(found, path, again=False)
     path = scratch / f"table-{place}.parquet"
-    _write(read, place, path, duck)
+    made = read.made.get(place)
+    if made is not None and made.columns == read.columns[place]:
+        made.path.rename(path)
+    else:
+        _write(read, place, path, duck)
     table = artifacts.put_file(path, "table.parquet")
     path.unlink()
     artifacts.remember(key, table)
@@ -88,9 +109,7 @@ def _opened(table: Blob, rows: int, artifacts: Artifacts, until: ExitStack) -> P
 def _write(read: reading.Read, place: int, target: Path, duck: duckdb.DuckDBPyConnection) -> None:
     try:
         if not _alike(read):
-            group = max(LEAST_GROUP, min(MOST_GROUP, GROUP_CELLS // len(read.columns[place])))
-            options = f"FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {group}"
-            duck.execute(f"COPY ({reading.select(read, place)}) TO {quoted(str(target))} ({options})")
+            copy(reading.select(read, place), target, len(read.columns[place]), duck)
             return
         # Names that differ in case alone are one name to DuckDB.
         names = list(read.columns[place])

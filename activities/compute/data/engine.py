@@ -47,6 +47,16 @@ def parquet(paths: Sequence[Path], columns: int) -> str:
     return f"read_parquet([{files}], hive_partitioning = false) AS t({names})"
 
 
+LEAST_GROUP, MOST_GROUP, GROUP_CELLS = 2048, 122_880, 8_000_000
+"""Rows that are written at once, and the values that they may have: a group is in memory until it is whole."""
+
+
+def copy(query: str, target: Path, width: int, duck: duckdb.DuckDBPyConnection) -> None:
+    """Write the rows of *query*, which has *width* columns, as Parquet."""
+    group = max(LEAST_GROUP, min(MOST_GROUP, GROUP_CELLS // width))
+    duck.execute(f"COPY ({query}) TO {text(str(target))} (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {group})")
+
+
 def text(value: str) -> str:
     """*value* as SQL."""
     return "'" + value.replace("'", "''") + "'"

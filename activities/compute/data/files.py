@@ -154,7 +154,8 @@ def _text(  # noqa: PLR0917
 ) -> Opened:
     if compression := compression_of(name):
         path = _unpacked(path, name, compression, scratch)
-    path, encoding, ends = _readable(path, name, wanted, dialect.encoding if dialect else encoding, scratch)
+    path, encoding, scan = _readable(path, name, wanted, dialect.encoding if dialect else encoding, scratch)
+    ends = scan.ends
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as text:
         start = text.read(HEAD)
     try:
@@ -169,7 +170,7 @@ def _text(  # noqa: PLR0917
     _check_header(name, names, start, lines)
     with mapped(path) as data:
         blanks = _blank_in_quotes(dialect).search(data) is not None
-        odd = _odd_blanks(data, dialect)
+        odd = _odd_blanks(data, dialect, scan)
     if dialect.comment or len(ends) > 1 or lines > dialect.skip + 1:
         # DuckDB takes the first line's end, also of one within quotes, for every line's.
         path, lines, ends = _plain(path, dialect, len(names), scratch, lines), 0, ["\n"]
@@ -181,26 +182,26 @@ def _text(  # noqa: PLR0917
 
 def _readable(
     path: Path, name: str, wanted: Collection[str], encoding: str | None, scratch: Path
-) -> tuple[Path, str, list[str]]:
-    """The file as UTF-8, what it was written in, and the ways in which its lines end."""
+) -> tuple[Path, str, "Scan"]:
+    """The file as UTF-8, what it was written in, and what a look at all of it says."""
     with path.open("rb") as source:
         head = source.read(HEAD)
-    is_utf8, ends = _scanned(path)
+    scan = _scanned(path)
     said = encoding
-    encoding = said or dialects.encoding_of(head, ascii_or_utf8=is_utf8)
+    encoding = said or dialects.encoding_of(head, ascii_or_utf8=scan.utf8)
     if encoding == "cp1252" and not said:
         encoding = _not_utf8(path, name, wanted)
     if encoding is None:
         hint = "save it as UTF-8, or say `encoding` in the spec's source, such as shift_jis, gb18030 or cp1251"
         raise InvalidData(f"{name} is not UTF-8 text, nor UTF-16 or Latin-1", field="source.path", hint=hint)
     if encoding in ("utf-8", "utf-8-sig", "ascii"):
-        if not is_utf8:
+        if not scan.utf8:
             hint = "say another `encoding` in the spec's source, or save it as UTF-8"
             raise InvalidData(f"{name} is not {encoding} text", field="source.encoding", hint=hint)
-        return path, encoding, ends
+        return path, encoding, scan
     path, encoding = _as_utf8(path, name, encoding, scratch)
     print(f"{name}: read as {encoding}")
-    return path, encoding, _scanned(path)[1]
+    return path, encoding, _scanned(path)
 
 
 @contextmanager
@@ -255,13 +256,12 @@ def _not_utf8(path: Path, name: str, wanted: Collection[str]) -> str:
     return "cp1252"
 
 
-def _odd_blanks(data: mmap.mmap, dialect: Dialect) -> str:
+def _odd_blanks(data: mmap.mmap, dialect: Dialect, scan: "Scan") -> str:
     """Those that are in the file at all; line breaks are part of values in quotes alone."""
     quotes = data.find(dialect.quote.encode()) >= 0
     there = [blank for blank in ODD_BLANKS if quotes if blank in "\r\n"]
-    return "".join(
-        [*there, *(blank for blank in ODD_BLANKS if blank not in "\r\n" and data.find(blank.encode(), 3) >= 0)]
-    )
+    others = (blank for blank in ODD_BLANKS if blank not in "\r\n" and (blank.isascii() or not scan.ascii))
+    return "".join([*there, *(blank for blank in others if data.find(blank.encode(), 3) >= 0)])
 
 
 def _fresh(scratch: Path) -> Path:
@@ -291,22 +291,34 @@ def _chunks(path: Path) -> Iterator[bytes]:
             yield chunk
 
 
-def _scanned(path: Path) -> tuple[bool, list[str]]:
-    """Whether all bytes are UTF-8, and the ways in which lines end, in quotes or not."""
+@dataclass(frozen=True)
+class Scan:
+    """What a look at all bytes of a file says."""
+
+    ascii: bool
+    utf8: bool
+    ends: list[str]
+    """The ways in which lines end, in quotes or not."""
+
+
+def _scanned(path: Path) -> Scan:
     decoder = codecs.getincrementaldecoder("utf-8")()
-    utf8, between = True, False  # between: a letter goes on in the next chunk
+    plain, utf8, between = True, True, False  # between: a letter goes on in the next chunk
     both, returns, feeds, last = 0, 0, 0, b""
     for chunk in _chunks(path):
-        both += chunk.count(b"\r\n") + (last == b"\r" and chunk[:1] == b"\n")
-        returns, feeds, last = returns + chunk.count(b"\r"), feeds + chunk.count(b"\n"), chunk[-1:]
-        if utf8 and (between or not chunk.isascii()):
+        back = chunk.count(b"\r")  # most files have none, and a byte is found faster than two
+        both += (chunk.count(b"\r\n") if back else 0) + (last == b"\r" and chunk[:1] == b"\n")
+        returns, feeds, last = returns + back, feeds + chunk.count(b"\n"), chunk[-1:]
+        own = chunk.isascii()
+        plain &= own
+        if utf8 and (between or not own):
             try:
                 decoder.decode(chunk)
             except UnicodeDecodeError:
                 utf8 = False
             between = bool(decoder.getstate()[0])
     counts = {"\r\n": both, "\n": feeds - both, "\r": returns - both}
-    return utf8 and not between, [end for end, count in counts.items() if count]
+    return Scan(plain, utf8 and not between, [end for end, count in counts.items() if count])
 
 
 def _as_utf8(path: Path, name: str, encoding: str, scratch: Path) -> tuple[Path, str]:

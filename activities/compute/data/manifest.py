@@ -20,7 +20,7 @@ from activities.compute import Job
 from activities.compute.code import keep
 from activities.compute.data import reading, rules, typed
 from activities.compute.data.asked import check_spec
-from activities.compute.data.conversion import Converted, converted, digest_of
+from activities.compute.data.conversion import Converted, attempts, converted, digest_of
 from activities.compute.data.engine import connection, parquet
 from activities.compute.data.engine import name as column_name
 from activities.compute.data.files import Opened, open_file
@@ -64,7 +64,7 @@ def snapshot(request: SnapshotRequest, job: Job) -> Snapshot:
         duck = stack.enter_context(connection(job.scratch, memory=MEMORY))
         local = [stack.enter_context(job.artifacts.open_local(blob)) for blob in blobs]
         files = _opened(local, [shown(path) for path in paths], spec, job.scratch, duck)
-        read = reading.settle(files, asked_of(spec), duck)
+        read = reading.settle(files, asked_of(spec), duck, attempts(files, blobs, job.artifacts, job.scratch))
         enough(sum(read.rows))  # first: the first line of a file without rows may be anything, and is not quoted
         check_spec(spec, list(read.columns[0]))
         kept: list[Converted] = []

@@ -7,12 +7,12 @@ every row. What the spec declares is not decided about; values that are not as d
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import duckdb
 import pyarrow as pa
 
-from activities.compute.data import rules, typed
+from activities.compute.data import outright, rules, typed
 from activities.compute.data.changes import changes, is_rejected
 from activities.compute.data.checking import check, keep_exact, sample
 from activities.compute.data.deciding import plan_of
@@ -41,10 +41,20 @@ class Read:
     changed: list[Changed]
     unread: dict[str, str]
     """Types that no model understands, by column."""
+    made: dict[int, outright.Made] = field(default_factory=dict)
+    """Files that were converted by the way, by their place."""
 
 
-def settle(files: Sequence[Opened], asked: Mapping[str, ColumnReading], duck: duckdb.DuckDBPyConnection) -> Read:
-    """How the columns of *files* are read. Raises `InvalidData`, `SchemaMismatch` with the file and the column."""
+def settle(
+    files: Sequence[Opened],
+    asked: Mapping[str, ColumnReading],
+    duck: duckdb.DuckDBPyConnection,
+    target: outright.Target | None = None,
+) -> Read:
+    """How the columns of *files* are read. Raises `InvalidData`, `SchemaMismatch` with the file and the column.
+
+    With *target*, files that hold what their first rows promise are converted in the pass that finds it out.
+    """
     same_columns(files)
     names = files[0].columns
     looked = [{name: Looked(file.columns.index(name), file.types.get(name)) for name in names} for file in files]
@@ -53,13 +63,23 @@ def settle(files: Sequence[Opened], asked: Mapping[str, ColumnReading], duck: du
             sample(file, columns, duck)
     rows = [0] * len(files)
     plan: dict[str, list[Decided]] = {}
+    made: dict[int, outright.Made] = {}
+    known: dict[str, list[int]] = {}
     for _ in range(MOST_ROUNDS):
-        plan = {}
         for name in names:
+            texts = [len(columns[name].texts) for columns in looked]
+            if known.get(name) == texts:
+                continue  # nothing new was seen
             with naming(column=name):
                 plan[name] = plan_of(name, files, [columns[name] for columns in looked], asked.get(name))
-        if not check(files, looked, plan, rows, duck):
+            known[name] = texts
+        first = plan if target is None else {name: plan[name] for name in names if not _plain(plan[name], name, looked)}
+        if check(files, looked, first, rows, duck):
+            continue
+        if target is None:
             break
+        made = _attempted(files, looked, plan, rows, target, duck)
+        target = None
     plan = _as_text_where_unsettled(plan, looked)
     check(files, looked, plan, rows, duck)
     for file, count in zip(files, rows, strict=True):
@@ -79,7 +99,26 @@ def settle(files: Sequence[Opened], asked: Mapping[str, ColumnReading], duck: du
         rows=rows,
         changed=with_infinite(changes(files, looked, settled, rows, duck), files, looked, settled, duck),
         unread=unread,
+        made=made,
     )
+
+
+def _plain(plan: Sequence[Decided], name: str, looked: Sequence[Mapping[str, Looked]]) -> bool:
+    return all(outright.is_plain(one, columns[name]) for one, columns in zip(plan, looked, strict=True))
+
+
+def _attempted(  # noqa: PLR0917
+    files: Sequence[Opened],
+    looked: Sequence[Mapping[str, Looked]],
+    plan: Mapping[str, Sequence[Decided]],
+    rows: list[int],
+    target: outright.Target,
+    duck: duckdb.DuckDBPyConnection,
+) -> dict[int, outright.Made]:
+    def checked(place: int, name: str) -> str:
+        return _cell(plan[name][place].column, looked[place][name], nulls=False, odd=files[place].odd_blanks)
+
+    return outright.attempted(files, looked, plan, rows, checked, target, duck)
 
 
 def same_columns(files: Sequence[Opened]) -> None:

@@ -40,7 +40,11 @@ def clipped(moment: str) -> str:
 
 
 def one_of(t: str, texts: Sequence[str]) -> str:
-    return f"{t} IN ({', '.join(map(quoted, texts))})" if texts else "false"
+    """Is it one of them? Most texts are longer, which is told without a look into them."""
+    if not texts:
+        return "false"
+    longest = max(len(text.encode()) for text in texts)
+    return f"CASE WHEN strlen({t}) > {longest} THEN false ELSE {t} IN ({', '.join(map(quoted, texts))}) END"
 
 
 def like(t: str, shape: str) -> str:
@@ -90,25 +94,31 @@ def _is_number(t: str, column: ReadColumn) -> str:
         return _shaped(_bare(t, column), column)
     # DuckDB's cast also takes 1_000, nan and 007.
     cast = f"TRY_CAST({t} AS DOUBLE)"
-    return f"({cast} IS NOT NULL AND NOT isnan({cast}) AND NOT contains({t}, '_') AND NOT {_is_code(t)})"
+    return f"({cast} IS NOT NULL AND NOT isnan({cast}) AND NOT contains({t}, '_') AND NOT {is_code(t)})"
 
 
-def _is_code(t: str) -> str:
+def is_code(t: str) -> str:
     """`texts.CODE`, by the order of texts: a colon comes after 9. A pattern costs several times as much."""
     between = (f"({t} >= '{sign}00' AND {t} < '{sign}0:')" for sign in ("", "-", "+"))
     return f"({' OR '.join(between)})"
+
+
+def is_bare(t: str) -> str:
+    """Has the untrimmed text of a number no blank before it? All blanks come before `+`, or after all digits."""
+    return f"({t} BETWEEN '+' AND ':')"
 
 
 def is_usual_number(t: str, column: ReadColumn) -> str:
     """Is the untrimmed text a number, written as most are? Where not, `fits` has the last word."""
     if column.type == "integer":
         return f"(CAST(TRY_CAST({t} AS BIGINT) AS VARCHAR) = {t}) IS TRUE"
-    return _is_number(t, column.model_copy(update={"declared": False}))
+    usual = _is_number(t, column.model_copy(update={"declared": False}))
+    return f"({is_bare(t)} AND {usual})"  # after a blank, 007 would not be seen to be a code
 
 
 def _shaped(bare: str, column: ReadColumn) -> str:
     shape = like(bare, number_shape(column))
-    return f"({shape})" if column.declared else f"({shape} AND NOT {_is_code(bare)})"
+    return f"({shape})" if column.declared else f"({shape} AND NOT {is_code(bare)})"
 
 
 def _bare(t: str, column: ReadColumn) -> str:
