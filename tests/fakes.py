@@ -81,7 +81,7 @@ class QuickCompute(
     @activity.defn(name="everloop.data.snapshot")
     async def snapshot(self, request: SnapshotRequest) -> Snapshot:
         await self._called("snapshot", request)
-        manifest = self.artifacts.put(b"[]", "manifest.json")
+        manifest = self.artifacts.put(b'{"columns": [], "files": []}', "manifest.json")
         return Snapshot(
             manifest=manifest, rows=100, files=1, size_bytes=1000, columns=(), schema_digest="0", code=self.code
         )

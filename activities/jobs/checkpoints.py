@@ -101,6 +101,8 @@ class Checkpoints:
 
     def write(self, step: int, state: Mapping[str, Any]) -> None:
         """Keep *state* after *step*. Raises `LeaseLost`, `StorageLow`, and `Invalid` for what cannot be kept."""
+        if step < 0:  # its folder would never be found again
+            raise Invalid(f"a checkpoint's step must be 0 or more, not {step}", field="step")
         self.claim()
         arrays: dict[str, Any] = {}
         text = json.dumps(_plain(dict(state), "state", arrays)).encode()

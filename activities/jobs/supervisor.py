@@ -32,6 +32,7 @@ POLL_SECONDS = 0.1
 RELAY_SECONDS = 0.2
 GRACE_SECONDS = 2.0
 """From SIGTERM to SIGKILL for a job that is no longer wanted."""
+MOST_STEP = (1 << 63) - 1  # what the table of metrics can hold
 MOST_LINES = 500  # progress lines in one message; the last ones are kept
 SIGNALLED = 128  # the reaper's exit code for a killed job is this plus the signal
 REAPER_KILLED, NEVER_BEGAN = -1, -2
@@ -359,7 +360,10 @@ class Progress:
         *lines, self.partial = (self.partial + data).split(b"\n")
         for line in lines:
             with contextlib.suppress(ValueError):  # torn by a full pipe
-                self.lines.append(json.loads(line))
+                found = json.loads(line)
+                # A number beyond 64 bits would end the connection to the scheduler, and with it this slot.
+                if _is_progress(found):
+                    self.lines.append(found)
         return bool(data)
 
     def flush(self, every: float = 0.0) -> None:
@@ -367,6 +371,13 @@ class Progress:
             self.task.tell(lines=self.lines[-MOST_LINES:])
             self.lines = []
             self.told = time.monotonic()
+
+
+def _is_progress(line: Any) -> bool:  # noqa: ANN401
+    """Is it what `Context.report` writes? A job can write anything into its pipe."""
+    if not isinstance(line, dict) or type(line.get("step")) is not int or not isinstance(line.get("values"), dict):
+        return False
+    return 0 <= line["step"] <= MOST_STEP and all(type(value) is float for value in line["values"].values())
 
 
 def _outcome(order: Order, job: Path, code: int, memory: Memory, *, unwanted: bool) -> Outcome:

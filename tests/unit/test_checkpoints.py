@@ -66,6 +66,12 @@ def test_a_state_comes_back_to_the_bit(tmp_path, artifacts):
     assert (state["over"], state["nothing"]) == (False, None)
 
 
+def test_a_step_below_0_is_refused_since_nobody_would_find_it(tmp_path, artifacts):
+    with pytest.raises(Invalid, match="-1"):
+        job(tmp_path, artifacts).checkpoint(-1, STATE)
+    assert places(tmp_path) == []
+
+
 @pytest.mark.parametrize("value", [{1}, b"bytes", np.array(["text"]), np.array([1j]), {1: 2}, object()])
 def test_what_cannot_be_kept_is_named(tmp_path, artifacts, value):
     with pytest.raises(Invalid, match=r"state\.inner\[1\]"):
