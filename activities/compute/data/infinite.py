@@ -1,33 +1,34 @@
 """Numbers that are infinite: read as missing, and said."""
 
-import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import duckdb
 import pyarrow as pa
 
 from activities.compute.data import rules
 from activities.compute.data.checking import AT_ONCE
-from activities.compute.data.files import Opened, mapped
+from activities.compute.data.files import Opened
 from activities.compute.data.looked import Looked, ask
 from everloop.reading import Changed, ReadColumn
 
-SPELLED = re.compile(rb"(?i)inf|[0-9.]e[+]?[0-9]{3}")
-"""What a text file holds where one of its numbers is infinite, or too great for a float: 1e999."""
 
-
-def with_infinite(
+def with_infinite(  # noqa: PLR0917
     changed: Sequence[Changed],
     files: Sequence[Opened],
     looked: Sequence[Mapping[str, Looked]],
     columns: Sequence[Mapping[str, ReadColumn]],
+    finite: Mapping[int, Collection[str]],
     duck: duckdb.DuckDBPyConnection,
 ) -> list[Changed]:
-    """*changed*, in the order of the columns, with the infinite numbers among the texts read as missing."""
+    """*changed*, in the order of the columns, with the infinite numbers among the texts read as missing.
+
+    *finite*: columns of a file, by its place, that are known to hold none.
+    """
     found: dict[str, Counter[str]] = {}
-    for file, own, read in zip(files, looked, columns, strict=True):
-        for name, text, count in _infinite(file, own, read, duck):
+    for place, (file, own, read) in enumerate(zip(files, looked, columns, strict=True)):
+        asked = {name: column for name, column in read.items() if name not in finite.get(place, ())}
+        for name, text, count in _infinite(file, own, asked, duck):
             found.setdefault(name, Counter())[text] += count
     known = {change.column: change for change in changed}
     for name, texts in found.items():
@@ -44,10 +45,6 @@ def _infinite(
     numbers = {
         name: number for name, column in columns.items() if (number := _number_of(file, looked[name], column)) != ""
     }
-    if numbers and not file.typed:
-        with mapped(file.path) as data:
-            if not SPELLED.search(data):
-                return
     names = list(numbers)
     for start in range(0, len(names), AT_ONCE):
         some = names[start : start + AT_ONCE]

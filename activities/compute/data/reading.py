@@ -90,6 +90,9 @@ def settle(
     settled = [{name: plan[name][place].column for name in names} for place in range(len(files))]
     dialect = files[0].dialect
     reading = Reading(columns=tuple(settled[0].values()))
+    finite = {
+        place: [name for name in names if outright.is_plain(plan[name][place], looked[place][name])] for place in made
+    }
     unread = {name: str(each[name].kind)[:80] for each in looked for name in names if each[name].unread}
     return Read(
         reading=reading.model_copy(update={"dialect": dialect}) if dialect else reading,
@@ -97,7 +100,7 @@ def settle(
         columns=settled,
         looked=looked,
         rows=rows,
-        changed=with_infinite(changes(files, looked, settled, rows, duck), files, looked, settled, duck),
+        changed=with_infinite(changes(files, looked, settled, rows, duck), files, looked, settled, finite, duck),
         unread=unread,
         made=made,
     )
