@@ -13,7 +13,7 @@ import numpy as np
 
 import activities
 from everloop import disk
-from everloop.errors import ComputeLost, EverloopError, TrainerFailed
+from everloop.errors import ComputeLost, EverloopError, TrainerFailed, text
 
 OURS = str(Path(str(activities.__file__)).parent)
 AGAIN = "its log has the whole trace; mend the code and retry: it is read again, where `code` is a folder or a wheel"
@@ -106,7 +106,7 @@ def _failed(what: str, error: BaseException) -> TrainerFailed:
     shown = [*traceback.format_list(frames), *traceback.format_exception_only(error)]
     print("Traceback of the trainer (most recent call last):", "".join(shown), sep="\n", flush=True)  # noqa: T201
     where = _where(frames)
-    said = f"{type(error).__name__}: {error}".replace("\n", " ")[:MOST_CHARACTERS]
+    said = f"{type(error).__name__}: {text(error)}".replace("\n", " ")[:MOST_CHARACTERS]
     return TrainerFailed(f"{what}: {said}{where}", field="trainer", hint=AGAIN)
 
 
