@@ -23,7 +23,7 @@ from activities.jobs import surroundings, threads
 from activities.jobs.checkpoints import Checkpoints, Stopped
 from activities.jobs.context import BY_HAND, CHECKPOINT_SECONDS, NO_EVENTS, ThisJob
 from activities.jobs.reaper import NO_ROOM
-from everloop import disk
+from everloop import disk, streams
 from everloop.artifacts import FLOOR_BYTES, Artifacts
 from everloop.errors import EverloopError, Invalid, JobFailed, NotFound, OutOfMemory, StorageLow, text, unknown
 from everloop.records import Lease
@@ -58,7 +58,8 @@ def _run(folder: Path, events: int) -> int:
             surroundings.enter(code, kept, folder, events, f"{order['root']}.{order['function'].split('.')[0]}")
         job = _job(folder, order, events)
         threads.allow(job.cores)
-        result = _call(find(order["root"], order["function"]), order["request"], job)
+        with streams.guest():
+            result = _call(find(order["root"], order["function"]), order["request"], job)
         if job.gave_up():
             return STOPPED
     except Stopped:
@@ -162,4 +163,5 @@ def _leave(path: Path, content: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    streams.last()
     sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else NO_EVENTS))  # noqa: PLR2004

@@ -239,6 +239,44 @@ def test_an_exception_that_cannot_be_shown_is_named_with_its_line(tmp_path):
     assert "in run" in said
 
 
+@pytest.mark.parametrize(
+    "closes",
+    [
+        "sys.stdout.close(); sys.stderr.close()",
+        "os.close(1); os.close(2)",
+        "import io; sys.stdout = io.TextIOWrapper(sys.stdout.buffer); del sys.stdout",
+        "sys.stdout.detach(); sys.stderr = None",
+        "sys.stdout = sys.stderr = open(os.devnull, 'w'); sys.stdout.close()",
+    ],
+)
+@pytest.mark.parametrize("then", ["returns", "raises"])
+def test_a_job_ends_well_and_its_log_goes_on_whatever_was_done_to_stdout(tmp_path, closes, then):
+    body = f"{closes}\n" + ("return Result()" if then == "returns" else "raise ValueError('a \\udcff bug')")
+
+    left, said = by_hand(tmp_path, body)
+
+    assert left.get("result") == {"ran": None} if then == "returns" else "bug" in left["message"]
+    assert then == "returns" or "in run" in said
+
+
+@pytest.mark.parametrize("ends", ["return Result()", "raise ValueError", "sys.exit(3)"])
+def test_a_process_that_a_job_has_forked_writes_no_result_of_the_job(tmp_path, ends):
+    body = f"""
+    pid = os.fork()
+    if pid == 0:
+        {ends}
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    left = [name for name in os.listdir({str(tmp_path)!r}) if name in ("result.json", "error.json")]
+    raise RuntimeError(f"the fork ended with {{code}} and left {{left}}")
+    """
+
+    left, said = by_hand(tmp_path, body)
+
+    code = 0 if "return" in ends else 1
+    assert left["message"] == f"RuntimeError: the fork ended with {code} and left []"
+    assert code == 0 or ends.partition("(")[0].removeprefix("raise ") in said
+
+
 def test_threads_come_from_the_lease_by_call(tmp_path):
     """As in the fork: the libraries are loaded with one thread."""
     code = textwrap.dedent("""
