@@ -96,6 +96,17 @@ async def test_a_trainer_that_ends_the_process_is_said_to_have_ended_it(bridge, 
     assert error.non_retryable
 
 
+async def test_a_job_that_forks_and_closes_its_log_ends_as_itself(bridge):
+    tried = await bridge.call("trial.hush", wrong=False)
+    assert tried.values == {"who": "the job"}
+    assert "the last line before" in (bridge.settings.logs_dir / tried.ran.log).read_text()
+
+    error = await failure(bridge, "trial.hush", wrong=True)
+    assert error.message == "ValueError: said after all"
+    left = (bridge.settings.logs_dir / "jobs").glob("*/trial.1/1.log")
+    assert any("in hush" in log.read_text() for log in left)
+
+
 async def test_a_result_of_another_type_is_refused(bridge):
     error = await failure(bridge, "trial.other")
 
