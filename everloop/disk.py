@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from everloop.errors import StorageLow
+from everloop.errors import StorageLow, text
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 SAID = re.compile(
@@ -21,7 +21,7 @@ HINT = "free some space; what waits goes on by itself"
 def is_full(error: BaseException) -> bool:
     """Does *error*, or what it came from, mean that the disk is full?"""
     return any(
-        isinstance(each, StorageLow) or (isinstance(each, OSError) and each.errno in FULL) or SAID.search(str(each))
+        isinstance(each, StorageLow) or (isinstance(each, OSError) and each.errno in FULL) or SAID.search(text(each))
         for each in _chain(error)
     )
 

@@ -218,12 +218,20 @@ def naming(*, column: str = "", file: str = "") -> Iterator[None]:
         raise
 
 
+def text(error: BaseException) -> str:
+    """What *error* says. An exception of strangers may raise when it is asked: then that it does."""
+    try:
+        return str(error)
+    except BaseException as fault:  # noqa: BLE001  # whatever it is, the error itself must not get lost
+        return f"(its text cannot be shown: __str__ raised {type(fault).__name__})"
+
+
 def unknown(error: BaseException) -> JobFailed:
     """An exception that nobody expected, with the column and the file that were worked on; one line."""
     at: dict[str, str] = getattr(error, AT, {})
     column, file = at.get("column", ""), at.get("file", "")
     where = " of ".join([*([f"column {column[:80]!r}"] if column else []), *([file] if file else [])])
-    said = f"{type(error).__name__}: {error}".splitlines()[0]
+    said = f"{type(error).__name__}: {text(error)}".splitlines()[0]
     hint = ""
     if where:
         hint = "this is a fault of ours: report it with this log"

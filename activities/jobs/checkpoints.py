@@ -117,6 +117,7 @@ class Checkpoints:
             self._settle(staged, self._own / f"{step:012d}")
         finally:
             shutil.rmtree(staged, ignore_errors=True)
+        self._drop_above(step)
         self._thin_out()
 
     def _stage(self, staged: Path, step: int, text: bytes, arrays: dict[str, Any]) -> None:
@@ -141,6 +142,12 @@ class Checkpoints:
         shutil.rmtree(place, ignore_errors=True)  # of an attempt before with this token, torn or the same
         staged.rename(place)
         _to_disk(place.parent)
+
+    def _drop_above(self, step: int) -> None:
+        """A trainer that counts anew (a fold, a restart) has left them behind: by their step they would seem newer."""
+        for token, above, path in list(self._places()):
+            if token == self.token and above > step:
+                shutil.rmtree(path, ignore_errors=True)
 
     def _thin_out(self) -> None:
         for _, _, path in list(self._places())[COUNT:]:

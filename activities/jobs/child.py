@@ -23,9 +23,9 @@ from activities.jobs import surroundings, threads
 from activities.jobs.checkpoints import Checkpoints, Stopped
 from activities.jobs.context import BY_HAND, CHECKPOINT_SECONDS, NO_EVENTS, ThisJob
 from activities.jobs.reaper import NO_ROOM
-from everloop import disk
+from everloop import disk, streams
 from everloop.artifacts import FLOOR_BYTES, Artifacts
-from everloop.errors import EverloopError, Invalid, JobFailed, NotFound, OutOfMemory, StorageLow, unknown
+from everloop.errors import EverloopError, Invalid, JobFailed, NotFound, OutOfMemory, StorageLow, text, unknown
 from everloop.records import Lease
 
 OURS = str(Path(__file__).parent)
@@ -58,7 +58,8 @@ def _run(folder: Path, events: int) -> int:
             surroundings.enter(code, kept, folder, events, f"{order['root']}.{order['function'].split('.')[0]}")
         job = _job(folder, order, events)
         threads.allow(job.cores)
-        result = _call(find(order["root"], order["function"]), order["request"], job)
+        with streams.guest():
+            result = _call(find(order["root"], order["function"]), order["request"], job)
         if job.gave_up():
             return STOPPED
     except Stopped:
@@ -127,7 +128,7 @@ def _told(error: BaseException) -> dict[str, str]:
     if not isinstance(error, StorageLow) and disk.is_full(error):  # whatever a library made of it
         error = StorageLow("the disk is full", hint=disk.HINT)
     if _out_of_memory(error) and not isinstance(error, EverloopError):
-        said = (str(error).splitlines() or [""])[0][:500]
+        said = (text(error).splitlines() or [""])[0][:500]
         return {"error": OutOfMemory.__name__, "message": said or type(error).__name__, "field": "", "hint": ""}
     told = error if isinstance(error, EverloopError) else unknown(error)
     hint = told.hint if told is error else "; ".join(filter(None, [_raised_at(error), told.hint]))
@@ -148,7 +149,7 @@ def _raised_at(error: BaseException) -> str:
 def _out_of_memory(error: BaseException) -> bool:
     """As Python says it, or torch, DuckDB and C++ in their own ways."""
     named = type(error).__name__ in ("OutOfMemoryError", "OutOfMemoryException")
-    return isinstance(error, MemoryError) or named or "bad_alloc" in str(error)
+    return isinstance(error, MemoryError) or named or "bad_alloc" in text(error)
 
 
 def _leave(path: Path, content: dict[str, Any]) -> None:
@@ -162,4 +163,5 @@ def _leave(path: Path, content: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    streams.last()
     sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else NO_EVENTS))  # noqa: PLR2004

@@ -56,7 +56,6 @@ class ThisJob:
         self._checkpoints = checkpoints
         self._interval = checkpoint_seconds
         self._kept_at = self._asked_at = time.monotonic()
-        self._kept_step: int | None = None
         self._listening = False
         self._noticed = False
         self._told_to_stop = False
@@ -113,7 +112,6 @@ class ThisJob:
         self._kept_at = self._asked_at = time.monotonic()
         if kept is None:
             return None
-        self._kept_step = kept.step
         return kept.step, kept.state
 
     def should_stop(self) -> bool:
@@ -142,8 +140,6 @@ class ThisJob:
         self._checkpoints.forget()
 
     def _keep(self, step: int, state: Mapping[str, Any] | Callable[[], Mapping[str, Any]]) -> bool:
-        if step == self._kept_step:
-            return True
         try:
             self._checkpoints.write(step, state() if callable(state) else state)
         except Exception as error:
@@ -151,7 +147,7 @@ class ThisJob:
                 raise
             print(f"no checkpoint after {step}: {error}")  # noqa: T201  # into the job's log
             return False
-        self._kept_at, self._kept_step = time.monotonic(), step
+        self._kept_at = time.monotonic()
         return True
 
     def _tell_resumed(self, kept: Kept | None) -> None:

@@ -26,7 +26,7 @@ from distributed.core import Status
 from activities.jobs import reaper, threads, warming
 from activities.jobs.memory import HINT, SHRINKS, Memory, may_shrink, share
 from everloop import disk, engine, logs
-from everloop.errors import JobFailed, OutOfMemory, StorageLow
+from everloop.errors import JobFailed, OutOfMemory, StorageLow, TrainerFailed
 
 POLL_SECONDS = 0.1
 RELAY_SECONDS = 0.2
@@ -433,8 +433,17 @@ def _ended(order: Order, code: int) -> Outcome:
         return low
     if code > SIGNALLED:
         return _crashed(order, _signal(code - SIGNALLED))
-    message = f"the job ended with exit code {code} and left no result"
-    return {"error": {"error": "JobFailed", "message": message, "field": "", "hint": ""}}
+    return {"error": _gone(code, of_a_user=bool(order["request"].get("code")))}
+
+
+def _gone(code: int, *, of_a_user: bool) -> dict[str, str]:
+    """The error of a job that ended by itself, with *code*, and has left nothing."""
+    if not of_a_user:
+        message = f"the job ended with exit code {code} and left no result"
+        return {"error": JobFailed.__name__, "message": message, "field": "", "hint": ""}
+    message = f"the trainer ended the process with exit code {code} and left no result"
+    hint = "it must return what it has learned, or raise: without os._exit, in it or in a library that it calls"
+    return {"error": TrainerFailed.__name__, "message": message, "field": "trainer", "hint": hint}
 
 
 def _left(found: dict[str, Any]) -> Outcome:

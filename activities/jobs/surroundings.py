@@ -29,7 +29,7 @@ from activities.jobs.shelf import shelved
 from everloop import disk, engine
 from everloop import settings as configuration
 from everloop.artifacts import Artifacts
-from everloop.errors import TrainerFailed
+from everloop.errors import TrainerFailed, text
 from everloop.requirements import REQUIREMENTS, required
 
 MODULE = "activities.jobs.child"
@@ -194,5 +194,5 @@ def _must_start(module: str) -> None:
         importlib.import_module(module)
     except Exception as error:
         hint = "leave the versions of packages open that Everloop has too, or take others"
-        message = f"Everloop does not start with these requirements: {type(error).__name__}: {error}"
+        message = f"Everloop does not start with these requirements: {type(error).__name__}: {text(error)}"
         raise TrainerFailed(message[:SHOWN_CHARACTERS], field="requirements", hint=hint) from error

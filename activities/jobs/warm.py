@@ -21,6 +21,7 @@ import traceback
 from pathlib import Path
 
 from activities.jobs import child, reaper
+from everloop import streams
 
 PR_SET_NAME = 15
 MESSAGE_BYTES = 1 << 16
@@ -106,6 +107,7 @@ def _job(start: reaper.Start, prepare: reaper.Prepare, fds: reaper.Pipes) -> Non
         os.close(fds.life)
         os.close(fds.status)
         ctypes.CDLL(None).prctl(PR_SET_NAME, start["name"][:15].encode())
+        streams.last()
         code = child.main(Path(start["folder"]), fds.events)
     except BaseException:  # noqa: BLE001  # nothing may unwind into the reaper's code
         traceback.print_exc()

@@ -21,7 +21,7 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from activities.jobs.submit import Jobs
 from everloop import engine, names
-from everloop.records import Slot
+from everloop.records import Code, Slot
 from everloop.settings import SCHEDULER, TEMPORAL, Settings
 from everloop.store import Store
 from workers import cluster, connect
@@ -134,9 +134,15 @@ class Bridge:
         self.jobs = Jobs(settings, store, root=root)
 
     async def ask(
-        self, function: str, token: int = 1, device: str = "cpu0", heartbeat: float = 30.0, **values
+        self,
+        function: str,
+        token: int = 1,
+        device: str = "cpu0",
+        heartbeat: float = 30.0,
+        code: Code | None = None,
+        **values,
     ) -> WorkflowHandle:
-        request = Trial(function=function, values=values, slot=Slot(device=device, token=token, holder=""))
+        request = Trial(function=function, values=values, slot=Slot(device=device, token=token, holder=""), code=code)
         return await self.client.start_workflow(
             "everloop.Trial",
             args=[request, heartbeat, self.queue],

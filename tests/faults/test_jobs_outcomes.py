@@ -11,7 +11,7 @@ from temporalio.testing import ActivityEnvironment
 
 from everloop import logs
 from everloop.errors import ComputeLost, Invalid, LeaseLost
-from everloop.records import Lease, Member, Slot
+from everloop.records import Code, Lease, Member, Slot
 from everloop.store import MetricRow
 from tests.faults import jobs_harness as harness
 from tests.faults.jobs_harness import Trial, Tried
@@ -84,6 +84,27 @@ async def test_a_job_that_leaves_no_result_is_job_failed(bridge):
     error = await failure(bridge, "trial.leave")
 
     assert (error.type, error.message) == ("JobFailed", "the job ended with exit code 3 and left no result")
+
+
+@pytest.mark.parametrize("status", [0, 3])
+async def test_a_trainer_that_ends_the_process_is_said_to_have_ended_it(bridge, status):
+    error = await failure(bridge, "trial.leave", code=Code(), status=status)
+
+    assert error.type == "TrainerFailed"
+    assert error.message == f"the trainer ended the process with exit code {status} and left no result"
+    assert error.details[0] == "trainer"
+    assert error.non_retryable
+
+
+async def test_a_job_that_forks_and_closes_its_log_ends_as_itself(bridge):
+    tried = await bridge.call("trial.hush", wrong=False)
+    assert tried.values == {"who": "the job"}
+    assert "the last line before" in (bridge.settings.logs_dir / tried.ran.log).read_text()
+
+    error = await failure(bridge, "trial.hush", wrong=True)
+    assert error.message == "ValueError: said after all"
+    left = (bridge.settings.logs_dir / "jobs").glob("*/trial.1/1.log")
+    assert any("in hush" in log.read_text() for log in left)
 
 
 async def test_a_result_of_another_type_is_refused(bridge):

@@ -114,6 +114,20 @@ def test_the_two_newest_stay_and_a_newer_token_is_newer_whatever_its_step(tmp_pa
     assert [place[-14:] for place in places(tmp_path)] == ["1/000000000030", "2/000000000011"]
 
 
+def test_a_trainer_that_counts_its_steps_anew_goes_on_at_what_it_kept_last(tmp_path, artifacts):
+    folds = job(tmp_path, artifacts)
+    for fold in range(3):
+        for step in (0, 10, 20) if fold < 2 else (0, 5):
+            assert folds.checkpoint(step, {"fold": fold})
+            assert job(tmp_path, artifacts).restore() == (step, {"fold": fold})
+    assert [place[-14:] for place in places(tmp_path)] == ["1/000000000000", "1/000000000005"]
+
+    one_step = job(tmp_path, artifacts, token=2)
+    for fold in range(3):  # the same step each time
+        assert one_step.checkpoint(0, {"fold": fold})
+    assert job(tmp_path, artifacts, token=3).restore() == (0, {"fold": 2})
+
+
 def test_an_older_token_writes_no_more_once_a_newer_one_has_begun(tmp_path, artifacts):
     older = job(tmp_path, artifacts, token=4)
     older.checkpoint(1, {})

@@ -289,6 +289,10 @@ class Net(torch.nn.Module):
     def forward(self, x): return {}
 def fit(t): return Net()
 """
+MUTE = """class Mute(Exception):
+    __str__ = __repr__ = lambda self: 1 / 0
+def fit(t): raise Mute()"""
+
 WRONG = [
     ("def fit(t): return None", "fit returned nothing", "predict_proba"),
     ("def fit(t): return {'a': 1}", "returned a builtins.dict", "torch.nn.Module"),
@@ -298,7 +302,9 @@ WRONG = [
     ("import of_nobody\ndef fit(t): return 1", "needs the module 'of_nobody'", "requirements"),
     ("1 / 0\ndef fit(t): return 1", "cannot be imported: ZeroDivisionError", "retry"),
     ("def fit(t):\n    return deep(t)\ndef deep(t):\n    raise ValueError('too few')", "ValueError: too few", "retry"),
-    ("def fit(t): raise SystemExit(3)", "SystemExit: 3", "retry"),
+    (MUTE, "Mute: (its text cannot be shown: __str__ raised ZeroDivisionError)", "retry"),
+    ("def fit(t): raise SystemExit(3)", "the trainer ended the process (SystemExit: 3)", "retry"),
+    ("def fit(t): raise KeyboardInterrupt", "the trainer ended the process (KeyboardInterrupt)", "retry"),
     ("def fit(t):\n    from sklearn.svm import LinearSVC\n    return LinearSVC()", "has no predict_proba", "ONNX"),
     (UNKNOWN, "nobody can convert", "return that"),
     (PIPELINE + "first = fit\nfit = lambda t: Learned(first(t), iterations=0)", "whole number from 1", ""),
@@ -321,9 +327,28 @@ def test_what_is_wrong_with_a_trainer_is_said_and_the_field_is_trainer(  # noqa:
     assert says in str(caught.value)
     assert hint in caught.value.hint
     assert caught.value.field == "trainer"
+    if text == MUTE:
+        assert "line 5, in fit: def fit(t): raise Mute()" in str(caught.value)
+        assert "line 5, in fit" in capsys.readouterr().out
     if "deep" in text:
         assert "line 6, in deep: raise ValueError('too few')" in str(caught.value)
         assert "site-packages" not in capsys.readouterr().out
+
+
+def test_a_fork_that_returns_from_the_function_ends_there(tmp_path: Path, module: Write) -> None:
+    text = """
+import os, sys
+def fit(t):
+    forked = os.fork()
+    if forked:
+        status = os.waitstatus_to_exitcode(os.waitpid(forked, 0)[1])
+        raise ValueError(f"the fork ended with {status}")
+    return None
+"""
+    stages = Stages(tmp_path, small(), target="y", task="binary", trainer=f"{module(text)}:fit", inputs="features")
+
+    with pytest.raises(TrainerFailed, match="the fork ended with 0"):
+        stages.train()
 
 
 def test_a_module_that_is_not_there_names_the_field(tmp_path: Path) -> None:

@@ -137,7 +137,23 @@ def segfault(request: Trial, job: ThisJob) -> Tried:
 
 
 def leave(request: Trial, job: ThisJob) -> Tried:
-    os._exit(3)
+    os._exit(request.values.get("status", 3))
+
+
+def hush(request: Trial, job: ThisJob) -> Tried:
+    """Close what the log comes from, and return twice."""
+    forked = os.fork()
+    if forked == 0:
+        return Tried(values={"who": "the fork"})
+    os.waitpid(forked, 0)
+    print("the last line before")
+    sys.stdout.close()
+    sys.stderr.close()
+    os.close(1)
+    os.close(2)
+    if request.values["wrong"]:
+        raise ValueError("said after all")
+    return Tried(values={"who": "the job"})
 
 
 def other(request: Trial, job: ThisJob) -> Tried:

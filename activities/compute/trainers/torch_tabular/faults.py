@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from everloop.errors import ComputeLost, OutOfMemory
+from everloop.errors import ComputeLost, OutOfMemory, text
 
 NO_MEMORY = re.compile(r"allocate memory|not enough memory|out of memory|unable to allocate|bad_alloc", re.IGNORECASE)
 AMOUNT = re.compile(r"allocate ([\d.,]+) ?(bytes|B|KiB|MiB|GiB|TiB)\b", re.IGNORECASE)
@@ -16,18 +16,18 @@ OF_CODE = re.compile(r"device-side assert|invalid configuration|invalid argument
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Also CUDA's, and the plain RuntimeError of torch on a CPU."""
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(NO_MEMORY.search(str(error))))
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(NO_MEMORY.search(text(error))))
 
 
 def is_lost(error: BaseException) -> bool:
     """The device is gone or broken: another one may do it."""
-    said = str(error)
+    said = text(error)
     return isinstance(error, RuntimeError) and bool(OF_DEVICE.search(said)) and not OF_CODE.search(said)
 
 
 def bytes_asked(error: BaseException) -> int:
     """Of the allocation that failed; 0 where it does not say."""
-    found = AMOUNT.search(str(error))
+    found = AMOUNT.search(text(error))
     return int(float(found[1].replace(",", "")) * UNITS[found[2].lower()]) if found else 0
 
 

@@ -1,5 +1,6 @@
 """Find a user's function and call it. Whatever goes wrong there is said in one line, with the place in their code."""
 
+import asyncio
 import importlib
 import inspect
 import random
@@ -12,13 +13,16 @@ from typing import Any, cast
 import numpy as np
 
 import activities
-from everloop import disk
-from everloop.errors import ComputeLost, EverloopError, TrainerFailed
+from everloop import disk, streams
+from everloop.errors import ComputeLost, EverloopError, TrainerFailed, text
 
 OURS = str(Path(str(activities.__file__)).parent)
 AGAIN = "its log has the whole trace; mend the code and retry: it is read again, where `code` is a folder or a wheel"
 OUT_OF_MEMORY = ("OutOfMemoryError", "OutOfMemoryException")
 """As torch and DuckDB call it."""
+LEFT = (SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError)
+"""What ends a process, raised by code that is only a guest there."""
+ENDS = (Exception, *LEFT)
 MOST_CHARACTERS = 600
 MOST_NAMES = 8
 
@@ -45,7 +49,8 @@ def function_of(name: str) -> Callable[[Any], object]:
 def _module(name: str) -> Any:  # noqa: ANN401  # a module
     _forget_lightgbm()
     try:
-        return importlib.import_module(name)
+        with streams.guest():
+            return importlib.import_module(name)
     except ModuleNotFoundError as error:
         missing = error.name or ""
         if name == missing or name.startswith(f"{missing}."):
@@ -55,7 +60,7 @@ def _module(name: str) -> Any:  # noqa: ANN401  # a module
         raise TrainerFailed(
             f"{name} needs the module {missing!r}, which is not installed", field="trainer", hint=hint
         ) from None
-    except (Exception, SystemExit) as error:
+    except ENDS as error:
         _if_no_bug(error)
         raise _failed(f"{name} cannot be imported", error) from error
 
@@ -69,8 +74,9 @@ def _forget_lightgbm() -> None:
 def call(name: str, function: Callable[..., Any], *given: object) -> Any:  # noqa: ANN401  # whatever the user's code gives
     """Call the user's *function*. Raises `TrainerFailed` for what it raises, but see `_if_no_bug`."""
     try:
-        return function(*given)
-    except (Exception, SystemExit) as error:
+        with streams.guest():
+            return function(*given)
+    except ENDS as error:
         _if_no_bug(error)
         raise _failed(name, error) from error
 
@@ -106,7 +112,9 @@ def _failed(what: str, error: BaseException) -> TrainerFailed:
     shown = [*traceback.format_list(frames), *traceback.format_exception_only(error)]
     print("Traceback of the trainer (most recent call last):", "".join(shown), sep="\n", flush=True)  # noqa: T201
     where = _where(frames)
-    said = f"{type(error).__name__}: {error}".replace("\n", " ")[:MOST_CHARACTERS]
+    said = ": ".join(filter(None, [type(error).__name__, text(error)])).replace("\n", " ")[:MOST_CHARACTERS]
+    if isinstance(error, LEFT):
+        said = f"the trainer ended the process ({said})"
     return TrainerFailed(f"{what}: {said}{where}", field="trainer", hint=AGAIN)
 
 

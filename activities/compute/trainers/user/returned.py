@@ -13,7 +13,7 @@ from activities.compute.features import Floats, Matrix, Pipeline
 from activities.compute.trainers import Examples
 from activities.compute.trainers.user.calling import call
 from activities.compute.trainers.user.given import Given
-from everloop.errors import TrainerFailed
+from everloop.errors import TrainerFailed, text
 from everloop.trainer import Learned
 
 EXPECTED = "return ONNX (bytes or a ModelProto), a torch.nn.Module, or an estimator with predict_proba or predict"
@@ -101,7 +101,7 @@ def _read(model: Any, name: str) -> Any:  # noqa: ANN401  # a ModelProto
         read = model if isinstance(model, onnx.ModelProto) else onnx.load_from_string(bytes(model))
         onnx.checker.check_model(read)
     except Exception as error:  # noqa: BLE001  # protobuf's and onnx's errors share no other base
-        why = " ".join(str(error).split())[:300]
+        why = " ".join(text(error).split())[:300]
         raise TrainerFailed(f"{name} returned bytes that are no ONNX model: {why}", field="trainer") from None
     return read
 
@@ -224,7 +224,7 @@ def _converted(model: Any, features: int, name: str) -> Any:  # noqa: ANN401  # 
         message = f"{name} returned a {type(model).__module__}.{type(model).__name__}, which nobody can convert to ONNX"
         raise TrainerFailed(message, field="trainer", hint=hint) from None
     except Exception as error:
-        why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        why = " ".join(f"{type(error).__name__}: {text(error)}".split())[:300]
         raise TrainerFailed(
             f"the {type(model).__name__} of {name} cannot be converted to ONNX: {why}", field="trainer"
         ) from error
