@@ -144,6 +144,15 @@ class Client:
         """
         return str(self._api("GET", f"/lifecycles/{_part(lifecycle)}/rejected"))
 
+    def artifact(self, lifecycle: str, stage: str, name: str) -> bytes:
+        """A file that a stage kept: what its trainer gave to `log_artifact`, or `environment.json`.
+
+        `show` lists them as `kept` of each stage. Raises `NotFound`.
+        """
+        path = f"/lifecycles/{_part(lifecycle)}/artifacts/{quote(stage, safe='')}/{quote(name, safe='')}"
+        content: bytes = self._api("GET", path)
+        return content
+
     def _follow(self, lifecycle: str, stage: str | None, tail: int | None) -> Iterator[Json]:
         path, cursor = f"/lifecycles/{_part(lifecycle)}/logs/follow", ""
         while True:
@@ -335,6 +344,8 @@ class Client:
                     hint="`everloop up` starts the stack; if it runs, its logs say why",
                 )
             else:
+                if answer.is_success and answer.headers.get("content-type") == "application/octet-stream":
+                    return answer.content
                 if answer.is_success:
                     is_json = "json" in answer.headers.get("content-type", "")
                     return (answer.json() if is_json else answer.text) if answer.content else {}

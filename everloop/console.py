@@ -213,6 +213,8 @@ def rail(found: Json, now: datetime) -> RenderableType:
         if ran.get("attempt", 1) > 1:
             note += f" (attempt {ran['attempt']}{', kept' if ran.get('kept') else ''})"
         made.add_row(mark(stage["status"]), stage["stage"], Text(seconds, style="dim"), Text(note))
+        if stage.get("kept"):
+            made.add_row("", "", "", Text("kept " + ", ".join(file["name"] for file in stage["kept"]), style="dim"))
     ahead = [stage for stage in STAGES if stage not in started]
     if ahead and found.get("status") in ("running", "waiting_approval", "needs_attention"):
         return Group(made, Text(f"{mark('ahead').plain} then {', '.join(ahead)}", style="bright_black"))

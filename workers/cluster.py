@@ -38,7 +38,8 @@ START_SECONDS = 15.0
 KEPT_SECONDS = 48 * 3600.0
 """A finished job's folder outlives every attempt of its activity; without it the job would only run again."""
 CHECKPOINTS_SECONDS = 14 * 86_400.0
-"""A stage's checkpoints go with its result; those of a lifecycle that ended before stay as long as a gate does."""
+"""A stage's checkpoints go with its result, those of a lifecycle that ended before with its run's scratch: this is
+for those that no archive names."""
 TIDY_SECONDS = 3600.0
 AWAKE_SECONDS, ASLEEP_SECONDS = 1.0, 20.0
 """How often the scheduler looks at the clock, and the gap between two looks that only a sleep can make."""

@@ -84,10 +84,11 @@ def activities(jobs: Jobs, settings: Settings) -> Sequence[Callable[..., Any]]:
 
 
 async def _tidied(store: Store, settings: Settings) -> None:
-    """For ever: remove what ended runs have left in scratch."""
+    """For ever: remove what ended runs have left in scratch, checkpoints too."""
     while True:
         try:
             await asyncio.to_thread(scratch.remove_ended, store, settings.scratch_dir / "jobs")
+            await asyncio.to_thread(scratch.remove_checkpoints, store, settings.checkpoints_dir)
         except Exception:
             log.exception("scratch could not be tidied; it is tried again")
         await asyncio.sleep(TIDY_SECONDS)

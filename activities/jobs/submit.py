@@ -25,6 +25,7 @@ from distributed.scheduler import KilledWorker, NoValidWorkerError
 from sqlmodel import select
 from temporalio import activity
 
+from activities.jobs.scratch import chain
 from activities.jobs.security import security
 from activities.jobs.supervisor import GRACE_SECONDS, MARK, Order, Outcome, supervise
 from everloop import disk, errors
@@ -249,13 +250,8 @@ class Jobs:
 
     def _checkpoints(self, function: str, question: dict[str, Any]) -> Path:
         """Where the stage's checkpoints lie: the same for every attempt and token, and after a Reset."""
-        workflow_id = activity.info().workflow_id or ""
-        chain = (
-            re.sub(r"[^A-Za-z0-9._-]", "_", workflow_id)[:80]
-            + "-"
-            + hashlib.sha256(workflow_id.encode()).hexdigest()[:12]
-        )
-        return self._settings.checkpoints_dir / chain / function / self._digest(function, _without_ran(question))[:16]
+        folder = self._settings.checkpoints_dir / chain(activity.info().workflow_id or "")
+        return folder / function / self._digest(function, _without_ran(question))[:16]
 
     def _environment(self, device: str) -> dict[str, str]:
         """What a job on *device* sees beside what its slot passes on. No credentials."""

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
 from api.curves import Curve, Progress
+from api.kept import Kept
 
 Status = Literal[
     "running",
@@ -45,6 +46,8 @@ class StageView(BaseModel):
     blobs: dict[str, str]
     ran: dict[str, Any]
     error: dict[str, Any]
+    kept: list[Kept] = []
+    """Files for people."""
 
 
 class LifecycleSummary(BaseModel):

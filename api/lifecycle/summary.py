@@ -7,6 +7,7 @@ from sqlmodel import Session, col, select
 
 from api import alarm, journal
 from api.dependencies import Parts
+from api.kept import kept_of
 from api.lifecycle.answers import LifecycleSummary, StageView
 from api.lifecycle.links import approval_url
 from everloop import disk, names
@@ -82,6 +83,7 @@ def stage_view(row: StageRow) -> StageView:
         blobs=row.blobs,
         ran=row.ran,
         error=row.error,
+        kept=kept_of(row),
     )
 
 

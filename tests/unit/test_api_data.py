@@ -14,6 +14,7 @@ from everloop.artifacts import Artifacts
 from everloop.client import Client
 from everloop.errors import NotFound
 from everloop.records import Snapshot
+from everloop.settings import Settings
 from everloop.store import Store
 from tests import api_parts as parts
 from tests.unit.test_compute_stages import SLOT, FolderJob, spec_of
@@ -26,6 +27,7 @@ class Served(NamedTuple):
     http: httpx.Client
     client: Client
     store: Store
+    settings: Settings
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +63,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with store.write() as session:
         session.add_all(rows)
     with parts.running(create_app(settings), settings.port_base) as url, parts.client_of(settings, url) as http:
-        yield Served(http, Client(url, parts.key_of(settings), settings.data_dir, serve_url=url), store)
+        yield Served(http, Client(url, parts.key_of(settings), settings.data_dir, serve_url=url), store, settings)
 
 
 def test_the_data_of_a_lifecycle_that_failed_is_shown_without_any_version(served: Served) -> None:
@@ -120,6 +122,37 @@ def test_a_terminal_shows_the_same_columns(served: Served) -> None:
     assert "integer (declared)" in shown
     assert "'oops'" in shown
     assert "everloop data failed/9 --rejected" in shown
+
+
+def test_files_that_a_trainer_kept_are_listed_and_downloaded_as_nothing_a_browser_runs(served: Served) -> None:
+    store = Artifacts(served.settings.artifacts)
+    page, shape = b"<script>alert(1)</script>", b"\x00\x01"
+    kept = [store.put(page, "<b>x.html"), store.put(shape, "my plot.png")]
+    ran = {"artifacts": [blob.model_dump() for blob in kept]}
+    blobs = {"environment": store.put(b"{}", "environment.json").sha256, "model": "0" * 64}
+    with served.store.write() as session:
+        session.add(parts.lifecycle("kept/1", status="released", stage="release"))
+        session.add(parts.stage("train", 0, lifecycle="kept/1", ran=ran | {"device": "cpu-0"}, blobs=blobs))
+
+    (train,) = served.client.show("kept/1")["stages"]
+    html = served.http.get("/lifecycles/kept/1").text
+    answer = served.http.get("/artifacts/kept/1/train/my%20plot.png")
+
+    assert [file["name"] for file in train["kept"]] == ["<b>x.html", "my plot.png", "environment.json"]
+    assert 'href="/artifacts/kept/1/train/my%20plot.png"' in html
+    assert "&lt;b&gt;x.html" in html and "<b>x" not in html
+    assert answer.content == shape
+    assert answer.headers["content-type"] == "application/octet-stream"
+    assert answer.headers["content-disposition"].startswith("attachment")
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert served.client.artifact("kept/1", "train", "my plot.png") == shape
+    assert served.client.artifact("kept/1", "train", "environment.json") == b"{}"
+    assert "my plot.png" in _printed(console.lifecycle(served.client.show("kept/1")))
+    for stage, name in (("train", "model"), ("evaluate", "my plot.png")):
+        with pytest.raises(NotFound):
+            served.client.artifact("kept/1", stage, name)
+    path = "/api/v1/lifecycles/kept/1/artifacts/train/environment.json"
+    assert served.http.get(path, headers={"Authorization": "Bearer no"}).status_code == 401
 
 
 def test_before_the_snapshot_has_ended_it_says_when_there_will_be_something(served: Served) -> None:

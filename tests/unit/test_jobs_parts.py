@@ -26,7 +26,7 @@ from everloop import engine
 from everloop import settings as configuration
 from everloop.errors import ComputeLost, DatasetTooSmall, Invalid, NotFound, Unavailable
 from everloop.settings import Settings
-from everloop.store import HistoryRow
+from everloop.store import HistoryRow, JournalRow
 from workers import cluster, connect, devices
 
 
@@ -90,6 +90,53 @@ def test_folders_of_ended_runs_are_removed_and_those_of_open_and_just_ended_ones
     assert sorted(path.name for path in (tmp_path / "jobs").iterdir()) == ["just-ended", "open"]
     assert scratch.remove_ended(store, tmp_path / "jobs", timedelta(seconds=-1)) == 1
     assert scratch.remove_ended(store, tmp_path / "nothing") == 0
+
+
+def test_checkpoints_of_a_workflow_go_when_its_last_run_has_ended_and_a_reset_keeps_them(store, tmp_path):
+    checkpoints, now = tmp_path / "checkpoints", datetime.now(UTC)
+    hour, minute = now - timedelta(hours=1), now - timedelta(seconds=60)
+    runs = {  # workflow: when each run closed (None: it is open), and when its last checkpoint was written
+        "shop/ended": ((minute,), hour),
+        "just-ended": ((now,), hour),
+        "open": ((None,), hour),
+        "reset": ((minute, None), hour),
+        "reset-and-ended": ((hour, minute), hour),
+        "reset-and-just-ended": ((minute, now), hour),
+        "reset-not-yet-told": ((minute,), now),
+    }
+    for workflow, (closed, written) in runs.items():
+        with store.write() as session:
+            for number, at in enumerate(closed):
+                run = f"{workflow}.{number}"
+                session.add(
+                    JournalRow(
+                        workflow_id=workflow,
+                        run_id=run,
+                        seq=1,
+                        run_started_at=hour,
+                        type="StageStarted",
+                        at=hour,
+                        body="{}",
+                    )
+                )
+                if at is not None:
+                    session.add(
+                        HistoryRow(
+                            workflow_id=workflow, run_id=run, workflow_type="everloop.Lifecycle", started_at=hour,
+                            closed_at=at, sha256="0" * 64,
+                        )
+                    )  # fmt: skip
+        kept = checkpoints / scratch.chain(workflow) / "training.train" / "0123" / "7" / "100"
+        kept.mkdir(parents=True)
+        (kept / "state.json").write_text("{}")
+        for path in (kept / "state.json", kept, *kept.parents[:4]):
+            os.utime(path, (written.timestamp(),) * 2)
+
+    assert scratch.remove_checkpoints(store, checkpoints) == 2
+    assert {path.name for path in checkpoints.iterdir()} == {
+        scratch.chain(name) for name in runs if name not in ("shop/ended", "reset-and-ended")
+    }
+    assert scratch.remove_checkpoints(store, checkpoints / "nothing") == 0
 
 
 def test_the_warm_process_ends_when_no_job_has_come_for_a_while_and_the_next_job_gets_a_new_one(monkeypatch):
