@@ -78,6 +78,8 @@ class Changed(Known):
     """Of the rejected ones."""
     clipped: int = 0
     """Times before year 1 or after 9999, taken to be the nearest that there is."""
+    doubt: str = ""
+    """What may be meant otherwise, as a sentence."""
 
     @property
     def frequent(self) -> list[str]:
@@ -97,7 +99,7 @@ class Changed(Known):
             said.append(
                 f"{_values(self.clipped)} of `{self.column}` {_are(self.clipped)} clipped to the years 1 to 9999"
             )
-        return said
+        return [*said, self.doubt] if self.doubt else said
 
 
 def _values(count: int) -> str:

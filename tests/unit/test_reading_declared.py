@@ -67,6 +67,23 @@ def test_days_written_in_two_ways_are_said_and_read_where_they_are_declared(tmp_
     assert [day.date() for day in found.rows["due"].to_pylist()] == dates
 
 
+def test_a_point_that_may_be_for_thousands_is_said_beside_a_decimal_comma(tmp_path: Path, job: FolderJob) -> None:
+    lines = "".join(f"{n / 10:.1f};{n + 1}.{500 + n};{n % 2}\n".replace(".", ",", 1) for n in range(ROWS))
+    (tmp_path / "t.csv").write_text("size;sales;y\n" + lines)
+
+    found = read(job, tmp_path / "t.csv")
+    said = [sentence for change in found.changed for sentence in change.sentences()]
+    told = read(job, tmp_path / "t.csv", columns={"sales": {"decimal": ","}})
+    kept = read(job, tmp_path / "t.csv", columns={"sales": {"decimal": "."}})
+
+    beside = "`sales` has '1.500' with a decimal point, `size` a decimal comma"
+    assert said == [f"{beside}: say `decimal: ','` if it means 1500, `decimal: '.'` if not"]
+    assert said[0] in draft(tmp_path / "t.csv", "y")
+    assert told.rows["sales"].to_pylist()[:2] == [1500, 2501]
+    assert kept.rows["sales"].to_pylist()[:2] == [1.5, 2.501]
+    assert [*told.changed, *kept.changed] == []
+
+
 @pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
 def test_infinite_numbers_are_missing_and_said(tmp_path: Path, job: FolderJob, name: str) -> None:
     values = [["1.5", "1e999", "-Infinity", "2"][n % 4] for n in range(ROWS)]

@@ -20,6 +20,7 @@ from activities.compute.data.engine import name as column_name
 from activities.compute.data.files import Opened
 from activities.compute.data.infinite import with_infinite
 from activities.compute.data.looked import TEXTUAL, Looked
+from activities.compute.data.points import with_points
 from everloop.errors import InvalidData, SchemaMismatch, naming
 from everloop.reading import Changed, ReadColumn, Reading
 from everloop.specs import ColumnReading
@@ -93,6 +94,7 @@ def settle(
     finite = {
         place: [name for name in names if outright.is_plain(plan[name][place], looked[place][name])] for place in made
     }
+    infinite = with_infinite(changes(files, looked, settled, rows, duck), files, looked, settled, finite, duck)
     unread = {name: str(each[name].kind)[:80] for each in looked for name in names if each[name].unread}
     return Read(
         reading=reading.model_copy(update={"dialect": dialect}) if dialect else reading,
@@ -100,7 +102,7 @@ def settle(
         columns=settled,
         looked=looked,
         rows=rows,
-        changed=with_infinite(changes(files, looked, settled, rows, duck), files, looked, settled, finite, duck),
+        changed=with_points(infinite, looked, settled, asked),
         unread=unread,
         made=made,
     )
