@@ -1,6 +1,8 @@
 """What the measurements share: a line per goal, and the memory of a process."""
 
+import csv
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
@@ -12,6 +14,17 @@ def said(name: str, value: float, limit: float, *, exact: bool = False) -> bool:
     met = value == limit if exact else value <= limit
     print(f"{name} {value:.4g} goal {limit:g} {'met' if met else 'missed'}", flush=True)
     return met
+
+
+def append(table: Path, row: Mapping[str, object]) -> None:
+    """Add a row to a CSV file, which begins with the names of its columns."""
+    table.parent.mkdir(parents=True, exist_ok=True)
+    new = not table.exists()
+    with table.open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(row), lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
 
 
 def memory_mib(pid: int | str = "self") -> tuple[float, float]:

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from bench.figures import append
 from everloop import engine, stack
 from everloop import settings as configuration
 from everloop.client import Client
@@ -140,13 +141,7 @@ def _write(seed: int, run: int, slept: Slept, faults: list[str]) -> None:
     measured: dict[str, Any] = asdict(slept) | {"failures": len(slept.failures), "overlaps": len(slept.overlaps)}
     measured = {name: f"{value:g}" if isinstance(value, float) else value for name, value in measured.items()}
     row = {"seed": seed, "run": run, **measured, "faults": "; ".join(faults), "on": f"{datetime.now(UTC):%Y-%m-%d}"}
-    TABLE.parent.mkdir(parents=True, exist_ok=True)
-    new = not TABLE.exists()
-    with TABLE.open("a", newline="") as file:
-        table = csv.DictWriter(file, list(row), lineterminator="\n")
-        if new:
-            table.writeheader()
-        table.writerow(row)
+    append(TABLE, row)
 
 
 if __name__ == "__main__":

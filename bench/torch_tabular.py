@@ -30,6 +30,7 @@ from activities.compute.features import TEST, TRAIN, VALIDATION, Pipeline, Prepa
 from activities.compute.inference import Model
 from activities.compute.rows import opened
 from activities.compute.trainers import Question, answers, trainer
+from bench.figures import said
 from everloop.contracts import PrepareRequest, SnapshotRequest, TrainRequest
 from everloop.records import Slot
 from everloop.specs import LifecycleSpec
@@ -175,9 +176,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         for name in parser.parse_args().tables:
             for goal, value, limit in measured(name, Path(folder) / name):
-                met = value <= limit
-                missed += not met
-                print(f"{goal:45} {value:8.3f} goal {limit:.2f} {'met' if met else 'missed'}", flush=True)
+                missed += not said(goal, value, limit)
     return 1 if missed else 0
 
 

@@ -13,9 +13,11 @@ from datetime import timedelta
 from pathlib import Path
 
 import psutil
+import pytest
 from temporalio import activity, workflow
-from temporalio.client import Client, WorkflowHandle
+from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 from temporalio.common import RetryPolicy
+from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
@@ -225,6 +227,14 @@ async def bridge(settings: Settings, dask: Dask, *, compute: bool = True, root: 
     finally:
         await made.jobs.close()
         store.close()
+
+
+async def failure(bridge, function, **values) -> ApplicationError:
+    """What a job that fails is told to have failed with."""
+    with pytest.raises(WorkflowFailureError) as caught:
+        await bridge.call(function, **values)
+    assert isinstance(caught.value.cause.cause, ApplicationError)
+    return caught.value.cause.cause
 
 
 async def until(claim, seconds: float = 20.0, what: str = "it did not happen"):

@@ -7,7 +7,6 @@ and leaves no line.
 """
 
 import asyncio
-import csv
 import json
 import os
 import random
@@ -20,6 +19,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
+from bench.figures import append
 from tests.faults import compute_faults as faults
 from tests.faults.compute_faults import Seen
 
@@ -58,7 +58,7 @@ def main() -> int:
     wrong = [each for one in seen for each in one.wrong]
     print(*(f"WRONG {one.fault}: {each}" for one in seen for each in one.wrong), sep="\n")
     if not plant:
-        append(told)
+        append(TABLE, told)
     return 1 if wrong else 0
 
 
@@ -114,16 +114,6 @@ def summary(seen: list[Seen], seed: int, minutes: float) -> dict[str, object]:
 
 def at(ordered: list[float], share: float) -> float | str:
     return round(ordered[min(len(ordered) - 1, int(share * len(ordered)))], 3) if ordered else ""
-
-
-def append(line: dict[str, object]) -> None:
-    TABLE.parent.mkdir(parents=True, exist_ok=True)
-    new = not TABLE.exists()
-    with TABLE.open("a", newline="") as target:
-        writer = csv.DictWriter(target, list(line), lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(line)
 
 
 def commit() -> str:

@@ -7,12 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from temporalio.client import WorkflowFailureError
 from temporalio.exceptions import ApplicationError
 
 from everloop import logs
 from tests.faults import jobs_harness as harness
-from tests.faults.jobs_harness import alive, until
+from tests.faults.jobs_harness import alive, failure, until
 
 LIMIT_MIB = 200
 
@@ -30,13 +29,6 @@ def dask(tmp_path_factory, temporal_server):
 async def bridge(dask):
     async with harness.bridge(dask.settings, dask) as made:
         yield made
-
-
-async def failure(bridge, function, **values) -> ApplicationError:
-    with pytest.raises(WorkflowFailureError) as caught:
-        await bridge.call(function, **values)
-    assert isinstance(caught.value.cause.cause, ApplicationError)
-    return caught.value.cause.cause
 
 
 def held_mib(error: ApplicationError) -> int:

@@ -5,8 +5,6 @@ import re
 
 import pytest
 from sqlmodel import select
-from temporalio.client import WorkflowFailureError
-from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
 from everloop import logs
@@ -14,7 +12,7 @@ from everloop.errors import ComputeLost, Invalid, LeaseLost
 from everloop.records import Code, Lease, Member, Slot
 from everloop.store import MetricRow
 from tests.faults import jobs_harness as harness
-from tests.faults.jobs_harness import Trial, Tried
+from tests.faults.jobs_harness import Trial, Tried, failure
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +28,6 @@ def dask(tmp_path_factory, temporal_server):
 async def bridge(dask):
     async with harness.bridge(dask.settings, dask) as made:
         yield made
-
-
-async def failure(bridge, function, **values) -> ApplicationError:
-    with pytest.raises(WorkflowFailureError) as caught:
-        await bridge.call(function, **values)
-    assert isinstance(caught.value.cause.cause, ApplicationError)
-    return caught.value.cause.cause
 
 
 async def test_a_result_comes_back_with_how_it_ran(bridge):

@@ -17,11 +17,11 @@ import pytest
 from activities.compute import drift
 from activities.compute.drift import Pair
 from everloop import engine
-from everloop.artifacts import Artifacts
 from everloop.contracts import DriftRequest
 from everloop.errors import DatasetMissing
 from everloop.predictions import PredictionLog
 from everloop.records import Champion, Field, Signature, Slot, Window
+from tests.job import FolderJob
 
 START = datetime(2024, 3, 1, tzinfo=UTC)
 WINDOW = Window(start=START, end=START + timedelta(days=1))
@@ -41,15 +41,6 @@ FIELDS = (
     Field(name="at", kind="datetime"),
 )
 SIGNATURE = Signature(task="binary", fields=FIELDS, target="y", classes=("0", "1"), positive="1", time="at")
-
-
-class FolderJob:
-    def __init__(self, root: Path) -> None:
-        self.artifacts = Artifacts(str(root / "artifacts"))
-        self.predictions_dir = root / "predictions"
-        self.scratch = root
-
-    def report(self, step: int, /, **values: float) -> None: ...
 
 
 def reference() -> pa.Table:

@@ -11,20 +11,11 @@ import yaml
 from activities.compute import data
 from activities.compute.profile import profile
 from everloop import contracts
-from everloop.artifacts import Artifacts
 from everloop.errors import DatasetMissing, DatasetTooSmall, InvalidData, InvalidSpec, TargetUnusable
 from everloop.init import draft, name_from
 from everloop.records import Slot
 from everloop.specs import LifecycleSpec, Monitor
-
-
-class FolderJob:
-    def __init__(self, root: Path) -> None:
-        self.artifacts = Artifacts(str(root / "artifacts"))
-        self.predictions_dir = root
-        self.scratch = root
-
-    def report(self, step: int, /, **values: float) -> None: ...
+from tests.job import FolderJob
 
 
 def table(rows: int = 200) -> pd.DataFrame:
