@@ -1,0 +1,210 @@
+"""What `decide` reads and what it says: tuples of integers and texts, so that the same state reads the same anywhere.
+
+Amounts are whole: cores, MiB, thousandths of a GPU. Times are milliseconds since 1970 by the database's clock. A queue
+has a quota, a limit and a share of two resources, `COUNTED`; memory is a bound on where a member fits, not a share.
+"""
+
+from typing import NamedTuple
+
+NO_LIMIT = -1
+"""As a limit or a quota: none. A queue without a quota has all that its parent has."""
+
+
+class Amount(NamedTuple):
+    """What one member of a lease uses, or what a device has."""
+
+    cores: int = 0
+    memory_mib: int = 0
+    milli_gpu: int = 0
+    gpu_mib: int = 0
+
+
+class Counted(NamedTuple):
+    """What queues share."""
+
+    cores: int = 0
+    milli_gpu: int = 0
+
+
+COUNTED = Counted._fields
+
+
+class Device(NamedTuple):
+    """One Dask worker's part of a machine. What leases use of it is in `Held`, also offered and quarantined ones."""
+
+    name: str
+    node: str
+    whole: Amount
+    light: bool = False
+    """Reserved for checks."""
+    open: bool = True
+    """It may get new leases: its worker is there, and nobody drains it."""
+
+
+class Queue(NamedTuple):
+    """A node of the queue tree; requests are in leaves only."""
+
+    id: str
+    parent: str = ""
+    """Empty: below the pool itself."""
+    quota: Counted = Counted(NO_LIMIT, NO_LIMIT)
+    """What it gets whenever it wants it. Work that is not preemptible stays within it."""
+    limit: Counted = Counted(NO_LIMIT, NO_LIMIT)
+    """What it never gets more of."""
+    weight: int = 1
+    """Of what is left when all quotas are served; 0: none of it."""
+    priority: int = 0
+    """Higher ones are served first from what is left."""
+    usage: Counted = Counted()
+    """Decayed, in resource-milliseconds, at `usage_at_ms`."""
+    usage_at_ms: int = 0
+
+
+class Request(NamedTuple):
+    """Somebody who waits."""
+
+    id: str
+    arrival: int
+    """Its place in the line; a preempted request keeps its first one."""
+    submitted_ms: int
+    queue: str
+    member: Amount
+    """Of each member."""
+    priority: int = 50
+    preemptible: bool = True
+    light: bool = False
+    """A check: it takes the light slot where there is one."""
+    members_min: int = 1
+    members_max: int = 1
+    max_runtime_ms: int = 0
+    """Declared by its owner; 0: not."""
+    preempted: int = 0
+    """How often in the last 24 hours."""
+
+
+class Part(NamedTuple):
+    """What a member of a lease has of a device."""
+
+    device: str
+    amount: Amount
+
+
+class Held(NamedTuple):
+    """A lease that has not ended."""
+
+    token: int
+    request: Request
+    """As it was asked for."""
+    members: tuple[Part, ...]
+    state: str
+    """`offered`, `active`, `noticed` (told to end by `deadline_ms`), `killing` (fenced; its parts are not free until
+    its processes are proven dead)."""
+    granted_ms: int
+    checkpoint_ms: int = 0
+    """Of its newest durable checkpoint, or of its beginning."""
+    deadline_ms: int = 0
+    beneficiary: str = ""
+    """Id of the request that the notice is for."""
+
+
+class PoolState(NamedTuple):
+    """Everything that `decide` may look at."""
+
+    devices: tuple[Device, ...] = ()
+    queues: tuple[Queue, ...] = ()
+    waiting: tuple[Request, ...] = ()
+    held: tuple[Held, ...] = ()
+
+
+class Policy(NamedTuple):
+    """What an operator may set for a pool."""
+
+    version: str = "2"
+    half_life_s: int = 7 * 24 * 3600
+    """Of a queue's usage."""
+    usage_weight: int = 1000
+    """k of gpu.md 1.1 e, in thousandths."""
+    min_runtime_s: int = 600
+    """No lease is preempted sooner."""
+    grace_s: int = 60
+    """Between the notice and the end."""
+    most_preemptions_a_day: int = 3
+    starving_s: int = 4 * 3600
+    """A request over its queue's quota that has waited longer gets a reservation."""
+    saturation_percent: int = 120
+    """How much less saturated the taker's queue must stay than the victim's, where both are over quota."""
+    reserve_after_s: int = 60
+    """A request within quota that cannot be placed for longer holds a reservation against backfill."""
+
+
+# --- decisions, in the order in which they are to be done -----------------------------------------
+
+
+class Grant(NamedTuple):
+    """Give the request these parts. Its token is taken when the decision is committed."""
+
+    request_id: str
+    members: tuple[Part, ...]
+
+
+class Notice(NamedTuple):
+    """Ask the holder to write a checkpoint and let go by *deadline_ms*."""
+
+    token: int
+    beneficiary: str
+    """The request that fits once all its victims have let go; empty: the lease is over its time, or drained."""
+    reason: str
+    """`reclaim`, `preempt`, `over_runtime`, `drain`, `shrink`."""
+    deadline_ms: int
+
+
+class Withdraw(NamedTuple):
+    """The notice is not needed any more: its beneficiary has gone or fits elsewhere."""
+
+    token: int
+
+
+class Kill(NamedTuple):
+    """The deadline has passed: fence the token, and end its processes before its parts are free."""
+
+    token: int
+
+
+class Resize(NamedTuple):
+    """Give an elastic lease these parts, all of them, under a new token."""
+
+    token: int
+    members: tuple[Part, ...]
+
+
+class Reserve(NamedTuple):
+    """No possession: others may start on these devices only if they end before *start_ms* by their declared time."""
+
+    request_id: str
+    devices: tuple[str, ...]
+    start_ms: int
+
+
+class Explain(NamedTuple):
+    """Why the request still waits: one reason, true of this state."""
+
+    request_id: str
+    code: str
+    """`behind`, `no_room`, `over_limit`, `over_quota`, `not_preemptible_over_quota`, `reserved_for`, 
+    `waits_for_notice`, `infeasible`, `unknown_queue`, `fuel`."""
+    position: int
+    """Place in its queue, from 1."""
+    ahead: int
+    """Requests of any queue that are served before it."""
+    detail: tuple[tuple[str, str], ...] = ()
+    """What the sentence names: ("queue", "vision"), ("needs", "2 cores"), ("free", "1 core"), ..."""
+
+
+class Usage(NamedTuple):
+    """A queue's decayed usage at the decision's time."""
+
+    queue: str
+    usage: Counted
+
+
+Decision = Grant | Notice | Withdraw | Kill | Resize | Reserve | Explain | Usage
