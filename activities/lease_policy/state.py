@@ -190,7 +190,7 @@ class Explain(NamedTuple):
 
     request_id: str
     code: str
-    """`behind`, `no_room`, `over_limit`, `over_quota`, `not_preemptible_over_quota`, `reserved_for`, 
+    """`behind`, `no_room`, `over_limit`, `over_quota`, `not_preemptible_over_quota`, `reserved_for`,
     `waits_for_notice`, `infeasible`, `unknown_queue`, `fuel`."""
     position: int
     """Place in its queue, from 1."""
