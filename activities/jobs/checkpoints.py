@@ -48,6 +48,8 @@ class Kept:
     attempt: str
     seconds: float
     """From the beginning of its attempt to the checkpoint."""
+    at: str
+    """The step as people call it; empty where that was not said."""
 
 
 class Checkpoints:
@@ -99,8 +101,11 @@ class Checkpoints:
 
     # --- writing ---
 
-    def write(self, step: int, state: Mapping[str, Any]) -> None:
-        """Keep *state* after *step*. Raises `LeaseLost`, `StorageLow`, and `Invalid` for what cannot be kept."""
+    def write(self, step: int, state: Mapping[str, Any], at: str = "") -> None:
+        """Keep *state* after *step*, which people call *at*.
+
+        Raises `LeaseLost`, `StorageLow`, and `Invalid` for what cannot be kept.
+        """
         if step < 0:  # its folder would never be found again
             raise Invalid(f"a checkpoint's step must be 0 or more, not {step}", field="step")
         self.claim()
@@ -112,7 +117,7 @@ class Checkpoints:
         staged = self._own / f".new-{self.attempt}"
         shutil.rmtree(staged, ignore_errors=True)
         try:
-            self._stage(staged, step, text, arrays)
+            self._stage(staged, step, at, text, arrays)
             self.check()
             self._settle(staged, self._own / f"{step:012d}")
         finally:
@@ -120,7 +125,7 @@ class Checkpoints:
         self._drop_above(step)
         self._thin_out()
 
-    def _stage(self, staged: Path, step: int, text: bytes, arrays: dict[str, Any]) -> None:
+    def _stage(self, staged: Path, step: int, at: str, text: bytes, arrays: dict[str, Any]) -> None:
         from safetensors.numpy import save_file
 
         staged.mkdir(mode=0o700)
@@ -130,6 +135,7 @@ class Checkpoints:
             "format": FORMAT,
             "token": self.token,
             "step": step,
+            "at": at,
             "attempt": self.attempt,
             "seconds": self.seconds(),
             "sha256": {name: _digest(staged / name) for name in (STATE, ARRAYS)},
@@ -187,7 +193,7 @@ class Checkpoints:
         except SafetensorError as error:
             raise ValueError(str(error)) from None
         state = _whole(json.loads((path / STATE).read_text()), arrays)
-        return Kept(token, step, state, about["attempt"], about["seconds"])
+        return Kept(token, step, state, about["attempt"], about["seconds"], about.get("at", ""))
 
     def whole(self, path: Path, told: str) -> bool:
         """Are the file's bytes those that were written?"""
@@ -234,6 +240,7 @@ class Checkpoints:
             "token": line["token"],
             "steps_again": sum(each["steps_again"] for each in lines),
             "seconds_again": round(sum(each["seconds_again"] for each in lines), 3),
+            "at": kept.at if kept else "",
         }
 
     def _last_attempt(self) -> tuple[int, float, str] | None:
