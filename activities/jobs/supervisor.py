@@ -26,6 +26,7 @@ from distributed.core import Status
 from activities.jobs import reaper, threads, warming
 from activities.jobs.memory import HINT, SHRINKS, Memory, may_shrink, share
 from activities.jobs.numbered import numbered
+from activities.jobs.progress import Progress
 from everloop import disk, engine, logs
 from everloop.errors import JobFailed, OutOfMemory, StorageLow, TrainerFailed
 
@@ -33,8 +34,6 @@ POLL_SECONDS = 0.1
 RELAY_SECONDS = 0.2
 GRACE_SECONDS = 2.0
 """From SIGTERM to SIGKILL for a job that is no longer wanted."""
-MOST_STEP = (1 << 63) - 1  # what the table of metrics can hold
-MOST_LINES = 500  # progress lines in one message; the last ones are kept
 SIGNALLED = 128  # the reaper's exit code for a killed job is this plus the signal
 REAPER_KILLED, NEVER_BEGAN = -1, -2
 SHRUNK = "shrunk"
@@ -305,7 +304,7 @@ def _relay(task: Task, events: int, life: int, status: int, *, log: Path, memory
 
     Keeps its log small.
     """
-    progress = Progress(task)
+    progress = Progress(task.tell)
     sources = [status, events]
     told = b""
     while True:
@@ -345,41 +344,6 @@ def _code(told: bytes) -> int:
     if not told:
         return NEVER_BEGAN
     return int(told.partition(b";")[2] or REAPER_KILLED)
-
-
-class Progress:
-    """The job's progress lines, passed on in batches."""
-
-    def __init__(self, task: Task) -> None:
-        self.task = task
-        self.partial = b""
-        self.lines: list[Any] = []
-        self.told = 0.0
-
-    def read(self, events: int) -> bool:
-        """Take what is there; False at the end."""
-        data = os.read(events, 1 << 16)
-        *lines, self.partial = (self.partial + data).split(b"\n")
-        for line in lines:
-            with contextlib.suppress(ValueError):  # torn by a full pipe
-                found = json.loads(line)
-                # A number beyond 64 bits would end the connection to the scheduler, and with it this slot.
-                if _is_progress(found):
-                    self.lines.append(found)
-        return bool(data)
-
-    def flush(self, every: float = 0.0) -> None:
-        if self.lines and time.monotonic() - self.told >= every:
-            self.task.tell(lines=self.lines[-MOST_LINES:])
-            self.lines = []
-            self.told = time.monotonic()
-
-
-def _is_progress(line: Any) -> bool:  # noqa: ANN401
-    """Is it what `Context.report` writes? A job can write anything into its pipe."""
-    if not isinstance(line, dict) or type(line.get("step")) is not int or not isinstance(line.get("values"), dict):
-        return False
-    return 0 <= line["step"] <= MOST_STEP and all(type(value) is float for value in line["values"].values())
 
 
 def _outcome(order: Order, job: Path, code: int, memory: Memory, *, unwanted: bool) -> Outcome:
