@@ -292,6 +292,9 @@ class Field(Record):
     name: str
     kind: Literal["number", "category", "boolean", "datetime"]
     nullable: bool = True
+    """False: none of the values that the model learned from was missing. (Versions before this was said: True.)"""
+    usual: float | None = None
+    """What a missing number, boolean or datetime (seconds since 1970) is answered as where it is not nullable."""
     minimum: float | None = None
     maximum: float | None = None
     """Range in training; outside of it is answered but marked."""
