@@ -6,7 +6,7 @@ from alembic import op
 import everloop.store
 
 revision = "0010_rearmed"
-down_revision = "0006_alarms"
+down_revision = "0007_leases"
 branch_labels = None
 depends_on = None
 
