@@ -162,7 +162,7 @@ class Learning:
         self.steps = -(-len(task.train) // rows)
         self.pieces = -(-rows // at_once)
         """Batches whose gradients are summed in one step."""
-        self._shrink(context.shrink())
+        self._shrink(context.shrink(at_once.bit_length()))
         self.network = Network.drawn(task.shape, task.seed, task.device)
         self._decayed = self.network.decayed()
         flat = self.network.flat
