@@ -126,7 +126,7 @@ def _log(error: BaseException) -> None:
 def _told(error: BaseException) -> dict[str, str]:
     """The error as the supervisor passes it on; one line, the rest is in the log."""
     if not isinstance(error, StorageLow) and disk.is_full(error):  # whatever a library made of it
-        error = StorageLow("the disk is full", hint=disk.HINT)
+        error = disk.elsewhere(error)
     if _out_of_memory(error) and not isinstance(error, EverloopError):
         said = (text(error).splitlines() or [""])[0][:500]
         return {"error": OutOfMemory.__name__, "message": said or type(error).__name__, "field": "", "hint": ""}

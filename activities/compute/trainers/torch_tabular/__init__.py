@@ -51,6 +51,7 @@ def fit(examples: Examples, params: Mapping[str, Any], context: Context) -> "Fit
         iterations=examples.iterations,
     )
     try:
+        faults.check_room(bytes_of(task.shape), context.lease.members[0].memory_mib << 20)
         with faults.named(f"this training, whose weights alone take {bytes_of(task.shape):,} bytes"):
             return _learned(task, context)
     except OutOfMemory:

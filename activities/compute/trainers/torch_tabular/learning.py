@@ -152,6 +152,10 @@ class Network:
                 table[start + unseen] = shares @ table[start : start + len(held)]
 
 
+FORMAT = 1
+"""Of the state in a checkpoint."""
+
+
 class Learning:
     """A training as it goes on."""
 
@@ -162,7 +166,7 @@ class Learning:
         self.steps = -(-len(task.train) // rows)
         self.pieces = -(-rows // at_once)
         """Batches whose gradients are summed in one step."""
-        self._shrink(context.shrink())
+        self._shrink(context.shrink(at_once.bit_length()))
         self.network = Network.drawn(task.shape, task.seed, task.device)
         self._decayed = self.network.decayed()
         flat = self.network.flat
@@ -375,6 +379,7 @@ class Learning:
         good = {f"good_{name}": each for name, each in zip(names, self.good, strict=True)} if self.step else {}
         vectors = now | good | ({"best": self.best} if self.best_epoch else {})
         return {
+            "format": FORMAT,
             "epoch": self.epoch,
             "step": self.step,
             "taken": self.taken,
@@ -392,6 +397,12 @@ class Learning:
         if kept is None:
             return
         state: Mapping[str, Any] = kept[1]
+        if (
+            state.get("format", FORMAT) != FORMAT
+            or np.asarray(state.get("weights", ())).shape != self.network.flat.shape
+        ):
+            print("the checkpoint is of another version of Everloop: the training begins again")
+            return
         for name, held in (("weights", self.network.flat), ("mean", self.mean), ("square", self.square)):
             held.copy_(torch.from_numpy(np.array(state[name])))
         self.good = self._vectors()
