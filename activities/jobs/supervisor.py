@@ -3,7 +3,7 @@
 The task holds nothing: whatever happens to this process, the reaper ends the job (lifeline), the slot's lock
 keeps the next attempt waiting until the old one is gone, and a finished result is found again on disk.
 
-    scratch/jobs/<run id>/<activity id>/crashes, shrunk    one line per crash, or per end for want of memory
+    scratch/jobs/<run id>/<activity id>/crashes, reaped, shrunk    a line for each
                                        /<token>/request.json, result.json or error.json, scratch/
 """
 
@@ -39,6 +39,10 @@ SIGNALLED = 128  # the reaper's exit code for a killed job is this plus the sign
 REAPER_KILLED, NEVER_BEGAN = -1, -2
 SHRUNK = "shrunk"
 """In an activity's folder: a line for each time that it ran out of memory."""
+CRASHES, REAPED = "crashes", "reaped"
+"""The same for each crash, and for each time that its reaper was ended."""
+REAPED_AS_ONE = 4
+"""So many of those count as one crash: a job can end its own reaper, and would be begun again for ever."""
 MARK = "EVERLOOP_SLOT"
 """In the environment of every job of a slot: who carries it belongs to that slot."""
 PASSED_ON = ("PATH", "PYTHONPATH", "PYTHONSAFEPATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "CUDA_VISIBLE_DEVICES")
@@ -248,6 +252,7 @@ def _prepare(order: Order) -> Path:
     for left in ("error.json", "result.json", SHRINKS):
         (job / left).unlink(missing_ok=True)
     (Path(order["logs_dir"]) / order["log"]).parent.mkdir(parents=True, exist_ok=True)
+    (job / reaper.ROOM).touch()
     asked = {name: value for name, value in order.items() if name in TOLD}
     (job / "request.json").write_text(json.dumps(asked | {"shrink": _shrunk(order)}))
     return job
@@ -423,17 +428,18 @@ def _out_of_memory(what: str, memory: Memory) -> Outcome:
 
 def _ended(order: Order, code: int) -> Outcome:
     """It left nothing: what its end says."""
-    if code == REAPER_KILLED:  # and the job with it: not the job's fault
+    if code == REAPER_KILLED:  # and the job with it: hardly ever the job's fault
         _end_orphans(order["environment"][MARK])
-        return {"crash": "the end of its reaper", "crashes": 0}
+        ended = _crashed(order, "the end of its reaper", among=REAPED)
+        return ended | {"crashes": ended["crashes"] // REAPED_AS_ONE}
     if code == NEVER_BEGAN:
         return _crashed(order, "the end of the process that it is forked from")
-    if code == reaper.NO_ROOM:
+    if code == reaper.NO_ROOM and not (_job_folder(order) / reaper.ROOM).exists():
         return _no_room(order)
     low = _low(order)
     if low is not None and (code < SIGNALLED or code == SIGNALLED + signal.SIGBUS):  # SIGBUS: a mapped file's page
         return low
-    if code > SIGNALLED:
+    if SIGNALLED < code <= SIGNALLED + signal.SIGRTMAX:
         return _crashed(order, _signal(code - SIGNALLED))
     return {"error": _gone(code, of_a_user=bool(order["request"].get("code")))}
 
@@ -465,12 +471,12 @@ def _signal(number: int) -> str:
         return f"signal {number}"
 
 
-def _crashed(order: Order, what: str) -> Outcome:
-    """Count it: the count outlives tokens and attempts, so that a poison job stops.
+def _crashed(order: Order, what: str, among: str = CRASHES) -> Outcome:
+    """Count it in the file *among*: the count outlives tokens and attempts, so that a poison job stops.
 
     A job that has kept more of its work than at the crash before is none: it is counted anew.
     """
-    path, kept = Path(order["folder"]) / "crashes", _kept_steps(order)
+    path, kept = Path(order["folder"]) / among, _kept_steps(order)
     with contextlib.suppress(OSError, ValueError):
         if int(path.read_text().splitlines()[-1].rpartition(" ")[2]) < kept:
             path.unlink()
