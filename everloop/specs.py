@@ -382,7 +382,7 @@ class LifecycleSpec(Strict):
             )
         if self.features.include is not None and self.target in self.features.include:
             raise ValueError("features.include: must not name the target")
-        if (size := len(self.model_dump_json().encode())) > SPEC_BYTES:
+        if (size := len(_as_json(self))) > SPEC_BYTES:
             raise ValueError(f"{_largest(self)}: the spec takes {size:,} bytes, more than {SPEC_BYTES:,}; name fewer")
         return self
 
@@ -412,12 +412,22 @@ def _check_params(params: dict[str, Any], known: type[Strict]) -> None:
         raise ValueError(f"params.{name}: {first['msg']}{listed}") from None
 
 
+def _as_json(spec: LifecycleSpec) -> bytes:
+    """Raises `ValueError` in our words for what JSON cannot say: half a character, or a value inside itself."""
+    try:
+        return spec.model_dump_json().encode()
+    except ValueError as error:
+        why = str(error).removeprefix("Error serializing to JSON: ").partition(": ")[2] or str(error)
+        raise ValueError(f"params: cannot be written as JSON: {why[:200]}") from None
+
+
 def _largest(spec: LifecycleSpec) -> str:
-    """The list of columns that takes most room."""
+    """The field that takes most room, of those that may take any."""
     lists = {
         "features.include": spec.features.include,
         "features.exclude": spec.features.exclude,
         "columns": spec.columns,
+        "params": spec.params,
     }
     return max(lists, key=lambda name: len(str(lists[name] or "")))
 

@@ -29,6 +29,8 @@ NOW = b"9"
 """On the lifeline: no grace."""
 NO_ROOM = 75
 """Exit code of a job that could not even write down that the disk is full (EX_TEMPFAIL)."""
+ROOM = "room"
+"""A file in its folder that it then takes away, which needs no room: anybody can end a process with any code."""
 
 Prepare = Callable[[], None]
 
