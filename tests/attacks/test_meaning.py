@@ -163,7 +163,7 @@ LATER = {
     "everloop/records.py": ("Signature", "Evidence", "Claim", "Route", "Version", "Comparison", "Ran", "Wait"),
     "everloop/specs.py": ("LifecycleSpec", "Gate", "Source"),
     "everloop/events.py": ("StageFinished", "ModelReleased", "ApprovalOpened", "LifecycleSubmitted"),
-    "activities/lease_policy.py": ("PoolState", "Device", "Waiting"),
+    "activities/lease_policy/first_come.py": ("PoolState", "Device", "Waiting"),
 }
 """Records to which a later Everloop adds a field with a default."""
 
@@ -179,7 +179,7 @@ from everloop.payloads import converter
 from everloop.store import LifecycleRow, PoolDecisionRow, RouteChangeRow, RouteRow, Store
 from activities.execution import Execution
 from activities.journal import verify
-from activities.lease_policy import Policy, PoolState, decide
+from activities.lease_policy.first_come import Policy, PoolState, decide
 from activities.release import ReleaseOnControl
 from everloop.contracts import ReleaseRequest
 from everloop.errors import IntegrityError
