@@ -8,6 +8,7 @@ are installed with pip, each into an environment of its own under --others; what
 import argparse
 import asyncio
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -179,6 +180,15 @@ def bentoml(others: Path, folder: Path, row: dict[str, Any], port: int, stack: E
 # --- while versions are swapped -------------------------------------------------------------------
 
 
+def swap(settings: Settings, made: tuple[bytes, Signature], seq: int, ready: Any) -> None:
+    """A version after the other, each a release of its own."""
+    released = Released(settings, made, seq)
+    ready.set()
+    for _ in range(SWAPS):
+        time.sleep(SWAP_SECONDS)
+        released.release()
+
+
 async def swapped(server: Server, released: Released) -> tuple[list[float], int]:
     """Milliseconds from when each of the requests was due to its answer, and how many were no answer.
 
@@ -205,14 +215,13 @@ async def swapped(server: Server, released: Released) -> tuple[list[float], int]
         errors += not head.startswith(b"HTTP/1.1 200 ")
         free.put_nowait((reader, writer))
 
-    async def swap() -> None:
-        for _ in range(SWAPS):
-            await asyncio.sleep(SWAP_SECONDS)
-            await asyncio.to_thread(released.release)
-
-    swapping = asyncio.create_task(swap())
+    context = multiprocessing.get_context("spawn")  # signing must not hold up who measures
+    ready = context.Event()
+    swapping = context.Process(target=swap, args=(released.settings, released.made, released.seq, ready))
+    swapping.start()
+    await asyncio.to_thread(ready.wait)
     asked, began = [], time.perf_counter()
-    while not swapping.done():
+    while swapping.is_alive():
         due = began + len(asked) / RATE
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
         asked.append(asyncio.create_task(one(due)))
@@ -236,6 +245,7 @@ def main() -> None:
 
 def measure(folder: Path, stack: ExitStack, options: argparse.Namespace) -> bool:
     graph, signature, row = trained(folder)
+    (folder / "data").mkdir()
     released = Released(parts.settings_in(folder / "data"), (graph, signature))
     settings, first = released.settings, released.settings.port_base + 20
     stack.enter_context(started([sys.executable, "-m", "api", "serve"], folder, "everloop", **settings.environment()))
