@@ -47,7 +47,9 @@ def give_back(session: Session, row: LeaseRow, at_ms: int) -> None:
     _charge(session, row, Counted(*counted), at_ms)
 
 
-def account(session: Session, row: LeaseRow, at_ms: int, kind: str = "", charged_to: str = "") -> None:
+def account(
+    session: Session, row: LeaseRow, at_ms: int, *, kind: str = "", charged_to: str = "", stage: str = ""
+) -> None:
     """Write down what the lease has used until now, as what its state says. Call it before the state changes."""
     request = session.get(LeaseRequestRow, row.request_id)
     for member in rows.members(session, row, live=True):
@@ -60,7 +62,7 @@ def account(session: Session, row: LeaseRow, at_ms: int, kind: str = "", charged
                     queue=row.queue,
                     workflow_id=row.workflow_id,
                     model=request.model if request else "",
-                    stage=request.stage if request else "",
+                    stage=stage or (request.stage if request else ""),
                     from_ms=member.since_ms,
                     to_ms=at_ms,
                     cores=member.cores,
@@ -81,7 +83,7 @@ def lost(session: Session, row: LeaseRow, at_ms: int) -> None:
         account(session, row, since)
     taker = session.get(LeaseRequestRow, row.beneficiary) if row.beneficiary else None
     kind = "lost" if row.state in ("active", "noticed") else ""
-    account(session, row, at_ms, kind, taker.queue if taker else "")
+    account(session, row, at_ms, kind=kind, charged_to=taker.queue if taker else "")
 
 
 def free_until(session: Session, device: DeviceRow, at_ms: int) -> None:

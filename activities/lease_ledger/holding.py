@@ -68,6 +68,10 @@ def commit(store: Store, request: CommitRequest, asks: Caller) -> None:
         raise Forbidden(f"the lease of {request.slot.holder} is not one of {asks.workflow_id}")
     with store.write() as session:
         check_token(session, request.slot)
+        at = rows.now()
+        row = rows.lease(session, request.slot.token, asks.workflow_id)
+        if row is not None and row.state in rows.WORKING:  # what was used until now was for this stage
+            capacity.account(session, row, rows.ms(at), stage=request.stage)
         session.merge(
             ResultRow(
                 workflow_id=asks.workflow_id,
@@ -75,7 +79,7 @@ def commit(store: Store, request: CommitRequest, asks: Caller) -> None:
                 stage=request.stage,
                 token=request.slot.token,
                 digest=request.digest,
-                at=rows.now(),
+                at=at,
             )
         )
 
