@@ -84,6 +84,8 @@ class DeviceRow(SQLModel, table=True):
     memory_mib: int = 0
     milli_gpu: int = 0
     gpu_mib: int = 0
+    job_cores: int = 1
+    """Of a job that asks for none."""
     used_cores: int = 0
     used_memory_mib: int = 0
     used_milli_gpu: int = 0
@@ -144,10 +146,11 @@ class LeaseRequestRow(SQLModel, table=True):
     priority: int = 50
     preemptible: bool = True
     cores: int = 1
-    """Of each member, as the three below."""
+    """Of each member, as the three below. 0: the device's `job_cores`."""
     memory_mib: int = 0
     """0: its cores' part of the device."""
     milli_gpu: int = 0
+    """-1: a whole GPU where the pool has any."""
     gpu_mib: int = 0
     members_min: int = 1
     members_max: int = 1
