@@ -119,6 +119,7 @@ class Fitted:
     """Trees that are averaged."""
 
     file = "model.safetensors"
+    unit = "tree"
 
     def __init__(self, trees: ensembles.Trees, pipeline: Pipeline, ordering: Ordering, worth: Floats) -> None:
         self.trees, self.pipeline, self.ordering, self.worth = trees, pipeline, ordering, worth

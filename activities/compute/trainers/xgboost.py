@@ -60,6 +60,7 @@ class Fitted:
     """A booster, in XGBoost's own bytes: what is read and written again would not be the same ones."""
 
     file = "model.safetensors"
+    unit = "round"
 
     def __init__(self, model: NDArray[np.uint8], pipeline: Pipeline, ordering: Ordering, iterations: int) -> None:
         """Raises `IntegrityError`."""
