@@ -29,15 +29,6 @@ class Blob(Record):
     """What a person would call it: `model.onnx`, `drift.json`. Not part of the address."""
 
 
-class Slot(Record):
-    """A device that a lease grants: the name of a Dask worker, and the fence token of the grant."""
-
-    device: str
-    token: int
-    holder: str
-    """`<workflow id>/<run id>` of who holds the lease."""
-
-
 class Member(Record):
     """A part of a lease: what one process of a job may use."""
 
@@ -51,6 +42,17 @@ class Member(Record):
     milli_gpu: NonNegativeInt = 0
     """Thousandths of a GPU."""
     gpu_mib: NonNegativeInt = 0
+
+
+class Slot(Record):
+    """A device that a lease grants: the name of a Dask worker, and the fence token of the grant."""
+
+    device: str
+    token: int
+    holder: str
+    """`<workflow id>/<run id>` of who holds the lease."""
+    members: tuple[Member, ...] = ()
+    """What may be used, and where. None: of a grant of before, one core of the device."""
 
 
 class Lease(Record):
@@ -67,7 +69,7 @@ class Lease(Record):
         """A slot of stored histories is a lease of one member."""
         if isinstance(value, Slot):
             value = value.model_dump()
-        if isinstance(value, dict) and "members" not in value and "device" in value:
+        if isinstance(value, dict) and not value.get("members") and "device" in value:
             return {**value, "members": ({"device": value["device"]},)}
         return value
 
@@ -257,6 +259,10 @@ class Evaluation(Result):
     comparison: Comparison
     report: Blob
     """JSON: metrics, per-class or residual figures, feature importance."""
+    importance: dict[str, float] = {}
+    """The features that are worth most, as shares of what all are worth."""
+    importance_is: Literal["", "native", "permutation"] = ""
+    """How that was found: what the family says of itself, or by how much shuffling a feature raises the loss."""
 
 
 class Refitted(Result):
@@ -292,6 +298,9 @@ class Field(Record):
     name: str
     kind: Literal["number", "category", "boolean", "datetime"]
     nullable: bool = True
+    """False: none of the values that the model learned from was missing. (Versions before this was said: True.)"""
+    usual: float | None = None
+    """What a missing number, boolean or datetime (seconds since 1970) is answered as where it is not nullable."""
     minimum: float | None = None
     maximum: float | None = None
     """Range in training; outside of it is answered but marked."""
@@ -519,6 +528,21 @@ class Route(Record):
 
     def change(self) -> RouteChange:
         return RouteChange.model_validate(self.model_dump(include=set(RouteChange.model_fields)))
+
+
+TriggerVerdict = Literal[
+    "quiet",
+    "retrain",
+    "insufficient_data",
+    "already_triggered",
+    "failed",
+    "not_yet",
+    "same_drift",
+    "cooling_down",
+    "over_budget",
+    "breaker_open",
+]
+"""What a check's window has led to. The last five: over the threshold, and held back by a rule of the monitor."""
 
 
 class Window(Record):

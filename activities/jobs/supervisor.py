@@ -3,20 +3,17 @@
 The task holds nothing: whatever happens to this process, the reaper ends the job (lifeline), the slot's lock
 keeps the next attempt waiting until the old one is gone, and a finished result is found again on disk.
 
-    scratch/jobs/<run id>/<activity id>/crashes, shrunk    one line per crash, or per end for want of memory
+    scratch/jobs/<run id>/<activity id>/crashes, reaped, shrunk    a line for each
                                        /<token>/request.json, result.json or error.json, scratch/
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import re
 import select
 import shutil
 import signal
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -24,22 +21,20 @@ from distributed import get_worker
 from distributed.core import Status
 
 from activities.jobs import reaper, threads, warming
-from activities.jobs.memory import HINT, SHRINKS, Memory, may_shrink, share
+from activities.jobs.mark import BLANK, LEASE, MARK
+from activities.jobs.memory import HINT, MIB, SHRINKS, Memory, may_shrink, share
 from activities.jobs.numbered import numbered
 from activities.jobs.progress import Progress
+from activities.jobs.slot import Locks, Slot
 from everloop import disk, engine, logs
 from everloop.errors import JobFailed, OutOfMemory, StorageLow, TrainerFailed
 
 POLL_SECONDS = 0.1
 RELAY_SECONDS = 0.2
-GRACE_SECONDS = 2.0
-"""From SIGTERM to SIGKILL for a job that is no longer wanted."""
 SIGNALLED = 128  # the reaper's exit code for a killed job is this plus the signal
 REAPER_KILLED, NEVER_BEGAN = -1, -2
 SHRUNK = "shrunk"
 """In an activity's folder: a line for each time that it ran out of memory."""
-MARK = "EVERLOOP_SLOT"
-"""In the environment of every job of a slot: who carries it belongs to that slot."""
 PASSED_ON = ("PATH", "PYTHONPATH", "PYTHONSAFEPATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "CUDA_VISIBLE_DEVICES")
 """All that a job inherits: no database address, no Temporal address, no keys."""
 PASSED_ON_FOR = re.compile(
@@ -62,7 +57,12 @@ class Order(TypedDict):
     digest: str
     """Of the function and the request without its slot: a kept result must be of the same question."""
     token: int
+    rank: int
     device: str
+    live: tuple[int, ...]
+    """Tokens of the leases that are live on the device."""
+    whole: bool
+    """It has the whole device, a GPU, to itself."""
     folder: str
     """`scratch/jobs/<run id>/<activity id>`."""
     log: str
@@ -108,31 +108,38 @@ def supervise(order: Order) -> Outcome:
     Waits for the slot's lock first: the child of a lost attempt may still be ending.
     """
     task = Task(order["topic"])
-    with _slot(order, task) as lock:
-        if lock is None:
+    slot = _slot(order)
+    with slot.held(task.wanted, whole=order.get("whole", False)) as locks:
+        if locks is None or not slot.others_gone(order.get("live", ()), task.wanted):
             return {"unwanted": True}
         kept = _kept(order)
         if kept is not None:
             return kept
-        _end_orphans(order["environment"][MARK])
+        slot.end_orphans()
         shutil.rmtree(_job_folder(order) / "scratch", ignore_errors=True)  # it may be what fills the disk
         low = _low(order)
         if low is not None:
             return low
         try:
-            return _attempt(order, task, lock)
+            return _attempt(order, task, locks)
         except OSError as error:
             if disk.is_full(error):
                 return _no_room(order)
             raise
 
 
-def _attempt(order: Order, task: "Task", lock: int) -> Outcome:
+def _slot(order: Order) -> Slot:
+    return Slot(Path(order["slots_dir"]), order["environment"][MARK], order["token"], order.get("rank", 0))
+
+
+def _attempt(order: Order, task: "Task", locks: Locks) -> Outcome:
     while True:
         memory = Memory(order.get("memory_bytes") or share(order.get("slots", 1)))
-        job = _prepare(order)
+        job = _prepare(order, memory.limit)
         try:
-            code = _run(order, task, job, lock, memory)
+            code = _run(order, task, job, locks, memory)
+            if code == REAPER_KILLED:  # whatever of the job is left has nobody above it, and may hold the slot's lock
+                _slot(order).end_orphans()
             outcome = _outcome(order, job, code, memory, unwanted=task.ended)
         finally:
             warming.cool_down_later()
@@ -147,7 +154,10 @@ def _again_with_less(order: Order, job: Path, outcome: Outcome) -> bool:
         return False
     with (Path(order["folder"]) / SHRUNK).open("a") as shrunk:
         shrunk.write(outcome["error"]["message"] + "\n")
-    again = may_shrink(job, _shrunk(order))
+    times = _shrunk(order)
+    again = may_shrink(job, times)
+    if not again and times > 1:
+        outcome["error"]["message"] += f"; also when it tried with less, {times - 1} times"
     with (Path(order["logs_dir"]) / order["log"]).open("a") as log:
         log.write(outcome["error"]["message"] + ("; it is run again with less\n" if again else "\n"))
     return again
@@ -204,28 +214,6 @@ class Task:
         self.worker.log_event(self.topic, {"key": self.key} | event)
 
 
-@contextlib.contextmanager
-def _slot(order: Order, task: Task) -> Iterator[int | None]:
-    """The slot's lock as a file descriptor, or None when the task is no longer wanted."""
-    folder = Path(order["slots_dir"])
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{order['device']}.lock").open("a") as lock:
-        while not _locked(lock.fileno()):
-            if not task.wanted():
-                yield None
-                return
-            time.sleep(POLL_SECONDS / 2)
-        yield lock.fileno()
-
-
-def _locked(lock: int) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def _kept(order: Order) -> Outcome | None:
     """The result of an attempt with this token or an older one, for the same question."""
     folder = Path(order["folder"])
@@ -239,20 +227,24 @@ def _kept(order: Order) -> Outcome | None:
     return None
 
 
-def _prepare(order: Order) -> Path:
-    """The folder of this token, with the request in it and nothing of a former attempt."""
+def _prepare(order: Order, limit: int) -> Path:
+    """The folder of this token, with the request in it and nothing of a former attempt. *limit*: in bytes."""
     job = _job_folder(order)
     shutil.rmtree(job / "scratch", ignore_errors=True)
     (job / "scratch").mkdir(parents=True)
     for left in ("error.json", "result.json", SHRINKS):
         (job / left).unlink(missing_ok=True)
     (Path(order["logs_dir"]) / order["log"]).parent.mkdir(parents=True, exist_ok=True)
+    (job / reaper.ROOM).touch()
     asked = {name: value for name, value in order.items() if name in TOLD}
+    if "lease" in asked:
+        members = [member | {"memory_mib": limit // MIB} for member in order["lease"]["members"]]
+        asked["lease"] = order["lease"] | {"members": members}
     (job / "request.json").write_text(json.dumps(asked | {"shrink": _shrunk(order)}))
     return job
 
 
-def _run(order: Order, task: Task, job: Path, lock: int, memory: Memory) -> int:
+def _run(order: Order, task: Task, job: Path, locks: Locks, memory: Memory) -> int:
     """Start reaper and job, relay events until both are gone. The job's exit code, or 128 + signal.
 
     `REAPER_KILLED` or `NEVER_BEGAN` when there is none.
@@ -264,10 +256,11 @@ def _run(order: Order, task: Task, job: Path, lock: int, memory: Memory) -> int:
     os.set_blocking(events_w, False)  # a slow reader must never stall the job
     log = os.open(Path(order["logs_dir"]) / order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     start: reaper.Start = {"name": order["function"], "folder": str(job), "grace_seconds": order["grace_seconds"]}
+    start["lease"] = _slot(order).text
     try:
         try:
             warm = warming.warm_up(order["root"], _environment(order["environment"]))
-            warm.send(start, reaper.Pipes(life_r, events_w, lock, log, status_w))
+            warm.send(start, reaper.Pipes(life_r, events_w, locks.part, log, status_w, locks.device))
         finally:
             for theirs in (life_r, events_w, log, status_w):
                 os.close(theirs)
@@ -286,17 +279,7 @@ def _environment(extra: dict[str, str]) -> dict[str, str]:
     ours = engine.environment()
     single = dict.fromkeys(threads.THREADS, "1")  # a job sets its lease's by call: activities/jobs/threads.py
     passed_on = {name: value for name, value in ours.items() if name in PASSED_ON or PASSED_ON_FOR.match(name)}
-    return passed_on | single | extra
-
-
-def _end_orphans(mark: str) -> None:
-    """Kill what a killed reaper has left behind: we hold the slot's lock, so whoever carries its mark is an orphan."""
-    wanted = f"{MARK}={mark}".encode()
-    spared = warming.pid()
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):
-            if wanted in path.read_bytes().split(b"\0") and int(path.parent.name) != spared:
-                os.kill(int(path.parent.name), signal.SIGKILL)
+    return passed_on | single | {LEASE: BLANK} | extra
 
 
 def _relay(task: Task, events: int, life: int, status: int, *, log: Path, memory: Memory) -> int:
@@ -325,7 +308,15 @@ def _relay(task: Task, events: int, life: int, status: int, *, log: Path, memory
         if not task.ended and not task.wanted():
             task.ended = True
             _end(life, b"K")
+        _go_on(memory.reaper)
         progress.flush(RELAY_SECONDS)
+
+
+def _go_on(pid: int) -> None:
+    """A reaper that somebody has stopped (the job can) would hold the slot for ever: without effect on another."""
+    if pid:
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGCONT)
 
 
 def _end(life: int, how: bytes) -> None:
@@ -365,7 +356,7 @@ def _outcome(order: Order, job: Path, code: int, memory: Memory, *, unwanted: bo
 def _failed(order: Order, error: dict[str, str], memory: Memory) -> Outcome:
     """What the job has written down, with the figures that only we know."""
     if error["error"] == StorageLow.__name__:
-        return _no_room(order)
+        return _low(order) or {"error": error}  # there is room where we look: it was another disk
     if error["error"] == OutOfMemory.__name__:
         return _out_of_memory(error["message"], memory)
     if error["error"] == JobFailed.__name__ and (low := _low(order)) is not None:
@@ -389,17 +380,16 @@ def _out_of_memory(what: str, memory: Memory) -> Outcome:
 
 def _ended(order: Order, code: int) -> Outcome:
     """It left nothing: what its end says."""
-    if code == REAPER_KILLED:  # and the job with it: not the job's fault
-        _end_orphans(order["environment"][MARK])
-        return {"crash": "the end of its reaper", "crashes": 0}
+    if code == REAPER_KILLED:  # and the job with it: who does that once will do it again, if it was the job
+        return _crashed(order, "the end of its reaper")
     if code == NEVER_BEGAN:
         return _crashed(order, "the end of the process that it is forked from")
-    if code == reaper.NO_ROOM:
+    if code == reaper.NO_ROOM and not (_job_folder(order) / reaper.ROOM).exists():
         return _no_room(order)
     low = _low(order)
     if low is not None and (code < SIGNALLED or code == SIGNALLED + signal.SIGBUS):  # SIGBUS: a mapped file's page
         return low
-    if code > SIGNALLED:
+    if SIGNALLED < code <= SIGNALLED + signal.SIGRTMAX:
         return _crashed(order, _signal(code - SIGNALLED))
     return {"error": _gone(code, of_a_user=bool(order["request"].get("code")))}
 
