@@ -347,7 +347,9 @@ def _outcome(order: Order, job: Path, code: int, memory: Memory, *, unwanted: bo
     if lacked is not None:
         return _out_of_memory(lacked, memory)
     with contextlib.suppress(OSError, ValueError):
-        return _failed(order, json.loads((job / "error.json").read_text()), memory)
+        told = json.loads((job / "error.json").read_text())
+        kept = told.pop("artifacts", [])
+        return {**_failed(order, told, memory), "artifacts": kept}
     return _ended(order, code)
 
 

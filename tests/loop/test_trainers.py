@@ -160,6 +160,9 @@ def test_a_bug_parks_with_its_line_and_mended_code_is_read_again_on_retry(
     assert "only the process that was given the training may report, keep checkpoints or files" in written
     flat = " ".join(shown.split())
     assert "missing_method" in flat and "everloop retry trainer-own" in flat
+    (kept,) = client.kept("trainer-own")  # of what has failed too
+    assert (kept["stage"], kept["start"], kept["status"], kept["name"]) == ("train", 1, "failed", "rows.txt")
+    assert client.artifact("trainer-own", "train", "rows.txt", start=1).startswith(b"(")
     attempts = [stage for stage in parked["stages"] if stage["stage"] == "train"]
     assert len(attempts) == 1  # a bug is not tried again by itself
 
