@@ -113,13 +113,52 @@ class Doors:
             log.warning("too many connections without a request: the oldest are closed (%d so far)", self.dropped)
 
 
+class Joined(asyncio.Transport):
+    """Sends the head of an answer of known length together with its body.
+
+    uvicorn writes them one after the other: two system calls, and a client that wakes up for half an answer.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._held = b""
+        self.get_extra_info = transport.get_extra_info  # type: ignore[method-assign]
+        self.is_closing = transport.is_closing  # type: ignore[method-assign]
+        self.pause_reading = transport.pause_reading  # type: ignore[method-assign]
+        self.resume_reading = transport.resume_reading  # type: ignore[method-assign]
+        self.set_write_buffer_limits = transport.set_write_buffer_limits  # type: ignore[method-assign]
+
+    def write(self, data: bytes) -> None:  # type: ignore[override]
+        if self._held:
+            held, self._held = self._held, b""
+            self._transport.write(held + data)
+        elif data.startswith(b"HTTP/1.") and b"\ncontent-length: " in data:
+            self._held = data  # its body, or its end, follows
+        else:
+            self._transport.write(data)
+
+    def flush(self) -> None:
+        """Send what is held: there is no body to wait for."""
+        if self._held:
+            held, self._held = self._held, b""
+            self._transport.write(held)
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+    def abort(self) -> None:
+        self.flush()
+        self._transport.abort()
+
+
 class Patience:
     """What is added to a protocol of uvicorn: its connection's state, and one timer."""
 
     doors: Doors
     # Of uvicorn's protocols, which both have them:
     loop: asyncio.AbstractEventLoop
-    transport: asyncio.Transport
+    transport: Joined
     cycle: Any
     flow: Any
     client: tuple[str, int] | None
@@ -135,7 +174,7 @@ class Patience:
     _gone = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:
-        _next(self).connection_made(transport)
+        _next(self).connection_made(Joined(transport))
         self.peer = self.client[0] if self.client else ""
         self.doors.open += 1
         self._enter(State.WAITING)
@@ -157,6 +196,7 @@ class Patience:
         self._look()
 
     def on_response_complete(self) -> None:
+        self.transport.flush()
         _next(self).on_response_complete()
         if self.transport.is_closing():
             self._enter(State.CLOSING)
@@ -311,6 +351,7 @@ def config(
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # who asks is who connects: both servers listen on loopback, behind nobody
         timeout_keep_alive=limits.idle_seconds,
         timeout_graceful_shutdown=5,
     )

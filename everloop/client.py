@@ -164,6 +164,12 @@ class Client:
                 yield {"status": found["status"], "wait": found["wait"]}
                 return
 
+    def curves(self, lifecycle: str) -> Rows:
+        """The learning curves of its last training: per metric the steps, what they are called (`unit`), the values on
+        train and validation rows, and the best step. Each has 200 steps at most.
+        """
+        return _items(self._api("GET", f"/lifecycles/{_part(lifecycle)}/curves"))
+
     def metrics(self, lifecycle: str) -> Any:  # noqa: ANN401
         """Progress of its jobs: values by step."""
         return self._api("GET", f"/lifecycles/{_part(lifecycle)}/metrics")
@@ -283,6 +289,10 @@ class Client:
     def check(self, model: str, project: str = "default") -> Json:
         """Let the model's monitor look now, not only when it is due."""
         return _object(self._api("POST", f"/models/{_part(model)}/check", params={"project": project}))
+
+    def rearm(self, model: str, project: str = "default") -> Json:
+        """Let the model's monitor cause retrainings again, whatever came of those before. Safe to repeat."""
+        return _object(self._api("POST", f"/models/{_part(model)}/rearm", params={"project": project}))
 
     def predict(
         self,

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from everloop.records import Claim, Comparison, Evidence, Ran, Record, Wait, Window
+from everloop.records import Claim, Comparison, Evidence, Ran, Record, TriggerVerdict, Wait, Window
 from everloop.specs import Stage
 
 UNSET = datetime.min.replace(tzinfo=UTC)
@@ -74,6 +74,16 @@ class StagePaused(Fact):
     stage: Stage
     person: str
     reason: str = ""
+
+
+class StagePreempted(Fact):
+    """Its lease was taken for others: it goes on by itself, from its last checkpoint, with the next one."""
+
+    type: Literal["StagePreempted"] = "StagePreempted"
+    stage: Stage
+    device: str
+    token: int
+    reason: str
 
 
 class StageRetried(Fact):
@@ -186,7 +196,7 @@ class DriftChecked(Fact):
     drifted: tuple[str, ...] = ()
     report: str = ""
     """SHA-256 of Evidently's JSON."""
-    verdict: Literal["quiet", "retrain", "insufficient_data", "already_triggered", "failed"]
+    verdict: TriggerVerdict
     reason: str
     lifecycle: str = ""
     """The retraining that this window started."""
@@ -199,6 +209,7 @@ Event = Annotated[
     | StageFailed
     | StageSkipped
     | StagePaused
+    | StagePreempted
     | StageRetried
     | WaitBegan
     | WaitEnded

@@ -29,15 +29,6 @@ class Blob(Record):
     """What a person would call it: `model.onnx`, `drift.json`. Not part of the address."""
 
 
-class Slot(Record):
-    """A device that a lease grants: the name of a Dask worker, and the fence token of the grant."""
-
-    device: str
-    token: int
-    holder: str
-    """`<workflow id>/<run id>` of who holds the lease."""
-
-
 class Member(Record):
     """A part of a lease: what one process of a job may use."""
 
@@ -51,6 +42,17 @@ class Member(Record):
     milli_gpu: NonNegativeInt = 0
     """Thousandths of a GPU."""
     gpu_mib: NonNegativeInt = 0
+
+
+class Slot(Record):
+    """A device that a lease grants: the name of a Dask worker, and the fence token of the grant."""
+
+    device: str
+    token: int
+    holder: str
+    """`<workflow id>/<run id>` of who holds the lease."""
+    members: tuple[Member, ...] = ()
+    """What may be used, and where. None: of a grant of before, one core of the device."""
 
 
 class Lease(Record):
@@ -67,7 +69,7 @@ class Lease(Record):
         """A slot of stored histories is a lease of one member."""
         if isinstance(value, Slot):
             value = value.model_dump()
-        if isinstance(value, dict) and "members" not in value and "device" in value:
+        if isinstance(value, dict) and not value.get("members") and "device" in value:
             return {**value, "members": ({"device": value["device"]},)}
         return value
 
@@ -91,15 +93,17 @@ class Resumed(Record):
     steps_again: int
     """Over all attempts."""
     seconds_again: float
+    at: str = ""
+    """The step as its trainer calls it: `round 120 of at most 400`. Empty: an older Everloop kept the checkpoint."""
 
-    def sentence(self, unit: str = "step", most: int | None = None) -> str:
-        """For people: what was kept and what was done again."""
+    def sentence(self, unit: str = "step") -> str:
+        """For people: what was kept and what was done again. *unit*: of a step that has no name."""
         again = f"{self.seconds_again:.0f} s of work done again"
         often = f" {self.times} times, at last" if self.times > 1 else ""
         if not self.step:
             return f"begun again{often} without a checkpoint; {again}"
-        limit = f" of at most {most}" if most else ""
-        return f"resumed{often} at {unit} {self.step}{limit} from a checkpoint of token {self.token}; {again}"
+        at = self.at or f"{unit} {self.step:,}"
+        return f"resumed{often} at {at} from a checkpoint of token {self.token}; {again}"
 
 
 class Ran(Record):
@@ -219,10 +223,13 @@ class Trained(Result):
 
     model: Blob
     iterations: int
+    """Rounds, epochs, or what `unit` says."""
     metrics: dict[str, float]
     """On the validation part."""
     family: str = "lightgbm"
     """The trainer that can read `model`, as the spec names it."""
+    unit: str = ""
+    """What the trainer calls one of `iterations`. Empty: an older Everloop trained."""
     parameters: dict[str, Any] = {}
     """What it was fitted with, beyond the spec's `training`."""
     code: Code | None = None
@@ -252,6 +259,10 @@ class Evaluation(Result):
     comparison: Comparison
     report: Blob
     """JSON: metrics, per-class or residual figures, feature importance."""
+    importance: dict[str, float] = {}
+    """The features that are worth most, as shares of what all are worth."""
+    importance_is: Literal["", "native", "permutation"] = ""
+    """How that was found: what the family says of itself, or by how much shuffling a feature raises the loss."""
 
 
 class Refitted(Result):
@@ -264,6 +275,8 @@ class Refitted(Result):
     """npz: `hashes` uint64 of the rows it has learned from, `reading` JSON of how their columns were read."""
     trained_until: datetime | None = None
     family: str = "lightgbm"
+    unit: str = ""
+    """What its trainer counts."""
     parameters: dict[str, Any] = {}
     code: Code | None = None
     environment: Blob | None = None
@@ -285,6 +298,9 @@ class Field(Record):
     name: str
     kind: Literal["number", "category", "boolean", "datetime"]
     nullable: bool = True
+    """False: none of the values that the model learned from was missing. (Versions before this was said: True.)"""
+    usual: float | None = None
+    """What a missing number, boolean or datetime (seconds since 1970) is answered as where it is not nullable."""
     minimum: float | None = None
     maximum: float | None = None
     """Range in training; outside of it is answered but marked."""
@@ -512,6 +528,21 @@ class Route(Record):
 
     def change(self) -> RouteChange:
         return RouteChange.model_validate(self.model_dump(include=set(RouteChange.model_fields)))
+
+
+TriggerVerdict = Literal[
+    "quiet",
+    "retrain",
+    "insufficient_data",
+    "already_triggered",
+    "failed",
+    "not_yet",
+    "same_drift",
+    "cooling_down",
+    "over_budget",
+    "breaker_open",
+]
+"""What a check's window has led to. The last five: over the threshold, and held back by a rule of the monitor."""
 
 
 class Window(Record):

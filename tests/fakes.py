@@ -21,6 +21,8 @@ from everloop.contracts import (
     FeaturesActivities,
     JobRequest,
     PrepareRequest,
+    ProveAnswer,
+    ProveRequest,
     RefitRequest,
     SnapshotRequest,
     TrainingActivities,
@@ -66,6 +68,8 @@ class QuickCompute(
         self.code: Code | None = None
         self.ran: Ran | None = None
         """How the training ran."""
+        self.unit = ""
+        """What the trainer counts."""
 
     async def _called(self, stage: str, request: JobRequest) -> None:
         self.calls.append((stage, request))
@@ -110,7 +114,7 @@ class QuickCompute(
     async def train(self, request: TrainRequest) -> Trained:
         await self._called("train", request)
         model = self.artifacts.put(b"model")
-        return Trained(model=model, iterations=7, metrics={"auc": 0.8}, ran=self.ran, code=request.code)
+        return Trained(model=model, iterations=7, metrics={"auc": 0.8}, ran=self.ran, code=request.code, unit=self.unit)
 
     @activity.defn(name="everloop.training.refit")
     async def refit(self, request: RefitRequest) -> Refitted:
@@ -147,6 +151,12 @@ class QuickCompute(
         await self._called("measure", request)
         return DriftReport(window=request.window, rows=500, reference_rows=500, columns=(), share=self.share)
 
+    @activity.defn(name="everloop.lease.prove")
+    async def prove(self, request: ProveRequest) -> ProveAnswer:
+        """Nothing runs after its activity here: all are dead."""
+        hook = self.hooks.get("prove")
+        return ProveAnswer(dead=request.members if hook is None else hook(request.members))
+
     @activity.defn(name="everloop.disk.room")
     async def room(self) -> None:
         hook = self.hooks.get("room")
@@ -164,6 +174,7 @@ class QuickCompute(
             self.export,
             self.measure,
             self.room,
+            self.prove,
         ]
 
 

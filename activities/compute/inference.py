@@ -10,7 +10,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from everloop.texts import AMONG_NUMBERS, BLANKS, MISSING_TEXT, NotAsReadError, 
 
 Columns = dict[str, NDArray[Any]]
 Reader = Callable[[object], float | str]
+Label = str | int | float | bool
 
 NUMBER_LIKE = re.compile(r"^[+-]?\d+(\.\d+)?$")
 BATCH_ROWS = 8192
@@ -38,33 +40,43 @@ class Predictions:
     signature: Signature
     values: NDArray[np.float64]
     """Probabilities [rows, classes] in the order of `signature.classes`, or numbers [rows]."""
+    labels: Sequence[Label]
+    """The classes in the target's own type."""
 
     def __len__(self) -> int:
         return len(self.values)
 
-    @cached_property
-    def labels(self) -> list[str | int | float | bool]:
-        """The classes in the target's own type: 0 and 1 where it holds whole numbers, true and false of booleans."""
-        kind = self.signature.target_type
-        if kind == "boolean":
-            return [label == "true" for label in self.signature.classes]
-        if kind in ("integer", "number"):
-            return [int(label) if label.lstrip("-").isdecimal() else float(label) for label in self.signature.classes]
-        return list(self.signature.classes)
-
     def rows(self) -> list[dict[str, object]]:
-        """One dictionary per row, as the prediction API answers it."""
+        """One dictionary per row, as the prediction API answers it. Raises `ValueError` where one is not finite."""
+        values = self.values.tolist()
+        if not all(map(math.isfinite, values if self.signature.task == "regression" else chain.from_iterable(values))):
+            raise ValueError("the graph answered NaN or Infinity")
         if self.signature.task == "regression":
-            return [{"value": value} for value in self.values.tolist()]
-        return [self._classified(row) for row in self.values.tolist()]
-
-    def _classified(self, row: list[float]) -> dict[str, object]:
-        classes = self.signature.classes
-        best = max(range(len(row)), key=row.__getitem__)
-        answer: dict[str, object] = {"label": self.labels[best]}
+            return [{"value": value} for value in values]
+        classes, labels = self.signature.classes, self.labels
         if self.signature.task == "binary":
-            answer["probability"] = row[classes.index(self.signature.positive)]
-        return answer | {"probabilities": dict(zip(classes, row, strict=True))}
+            positive = classes.index(self.signature.positive)
+            return [
+                {
+                    "label": labels[row.index(max(row))],
+                    "probability": row[positive],
+                    "probabilities": dict(zip(classes, row, strict=True)),
+                }
+                for row in values
+            ]
+        return [
+            {"label": labels[row.index(max(row))], "probabilities": dict(zip(classes, row, strict=True))}
+            for row in values
+        ]
+
+
+def labels_of(signature: Signature) -> list[Label]:
+    """The classes in the target's own type: 0 and 1 where it holds whole numbers, true and false of booleans."""
+    if signature.target_type == "boolean":
+        return [label == "true" for label in signature.classes]
+    if signature.target_type in ("integer", "number"):
+        return [int(label) if label.lstrip("-").isdecimal() else float(label) for label in signature.classes]
+    return list(signature.classes)
 
 
 class Model:
@@ -89,6 +101,11 @@ class Model:
         named = (signature.target, signature.time, signature.key, *signature.ignored)
         self.ignored = frozenset(name for name in named if name) - self.known
         self.readers = [(field, _reader(field)) for field in signature.fields]
+        self.labels = labels_of(signature)
+        self._numbers = _Numbers([(field, read) for field, read in self.readers if field.kind != "category"])
+        self._texts = _Texts([(field, read) for field, read in self.readers if field.kind == "category"])
+        self._feed = [(name, field.name) for name, field in zip(self.inputs, signature.fields, strict=True)]
+        self._is_fed_as_named = all(name == field for name, field in self._feed)
 
     def check(self, rows: Sequence[Mapping[str, object]], event_times: Sequence[datetime] | None = None) -> Columns:
         """JSON rows as columns. A field takes what its kind says, or null:
@@ -102,31 +119,55 @@ class Model:
         if not rows:
             raise InvalidPrediction("there are no rows", field="rows", hint="send at least one row")
         for place, row in enumerate(rows):
-            self._names(place, row, timed=event_times is not None)
-        return {field.name: self._column(field, read, rows, event_times) for field, read in self.readers}
+            if not isinstance(row, Mapping) or row.keys() != self.known:
+                self._names(place, row, timed=event_times is not None)
+        try:
+            return self._numbers.columns(rows) | self._texts.columns(rows)
+        except (ValueError, OverflowError, KeyError):  # column by column, then, to say what is wrong with which
+            return {field.name: self._column(field, read, rows, event_times) for field, read in self.readers}
+
+    def answer(
+        self, rows: Sequence[Mapping[str, object]], event_times: Sequence[datetime] | None = None
+    ) -> Predictions:
+        """`check` and `predict`."""
+        columns = self.check(rows, event_times)
+        if self._is_fed_as_named and len(rows) <= BATCH_ROWS:
+            return self._told(self._run(columns))
+        return self.predict(columns)
 
     def predict(self, columns: Columns) -> Predictions:
         """Answer for columns that `check` made, or for raw arrays of the same kinds (also [rows, 1])."""
-        named = zip(self.inputs, self.signature.fields, strict=True)
-        feed = [(name, columns[field.name].reshape(-1, 1)) for name, field in named]
-        rows = len(feed[0][1])
-        parts = [
-            self.session.run([self.output], {name: values[start : start + BATCH_ROWS] for name, values in feed})[0]
-            for start in range(0, rows, BATCH_ROWS)
-        ]
-        values = np.concatenate(parts).astype(np.float64)
-        return Predictions(self.signature, values[:, 0] if self.signature.task == "regression" else values)
+        feed = {name: columns[field] for name, field in self._feed}
+        feed = {name: part if part.ndim > 1 else part.reshape(-1, 1) for name, part in feed.items()}
+        rows = len(next(iter(feed.values())))
+        if rows <= BATCH_ROWS:
+            values = self._run(feed)
+        else:
+            starts = range(0, rows, BATCH_ROWS)
+            values = np.concatenate(
+                [self._run({name: part[start : start + BATCH_ROWS] for name, part in feed.items()}) for start in starts]
+            )
+        return self._told(values)
+
+    def _told(self, values: NDArray[Any]) -> Predictions:
+        wide = values.astype(np.float64)
+        return Predictions(self.signature, wide[:, 0] if self.signature.task == "regression" else wide, self.labels)
+
+    def _run(self, feed: dict[str, NDArray[Any]]) -> NDArray[Any]:
+        answered: NDArray[Any] = self.session.run([self.output], feed)[0]
+        return answered
 
     def _names(self, place: int, row: Mapping[str, object], *, timed: bool) -> None:
         if not isinstance(row, Mapping):
             raise InvalidPrediction(
                 f"row {place} is not an object", field=f"rows[{place}]", hint='send {"column": value}'
             )
-        missing = [name for name in self.known - row.keys() if not (timed and name == self.signature.time)]
-        if missing:
-            shown = _listed(field.name for field in self.signature.fields if field.name in missing)
+        lacking = self.known - row.keys() - ({self.signature.time} if timed else set())
+        if lacking:
+            missing = [field.name for field in self.signature.fields if field.name in lacking]
+            shown = _listed(missing)
             hint = f"send {shown}; null where a value is not known"
-            raise InvalidPrediction(f"row {place} lacks {shown}", field=f"rows[{place}].{min(missing)}", hint=hint)
+            raise InvalidPrediction(f"row {place} lacks {shown}", field=f"rows[{place}].{missing[0]}", hint=hint)
         extra = row.keys() - self.known - self.ignored
         if extra:
             hint = f"the model's columns are {_listed(field.name for field in self.signature.fields)}"
@@ -157,6 +198,59 @@ class Model:
         return column
 
 
+class _Numbers:
+    """The columns of one model that are numbers, read together. Nothing is left out of a row."""
+
+    def __init__(self, columns: Sequence[tuple[Field, Reader]]) -> None:
+        self.names = tuple(field.name for field, _ in columns)
+        self._readers = [(field.name, read) for field, read in columns]
+        self._pick = itemgetter(*self.names) if len(columns) > 1 else None
+        self._are_plain = all(read is _number for _, read in columns)
+
+    def columns(self, rows: Sequence[Mapping[str, object]]) -> Columns:
+        """Each [rows, 1]; all of them views of one array. Raises what a reader raises, or `KeyError`."""
+        if not self.names:
+            return {}
+        values = self._plain(rows[0]) if len(rows) == 1 else None
+        if values is None:
+            values = [[read(row[name]) for row in rows] for name, read in self._readers]
+        held: NDArray[Any] = np.array(values, np.float64).reshape(len(self.names), len(rows), 1)
+        return dict(zip(self.names, held, strict=True))
+
+    def _plain(self, row: Mapping[str, object]) -> Any:  # noqa: ANN401  # numbers, as they are
+        """The values of a row that has nothing but finite numbers, without a call for each; None where one is not."""
+        if self._pick is None or not self._are_plain:
+            return None
+        values = self._pick(row)
+        # Of a NaN or Infinity among them the sum is neither finite.
+        return values if set(map(type, values)) <= _NUMBERS and math.isfinite(sum(values)) else None
+
+
+_NUMBERS = frozenset({int, float})
+
+
+class _Texts:
+    """The columns of one model that are texts, read together. Nothing is left out of a row."""
+
+    def __init__(self, columns: Sequence[tuple[Field, Reader]]) -> None:
+        self.names = tuple(field.name for field, _ in columns)
+        # Texts that are read as what they are: most of those that come.
+        self._readers = [
+            (field.name, read, frozenset(text for text in field.known if read(text) == text)) for field, read in columns
+        ]
+
+    def columns(self, rows: Sequence[Mapping[str, object]]) -> Columns:
+        """Each [rows, 1]; all of them views of one array. Raises what a reader raises, or `KeyError`."""
+        if not self.names:
+            return {}
+        held = np.empty((len(self.names), len(rows), 1), object)
+        for place, (name, read, known) in enumerate(self._readers):
+            for at, row in enumerate(rows):
+                value = row[name]
+                held[place, at, 0] = value if type(value) is str and value in known else read(value)
+        return dict(zip(self.names, held, strict=True))
+
+
 class _ExpectedError(ValueError):
     """What a value should have been."""
 
@@ -174,6 +268,16 @@ def _reader(field: Field) -> Reader:
     if not _spelled_as_numbers(field.known):
         return _text
     return lambda value: _text(_code(value))
+
+
+def takes_texts(field: Field) -> bool:
+    """May a number or boolean of this field also be sent as the text that the table writes it as?"""
+    return field.kind in ("number", "boolean") and field.read is not None and _dressed(field.read)
+
+
+def takes_numbers(field: Field) -> bool:
+    """May a number stand for one of a category's texts?"""
+    return field.kind == "category" and _spelled_as_numbers(field.known)
 
 
 def _dressed(read: ReadColumn) -> bool:
@@ -283,6 +387,9 @@ def read_loosely(field: Field, value: object) -> float | str:
 
 
 def _number(value: object) -> float:
+    kind = type(value)
+    if (kind is float or kind is int) and math.isfinite(value):  # type: ignore[arg-type]
+        return float(value)  # type: ignore[arg-type]
     if value is None:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -52,6 +52,8 @@ class Kept:
     attempt: str
     seconds: float
     """From the beginning of its attempt to the checkpoint."""
+    at: str
+    """The step as people call it; empty where that was not said."""
 
 
 class About(BaseModel, strict=True):
@@ -60,6 +62,7 @@ class About(BaseModel, strict=True):
     format: Literal[1] = 1
     token: int
     step: int
+    at: str = ""
     attempt: str
     seconds: float
     sha256: dict[str, str]
@@ -123,8 +126,11 @@ class Checkpoints:
 
     # --- writing ---
 
-    def write(self, step: int, state: Mapping[str, Any]) -> None:
-        """Keep *state* after *step*. Raises `LeaseLost`, `StorageLow`, and `Invalid` for what cannot be kept."""
+    def write(self, step: int, state: Mapping[str, Any], at: str = "") -> None:
+        """Keep *state* after *step*, which people call *at*.
+
+        Raises `LeaseLost`, `StorageLow`, and `Invalid` for what cannot be kept.
+        """
         if step < 0:  # its folder would never be found again
             raise Invalid(f"a checkpoint's step must be 0 or more, not {step}", field="step")
         self.claim()
@@ -136,7 +142,7 @@ class Checkpoints:
         staged = self._own / f".new-{self.attempt}"
         shutil.rmtree(staged, ignore_errors=True)
         try:
-            self._stage(staged, step, text, arrays)
+            self._stage(staged, step, at, text, arrays)
             self.check()
             self._settle(staged, self._own / f"{step:012d}")
         finally:
@@ -144,7 +150,7 @@ class Checkpoints:
         self._drop_above(step)
         self._thin_out()
 
-    def _stage(self, staged: Path, step: int, text: bytes, arrays: dict[str, Any]) -> None:
+    def _stage(self, staged: Path, step: int, at: str, text: bytes, arrays: dict[str, Any]) -> None:
         from safetensors.numpy import save_file
 
         staged.mkdir(mode=0o700)
@@ -153,6 +159,7 @@ class Checkpoints:
         about = About(
             token=self.token,
             step=step,
+            at=at,
             attempt=self.attempt,
             seconds=self.seconds(),
             sha256={name: _digest(staged / name) for name in (STATE, ARRAYS)},
@@ -212,7 +219,7 @@ class Checkpoints:
         except SafetensorError as error:
             raise ValueError(str(error)) from None
         state = _whole(json.loads((path / STATE).read_text()), arrays)
-        return Kept(token, step, dict(state), about.attempt, about.seconds)
+        return Kept(token, step, dict(state), about.attempt, about.seconds, about.at)
 
     def whole(self, path: Path, told: str) -> bool:
         """Are the file's bytes those that were written?"""
@@ -260,6 +267,7 @@ class Checkpoints:
             "token": now.token,
             "steps_again": sum(each.steps_again for each in lines),
             "seconds_again": round(sum(each.seconds_again for each in lines), 3),
+            "at": kept.at if kept else "",
         }
 
     def _resumes(self) -> list[Resume]:

@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from activities.jobs import surroundings, threads
 from activities.jobs.checkpoints import Checkpoints, Stopped
 from activities.jobs.context import BY_HAND, CHECKPOINT_SECONDS, NO_EVENTS, ThisJob
-from activities.jobs.reaper import NO_ROOM
+from activities.jobs.reaper import NO_ROOM, ROOM
 from everloop import disk, streams
 from everloop.artifacts import FLOOR_BYTES, Artifacts
 from everloop.errors import EverloopError, Invalid, JobFailed, NotFound, OutOfMemory, StorageLow, text, unknown
@@ -46,6 +46,7 @@ def main(folder: Path, events: int = NO_EVENTS) -> int:
         if not disk.is_full(error):
             raise
         traceback.print_exc()
+        (folder / ROOM).unlink(missing_ok=True)
         return NO_ROOM
 
 

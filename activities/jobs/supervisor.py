@@ -3,7 +3,7 @@
 The task holds nothing: whatever happens to this process, the reaper ends the job (lifeline), the slot's lock
 keeps the next attempt waiting until the old one is gone, and a finished result is found again on disk.
 
-    scratch/jobs/<run id>/<activity id>/crashes, shrunk    one line per crash, or per end for want of memory
+    scratch/jobs/<run id>/<activity id>/crashes, reaped, shrunk    a line for each
                                        /<token>/request.json, result.json or error.json, scratch/
 """
 
@@ -14,24 +14,23 @@ import re
 import select
 import shutil
 import signal
-import time
 from pathlib import Path
 from typing import Any, TypedDict
 
 from distributed import get_worker
 from distributed.core import Status
 
-from activities.jobs import reaper, slot, threads, warming
+from activities.jobs import reaper, threads, warming
+from activities.jobs.mark import BLANK, LEASE, MARK
 from activities.jobs.memory import HINT, MIB, SHRINKS, Memory, may_shrink, share
 from activities.jobs.numbered import numbered
-from activities.jobs.slot import MARK
+from activities.jobs.progress import Progress
+from activities.jobs.slot import Locks, Slot
 from everloop import disk, engine, logs
 from everloop.errors import JobFailed, OutOfMemory, StorageLow, TrainerFailed
 
 POLL_SECONDS = 0.1
 RELAY_SECONDS = 0.2
-MOST_STEP = (1 << 63) - 1  # what the table of metrics can hold
-MOST_LINES = 500  # progress lines in one message; the last ones are kept
 SIGNALLED = 128  # the reaper's exit code for a killed job is this plus the signal
 REAPER_KILLED, NEVER_BEGAN = -1, -2
 SHRUNK = "shrunk"
@@ -58,7 +57,12 @@ class Order(TypedDict):
     digest: str
     """Of the function and the request without its slot: a kept result must be of the same question."""
     token: int
+    rank: int
     device: str
+    live: tuple[int, ...]
+    """Tokens of the leases that are live on the device."""
+    whole: bool
+    """It has the whole device, a GPU, to itself."""
     folder: str
     """`scratch/jobs/<run id>/<activity id>`."""
     log: str
@@ -104,34 +108,38 @@ def supervise(order: Order) -> Outcome:
     Waits for the slot's lock first: the child of a lost attempt may still be ending.
     """
     task = Task(order["topic"])
-    mark = order["environment"][MARK]
-    with slot.held(Path(order["slots_dir"]) / f"{order['device']}.lock", mark, task.wanted) as lock:
-        if lock is None:
+    slot = _slot(order)
+    with slot.held(task.wanted, whole=order.get("whole", False)) as locks:
+        if locks is None or not slot.others_gone(order.get("live", ()), task.wanted):
             return {"unwanted": True}
         kept = _kept(order)
         if kept is not None:
             return kept
-        slot.end_orphans(mark)
+        slot.end_orphans()
         shutil.rmtree(_job_folder(order) / "scratch", ignore_errors=True)  # it may be what fills the disk
         low = _low(order)
         if low is not None:
             return low
         try:
-            return _attempt(order, task, lock)
+            return _attempt(order, task, locks)
         except OSError as error:
             if disk.is_full(error):
                 return _no_room(order)
             raise
 
 
-def _attempt(order: Order, task: "Task", lock: int) -> Outcome:
+def _slot(order: Order) -> Slot:
+    return Slot(Path(order["slots_dir"]), order["environment"][MARK], order["token"], order.get("rank", 0))
+
+
+def _attempt(order: Order, task: "Task", locks: Locks) -> Outcome:
     while True:
         memory = Memory(order.get("memory_bytes") or share(order.get("slots", 1)))
         job = _prepare(order, memory.limit)
         try:
-            code = _run(order, task, job, lock, memory)
+            code = _run(order, task, job, locks, memory)
             if code == REAPER_KILLED:  # whatever of the job is left has nobody above it, and may hold the slot's lock
-                slot.end_orphans(order["environment"][MARK])
+                _slot(order).end_orphans()
             outcome = _outcome(order, job, code, memory, unwanted=task.ended)
         finally:
             warming.cool_down_later()
@@ -227,6 +235,7 @@ def _prepare(order: Order, limit: int) -> Path:
     for left in ("error.json", "result.json", SHRINKS):
         (job / left).unlink(missing_ok=True)
     (Path(order["logs_dir"]) / order["log"]).parent.mkdir(parents=True, exist_ok=True)
+    (job / reaper.ROOM).touch()
     asked = {name: value for name, value in order.items() if name in TOLD}
     if "lease" in asked:
         members = [member | {"memory_mib": limit // MIB} for member in order["lease"]["members"]]
@@ -235,7 +244,7 @@ def _prepare(order: Order, limit: int) -> Path:
     return job
 
 
-def _run(order: Order, task: Task, job: Path, lock: int, memory: Memory) -> int:
+def _run(order: Order, task: Task, job: Path, locks: Locks, memory: Memory) -> int:
     """Start reaper and job, relay events until both are gone. The job's exit code, or 128 + signal.
 
     `REAPER_KILLED` or `NEVER_BEGAN` when there is none.
@@ -247,10 +256,11 @@ def _run(order: Order, task: Task, job: Path, lock: int, memory: Memory) -> int:
     os.set_blocking(events_w, False)  # a slow reader must never stall the job
     log = os.open(Path(order["logs_dir"]) / order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     start: reaper.Start = {"name": order["function"], "folder": str(job), "grace_seconds": order["grace_seconds"]}
+    start["lease"] = _slot(order).text
     try:
         try:
             warm = warming.warm_up(order["root"], _environment(order["environment"]))
-            warm.send(start, reaper.Pipes(life_r, events_w, lock, log, status_w))
+            warm.send(start, reaper.Pipes(life_r, events_w, locks.part, log, status_w, locks.device))
         finally:
             for theirs in (life_r, events_w, log, status_w):
                 os.close(theirs)
@@ -269,7 +279,7 @@ def _environment(extra: dict[str, str]) -> dict[str, str]:
     ours = engine.environment()
     single = dict.fromkeys(threads.THREADS, "1")  # a job sets its lease's by call: activities/jobs/threads.py
     passed_on = {name: value for name, value in ours.items() if name in PASSED_ON or PASSED_ON_FOR.match(name)}
-    return passed_on | single | extra
+    return passed_on | single | {LEASE: BLANK} | extra
 
 
 def _relay(task: Task, events: int, life: int, status: int, *, log: Path, memory: Memory) -> int:
@@ -277,7 +287,7 @@ def _relay(task: Task, events: int, life: int, status: int, *, log: Path, memory
 
     Keeps its log small.
     """
-    progress = Progress(task)
+    progress = Progress(task.tell)
     sources = [status, events]
     told = b""
     while True:
@@ -327,41 +337,6 @@ def _code(told: bytes) -> int:
     return int(told.partition(b";")[2] or REAPER_KILLED)
 
 
-class Progress:
-    """The job's progress lines, passed on in batches."""
-
-    def __init__(self, task: Task) -> None:
-        self.task = task
-        self.partial = b""
-        self.lines: list[Any] = []
-        self.told = 0.0
-
-    def read(self, events: int) -> bool:
-        """Take what is there; False at the end."""
-        data = os.read(events, 1 << 16)
-        *lines, self.partial = (self.partial + data).split(b"\n")
-        for line in lines:
-            with contextlib.suppress(ValueError):  # torn by a full pipe
-                found = json.loads(line)
-                # A number beyond 64 bits would end the connection to the scheduler, and with it this slot.
-                if _is_progress(found):
-                    self.lines.append(found)
-        return bool(data)
-
-    def flush(self, every: float = 0.0) -> None:
-        if self.lines and time.monotonic() - self.told >= every:
-            self.task.tell(lines=self.lines[-MOST_LINES:])
-            self.lines = []
-            self.told = time.monotonic()
-
-
-def _is_progress(line: Any) -> bool:  # noqa: ANN401
-    """Is it what `Context.report` writes? A job can write anything into its pipe."""
-    if not isinstance(line, dict) or type(line.get("step")) is not int or not isinstance(line.get("values"), dict):
-        return False
-    return 0 <= line["step"] <= MOST_STEP and all(type(value) is float for value in line["values"].values())
-
-
 def _outcome(order: Order, job: Path, code: int, memory: Memory, *, unwanted: bool) -> Outcome:
     """Read what the job has left; its exit code alone is not believed."""
     with contextlib.suppress(OSError, ValueError):
@@ -407,12 +382,12 @@ def _ended(order: Order, code: int) -> Outcome:
         return _crashed(order, "the end of its reaper")
     if code == NEVER_BEGAN:
         return _crashed(order, "the end of the process that it is forked from")
-    if code == reaper.NO_ROOM:
+    if code == reaper.NO_ROOM and not (_job_folder(order) / reaper.ROOM).exists():
         return _no_room(order)
     low = _low(order)
     if low is not None and (code < SIGNALLED or code == SIGNALLED + signal.SIGBUS):  # SIGBUS: a mapped file's page
         return low
-    if code > SIGNALLED:
+    if SIGNALLED < code <= SIGNALLED + signal.SIGRTMAX:
         return _crashed(order, _signal(code - SIGNALLED))
     return {"error": _gone(code, of_a_user=bool(order["request"].get("code")))}
 

@@ -66,7 +66,9 @@ class Seen:
 class Room:
     """Temporal, Dask and a compute worker that can each be killed; they stay for the next fault."""
 
-    def __init__(self, folder: Path, *, slots: int = 2) -> None:
+    def __init__(self, folder: Path, *, slots: int = 2, learner: str = "learner") -> None:
+        self.function = f"{learner}.learn"
+        """The training that is disturbed: of LightGBM, or (`torch_learner`) of torch."""
         settings = harness.new_settings(folder / "data", "", slots)
         self.temporal_port = free_port_base() + TEMPORAL
         self.folder = folder
@@ -127,12 +129,12 @@ class Training:
         return {"diary": str(self.diary), "rounds": ROUNDS, "pace": PACE}
 
     async def ask(self) -> WorkflowHandle:
-        return await self.bridge.ask("learner.learn", heartbeat=HEARTBEAT, **self.values)
+        return await self.bridge.ask(self.room.function, heartbeat=HEARTBEAT, **self.values)
 
     def run_as(self, run_id: str, token: int, device: str = "cpu0") -> "asyncio.Task[harness.Tried]":
         """An attempt with a token of our choice."""
         return asyncio.create_task(
-            self.bridge.jobs_as(run_id, "learner.learn", token=token, device=device, **self.values)
+            self.bridge.jobs_as(run_id, self.room.function, token=token, device=device, **self.values)
         )
 
     def entries(self) -> list[Entry]:
@@ -151,7 +153,7 @@ class Training:
 
     def checkpoints(self) -> list[Path]:
         """Folders of checkpoints, by token and step."""
-        found = self.bridge.settings.checkpoints_dir.glob("*/learner.learn/*/[0-9]*/[0-9]*")
+        found = self.bridge.settings.checkpoints_dir.glob(f"*/{self.room.function}/*/[0-9]*/[0-9]*")
         return sorted({*found} - self.before, key=lambda path: (int(path.parent.name), int(path.name)))
 
 

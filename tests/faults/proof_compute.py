@@ -3,7 +3,7 @@
 MINUTES= (30) and REPETITIONS= (20) bound it, whichever comes first. SEED= names the moments: the same seed again goes
 on where it was stopped. A line goes to docs/proof/compute.csv. PLANT=1, 2, 3 puts a fault into the machinery itself
 (no fence on checkpoints, no kill of the group, torn checkpoints accepted), which this must find: it then ends with 1
-and leaves no line.
+and leaves no line. TRAINER=torch (lightgbm) disturbs a training of ours that loads torch at each start, by the kills.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,27 +34,33 @@ PLANTS = {
     "reaper._end_adopted = lambda deadline: None\n",
     "3": "from activities.jobs.checkpoints import Checkpoints\nCheckpoints.whole = lambda self, path, told: True\n",
 }
+LEARNERS = {"lightgbm": "learner", "torch": "torch_learner"}
 SHOWS = {"1": ("stale token",), "2": ("cancel",), "3": ("torn checkpoint",)}
 """Where a planted fault shows."""
 
 
 def main() -> int:
-    plant = os.environ.get("PLANT", "")
+    plant, trainer = os.environ.get("PLANT", ""), os.environ.get("TRAINER", "lightgbm")
     seed = int(os.environ.get("SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
     minutes, repetitions = float(os.environ.get("MINUTES", "30")), int(os.environ.get("REPETITIONS", "20"))
     kind, tested = f"planted-{plant}" if plant else "proof", commit()
-    done = Path(tempfile.gettempdir()) / f"everloop-{kind}-compute-{seed}-{tested}.jsonl"
+    done = Path(tempfile.gettempdir()) / f"everloop-{kind}-compute-{trainer}-{seed}-{tested}.jsonl"
     print(f"SEED={seed}, {done}", flush=True)
     with tempfile.TemporaryDirectory(prefix="everloop-proof-") as folder:
         if plant:
             (Path(folder) / "planted.py").write_text(PLANTS[plant])
             os.environ["EVERLOOP_TEST_PLANTED"] = folder
-        wanted = [(fault, number) for number in range(repetitions) for fault in SHOWS.get(plant, faults.FAULTS)]
+        of_all = faults.FAULTS if trainer == "lightgbm" else faults.KILLS
+        wanted = [(fault, number) for number in range(repetitions) for fault in SHOWS.get(plant, of_all)]
         began = time.monotonic()
-        prove(Path(folder), wanted, seed, done, time.monotonic() + 60 * minutes)
+
+        def room(name: str) -> faults.Room:
+            return faults.Room(Path(folder) / name, learner=LEARNERS[trainer])
+
+        prove(room, wanted, seed, done, time.monotonic() + 60 * minutes)
     seen = [Seen(**json.loads(line)["seen"]) for line in done.read_text().splitlines()]
     told: dict[str, object] = {"at": f"{datetime.now(UTC):%Y-%m-%d %H:%M}", "commit": tested}
-    told |= summary(seen, seed, (time.monotonic() - began) / 60)
+    told |= {"trainer": trainer} | summary(seen, seed, (time.monotonic() - began) / 60)
     print(*(f"{name}: {value}" for name, value in told.items()), sep="\n")
     wrong = [each for one in seen for each in one.wrong]
     print(*(f"WRONG {one.fault}: {each}" for one in seen for each in one.wrong), sep="\n")
@@ -62,24 +69,27 @@ def main() -> int:
     return 1 if wrong else 0
 
 
-def prove(folder: Path, wanted: list[tuple[str, int]], seed: int, done: Path, until: float) -> None:
+Rooms = Callable[[str], faults.Room]
+
+
+def prove(open_room: Rooms, wanted: list[tuple[str, int]], seed: int, done: Path, until: float) -> None:
     """Run what is not done yet; each outcome is a line of *done*."""
     known = {tuple(json.loads(line)["key"]) for line in done.read_text().splitlines()} if done.exists() else set()
     done.touch()
-    room = faults.Room(folder)
+    room = open_room("first")
     try:
         for fault, number in wanted:
             if (fault, number) in known:
                 continue
             if time.monotonic() > until:
                 return
-            seen = one(room, fault, random.Random(f"{seed} {fault} {number}"), folder)
+            seen = one(room, fault, random.Random(f"{seed} {fault} {number}"), room.folder)
             with done.open("a") as target:
                 target.write(json.dumps({"key": [fault, number], "seen": asdict(seen)}) + "\n")
             print(number, seen, flush=True)
             if "broken" in "".join(seen.wrong):  # what is left of it may be anything
                 room.stop()
-                room = faults.Room(folder / f"again-{number}-{fault.replace(' ', '-')}")
+                room = open_room(f"again-{number}-{fault.replace(' ', '-')}")
     finally:
         room.stop()
 

@@ -16,7 +16,8 @@ import pytest
 from activities.jobs import child, context
 from activities.jobs.checkpoints import Checkpoints, Stopped
 from activities.jobs.context import ThisJob
-from activities.jobs.supervisor import _crashed
+from activities.jobs.reaper import NO_ROOM, ROOM
+from activities.jobs.supervisor import MARK, REAPED_AS_ONE, REAPER_KILLED, _crashed, _ended
 from everloop import engine
 from everloop.contracts import TrainRequest
 from everloop.errors import Invalid, LeaseLost
@@ -286,7 +287,7 @@ def test_what_was_done_again_is_counted_over_all_attempts(tmp_path, artifacts, c
     second = job(tmp_path, artifacts, token=4)
     second.restore()
     assert second.resumed == Resumed(
-        times=1, step=120, token=3, steps_again=30, seconds_again=second.resumed.seconds_again
+        times=1, step=120, token=3, steps_again=30, seconds_again=second.resumed.seconds_again, at="step 120"
     )
     assert 0.2 <= second.resumed.seconds_again < 5
     second.report(130)  # killed before it kept anything
@@ -302,10 +303,32 @@ def test_the_report_is_a_sentence_for_people():
     resumed = Resumed(times=1, step=120, token=3, steps_again=12, seconds_again=4.2)
     begun = Resumed(times=2, step=0, token=0, steps_again=12, seconds_again=9)
 
-    assert resumed.sentence("round", 400) == (
-        "resumed at round 120 of at most 400 from a checkpoint of token 3; 4 s of work done again"
-    )
+    assert resumed.sentence("round") == "resumed at round 120 from a checkpoint of token 3; 4 s of work done again"
     assert begun.sentence() == "begun again 2 times, at last without a checkpoint; 9 s of work done again"
+
+
+@pytest.mark.parametrize(
+    ("values", "step", "at"),
+    [
+        ({"rounds": 30, "most": 400, "validation_loss": 1.0}, 20, "round 20 of at most 400"),
+        ({"epochs": 3, "most": 9}, 3, "epoch 3 of 9"),
+        ({"epochs": 3, "most": 9}, 1234, "step 1,234"),  # it counts something else
+        ({"trees": 5}, 5, "tree 5"),
+        ({}, 7, "step 7"),
+    ],
+)
+def test_a_checkpoint_is_called_what_its_trainer_calls_it_also_in_the_next_attempt(
+    tmp_path, artifacts, values, step, at
+):
+    first = job(tmp_path, artifacts)
+    first.report(3, **values)
+    first.checkpoint(step, {})
+
+    second = job(tmp_path, artifacts, token=2)
+    second.restore()
+
+    assert second.resumed.at == at
+    assert f"resumed at {at} from a checkpoint of token 1" in second.resumed.sentence()
 
 
 def test_with_the_result_the_checkpoints_go(tmp_path, artifacts):
@@ -323,6 +346,29 @@ def test_a_crash_after_more_was_kept_is_counted_anew(tmp_path, artifacts):
     job(tmp_path, artifacts).checkpoint(5, {})
 
     assert [_crashed(order, "SIGKILL")["crashes"] for _ in range(2)] == [1, 2]
+
+
+def test_a_job_that_ends_its_own_reaper_or_by_a_code_that_means_something_does_not_run_for_ever(tmp_path):
+    order = {
+        "folder": str(tmp_path),
+        "token": 1,
+        "environment": {MARK: str(tmp_path / "nobody")},
+        "request": {"code": {"archive": None}},
+    }
+    order |= {"artifacts": "", "logs_dir": str(tmp_path)}
+    ends = [_ended(order, REAPER_KILLED) for _ in range(3 * REAPED_AS_ONE)]
+    assert [end["crashes"] for end in ends][REAPED_AS_ONE - 2 :: REAPED_AS_ONE] == [0, 1, 2]
+    assert ends[-1] == {"crash": "the end of its reaper", "crashes": 3}
+
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / ROOM).touch()
+    for code in (NO_ROOM, 200):
+        said = _ended(order, code)["error"]
+        assert (said["error"], said["field"]) == ("TrainerFailed", "trainer")
+        assert f"exit code {code}" in said["message"]
+    assert _ended(order, 128 + 9) == {"crash": "SIGKILL", "crashes": 1}
+    (tmp_path / "1" / ROOM).unlink()  # as our own code does where the disk is full
+    assert _ended(order, NO_ROOM)["error"]["error"] == "StorageLow"
 
 
 FUNCTIONS = """

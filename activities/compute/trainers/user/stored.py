@@ -18,6 +18,7 @@ from activities.compute.features.graph import DOUBLE, FLOAT, STRING, Graph
 from activities.compute.trainers import Question
 from activities.compute.trainers.user.returned import OPSETS, Model
 from everloop.errors import IntegrityError, TrainerFailed
+from everloop.steps import STEP
 
 FEATURES = "features"
 ANSWER = "answer"
@@ -35,6 +36,8 @@ class Fitted:
     """A user's model: the protocol `trainers.Fitted`, answered by ONNX Runtime."""
 
     file = "model.onnx"
+    unit = STEP
+    """As the function's reports say it."""
 
     def __init__(self, dumped: bytes, pipeline: Pipeline) -> None:
         self._dumped, self.pipeline = dumped, pipeline
@@ -171,7 +174,7 @@ def _shape(entry: Any) -> tuple[int, int | None]:  # noqa: ANN401  # a ValueInfo
 def _from_features(graph: Graph, inputs: list[Any], learned: Model, pipeline: Pipeline) -> list[Any]:
     """Keep the features within what is known (see `returned.bounds_of`) and give them to the one input."""
     if len(inputs) != 1 or _shape(inputs[0])[0] not in (FLOAT, DOUBLE):
-        shown = ", ".join(entry.name.removeprefix("user:") for entry in inputs)
+        shown = ", ".join(entry.name.removeprefix("user:") for entry in inputs) or "none"
         message = (
             f"with `inputs: features` the ONNX must have one input, float [rows, {len(pipeline.names)}]; it has {shown}"
         )
