@@ -157,7 +157,7 @@ def _again_with_less(order: Order, job: Path, outcome: Outcome) -> bool:
     times = _shrunk(order)
     again = may_shrink(job, times)
     if not again and times > 1:
-        outcome["error"]["message"] += f"; also when it tried with less, {times - 1} times"
+        outcome["error"]["message"] += f"; tries with less: {times - 1}"
     with (Path(order["logs_dir"]) / order["log"]).open("a") as log:
         log.write(outcome["error"]["message"] + ("; it is run again with less\n" if again else "\n"))
     return again
