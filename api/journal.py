@@ -130,12 +130,16 @@ def stage_rows(session: Session, lifecycle: str) -> list[StageRow]:
 def log_path(session: Session, row: LifecycleRow, stage: str, logs_dir: Path) -> Path | None:
     """Where the log is, or None. The path comes from a row, so it is held below *logs_dir* all the same."""
     rows = [found for found in stage_rows(session, row.id) if not stage or found.stage == stage]
-    for found in reversed(rows):
+    for place, found in reversed(list(enumerate(rows))):
         if found.status == "running":
             return _newest(logs_dir, row.run_id, found.stage)
         named = str(found.error.get("log") or found.ran.get("log") or "")
         if named:
             return _log_at(logs_dir, named)
+        tried = sum(each.stage == found.stage for each in rows[: place + 1])
+        # It ended without an end of its own: cancelled, paused, or begun again.
+        if (log := _log_at(logs_dir, f"jobs/{row.run_id}/{found.stage}.{tried}")) is not None:
+            return log
     return None
 
 

@@ -124,6 +124,18 @@ def _install(room: Path, wanted: Sequence[str]) -> None:
     if importlib.util.find_spec("pip") is None:  # where something else installed us
         _said([python, "-m", "ensurepip"], outside, wanted)
     _said([python, *PIP, *wanted], outside, wanted)
+    _starts(python)
+
+
+def _starts(python: str) -> None:
+    """Raise `TrainerFailed` where *python* cannot even run a job: that process could not say why by itself."""
+    tried = subprocess.run(
+        [python, "-c", f"import {MODULE}"],
+        env=engine.environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if tried.returncode:
+        print(tried.stderr, flush=True)
+        raise _conflict((tried.stderr.strip().splitlines() or [f"exit code {tried.returncode}"])[-1])
 
 
 def _said(command: list[str], environment: dict[str, str], wanted: Sequence[str]) -> None:
@@ -168,6 +180,10 @@ def _must_start(module: str) -> None:
     try:
         importlib.import_module(module)
     except Exception as error:
-        hint = "leave the versions of packages open that Everloop has too, or take others"
-        message = f"Everloop does not start with these requirements: {type(error).__name__}: {text(error)}"
-        raise TrainerFailed(message[:SHOWN_CHARACTERS], field="requirements", hint=hint) from error
+        raise _conflict(f"{type(error).__name__}: {text(error)}") from error
+
+
+def _conflict(why: str) -> TrainerFailed:
+    hint = "leave the versions of packages open that Everloop has too, or take others"
+    message = f"Everloop does not start with these requirements: {why}"
+    return TrainerFailed(message[:SHOWN_CHARACTERS], field="requirements", hint=hint)

@@ -357,6 +357,21 @@ def test_an_install_that_fails_says_pips_last_lines_and_is_tried_again(tmp_path:
     assert not list((tmp_path / "data" / "scratch" / "code" / "environments").glob("*/"))
 
 
+def test_requirements_that_our_own_code_cannot_start_with_are_said_and_not_called_a_bug(tmp_path: Path) -> None:
+    """The process of a job with them ends before it can say anything: it is asked for once, after the install."""
+    (tmp_path / "pydantic.py").write_text("version = 'of the last century'\n")
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec env PYTHONPATH={tmp_path}:"$PYTHONPATH" {sys.executable} "$@"\n')
+    python.chmod(0o755)
+
+    with pytest.raises(
+        TrainerFailed, match=r"does not start with these requirements: ImportError: .*pydantic"
+    ) as caught:
+        surroundings._starts(str(python))
+    assert caught.value.field == "requirements"
+    surroundings._starts(sys.executable)
+
+
 def test_a_wheel_is_code(tmp_path: Path, artifacts: Artifacts) -> None:
     with zipfile.ZipFile(tmp_path / "mine-1-py3-none-any.whl", "w") as wheel:
         wheel.writestr("of_a_wheel/__init__.py", "__version__ = '7'\n")
