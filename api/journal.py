@@ -19,6 +19,8 @@ from everloop.store import JournalRow, LifecycleRow, MetricRow, StageRow
 router = APIRouter(tags=["journal"])
 
 LOG_BYTES = 1 << 20
+WIDTH = 2000
+"""Of a line of a log, where a few of them are shown beside other things: every look would carry all of it."""
 """No more of a log than its last MiB is looked at."""
 FAILURE_LINES = 20
 
@@ -143,13 +145,19 @@ def log_path(session: Session, row: LifecycleRow, stage: str, logs_dir: Path) ->
     return None
 
 
-def tail_of(path: Path, lines: int) -> list[str]:
-    """The last *lines* lines, without what a terminal would obey."""
+def tail_of(path: Path, lines: int, width: int | None = None) -> list[str]:
+    """The last *lines* lines, without what a terminal would obey; of a line longer than *width* both ends."""
     with path.open("rb") as source:
         size = source.seek(0, 2)
         source.seek(max(0, size - LOG_BYTES))
         text = source.read(LOG_BYTES).lstrip(b"\0").decode("utf-8", "replace")  # zeros: what was dropped
-    return [plain(line) for line in deque(text.splitlines(), maxlen=lines)]
+    return [plain(_short(line, width)) for line in deque(text.splitlines(), maxlen=lines)]
+
+
+def _short(line: str, width: int | None) -> str:
+    if width is None or len(line) <= width:
+        return line
+    return f"{line[: width // 2]} [{len(line) - width:,} characters] {line[len(line) - width // 2 :]}"
 
 
 def _log_at(logs_dir: Path, name: str) -> Path | None:

@@ -36,6 +36,8 @@ SHOWN_LINES = 6
 SHOWN_CHARACTERS = 900
 SECRET = re.compile(r"PIP_|(HTTPS?|ALL|FTP)_PROXY$", re.IGNORECASE)
 """In a job's environment for pip alone: an index's address may hold a password."""
+CRASH = "ERROR: Exception:"
+"""What pip says before the trace of an exception of its own: the trace's last line tells why."""
 PIP = ("-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--progress-bar", "off")
 
 
@@ -153,7 +155,7 @@ def _said(command: list[str], environment: dict[str, str], wanted: Sequence[str]
     text = "\n".join(last)
     if disk.SAID.search(text):
         raise disk.full(Path(command[0]), 0)
-    errors = [line for line in last if line.startswith("ERROR")] or [line for line in last if line]
+    errors = [line for line in last if line.startswith("ERROR") and line != CRASH] or [line for line in last if line]
     raise TrainerFailed(
         f"pip cannot install {', '.join(wanted)}: {' '.join(errors[-SHOWN_LINES:])[-SHOWN_CHARACTERS:]}",
         field="requirements",

@@ -113,6 +113,18 @@ def test_a_stage_that_ended_without_an_end_of_its_own_has_its_log(served):
     assert http.get("/api/v1/lifecycles/ended/logs", params={"stage": "prepare"}).status_code == 404
 
 
+def test_a_line_without_end_is_shown_by_its_ends_beside_a_failure_and_whole_as_a_log(served):
+    settings, store, http = served
+    line = "a" * 300_000 + "z" * 300_000
+    lifecycle(store, "endless", ("train", "failed"), status="needs_attention")
+    log_of(settings, "endless", "train.1").write_text(line + "\nthe last\n")
+    update(store, "endless", error={"stage": "train", "message": "no", "log": "jobs/run-of-endless/train.1"})
+
+    shown = http.get("/api/v1/lifecycles/endless").json()["error"]["log_tail"]
+    assert shown == ["a" * 1000 + " [598,000 characters] " + "z" * 1000, "the last"]
+    assert http.get("/api/v1/lifecycles/endless/logs").text == line + "\nthe last\n"
+
+
 def test_it_begins_with_the_last_lines_when_asked(served):
     settings, store, http = served
     lifecycle(store, "old", ("prepare", "done"), ("train", "done"), status="released")

@@ -81,6 +81,17 @@ def test_code_that_was_kept_is_named_by_its_digest(tmp_path: Path, artifacts: Ar
         codes.keep(spec(code=f"sha256:{'0' * 64}"), artifacts)
 
 
+def test_a_requirements_file_may_begin_as_windows_writes_it_and_pips_own_exception_is_told(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert required(b"\xef\xbb\xbfsix==1.16.0\t# why\r\n\t# all of it\r\nidna\r\n") == ("six==1.16.0", "idna")
+
+    say = "print('ERROR: Exception:\\nTraceback:\\nInvalidMarker: no marker'); raise SystemExit(2)"
+    with pytest.raises(TrainerFailed, match=r"pip cannot install six; -x: .*InvalidMarker: no marker$"):
+        surroundings._said([sys.executable, "-c", say], dict(os.environ), ("six; -x",))
+    assert "InvalidMarker" in capsys.readouterr().out
+
+
 def test_requirements_of_the_spec_win_and_count_as_code(tmp_path: Path, artifacts: Artifacts) -> None:
     place = folder(tmp_path / "a", **{"requirements.txt": "idna\n"})
 
