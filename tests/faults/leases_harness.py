@@ -15,7 +15,7 @@ from activities.jobs import mark, slot
 from everloop import names, stack
 from everloop.client import Client
 from everloop.settings import Settings
-from everloop.store import DeviceRow, LeaseMemberRow, LeaseRow, LeaseTimeRow, LifecycleRow, Store
+from everloop.store import DeviceRow, LeaseMemberRow, LeaseRow, LifecycleRow, Store
 from tests.faults.test_kill_each_stage import spec_of
 from workers import connect
 
@@ -128,23 +128,4 @@ def leases_of(here: Settings) -> list[LeaseRow]:
     with store.read() as session:
         found = list(session.exec(select(LeaseRow).order_by(col(LeaseRow.token))).all())
     store.close()
-    return found
-
-
-def unaccounted(here: Settings) -> list[str]:
-    """Devices whose account is not all of their cores for all of their time."""
-    store = Store(here.database)
-    with store.read() as session:
-        devices = {row.name: row for row in session.exec(select(DeviceRow))}
-        rows = session.exec(select(LeaseTimeRow)).all()
-        live = session.exec(select(LeaseMemberRow).where(col(LeaseMemberRow.live))).all()
-    store.close()
-    assert not live
-    found = []
-    for name, device in devices.items():
-        own = [row for row in rows if row.device == name]
-        said = sum((row.to_ms - row.from_ms) * row.cores for row in own)
-        whole = (device.since_ms - min((row.from_ms for row in own), default=device.since_ms)) * device.cores
-        if said != whole:
-            found.append(f"{name}: {said} core-ms of {whole}")
     return found
