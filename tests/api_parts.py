@@ -183,7 +183,7 @@ def claim(found: Evidence | None = None, **changes: Any) -> Claim:
     return Claim(**(values | changes))
 
 
-def version(model: Blob, signature: Blob, reference: Blob | None = None, **changes: Any) -> Version:
+def version(model: Blob, signature: Blob, reference: Blob | None = None, /, **changes: Any) -> Version:
     """A registered version whose bytes are *model*."""
     nothing = Blob(sha256="0" * 64, size_bytes=0)
     values: dict[str, Any] = {
@@ -473,36 +473,40 @@ def release(
     seq: int = 1,
     scale: float = 0.01,
     reference: Blob | None = None,
+    model: str = "credit",
+    made: tuple[bytes, Signature] | None = None,
     **changes: Any,
 ) -> Route:
-    """Register and route a version of the tiny model, approved and signed, as control does it."""
-    data, signature = tiny_model(scale)
-    model = artifacts.put(data, "model.onnx")
+    """Register and route a version of the tiny model (or of *made*), approved and signed, as control does it."""
+    data, signature = made or tiny_model(scale)
+    graph = artifacts.put(data, "model.onnx")
     described = artifacts.put(signature.model_dump_json().encode(), "signature.json")
-    made = version(model, described, reference, number=seq, lifecycle=f"credit-{seq}")
+    known: dict[str, Any] = {"model": model, "task": signature.task}
+    released = version(graph, described, reference, number=seq, lifecycle=f"{model}-{seq}", **known)
     shown = evidence(
         format=2,
-        lifecycle=made.lifecycle,
+        lifecycle=released.lifecycle,
         version=seq,
-        model_digest=model.sha256,
+        model_digest=graph.sha256,
         signature_digest=described.sha256,
-        reference_digest=made.exported.reference.sha256,
+        **known,
+        reference_digest=released.exported.reference.sha256,
         classes=signature.classes,
     )
     said = claim(shown, format=2)
     values: dict[str, Any] = {
         "project": "default",
-        "model": "credit",
+        "model": model,
         "version": seq,
-        "model_digest": model.sha256,
+        "model_digest": graph.sha256,
         "release_seq": seq,
-        "lifecycle": made.lifecycle,
+        "lifecycle": released.lifecycle,
         "decisions": (signer.sign(said),),
         "evidence": signing.canonical(shown).decode(),
         "released_at": datetime.now(UTC),
     }
     route = Route(**(values | changes))
     with store.write() as session:
-        session.merge(version_row(made))
+        session.merge(version_row(released))
         session.merge(route_row(route))
     return route

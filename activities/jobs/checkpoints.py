@@ -19,17 +19,21 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import BaseModel
+
+from activities.jobs.numbered import numbered
 from everloop import disk
 from everloop.errors import Invalid, LeaseLost
 
 COUNT = 2
 """Checkpoints that stay: the newest may be lost with the machine's power."""
-FORMAT = 1
-STATE, ARRAYS, DIGESTS = "state.json", "arrays.safetensors", "digests.json"
+STATE, ARRAYS, DIGESTS, RESUMES = "state.json", "arrays.safetensors", "digests.json", "resumes"
 ARRAY = "everloop:array"
 """Stands in the JSON for an array of the other file."""
+DEEPEST = 100
+"""Lists and dicts within each other, in a state."""
 FENCED_SECONDS = 1.0
 """How often a running job looks whether its lease was given to another."""
 
@@ -48,6 +52,26 @@ class Kept:
     attempt: str
     seconds: float
     """From the beginning of its attempt to the checkpoint."""
+
+
+class About(BaseModel, strict=True):
+    """`digests.json`."""
+
+    format: Literal[1] = 1
+    token: int
+    step: int
+    attempt: str
+    seconds: float
+    sha256: dict[str, str]
+
+
+class Resume(BaseModel, strict=True):
+    """A line of `resumes`: what one attempt went on from, and what it did again."""
+
+    token: int
+    step: int
+    steps_again: int
+    seconds_again: float
 
 
 class Checkpoints:
@@ -94,7 +118,7 @@ class Checkpoints:
 
     def _tokens(self) -> list[int]:
         with contextlib.suppress(FileNotFoundError):
-            return sorted((int(path.name) for path in self.folder.iterdir() if path.name.isdigit()), reverse=True)
+            return [token for token, _ in numbered(self.folder)]
         return []
 
     # --- writing ---
@@ -126,15 +150,14 @@ class Checkpoints:
         staged.mkdir(mode=0o700)
         (staged / STATE).write_bytes(text)
         save_file(arrays, staged / ARRAYS)
-        about = {
-            "format": FORMAT,
-            "token": self.token,
-            "step": step,
-            "attempt": self.attempt,
-            "seconds": self.seconds(),
-            "sha256": {name: _digest(staged / name) for name in (STATE, ARRAYS)},
-        }
-        (staged / DIGESTS).write_text(json.dumps(about))
+        about = About(
+            token=self.token,
+            step=step,
+            attempt=self.attempt,
+            seconds=self.seconds(),
+            sha256={name: _digest(staged / name) for name in (STATE, ARRAYS)},
+        )
+        (staged / DIGESTS).write_text(about.model_dump_json())
         for path in (staged / STATE, staged / ARRAYS, staged / DIGESTS, staged):
             _to_disk(path)
 
@@ -161,33 +184,35 @@ class Checkpoints:
         for token, step, path in self._places():
             try:
                 return self._read(token, step, path)
-            except (OSError, ValueError, KeyError) as error:
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 print(f"the checkpoint of token {token} after {step} is not whole and is left out: {error}")  # noqa: T201
         return None
 
     def _places(self) -> Iterator[tuple[int, int, Path]]:
         """Token, step and folder, newest first."""
         for token in self._tokens():
-            with contextlib.suppress(FileNotFoundError):
-                steps = sorted(path for path in (self.folder / str(token)).iterdir() if path.name.isdigit())
-                yield from ((token, int(path.name), path) for path in reversed(steps))
+            with contextlib.suppress(OSError):  # removed meanwhile, or nothing that can be looked into
+                yield from ((token, step, path) for step, path in numbered(self.folder / str(token)))
 
     def _read(self, token: int, step: int, path: Path) -> Kept:
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
-        about = json.loads((path / DIGESTS).read_text())
-        if about["format"] != FORMAT:
-            raise ValueError(f"format {about['format']} is not known here")
-        for name, told in about["sha256"].items():
-            if not self.whole(path / name, told):
+        try:
+            about = About.model_validate_json((path / DIGESTS).read_bytes())
+        except ValueError:
+            raise ValueError(f"{DIGESTS} is not as it was written") from None
+        if (about.token, about.step) != (token, step):
+            raise ValueError(f"it was written by token {about.token} after {about.step}")
+        for name in (STATE, ARRAYS):
+            if not self.whole(path / name, about.sha256.get(name, "")):
                 raise ValueError(f"{name} is not as it was written")
         try:
             arrays = load_file(path / ARRAYS)
         except SafetensorError as error:
             raise ValueError(str(error)) from None
         state = _whole(json.loads((path / STATE).read_text()), arrays)
-        return Kept(token, step, state, about["attempt"], about["seconds"])
+        return Kept(token, step, dict(state), about.attempt, about.seconds)
 
     def whole(self, path: Path, told: str) -> bool:
         """Are the file's bytes those that were written?"""
@@ -218,33 +243,44 @@ class Checkpoints:
             return None
         step, seconds, attempt = last or (0, 0.0, "")
         same = kept is not None and kept.attempt == attempt
-        line = {
-            "token": kept.token if kept else 0,
-            "step": kept.step if kept else 0,
-            "steps_again": max(0, step - (kept.step if kept else 0)),
-            "seconds_again": max(0.0, seconds - (kept.seconds if kept is not None and same else 0.0)),
-        }
-        resumes = self.folder / "resumes"
-        with resumes.open("a") as target:
-            target.write(json.dumps(line) + "\n")
-        lines = [json.loads(each) for each in resumes.read_text().splitlines()]
+        now = Resume(
+            token=kept.token if kept else 0,
+            step=kept.step if kept else 0,
+            steps_again=max(0, step - (kept.step if kept else 0)),
+            seconds_again=max(0.0, seconds - (kept.seconds if kept is not None and same else 0.0)),
+        )
+        lines = [*self._resumes(), now]
+        with contextlib.suppress(OSError):  # the report is not worth the training
+            staged = self.folder / f".{RESUMES}-{self.attempt}"
+            staged.write_text("".join(each.model_dump_json() + "\n" for each in lines))
+            staged.replace(self.folder / RESUMES)
         return {
             "times": len(lines),
-            "step": line["step"],
-            "token": line["token"],
-            "steps_again": sum(each["steps_again"] for each in lines),
-            "seconds_again": round(sum(each["seconds_again"] for each in lines), 3),
+            "step": now.step,
+            "token": now.token,
+            "steps_again": sum(each.steps_again for each in lines),
+            "seconds_again": round(sum(each.seconds_again for each in lines), 3),
         }
+
+    def _resumes(self) -> list[Resume]:
+        """Of the attempts before; a line that was torn says nothing."""
+        found: list[Resume] = []
+        with contextlib.suppress(OSError):
+            for line in (self.folder / RESUMES).read_bytes().splitlines():
+                with contextlib.suppress(ValueError):
+                    found.append(Resume.model_validate_json(line))
+        return found
 
     def _last_attempt(self) -> tuple[int, float, str] | None:
         """How far the attempt before came: its last step and its seconds. Its note is used up."""
-        notes = sorted(self.folder.glob("*/progress-*"), key=lambda path: path.stat().st_mtime_ns)
-        found = None
-        for path in notes:
-            with contextlib.suppress(OSError, ValueError):
-                step, seconds = path.read_text().split()
-                found = int(step), float(seconds), path.name.removeprefix("progress-")
-            path.unlink(missing_ok=True)
+        found, newest = None, 0
+        for path in self.folder.glob("*/progress-*"):
+            with contextlib.suppress(OSError, ValueError):  # torn, or another attempt has just used it up
+                written, (step, seconds) = path.stat().st_mtime_ns, path.read_text().split()
+                if written > newest:
+                    found, newest = (int(step), float(seconds), path.name.removeprefix("progress-")), written
+            with contextlib.suppress(OSError):
+                path.unlink()
         return found
 
     def forget(self) -> None:
@@ -256,28 +292,42 @@ class Checkpoints:
                 self.folder.parent.parent.rmdir()
 
 
-def _plain(value: Any, where: str, arrays: dict[str, Any]) -> Any:  # noqa: ANN401
+def _plain(value: Any, where: str, arrays: dict[str, Any], within: int = 0) -> Any:  # noqa: ANN401
     """*value* as JSON, its arrays moved to *arrays*. Raises `Invalid` that names what cannot be kept."""
     import numpy as np
 
     if value is None or isinstance(value, str | bool | int | float):
         return value
-    if isinstance(value, np.generic) and not isinstance(value, np.void):
-        return _plain(value.item(), where, arrays)
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf" and value.dtype.itemsize <= 8:  # noqa: PLR2004
+    if within > DEEPEST:
+        raise Invalid(
+            f"a checkpoint cannot keep what is nested more than {DEEPEST} deep, or holds itself ({where[:80]})"
+        )
+    if isinstance(value, np.generic) and not isinstance(value.item(), np.generic | tuple):
+        return _plain(value.item(), where, arrays, within + 1)
+    if _is_plain_array(value):
         name = str(len(arrays))
         arrays[name] = np.ascontiguousarray(value, value.dtype.newbyteorder("="))
         return {ARRAY: name, "shape": list(value.shape)}
     if isinstance(value, Mapping) and ARRAY not in value and all(isinstance(name, str) for name in value):
-        return {name: _plain(each, f"{where}.{name}", arrays) for name, each in value.items()}
+        return {name: _plain(each, f"{where}.{name}", arrays, within + 1) for name, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(each, f"{where}[{place}]", arrays) for place, each in enumerate(value)]
-    what = f"an array of {value.dtype}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
+        return [_plain(each, f"{where}[{place}]", arrays, within + 1) for place, each in enumerate(value)]
+    masked = isinstance(value, np.ma.MaskedArray)
+    what = f"an array of {value.dtype}" if isinstance(value, np.ndarray) and not masked else f"a {type(value).__name__}"
     raise Invalid(
         f"a checkpoint cannot keep {what} ({where})",
         field="state",
         hint="it keeps numbers, texts, booleans, lists, and dicts of them by text, and NumPy arrays of numbers",
     )
+
+
+def _is_plain_array(value: Any) -> bool:  # noqa: ANN401
+    """Numbers that safetensors holds, and nothing beside them: a mask would be lost."""
+    import numpy as np
+
+    if not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray):
+        return False
+    return value.dtype.kind in "biuf" and value.dtype.itemsize <= 8  # noqa: PLR2004
 
 
 def _whole(value: Any, arrays: Mapping[str, Any]) -> Any:  # noqa: ANN401

@@ -88,9 +88,9 @@ class ThisJob:
         """Keep *state* after *step* if one is due; was it kept?
 
         Due: when the next call may come later than the interval after the last one, and at once when the job is to
-        end: then this does not return, `Stopped` ends the job. On a full disk nothing is kept and the training
-        goes on. Raises `LeaseLost` when the stage runs elsewhere with a newer lease, `Invalid` for a state that
-        cannot be kept.
+        end: then this does not return, `Stopped` ends the job. On a disk that is full or takes nothing else, nothing
+        is kept and the training goes on. Raises `LeaseLost` when the stage runs elsewhere with a newer lease,
+        `Invalid` for a state that cannot be kept.
         """
         self._listen()
         now, rhythm = time.monotonic(), time.monotonic() - self._asked_at
@@ -140,10 +140,11 @@ class ThisJob:
         self._checkpoints.forget()
 
     def _keep(self, step: int, state: Mapping[str, Any] | Callable[[], Mapping[str, Any]]) -> bool:
+        now = state() if callable(state) else state
         try:
-            self._checkpoints.write(step, state() if callable(state) else state)
+            self._checkpoints.write(step, now)
         except Exception as error:
-            if not disk.is_full(error):
+            if not (isinstance(error, OSError) or disk.is_full(error)):
                 raise
             print(f"no checkpoint after {step}: {error}")  # noqa: T201  # into the job's log
             return False

@@ -25,6 +25,7 @@ from distributed.core import Status
 
 from activities.jobs import reaper, threads, warming
 from activities.jobs.memory import HINT, SHRINKS, Memory, may_shrink, share
+from activities.jobs.numbered import numbered
 from everloop import disk, engine, logs
 from everloop.errors import JobFailed, OutOfMemory, StorageLow, TrainerFailed
 
@@ -229,10 +230,11 @@ def _locked(lock: int) -> bool:
 def _kept(order: Order) -> Outcome | None:
     """The result of an attempt with this token or an older one, for the same question."""
     folder = Path(order["folder"])
-    tokens = [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.exists() else []
-    for token in sorted((each for each in tokens if each <= order["token"]), reverse=True):
+    for token, of_token in numbered(folder) if folder.exists() else []:
+        if token > order["token"]:
+            continue
         with contextlib.suppress(OSError, ValueError):
-            found = json.loads((folder / str(token) / "result.json").read_text())
+            found = json.loads((of_token / "result.json").read_text())
             if found["digest"] == order["digest"]:
                 return _left(found) | {"kept": True}
     return None
@@ -480,5 +482,8 @@ def _crashed(order: Order, what: str) -> Outcome:
 def _kept_steps(order: Order) -> int:
     """The last step of which there is a checkpoint."""
     folder = Path(order.get("checkpoints") or order["folder"])
-    steps = [int(path.name) for path in folder.glob("*/*") if path.name.isdigit()]
-    return max(steps, default=0)
+    steps = [0]
+    with contextlib.suppress(OSError):  # nothing was kept, or it is gone since
+        for _, of_token in numbered(folder):
+            steps += [step for step, _ in numbered(of_token)]
+    return max(steps)

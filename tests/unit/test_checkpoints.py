@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -72,11 +73,22 @@ def test_a_step_below_0_is_refused_since_nobody_would_find_it(tmp_path, artifact
     assert places(tmp_path) == []
 
 
-@pytest.mark.parametrize("value", [{1}, b"bytes", np.array(["text"]), np.array([1j]), {1: 2}, object()])
+NOT_KEPT = [{1}, b"bytes", np.array(["text"]), np.array([1j]), {1: 2}, object(), np.ma.masked_array([1, 2], [0, 1])]
+
+
+@pytest.mark.parametrize("value", [*NOT_KEPT, np.longdouble(1)])
 def test_what_cannot_be_kept_is_named(tmp_path, artifacts, value):
     with pytest.raises(Invalid, match=r"state\.inner\[1\]"):
         job(tmp_path, artifacts).checkpoint(1, {"inner": [0, value]})
     assert places(tmp_path) == []
+
+
+def test_a_state_that_holds_itself_is_said_to(tmp_path, artifacts):
+    state = {"inner": []}
+    state["inner"].append(state)
+
+    with pytest.raises(Invalid, match="or holds itself"):
+        job(tmp_path, artifacts).checkpoint(1, state)
 
 
 def torn(place: Path, how: str) -> None:
@@ -100,6 +112,75 @@ def test_a_torn_checkpoint_is_left_out_and_the_one_before_is_taken(tmp_path, art
 
     assert (step, state["at"]) == (1, 1)
     assert "of token 1 after 2 is not whole" in capsys.readouterr().out
+
+
+def rewrite(place: Path, **values) -> None:
+    about = json.loads((place / "digests.json").read_text()) | values
+    (place / "digests.json").write_text(json.dumps(about))
+
+
+FOREIGN = {
+    "no object": lambda place: (place / "digests.json").write_text("null"),
+    "endless": lambda place: (place / "digests.json").write_text("[" * 100_000),
+    "digests in a list": lambda place: rewrite(place, sha256=[]),
+    "without digests": lambda place: rewrite(place, sha256={}),
+    "a moment that is text": lambda place: rewrite(place, seconds="soon"),
+    "of another step": lambda place: rewrite(place, step=9),
+    "a folder for a file": lambda place: ((place / "state.json").unlink(), (place / "state.json").mkdir()),
+}
+
+
+@pytest.mark.parametrize("how", list(FOREIGN))
+def test_what_is_no_checkpoint_of_ours_is_left_out_and_the_one_before_is_taken(tmp_path, artifacts, capsys, how):
+    first = job(tmp_path, artifacts)
+    for step in (1, 2):
+        first.checkpoint(step, STATE)
+    FOREIGN[how](tmp_path / "checkpoints/chain/stage/question/1/000000000002")
+
+    assert job(tmp_path, artifacts).restore()[0] == 1
+    assert "of token 1 after 2 is not whole" in capsys.readouterr().out
+
+
+def test_what_else_lies_among_the_checkpoints_holds_up_nobody(tmp_path, artifacts):
+    job(tmp_path, artifacts).checkpoint(1, STATE)
+    folder = tmp_path / "checkpoints/chain/stage/question"
+    (folder / "8").write_text("a file, and no newer holder")
+    (folder / "7").symlink_to(tmp_path / "nowhere")
+    (folder / "\N{SUPERSCRIPT TWO}").mkdir()
+    (folder / "1" / "000000000009").write_text("")
+    (folder / "1" / "progress-x").mkdir()
+    (folder / "1" / "progress-y").write_bytes(b"\xff\xff")
+
+    assert job(tmp_path, artifacts, token=2).restore()[0] == 1
+    assert job(tmp_path, artifacts, token=2).checkpoint(3, STATE)
+
+
+@pytest.mark.parametrize("lost", [b'{"token": 1, "st', b"\0" * 64, b"\xff\xfe", b"null"])
+def test_a_report_that_the_disk_has_lost_a_line_of_does_not_hold_the_training_up(tmp_path, artifacts, lost):
+    first = job(tmp_path, artifacts)
+    first.checkpoint(1, {})
+    job(tmp_path, artifacts).restore()
+    with (tmp_path / "checkpoints/chain/stage/question/resumes").open("ab") as resumes:
+        resumes.write(lost)
+
+    again, later = job(tmp_path, artifacts), job(tmp_path, artifacts)
+    assert again.restore()[0] == later.restore()[0] == 1
+    assert (again.resumed.times, later.resumed.times) == (2, 3)
+
+
+def test_a_disk_that_takes_no_more_costs_the_checkpoint_and_not_the_training(tmp_path, artifacts, capsys):
+    going = job(tmp_path, artifacts)
+    going.checkpoint(1, STATE)
+    shutil.rmtree(tmp_path / "checkpoints/chain/stage/question/1")  # as good as a disk gone read-only, also for root
+
+    assert not going.checkpoint(2, STATE)
+    assert "no checkpoint after 2" in capsys.readouterr().out
+
+    def wrong():
+        raise FileNotFoundError("the trainer's own file")
+
+    with pytest.raises(FileNotFoundError, match="own file"):
+        going.checkpoint(3, wrong)
 
 
 def test_the_two_newest_stay_and_a_newer_token_is_newer_whatever_its_step(tmp_path, artifacts):
