@@ -20,6 +20,7 @@ from everloop.store import (
     LEASE_TOKENS,
     CounterRow,
     DeviceRow,
+    LeaseMemberRow,
     LeaseRequestRow,
     LeaseRow,
     PoolDecisionRow,
@@ -233,8 +234,14 @@ def _lapsed(session: Session, row: LeaseRow) -> None:
 
 def _ended(session: Session, row: LeaseRow, state: str) -> None:
     """The lease lives no more: its device is free for the next grant."""
-    row.state, row.live_device, row.expires_at, row.ended_at = state, None, None, now()
+    row.state, row.expires_at, row.ended_at = state, None, now()
     session.add(row)
+    members = select(LeaseMemberRow).where(LeaseMemberRow.pool == row.pool, LeaseMemberRow.token == row.token)
+    for member in session.exec(members.where(col(LeaseMemberRow.live))).all():
+        member.live = False
+        device = session.get_one(DeviceRow, (row.pool, member.device), with_for_update=True)
+        device.used_cores -= member.cores
+        session.add_all((member, device))
 
 
 def _request_ends(session: Session, row: LeaseRow, state: str, reason: str = "") -> None:
@@ -394,9 +401,12 @@ def _offer(session: Session, pool: str, token: int, given: Grant, at: datetime) 
             workflow_id=request.workflow_id,
             run_id=request.run_id,
             device=given.device,
-            live_device=given.device,
             state="offered",
             granted_at=at,
             expires_at=at + OFFER_TTL,
         )
     )
+    session.add(LeaseMemberRow(pool=pool, token=token, rank=0, device=given.device))
+    device = session.get_one(DeviceRow, (pool, given.device), with_for_update=True)
+    device.used_cores += 1
+    session.add(device)

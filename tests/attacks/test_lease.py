@@ -82,7 +82,7 @@ def requests_of(stack: Stack, workflow_id: str) -> list[LeaseRequestRow]:
 
 def live(stack: Stack) -> list[LeaseRow]:
     with stack.store.read() as session:
-        return list(session.exec(select(LeaseRow).where(col(LeaseRow.live_device).is_not(None))).all())
+        return list(session.exec(select(LeaseRow).where(col(LeaseRow.state).in_(("offered", "active")))).all())
 
 
 async def test_offers_typed_by_hand_cost_a_lifecycle_neither_its_place_nor_its_slot(stack: Stack) -> None:
@@ -187,7 +187,7 @@ async def test_a_workflow_that_takes_no_more_signals_keeps_nobody_from_their_slo
         session.add(LeaseRequestRow(id="full", arrival=0, kind="batch", state="granted", requested_at=now, **asked))
         session.add(
             LeaseRow(
-                token=0, request_id="full", device="cpu9", live_device="cpu9", state="offered", granted_at=now,
+                token=0, request_id="full", device="cpu9", state="offered", granted_at=now,
                 expires_at=now + timedelta(minutes=5), **asked,
             )
         )  # fmt: skip

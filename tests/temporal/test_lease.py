@@ -8,12 +8,13 @@ import pytest
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import col, select
 
+from activities import lease_ledger as ledger
 from activities.lease import check_token
 from activities.lease_policy import Grant, Policy, PoolState, decide
 from everloop import names, signing
 from everloop.errors import LeaseLost
 from everloop.records import Slot
-from everloop.store import LeaseRequestRow, LeaseRow, PoolDecisionRow, ResultRow, Store
+from everloop.store import DeviceRow, LeaseRequestRow, LeaseRow, PoolDecisionRow, ResultRow, Store
 from tests.temporal.conftest import Stack, eventually
 
 
@@ -57,10 +58,7 @@ async def test_a_lease_taken_away_commits_nothing_and_the_stage_runs_again_under
     async def fence() -> None:
         if len(leases(stack)) > 1:
             return
-        with stack.store.write() as session:
-            row = session.exec(select(LeaseRow)).one()
-            row.state, row.live_device = "fenced", None
-            session.add(row)
+        ledger.end(stack.store, names.DEFAULT_POOL, 1, "fenced")
 
     stack.compute.hooks["train"] = fence
     handle = await stack.submit()
@@ -75,7 +73,7 @@ async def test_a_lease_taken_away_commits_nothing_and_the_stage_runs_again_under
     assert (await stack.verified()).differences == []
 
 
-def lease_row(token: int, state: str, live_device: str | None) -> LeaseRow:
+def lease_row(token: int, state: str) -> LeaseRow:
     return LeaseRow(
         pool="default",
         token=token,
@@ -84,22 +82,24 @@ def lease_row(token: int, state: str, live_device: str | None) -> LeaseRow:
         workflow_id="w",
         run_id="r",
         device="cpu0",
-        live_device=live_device,
         state=state,
         granted_at=datetime.now(UTC),
     )
 
 
-def test_the_database_itself_refuses_a_second_live_lease_of_a_device(store: Store) -> None:
+def test_the_database_itself_refuses_more_than_a_device_has(store: Store) -> None:
     with store.write() as session:
-        session.add(lease_row(1, "active", "cpu0"))
+        session.add(DeviceRow(pool="default", name="cpu0", cores=2, memory_mib=100, used_cores=2))
+    for used in ({"used_cores": 3}, {"used_memory_mib": 101}, {"used_milli_gpu": 1}, {"used_gpu_mib": 1}):
+        with pytest.raises(IntegrityError), store.write() as session:
+            session.get_one(DeviceRow, ("default", "cpu0")).sqlmodel_update(used)
     with pytest.raises(IntegrityError), store.write() as session:
-        session.add(lease_row(2, "active", "cpu0"))
+        session.get_one(DeviceRow, ("default", "cpu0")).used_cores = -1
 
 
 def test_an_older_token_of_the_same_holder_is_fenced(store: Store) -> None:
     with store.write() as session:
-        session.add_all(lease_row(token, "released", None) for token in (1, 2))
+        session.add_all(lease_row(token, "released") for token in (1, 2))
     with store.read() as session:
         check_token(session, Slot(device="cpu0", token=2, holder="w/r"))
         for slot in (Slot(device="cpu0", token=1, holder="w/r"), Slot(device="cpu0", token=2, holder="w/other")):

@@ -40,7 +40,7 @@ async def attend(stack: Stack, lifecycle: str, action: str, stage: str = "") -> 
 
 def live_leases(stack: Stack) -> int:
     with stack.store.read() as session:
-        return len(session.exec(select(LeaseRow).where(col(LeaseRow.live_device).is_not(None))).all())
+        return len(session.exec(select(LeaseRow).where(col(LeaseRow.state).in_(("offered", "active")))).all())
 
 
 async def test_a_permanent_failure_parks_the_lifecycle_without_its_slot_and_says_what_helps(stack: Stack) -> None:

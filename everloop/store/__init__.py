@@ -1,0 +1,73 @@
+"""The tables, and how to reach them.
+
+Four kinds, each with its one writer (on SQLite): the journal and its read models (control), the ledgers
+for which SQL is the authority (control), progress (compute), identity (the API).
+Read models hold nothing that `views.fold` cannot make again from the journal.
+"""
+
+from sqlmodel import SQLModel
+
+from everloop.store.approval import ApprovalRow
+from everloop.store.columns import UtcDateTime, document, moment
+from everloop.store.door import Store
+from everloop.store.drift import DriftRow, MonitorRow, TriggerRow
+from everloop.store.identity import AuditRow, CredentialRow
+from everloop.store.journal import AlarmRow, HistoryRow, JournalRow
+from everloop.store.lease import (
+    DEFAULT_QUEUE,
+    LEASE_TOKENS,
+    CounterRow,
+    DeviceRow,
+    LeaseMemberRow,
+    LeaseRequestRow,
+    LeaseRow,
+    LeaseTimeRow,
+    PoolDecisionRow,
+    PoolPolicyRow,
+    PoolRow,
+    QueueRow,
+    ResultRow,
+)
+from everloop.store.lifecycle import LifecycleRow, StageRow
+from everloop.store.metric import MetricRow
+from everloop.store.registry import VersionRow
+from everloop.store.release import ReleaseRow, RouteChangeRow, RouteRow
+
+READ_MODELS: tuple[type[SQLModel], ...] = (LifecycleRow, StageRow, ApprovalRow, ReleaseRow, DriftRow)
+
+__all__ = [
+    "DEFAULT_QUEUE",
+    "LEASE_TOKENS",
+    "READ_MODELS",
+    "AlarmRow",
+    "ApprovalRow",
+    "AuditRow",
+    "CounterRow",
+    "CredentialRow",
+    "DeviceRow",
+    "DriftRow",
+    "HistoryRow",
+    "JournalRow",
+    "LeaseMemberRow",
+    "LeaseRequestRow",
+    "LeaseRow",
+    "LeaseTimeRow",
+    "LifecycleRow",
+    "MetricRow",
+    "MonitorRow",
+    "PoolDecisionRow",
+    "PoolPolicyRow",
+    "PoolRow",
+    "QueueRow",
+    "ReleaseRow",
+    "ResultRow",
+    "RouteChangeRow",
+    "RouteRow",
+    "StageRow",
+    "Store",
+    "TriggerRow",
+    "UtcDateTime",
+    "VersionRow",
+    "document",
+    "moment",
+]

@@ -1,0 +1,67 @@
+"""What checks found, as the journal tells it; a model's watch and its decisions, for which SQL is the authority."""
+
+from datetime import datetime
+
+from sqlalchemy import Text
+from sqlmodel import Field, SQLModel
+
+from everloop.store.columns import document, moment
+
+
+class DriftRow(SQLModel, table=True):
+    """What one check found in one window."""
+
+    __tablename__ = "drift"
+
+    workflow_id: str = Field(primary_key=True)
+    run_id: str = Field(primary_key=True)
+    seq: int = Field(primary_key=True)
+    project: str
+    model: str = Field(index=True)
+    version: int
+    window_start: datetime = moment()
+    window_end: datetime = moment()
+    rows: int
+    share: float | None = None
+    drifted: list[str] = document(list)
+    report: str = ""
+    verdict: str
+    reason: str
+    lifecycle: str = ""
+    checked_at: datetime = moment()
+
+
+class MonitorRow(SQLModel, table=True):
+    """A model's watch: its cursor is the end of the last decided window, no later check begins before it."""
+
+    __tablename__ = "monitor"
+
+    project: str = Field(primary_key=True)
+    model: str = Field(primary_key=True)
+    cursor: datetime | None = moment(default=None)
+    spec: str = Field(sa_type=Text)
+    """The `LifecycleSpec` that a retraining uses."""
+    updated_at: datetime = moment()
+    late_counted_at: datetime | None = moment(default=None)
+    """Rows logged until then are in the windows' `late_rows`."""
+
+
+class TriggerRow(SQLModel, table=True):
+    """The one decision about a window of a model."""
+
+    __tablename__ = "trigger"
+
+    project: str = Field(primary_key=True)
+    model: str = Field(primary_key=True)
+    window_start: datetime = moment(primary_key=True)
+    window_end: datetime = moment(primary_key=True)
+    version: int
+    share: float | None = None
+    verdict: str
+    reason: str
+    lifecycle: str = ""
+    decided_at: datetime = moment()
+    closed_at: datetime | None = moment(default=None)
+    """When the window was found closed; None: of an older worker."""
+    late_rows: int = 0
+    """How many rows of the window were logged after that."""
