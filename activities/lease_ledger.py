@@ -10,6 +10,7 @@ from sqlalchemy import func
 from sqlmodel import Session, col, select
 from sqlmodel.sql.expression import SelectOfScalar
 
+from activities import lease_time
 from activities.caller import Caller
 from activities.lease_policy import Device, Grant, Policy, PoolState, Waiting, decide
 from everloop import names, signing
@@ -242,6 +243,7 @@ def _ended(session: Session, row: LeaseRow, state: str) -> None:
         device = session.get_one(DeviceRow, (row.pool, member.device), with_for_update=True)
         device.used_cores -= member.cores
         session.add_all((member, device))
+    lease_time.members_freed(session, row)
 
 
 def _request_ends(session: Session, row: LeaseRow, state: str, reason: str = "") -> None:
@@ -266,6 +268,7 @@ def note_inventory(store: Store, pool: str, inventory: tuple[str, ...]) -> None:
             row.light = light.pop(row.name, row.light)
             session.add(row)
         session.add_all(DeviceRow(pool=pool, name=name, light=is_light) for name, is_light in light.items())
+        lease_time.devices_noted(session, pool)
         for lease in session.exec(live(pool).where(col(LeaseRow.device).in_(gone))).all():
             lease.expires_at = min(lease.expires_at or now(), now() + AWAY_TTL)
             session.add(lease)

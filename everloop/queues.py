@@ -6,7 +6,7 @@
         queues:
           vision: {quota: {cores: 4, gpus: 2}, limit: {cores: 8}, weight: 2}
           text:   {quota: {cores: 2}}
-      nightly: {weight: 1, priority: -1}    # no quota: it lives on what others leave
+      nightly: {weight: 1, priority: -1}    # no quota: it has its part, by its weight, of what quotas leave
 
 Requests are in queues without others below them. A queue may also say `parent: NAME` instead of standing in it.
 """
@@ -19,14 +19,15 @@ from typing import Any, NamedTuple
 from everloop.errors import Invalid
 
 NO_LIMIT = -1
-"""As a quota: all that the parent has. As a limit: none."""
-ALL = "all"
+"""As a limit: none. As a quota: none is set; a queue of queues then has what theirs add up to."""
+NONE = "none"
 DEFAULT = "default"
 """The queue of whoever names none. A tree always has it."""
 MOST_QUEUES = 1000
 MOST_DEPTH = 16
 MOST_TOLD = 8
 MOST = 2**31 - 1
+MOST_WEIGHT = 1_000_000
 KEYS = ("parent", "quota", "limit", "weight", "priority", "queues")
 RESOURCES = ("cores", "gpus")
 TOP_KEYS = ("queues",)
@@ -48,8 +49,8 @@ class Queue(NamedTuple):
     id: str
     parent: str = ""
     """Empty: below the pool itself."""
-    quota: Resources = Resources()
-    """What it gets whenever it wants it."""
+    quota: Resources = UNLIMITED
+    """What it gets whenever it wants it. Work that is not preemptible stays within it."""
     limit: Resources = UNLIMITED
     """What it never gets more of."""
     weight: int = 1
@@ -61,7 +62,7 @@ class Queue(NamedTuple):
 def read(given: object) -> tuple[Queue, ...]:
     """The queues of a file's or a request's content, parents first. Raises `Invalid` with the field.
 
-    What the file leaves out: quota 0, no limit, weight 1, priority 0. `check` looks at the tree as a whole.
+    What the file leaves out: no quota, no limit, weight 1, priority 0. `check` looks at the tree as a whole.
     """
     document = _mapping(given, "the file")
     _known(document, TOP_KEYS, "")
@@ -102,24 +103,27 @@ def _queue(name: str, inside: str, entry: Mapping[str, Any], place: str) -> Queu
     return Queue(
         id=name,
         parent=parent,
-        quota=resources(entry.get("quota", {}), f"{place}.quota", Resources()),
-        limit=resources(entry.get("limit", {}), f"{place}.limit", UNLIMITED),
-        weight=_whole(entry.get("weight", 1), f"{place}.weight", 0, 1_000_000),
-        priority=_whole(entry.get("priority", 0), f"{place}.priority", -1000, 1000),
+        quota=resources(entry.get("quota", {}), f"{place}.quota"),
+        limit=resources(entry.get("limit", {}), f"{place}.limit"),
+        weight=whole(entry.get("weight", 1), f"{place}.weight", 0, MOST_WEIGHT),
+        priority=whole(entry.get("priority", 0), f"{place}.priority", -1000, 1000),
     )
 
 
-def resources(given: object, place: str, otherwise: Resources) -> Resources:
-    """`{cores: 4, gpus: 0.5}` as numbers; `all` stands for no limit, of one or of both. Raises `Invalid`."""
-    if given == ALL:
+def resources(given: object, place: str, otherwise: Resources = UNLIMITED) -> Resources:
+    """`{cores: 4, gpus: 0.5}` as numbers; `none` is none, of one or of both. What is left out is as in *otherwise*.
+
+    Raises `Invalid`.
+    """
+    if given == NONE:
         return UNLIMITED
     values = _mapping(given, place)
     _known(values, RESOURCES, place)
     cores, milli_gpu = otherwise
     if "cores" in values:
-        cores = NO_LIMIT if values["cores"] == ALL else _whole(values["cores"], f"{place}.cores", 0, MOST)
+        cores = NO_LIMIT if values["cores"] == NONE else whole(values["cores"], f"{place}.cores", 0, MOST)
     if "gpus" in values:
-        milli_gpu = NO_LIMIT if values["gpus"] == ALL else _thousandths(values["gpus"], f"{place}.gpus")
+        milli_gpu = NO_LIMIT if values["gpus"] == NONE else _thousandths(values["gpus"], f"{place}.gpus")
     return Resources(cores, milli_gpu)
 
 
@@ -129,11 +133,12 @@ def _thousandths(value: object, place: str) -> int:
     except InvalidOperation:
         exact = Decimal("NaN")
     if isinstance(value, bool) or not exact.is_finite() or exact != exact.to_integral_value():
-        raise Invalid(f"{place}: {value!r} is no number of GPUs", field=place, hint="in steps of 0.001, or `all`")
-    return _whole(int(exact), place, 0, MOST)
+        raise Invalid(f"{place}: {value!r} is no number of GPUs", field=place, hint="in steps of 0.001, or `none`")
+    return whole(int(exact), place, 0, MOST)
 
 
-def _whole(value: object, place: str, least: int, most: int) -> int:
+def whole(value: object, place: str, least: int, most: int) -> int:
+    """*value* as a whole number from *least* to *most*. Raises `Invalid`."""
     if isinstance(value, str) and value.strip().lstrip("-").isdecimal():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int):
@@ -216,8 +221,8 @@ def _circle(by_name: Mapping[str, Queue], among: set[str]) -> list[str]:
     return [*turned, turned[0]]
 
 
-def check(queues: Iterable[Queue], whole: Resources) -> tuple[Queue, ...]:
-    """The tree in order, with `DEFAULT` in it. *whole*: what the pool's devices have.
+def check(queues: Iterable[Queue], there: Resources) -> tuple[Queue, ...]:
+    """The tree in order, with `DEFAULT` in it. *there*: what the pool's devices have.
 
     Raises `Invalid` where quotas promise more than there is, where a limit is less than the quota, and where `DEFAULT`
     has queues below it: whoever names no queue could not wait in it.
@@ -225,58 +230,55 @@ def check(queues: Iterable[Queue], whole: Resources) -> tuple[Queue, ...]:
     tree = {queue.id: queue for queue in in_order(queues)}
     tree.setdefault(DEFAULT, Queue(DEFAULT))
     ordered = in_order(tree.values())
-    parents = {queue.parent for queue in ordered}
-    if DEFAULT in parents:
+    if any(queue.parent == DEFAULT for queue in ordered):
         message = f"queue {DEFAULT} has queues below it: whoever names no queue waits in it"
         raise Invalid(message, field=f"queues.{DEFAULT}.queues", hint="put them elsewhere in the tree")
-    bounds = {"": whole}
+    below: dict[str, list[Queue]] = {}
     for queue in ordered:
-        bounds[queue.id] = _bound(queue, bounds[queue.parent])
-        for name in Resources._fields:
+        below.setdefault(queue.parent, []).append(queue)
+    for name in Resources._fields:
+        promised: dict[str, int] = {}
+        for queue in reversed(ordered):  # those below come before it
             _check_limit(queue, name)
-    for parent in ("", *(queue.id for queue in ordered if queue.id in parents)):
-        for name in Resources._fields:
-            _check_sum(parent, [queue for queue in ordered if queue.parent == parent], name, bounds)
+            own, of_others = (
+                getattr(queue.quota, name),
+                [(each.id, promised[each.id]) for each in below.get(queue.id, ())],
+            )
+            if own != NO_LIMIT:
+                _check_sum(f"queue {queue.id} has a quota of", of_others, name, own)
+            promised[queue.id] = sum(value for _, value in of_others) if own == NO_LIMIT else own
+        _check_sum("the pool has", [(each.id, promised[each.id]) for each in below[""]], name, getattr(there, name))
     return ordered
-
-
-def _bound(queue: Queue, above: Resources) -> Resources:
-    """What the queue's quota is in numbers."""
-    cores, milli_gpu = queue.quota
-    return Resources(
-        above.cores if cores == NO_LIMIT else cores, above.milli_gpu if milli_gpu == NO_LIMIT else milli_gpu
-    )
 
 
 def _check_limit(queue: Queue, name: str) -> None:
     quota, limit = getattr(queue.quota, name), getattr(queue.limit, name)
-    if limit != NO_LIMIT and (quota == NO_LIMIT or limit < quota):
+    if NO_LIMIT not in (quota, limit) and limit < quota:
         raise Invalid(
             f"queue {queue.id}: its limit of {amount(name, limit)} is less than its quota of {amount(name, quota)}",
             field=f"{queue.id}.limit",
         )
 
 
-def _check_sum(parent: str, below: Sequence[Queue], name: str, bounds: Mapping[str, Resources]) -> None:
-    each = {queue.id: getattr(bounds[queue.id], name) for queue in below}
-    promised, there = sum(each.values()), getattr(bounds[parent], name)
+def _check_sum(there_is: str, each: Sequence[tuple[str, int]], name: str, there: int) -> None:
+    """Raise `Invalid` unless what is promised to each, together, is there."""
+    promised = sum(value for _, value in each)
     if promised <= there:
         return
-    largest = sorted((queue for queue in each if each[queue]), key=lambda queue: (-each[queue], queue))
-    told = [f"{queue} {amount(name, each[queue])}" for queue in largest[:MOST_TOLD]]
-    of = f"queue {parent} has a quota of" if parent else "the pool has"
+    largest = sorted(((queue, value) for queue, value in each if value), key=lambda one: (-one[1], one[0]))
+    told = [f"{queue} {amount(name, value)}" for queue, value in largest[:MOST_TOLD]]
     raise Invalid(
         f"quotas promise {amount(name, promised)} ({', '.join([*told, '...'][: len(largest)])}), "
-        f"and {of} {amount(name, there)}",
-        field=f"{largest[0]}.quota",
+        f"and {there_is} {amount(name, there)}",
+        field=f"{largest[0][0]}.quota",
         hint="make quotas smaller; a weight shares what they leave",
     )
 
 
 def amount(name: str, value: int) -> str:
-    """`2 cores`, `0.5 GPU`, `all`."""
+    """`2 cores`, `0.5 GPU`, `none`."""
     if value == NO_LIMIT:
-        return ALL
+        return NONE
     if name == "cores":
         return f"{value} core{'s' * (value != 1)}"
     return f"{_gpus(value)} GPU{'s' * (value > 1000)}"  # noqa: PLR2004
@@ -293,10 +295,8 @@ def document(queues: Iterable[Queue]) -> dict[str, Any]:
     inside: dict[str, dict[str, Any]] = {"": top}
     for queue in ordered:
         entry: dict[str, Any] = {}
-        if queue.quota != Resources():
-            entry["quota"] = written(queue.quota, Resources())
-        if queue.limit != UNLIMITED:
-            entry["limit"] = written(queue.limit, UNLIMITED)
+        entry |= {"quota": written(queue.quota)} if queue.quota != UNLIMITED else {}
+        entry |= {"limit": written(queue.limit)} if queue.limit != UNLIMITED else {}
         entry |= {"weight": queue.weight} if queue.weight != 1 else {}
         entry |= {"priority": queue.priority} if queue.priority else {}
         (inside[queue.parent].setdefault("queues", {}) if queue.parent else top)[queue.id] = entry
@@ -304,11 +304,11 @@ def document(queues: Iterable[Queue]) -> dict[str, Any]:
     return {"queues": top}
 
 
-def written(values: Resources, otherwise: Resources) -> dict[str, Any]:
-    """The resources that differ from what is meant where nothing is said, as a file has them."""
+def written(values: Resources) -> dict[str, Any]:
+    """Those that are set, as a file has them."""
     found: dict[str, Any] = {}
-    if values.cores != otherwise.cores:
-        found["cores"] = ALL if values.cores == NO_LIMIT else values.cores
-    if values.milli_gpu != otherwise.milli_gpu:
-        found["gpus"] = ALL if values.milli_gpu == NO_LIMIT else float(Decimal(values.milli_gpu) / 1000)
+    if values.cores != NO_LIMIT:
+        found["cores"] = values.cores
+    if values.milli_gpu != NO_LIMIT:
+        found["gpus"] = float(Decimal(values.milli_gpu) / 1000)
     return found

@@ -25,6 +25,7 @@ from distributed.scheduler import KilledWorker, NoValidWorkerError
 from sqlmodel import select
 from temporalio import activity
 
+from activities.jobs.checkpoints import newest_of
 from activities.jobs.scratch import chain
 from activities.jobs.security import security
 from activities.jobs.supervisor import GRACE_SECONDS, MARK, Order, Outcome, supervise
@@ -32,7 +33,7 @@ from everloop import disk, errors
 from everloop.contracts import JobRequest
 from everloop.records import Lease, Ran, Result
 from everloop.settings import Settings
-from everloop.store import LeaseRow, MetricRow, Store
+from everloop.store import JobTimeRow, LeaseRow, MetricRow, Store
 
 log = logging.getLogger(__name__)
 
@@ -41,11 +42,17 @@ R = TypeVar("R", bound=Result)
 ROOT = "activities.compute"
 CONNECT_SECONDS = 10.0
 BEAT_SECONDS = 1.0
+NOTE_SECONDS = 5.0
+"""How often it is written down that a job still runs: what its lease's time was for is told from that."""
 GONE_SECONDS = GRACE_SECONDS + 3.0
 MOST_CRASHES = 3
 """Of one activity, over all its attempts and tokens."""
 SAFE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 LOST = (KilledWorker, NoValidWorkerError, CommClosedError, OSError, TimeoutError)
+
+
+def _now_ms() -> int:
+    return int(datetime.now(UTC).timestamp() * 1000)
 
 
 @dataclass
@@ -60,6 +67,30 @@ class Watch:
     unwritten: dict[int, dict[str, float]] = field(default_factory=dict)
     """Step to values, for the metric table."""
     gone: asyncio.Event = field(default_factory=asyncio.Event)
+    stage: str = ""
+    token: int = 0
+    attempt: int = 1
+    checkpoints: Path = Path()
+    began_ms: int = field(default_factory=_now_ms)
+    noted_ms: int = 0
+    done: bool = False
+
+    def time(self, *, ended: bool = False) -> JobTimeRow:
+        """The attempt's time until now, as the ledger of leased time is told."""
+        self.noted_ms = _now_ms()
+        checkpointed_ms, writing_ms = newest_of(self.checkpoints, self.token, self.began_ms)
+        return JobTimeRow(
+            job=self.job,
+            attempt=self.attempt,
+            token=self.token,
+            stage=self.stage,
+            from_ms=self.began_ms,
+            to_ms=self.noted_ms,
+            done=self.done,
+            ended=ended,
+            checkpointed_ms=checkpointed_ms,
+            writing_ms=writing_ms,
+        )
 
     def hear(self, event: dict[str, Any]) -> None:
         if "gone" in event:
@@ -97,10 +128,13 @@ class Jobs:
             raise errors.LeaseLost("the lease was taken away", hint="the stage takes a new lease by itself")
         watch = Watch(request.slot.device, f"{run_id}/{activity_id}")
         order = self._order(function, request, watch.job, info.attempt)
+        watch.stage, watch.checkpoints = activity_id.partition(".")[0], Path(order["checkpoints"])
+        watch.token, watch.attempt = request.slot.token, info.attempt
         async with self._beating(watch):  # first of all: it also beats while Dask is out of reach
             # Dask keeps statistics for each first word of its keys, for ever.
             key = f"job-{info.attempt}-{watch.job}-{uuid.uuid4().hex[:8]}"
             outcome = await self._outcome(order, key, watch)
+            watch.done = "result" in outcome
         result = result_type.model_validate(_result(outcome))
         return result.model_copy(update={"ran": _ran(request, outcome, info.attempt)})
 
@@ -188,12 +222,23 @@ class Jobs:
             with contextlib.suppress(asyncio.CancelledError):
                 await beating
             await self._write(watch)
+            await asyncio.shield(self._note(watch, ended=True))
 
     async def _beat(self, watch: Watch) -> None:
+        await self._note(watch)
         while True:
             activity.heartbeat({"device": watch.device, "progress": watch.progress})
             await asyncio.sleep(BEAT_SECONDS)
             await self._write(watch)
+            if _now_ms() - watch.noted_ms >= NOTE_SECONDS * 1000:
+                await self._note(watch)
+
+    async def _note(self, watch: Watch, *, ended: bool = False) -> None:
+        """Write down that the job runs, or how it ended. Never fails a job."""
+        try:
+            await asyncio.to_thread(_write_time, self._store, watch, ended=ended)
+        except Exception:
+            log.warning("the time of %s is not written", watch.job, exc_info=True)
 
     async def _write(self, watch: Watch) -> None:
         """Put the steps that came in since the last time into the metric table. Never fails a job."""
@@ -341,6 +386,12 @@ def _write_steps(store: Store, job: str, steps: dict[int, dict[str, float]]) -> 
         for step, values in steps.items():
             finite = {name: value for name, value in values.items() if math.isfinite(value)}  # JSON has no NaN
             session.merge(MetricRow(job=job, step=step, values=finite, at=now))
+
+
+def _write_time(store: Store, watch: Watch, *, ended: bool) -> None:
+    row = watch.time(ended=ended)
+    with store.write() as session:
+        session.merge(row)
 
 
 def _fenced(store: Store, token: int) -> bool:

@@ -1,10 +1,42 @@
 """Leased time: whatever is told of jobs, every millisecond of every core is in one kind, and the sums are exact."""
 
+import time
+from datetime import UTC, datetime
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
+from sqlmodel import select
 
-from activities.lease_time import KINDS, Capacity, Job, Life, Mark, Overcommitted, Spent, Use, cut, totals
+from activities import lease_ledger as ledger
+from activities.caller import Caller
+from activities.lease_time import (
+    KINDS,
+    Capacity,
+    Job,
+    Leased,
+    Life,
+    Mark,
+    Overcommitted,
+    Part,
+    Spent,
+    Totals,
+    Use,
+    cut,
+    freed,
+    held_now,
+    in_ms,
+    inventoried,
+    spent,
+    totals,
+)
+from everloop import names
+from everloop.contracts import AcceptRequest, LeaseRequest
+from everloop.store import JobTimeRow, LeaseRow, LeaseTimeRow, Store
+
+POOL = names.DEFAULT_POOL
+ADA = Caller("ada", "run-1", names.LIFECYCLE)
 
 MOMENTS = some.integers(-50, 400)
 JOBS = some.lists(
@@ -135,3 +167,87 @@ def test_more_leased_than_there_is_is_said_and_never_summed_away() -> None:
         totals(there, uses, [], 0, 100)
     with pytest.raises(Overcommitted, match="cpu9"):
         totals(there, [Use("cpu9", 0, 10, 1, 0, "useful")], [], 0, 100)
+
+
+# --- in the ledger ---------------------------------------------------------------------------------
+
+
+def test_a_lease_of_the_ledger_is_told_by_its_jobs_and_sums_up_with_what_was_free(store: Store) -> None:
+    ledger.note_inventory(store, POOL, ("cpu0", "cpu1:light"))
+    ledger.enqueue(store, LeaseRequest(id="one"), ADA)
+    ledger.grant(store, POOL)
+    token = rows_of(store, LeaseRow)[0].token
+    ledger.accept(store, AcceptRequest(request_id="one", token=token), ADA)
+    began = ledger.now()
+    with store.write() as session:
+        session.add(job_time(token, began, done=True))
+    time.sleep(0.02)
+    until = ledger.now()
+    live = spent_until(store, until)
+    ledger.end(store, POOL, token, "released")
+    ended = spent_until(store, until)
+
+    assert live == ended  # what is told of a live lease is what is written of it at its end
+    assert live.by_kind["useful"].core_ms == 10
+    assert sum(spent.core_ms for spent in live.by_kind.values()) == live.capacity.core_ms
+    rows = rows_of(store, LeaseTimeRow)
+    assert {(row.token, row.queue, row.workflow_id, row.device) for row in rows} == {(token, "default", "ada", "cpu0")}
+    ledger.end(store, POOL, token, "released")
+    assert len(rows_of(store, LeaseTimeRow)) == len(rows)
+
+
+def test_while_a_device_is_away_its_free_time_is_lost(store: Store) -> None:
+    ledger.note_inventory(store, POOL, ("cpu0",))
+    time.sleep(0.01)
+    ledger.note_inventory(store, POOL, ())
+    time.sleep(0.02)
+    ledger.note_inventory(store, POOL, ("cpu0",))
+    time.sleep(0.01)
+
+    found = spent_until(store, ledger.now())
+
+    assert found.by_kind["lost"].core_ms >= 20
+    assert found.by_kind["free"].core_ms >= 18
+    assert found.by_kind["lost"].core_ms + found.by_kind["free"].core_ms == found.capacity.core_ms
+
+
+def test_what_a_lease_lost_is_charged_to_the_queue_that_took_it_back(store: Store) -> None:
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    life = Life(granted_ms=in_ms(at), ended_ms=in_ms(at) + 100, noticed_ms=in_ms(at) + 90)
+    lease = Leased(7, "ada", "run-1", "vision", life, (Part("cpu0", 2, 0),), "credit", "text")
+    with store.write() as session:
+        inventoried(session, POOL, {"cpu0": (2, 0)}, {"cpu0"}, in_ms(at))
+        session.add(job_time(7, at, done=False, milliseconds=80))
+    with store.write() as session:
+        freed(session, POOL, lease)
+
+    with store.read() as session:
+        found = spent(session, POOL, [], in_ms(at), in_ms(at) + 200)
+    charged = {use.kind: use.charged_to for use in found.leased}
+    assert charged == {"redone": "text", "held_idle": "vision", "notice": "text"}
+    assert {use.model for use in found.leased} == {"credit"}
+    assert found.by_kind["free"] == Spent(200, 0)
+
+
+def job_time(token: int, began: datetime, *, done: bool, milliseconds: int = 10) -> JobTimeRow:
+    from_ms = in_ms(began)
+    return JobTimeRow(
+        job="run-1/train.1",
+        attempt=1,
+        token=token,
+        stage="train",
+        from_ms=from_ms,
+        to_ms=from_ms + milliseconds,
+        done=done,
+        ended=True,
+    )
+
+
+def rows_of(store: Store, kind: type[Any]) -> list[Any]:
+    with store.read() as session:
+        return list(session.exec(select(kind)).all())
+
+
+def spent_until(store: Store, until: datetime) -> Totals:
+    with store.read() as session:
+        return spent(session, POOL, held_now(session, POOL, until), 0, in_ms(until))
