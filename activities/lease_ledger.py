@@ -12,7 +12,7 @@ from sqlmodel.sql.expression import SelectOfScalar
 
 from activities import lease_time
 from activities.caller import Caller
-from activities.lease_policy import Device, Grant, Policy, PoolState, Waiting, decide
+from activities.lease_policy.first_come import Device, Grant, Policy, PoolState, Waiting, decide
 from everloop import names, signing
 from everloop.contracts import AcceptRequest, CommitRequest, LeaseRequest
 from everloop.errors import Forbidden, LeaseLost

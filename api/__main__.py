@@ -7,11 +7,12 @@ import os
 import sys
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from api import connections
 from everloop import logs
 from everloop import settings as configuration
-from everloop.settings import API, SERVE, TEMPORAL_UI
+from everloop.settings import API, TEMPORAL_UI
 
 
 def main(which: str = "api") -> None:
@@ -19,22 +20,23 @@ def main(which: str = "api") -> None:
     os.umask(configuration.PRIVATE)
     logs.log_lines(which)
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    limits = connections.with_files()
+    app: ASGIApp
     if which == "serve":
-        from api.serve import create_app as create
+        from api.serve import processes
 
-        port = settings.port(SERVE)
+        sys.exit(processes.run(settings, limits))
     elif which == "api":
-        from api.app import create_app as create
+        from api.app import create_app
 
-        port = settings.port(API)
+        app, port = create_app(settings), settings.port(API)
     elif which == "temporal-ui":
-        from api.temporal_ui import create_app as create  # type: ignore[assignment]
+        from api import temporal_ui
 
-        port = settings.port(TEMPORAL_UI)
+        app, port = temporal_ui.create_app(settings), settings.port(TEMPORAL_UI)
     else:
         sys.exit(f"python -m api [serve | temporal-ui]: {which!r} is neither")
-    limits = connections.with_files()
-    uvicorn.Server(connections.config(create(settings), port, limits)).run()
+    uvicorn.Server(connections.config(app, port, limits)).run()
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
+import orjson
 import pydantic
 from fastapi import Request
 from starlette.requests import ClientDisconnect
@@ -108,6 +109,53 @@ async def read_body(request: Request, limit_bytes: int) -> bytes:
             hint=f"send at most {limit_bytes >> 20} MiB",
         )
     return b"".join(chunks)
+
+
+def parse_plain(data: bytes) -> Any:  # noqa: ANN401
+    """What `parse` returns or raises, sooner: by a faster reader, where no rule that it does not know can matter."""
+    if _DOUBT.search(data) is None:
+        try:
+            value = orjson.loads(data)
+            # Of a key that is there twice it keeps the last: then there are more colons than can be accounted for.
+            if type(value) is dict and _has_colons(value, data.count(b":")):
+                return value
+        except (orjson.JSONDecodeError, _DeepError):
+            pass  # what is wrong with it is said by the other reader
+    return parse(data)
+
+
+_DOUBT = re.compile(rb"\\|[0-9]{19}|[eE][+-]?[0-9]{3}")
+"""Escapes (of half a character, of a colon) and numbers that may be too large."""
+_PLAIN_DEPTH = 4
+
+
+class _DeepError(Exception):
+    """Deeper than any request of ours is."""
+
+
+def _has_colons(value: dict[str, Any], count: int) -> bool:
+    keys = _keys(value, _PLAIN_DEPTH)
+    return keys == count or keys + _colons(value) == count
+
+
+def _keys(value: dict[str, Any] | list[Any], depth: int) -> int:
+    """Keys in *value* and all below."""
+    if not depth:
+        raise _DeepError
+    count, inside = (len(value), value.values()) if type(value) is dict else (0, value)
+    for each in inside:
+        if type(each) is dict or type(each) is list:
+            count += _keys(each, depth - 1)
+    return count
+
+
+def _colons(value: Any) -> int:  # noqa: ANN401
+    """Colons in the texts and names of *value* and all below."""
+    if type(value) is str:
+        return value.count(":")
+    if type(value) is dict:
+        return sum(key.count(":") + _colons(each) for key, each in value.items())
+    return sum(map(_colons, value)) if type(value) is list else 0
 
 
 class _Huge(int):

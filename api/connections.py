@@ -113,6 +113,47 @@ class Doors:
             log.warning("too many connections without a request: the oldest are closed (%d so far)", self.dropped)
 
 
+class Joined(asyncio.Transport):
+    """Sends the head of an answer together with its body, where that comes in the same turn of the loop.
+
+    uvicorn writes them one after the other: two system calls, and a client that wakes up for half an answer.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._held = b""
+        self.get_extra_info = transport.get_extra_info  # type: ignore[method-assign]
+        self.is_closing = transport.is_closing  # type: ignore[method-assign]
+        self.pause_reading = transport.pause_reading  # type: ignore[method-assign]
+        self.resume_reading = transport.resume_reading  # type: ignore[method-assign]
+        self.set_write_buffer_limits = transport.set_write_buffer_limits  # type: ignore[method-assign]
+
+    def write(self, data: bytes) -> None:  # type: ignore[override]
+        if self._held:
+            held, self._held = self._held, b""
+            self._transport.write(held + data)
+        elif data.startswith(b"HTTP/1."):
+            self._held = data
+            self._loop.call_soon(self.flush)
+        else:
+            self._transport.write(data)
+
+    def flush(self) -> None:
+        """Send what is held."""
+        if self._held:
+            held, self._held = self._held, b""
+            self._transport.write(held)
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+    def abort(self) -> None:
+        self.flush()
+        self._transport.abort()
+
+
 class Patience:
     """What is added to a protocol of uvicorn: its connection's state, and one timer."""
 
@@ -135,7 +176,7 @@ class Patience:
     _gone = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:
-        _next(self).connection_made(transport)
+        _next(self).connection_made(Joined(transport, self.loop))
         self.peer = self.client[0] if self.client else ""
         self.doors.open += 1
         self._enter(State.WAITING)

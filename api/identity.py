@@ -5,12 +5,14 @@ Credentials are 256 random bits and only their SHA-256 is kept. Host, Origin, bo
 are seen to here too, before any handler runs.
 """
 
+import asyncio
 import hashlib
 import logging
 import os
 import secrets
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from http.cookies import CookieError, SimpleCookie
@@ -42,6 +44,8 @@ OPEN_PATHS = frozenset({"/healthz", "/readyz", "/login"})
 OPEN_FOLDER = "/static/"
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
+JSON_HEADERS = {"x-content-type-options": "nosniff", "cache-control": "no-store"}
+"""On an answer that is no page."""
 HEADERS = {
     "content-security-policy": (
         "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'; object-src 'none'"
@@ -168,8 +172,12 @@ class Guard:
     audit: bool = True
     open_paths: bool = True
     """Login, health and static files ask for no credential."""
+    headers: Mapping[str, str] = field(default_factory=lambda: HEADERS)
+    """On every answer."""
     known_seconds: float = 0.0
-    _known: dict[str, tuple[float, Asker]] = field(default_factory=dict)
+    known: dict[str, tuple[float, Asker]] = field(default_factory=dict)
+    """Bearer keys by their digest: until when they are believed, and whose they are. Guards may share it."""
+    _renewing: dict[str, asyncio.Task[None]] = field(default_factory=dict)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -186,8 +194,7 @@ class Guard:
         scope["everloop_pages"] = self.cookies and scope["path"] not in ("/healthz", "/readyz")
         exchange = _Exchange(self, scope, send, request_id)
         try:
-            self._check_host(scope)
-            await self._admit(scope)
+            await self.admit(scope)
             await self.app(scope, receive, exchange.send)
         except EverloopError as error:
             await problems.answer(error, scope)(scope, receive, exchange.send)
@@ -195,10 +202,31 @@ class Guard:
             log.exception("%s: %s %s", request_id, scope["method"], scope["path"])
             if exchange.started:
                 raise
-            if disk.is_full(error):
-                await problems.answer(StorageLow(hint=disk.HINT), scope)(scope, receive, exchange.send)
-                return
-            await problems.answer(problems.unexpected(request_id), scope)(scope, receive, exchange.send)
+            await problems.answer(unforeseen(error, request_id), scope)(scope, receive, exchange.send)
+
+    async def admit(self, scope: Scope) -> None:
+        """Raise unless who asks may. Sets `everloop_person` for handlers."""
+        self._check_host(scope)
+        await self._admit(scope)
+
+    def believes(self, key: str) -> bool:
+        """Is this bearer key known at this moment, without looking? A key that is used is looked at again meanwhile."""
+        found = self.known.get(digest(key))
+        left = found[0] - time.monotonic() if found else 0.0
+        if found is None or left <= 0:
+            return False
+        if left < self.known_seconds / 2 and found[1].digest not in self._renewing:
+            self._renewing[found[1].digest] = asyncio.create_task(self._renew(found[1].digest))
+        return True
+
+    async def _renew(self, wanted: str) -> None:
+        try:
+            if await self._look(wanted, CLIENT) is None:
+                self.known.pop(wanted, None)
+        except Exception:  # whatever the driver raises: it is believed for its two seconds and no longer
+            log.exception("a credential could not be looked up")
+        finally:
+            del self._renewing[wanted]
 
     def _check_host(self, scope: Scope) -> None:
         """A page elsewhere that makes its own name point to us (DNS rebinding) still sends its own name."""
@@ -239,12 +267,16 @@ class Guard:
         return await self._look_up(key, SESSION) if key else None
 
     async def _look_up(self, key: str, kind: str) -> Asker | None:
-        known = self._known.get(digest(key))
+        known = self.known.get(digest(key))
         if known is not None and time.monotonic() < known[0]:
             return known[1]
-        found = await run_in_threadpool(_stored, self.store, digest(key), kind)
+        return await self._look(digest(key), kind)
+
+    async def _look(self, wanted: str, kind: str) -> Asker | None:
+        asked_at = time.monotonic()
+        found = await run_in_threadpool(_stored, self.store, wanted, kind)
         if found is not None and self.known_seconds:
-            self._known[found.digest] = (time.monotonic() + self.known_seconds, found)
+            self.known[found.digest] = (asked_at + self.known_seconds, found)
         return found
 
     def _check_origin(self, headers: Headers) -> None:
@@ -269,7 +301,7 @@ class _Exchange:
         if message["type"] == "http.response.start":
             self.started = True
             headers = MutableHeaders(scope=message)
-            for name, value in HEADERS.items():
+            for name, value in self.guard.headers.items():
                 headers.setdefault(name, value)
             headers["x-request-id"] = self.request_id
             if self.guard.audit and self.scope["method"] not in SAFE_METHODS:
@@ -293,6 +325,11 @@ class _Exchange:
                 session.add(row)
         except Exception:  # the answer is true whether or not it could be noted: say so where operators look
             log.exception("%s: could not write the audit row of %s", self.request_id, action)
+
+
+def unforeseen(error: Exception, request_id: str) -> EverloopError:
+    """What a caller is told about an error that is none of ours."""
+    return StorageLow(hint=disk.HINT) if disk.is_full(error) else problems.unexpected(request_id)
 
 
 def _stored(store: Store, wanted: str, kind: str) -> Asker | None:

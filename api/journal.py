@@ -127,6 +127,15 @@ def stage_rows(session: Session, lifecycle: str) -> list[StageRow]:
     return list(session.exec(query))
 
 
+def job_of(session: Session, row: LifecycleRow, stage: str) -> str | None:
+    """The key of the steps of a stage's last start: `<run id>/<activity id>`."""
+    rows = [each for each in stage_rows(session, row.id) if each.stage == stage]
+    if not rows:
+        return None
+    named = str(rows[-1].ran.get("log") or "").split("/")
+    return "/".join(named[1:3]) if len(named) == 4 else f"{row.run_id}/{stage}.{len(rows)}"  # noqa: PLR2004  # jobs/run/activity/attempt
+
+
 def log_path(session: Session, row: LifecycleRow, stage: str, logs_dir: Path) -> Path | None:
     """Where the log is, or None. The path comes from a row, so it is held below *logs_dir* all the same."""
     rows = [found for found in stage_rows(session, row.id) if not stage or found.stage == stage]

@@ -164,6 +164,12 @@ class Client:
                 yield {"status": found["status"], "wait": found["wait"]}
                 return
 
+    def curves(self, lifecycle: str) -> Rows:
+        """The learning curves of its last training: per metric the steps, what they are called (`unit`), the values on
+        train and validation rows, and the best step. Each has 200 steps at most.
+        """
+        return _items(self._api("GET", f"/lifecycles/{_part(lifecycle)}/curves"))
+
     def metrics(self, lifecycle: str) -> Any:  # noqa: ANN401
         """Progress of its jobs: values by step."""
         return self._api("GET", f"/lifecycles/{_part(lifecycle)}/metrics")

@@ -125,7 +125,6 @@ def lifecycle(found: Json, now: datetime | None = None) -> RenderableType:
     parts: list[RenderableType] = [head, rail(found, now or datetime.now(UTC))]
     if found.get("metrics"):
         parts.append(Text(f"metrics: {metrics_line(found['metrics'])}"))
-    parts.extend(curve(each) for each in found.get("curves") or [] if each["steps"])
     comparison = found.get("comparison") or {}
     if comparison.get("reason"):
         parts.append(Text(f"champion: {comparison['reason']}"))
@@ -160,12 +159,20 @@ def notes_of(found: Json) -> Iterator[RenderableType]:
     yield command(f"everloop data {found['id']}")
 
 
+def curves(rows: Sequence[Json]) -> RenderableType:
+    """How a training has learned."""
+    drawn = [curve(each) for each in rows if each["steps"]]
+    return Group(*drawn) if drawn else Text("no learning curve yet: a training reports one while it learns")
+
+
 def curve(found: Json) -> RenderableType:
     """A training's metric: the course of each part in a few characters, and where it began, was best and ended."""
     steps, best = found["steps"], found.get("best_step")
     places = dict.fromkeys([0, *([steps.index(best)] if best in steps else []), len(steps) - 1])
     made = table(
-        found["metric"], "", *(f"step {steps[place]:,}{' (best)' * (steps[place] == best)}" for place in places)
+        found["metric"],
+        "",
+        *(f"{found['unit']} {steps[place]:,}{' (best)' * (steps[place] == best)}" for place in places),
     )
     for part in ("train", "validation"):
         values = found[part]

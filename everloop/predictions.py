@@ -10,7 +10,7 @@ import json
 import os
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import Any
@@ -51,11 +51,18 @@ class PredictionLog:
             moment = datetime.fromisoformat(row["event_time"]).astimezone(UTC)
             line = json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
             by_day.setdefault(f"{moment:%Y-%m-%d}", []).append(line)
+        self.append_lines({day: ("\n".join(lines) + "\n").encode() for day, lines in by_day.items()})
+
+    def append_lines(self, by_day: Mapping[str, bytes]) -> None:
+        """The same for who has made the lines: whole `Row`s as JSON, each with its newline, by the UTC day of their
+        event time (YYYY-MM-DD). One write for each day.
+        """
         with self._lock:
-            for day, lines in by_day.items():
-                self._write(day, ("\n".join(lines) + "\n").encode())
-            self._dirty |= by_day.keys()
-            self._start_syncing()
+            for day, data in by_day.items():
+                self._write(day, data)
+            self._dirty.update(by_day)
+            if self._syncer is None:
+                self._start_syncing()
 
     def sync(self) -> None:
         """Bring what was appended to the disk."""
@@ -177,9 +184,8 @@ class PredictionLog:
         return self._open[day]
 
     def _start_syncing(self) -> None:
-        if self._syncer is None:
-            self._syncer = threading.Thread(target=self._keep_syncing, name="prediction-log-sync", daemon=True)
-            self._syncer.start()
+        self._syncer = threading.Thread(target=self._keep_syncing, name="prediction-log-sync", daemon=True)
+        self._syncer.start()
 
     def _keep_syncing(self) -> None:
         while not self._closed.wait(SYNC_SECONDS):

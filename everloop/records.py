@@ -91,15 +91,17 @@ class Resumed(Record):
     steps_again: int
     """Over all attempts."""
     seconds_again: float
+    at: str = ""
+    """The step as its trainer calls it: `round 120 of at most 400`. Empty: an older Everloop kept the checkpoint."""
 
-    def sentence(self, unit: str = "step", most: int | None = None) -> str:
-        """For people: what was kept and what was done again."""
+    def sentence(self, unit: str = "step") -> str:
+        """For people: what was kept and what was done again. *unit*: of a step that has no name."""
         again = f"{self.seconds_again:.0f} s of work done again"
         often = f" {self.times} times, at last" if self.times > 1 else ""
         if not self.step:
             return f"begun again{often} without a checkpoint; {again}"
-        limit = f" of at most {most}" if most else ""
-        return f"resumed{often} at {unit} {self.step}{limit} from a checkpoint of token {self.token}; {again}"
+        at = self.at or f"{unit} {self.step:,}"
+        return f"resumed{often} at {at} from a checkpoint of token {self.token}; {again}"
 
 
 class Ran(Record):
@@ -219,10 +221,13 @@ class Trained(Result):
 
     model: Blob
     iterations: int
+    """Rounds, epochs, or what `unit` says."""
     metrics: dict[str, float]
     """On the validation part."""
     family: str = "lightgbm"
     """The trainer that can read `model`, as the spec names it."""
+    unit: str = ""
+    """What the trainer calls one of `iterations`. Empty: an older Everloop trained."""
     parameters: dict[str, Any] = {}
     """What it was fitted with, beyond the spec's `training`."""
     code: Code | None = None
@@ -264,6 +269,8 @@ class Refitted(Result):
     """npz: `hashes` uint64 of the rows it has learned from, `reading` JSON of how their columns were read."""
     trained_until: datetime | None = None
     family: str = "lightgbm"
+    unit: str = ""
+    """What its trainer counts."""
     parameters: dict[str, Any] = {}
     code: Code | None = None
     environment: Blob | None = None
@@ -285,6 +292,9 @@ class Field(Record):
     name: str
     kind: Literal["number", "category", "boolean", "datetime"]
     nullable: bool = True
+    """False: none of the values that the model learned from was missing. (Versions before this was said: True.)"""
+    usual: float | None = None
+    """What a missing number, boolean or datetime (seconds since 1970) is answered as where it is not nullable."""
     minimum: float | None = None
     maximum: float | None = None
     """Range in training; outside of it is answered but marked."""

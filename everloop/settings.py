@@ -32,6 +32,8 @@ class Settings:
     temporal_address: str = ""
     temporal_namespace: str = "default"
     dask_address: str = ""
+    serve_workers: int = 1
+    """Processes that answer predictions, on one port."""
     slots: int = 2
     slot_cores: int = 1
     """Threads of a job on one of them."""
@@ -128,6 +130,7 @@ class Settings:
             "EVERLOOP_TEMPORAL_ADDRESS": self.temporal_address,
             "EVERLOOP_TEMPORAL_NAMESPACE": self.temporal_namespace,
             "EVERLOOP_DASK_ADDRESS": self.dask_address,
+            "EVERLOOP_SERVE_WORKERS": str(self.serve_workers),
             "EVERLOOP_SLOTS": str(self.slots),
             "EVERLOOP_SLOT_CORES": str(self.slot_cores),
             "EVERLOOP_DISK_FLOOR_MIB": str(self.disk_floor_mib),
@@ -189,6 +192,7 @@ def load(**overrides: object) -> Settings:
         "temporal_address": env.get("EVERLOOP_TEMPORAL_ADDRESS", ""),
         "temporal_namespace": env.get("EVERLOOP_TEMPORAL_NAMESPACE") or "default",
         "dask_address": env.get("EVERLOOP_DASK_ADDRESS", ""),
+        "serve_workers": _integer("EVERLOOP_SERVE_WORKERS", 1, range(1, 65)),
         "slots": _integer("EVERLOOP_SLOTS", 2, range(1, 1025)),
         "slot_cores": _integer("EVERLOOP_SLOT_CORES", 1, range(1, 1025)),
         "disk_floor_mib": _integer("EVERLOOP_DISK_FLOOR_MIB", DISK_FLOOR_MIB, range(1 << 20)),

@@ -58,7 +58,7 @@ class Rows(Protocol):
 
 
 class Training(Protocol):
-    """The one argument of your function."""
+    """The one argument of your function, for the process that was given it: in a fork of it each method raises."""
 
     @property
     def train(self) -> Rows: ...
@@ -111,7 +111,8 @@ class Training(Protocol):
         """Show progress: numbers by name at a round or epoch.
 
         `train_<metric>` and `validation_<metric>` become learning curves, `most` is how many steps there will be at
-        most, `rounds` and `epochs` say what a step is.
+        most, `rounds`, `epochs` and `trees` say what a step is. A value that is NaN or infinite is left out. Raises
+        `Invalid` for a step that is no whole number from 0 on, a value that is no number, and more than 4,096 bytes.
         """
 
     def checkpoint(self, step: int, state: Mapping[str, Any] | Callable[[], Mapping[str, Any]]) -> bool:

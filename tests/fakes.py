@@ -66,6 +66,8 @@ class QuickCompute(
         self.code: Code | None = None
         self.ran: Ran | None = None
         """How the training ran."""
+        self.unit = ""
+        """What the trainer counts."""
 
     async def _called(self, stage: str, request: JobRequest) -> None:
         self.calls.append((stage, request))
@@ -110,7 +112,7 @@ class QuickCompute(
     async def train(self, request: TrainRequest) -> Trained:
         await self._called("train", request)
         model = self.artifacts.put(b"model")
-        return Trained(model=model, iterations=7, metrics={"auc": 0.8}, ran=self.ran, code=request.code)
+        return Trained(model=model, iterations=7, metrics={"auc": 0.8}, ran=self.ran, code=request.code, unit=self.unit)
 
     @activity.defn(name="everloop.training.refit")
     async def refit(self, request: RefitRequest) -> Refitted:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from activities.jobs.progress import reported
 from everloop.artifacts import Artifacts
 from everloop.records import Lease, Member
 
@@ -30,11 +31,13 @@ class FolderJob:
         self.lease = Lease(token=1, holder="test/run", members=(Member(device="cpu0"),))
 
     def report(self, step: int, /, **values: float) -> None:
-        assert all(isinstance(value, int | float) for value in values.values())
-        self.told.append(step)
-        self.values[step] = values
+        number, known = reported(step, values)
+        self.told.append(number)
+        self.values[number] = known
 
-    def checkpoint(self, step: int, state: Mapping[str, Any] | Callable[[], Mapping[str, Any]]) -> bool:
+    def checkpoint(
+        self, step: int, state: Mapping[str, Any] | Callable[[], Mapping[str, Any]], *, at: str = ""
+    ) -> bool:
         if self.due or self.stop:
             self.kept.append((step, dict(state() if callable(state) else state)))
         return self.due or self.stop

@@ -23,7 +23,7 @@ import dask
 from distributed import Scheduler, Worker
 
 from activities.jobs.security import security
-from activities.jobs.supervisor import GRACE_SECONDS
+from activities.jobs.slot import GRACE_SECONDS
 from everloop import logs
 from everloop.errors import Invalid
 from everloop.settings import Settings

@@ -65,6 +65,7 @@ from everloop.records import (
     Wait,
 )
 from everloop.specs import LifecycleSpec
+from everloop.steps import STEP, count
 from workflows.approval import Approval
 from workflows.journal import Journal, heed_a_cancel, until
 from workflows.lease import Lease
@@ -245,16 +246,9 @@ class Lifecycle:
                 "train",
                 TrainingActivities.train,
                 TrainRequest(spec=self._spec, prepared=prepared, snapshot=snapshot, code=snapshot.code),
-                lambda made: f"{made.iterations} rounds" + self._again(made, self._spec.training.rounds),
+                lambda made: count(made.iterations, _unit(made)) + _again(made),
             )
         )
-
-    def _again(self, made: Trained | Refitted, most: int) -> str:
-        """What a training kept and did again when its job was ended, where it was."""
-        if made.ran is None or made.ran.resumed is None:
-            return ""
-        unit = {"lightgbm": "round", "torch": "epoch"}.get(made.family, "step")
-        return "; " + made.ran.resumed.sentence(unit, most if unit == "round" else None)
 
     async def _evaluate(
         self, snapshot: Snapshot, prepared: Prepared, trained: Trained, champion: Champion | None
@@ -285,7 +279,7 @@ class Lifecycle:
                 "refit",
                 TrainingActivities.refit,
                 RefitRequest(spec=self._spec, snapshot=snapshot, prepared=prepared, trained=trained, code=trained.code),
-                lambda made: f"fitted again on all {made.rows:,} labelled rows" + self._again(made, trained.iterations),
+                lambda made: f"fitted again on all {made.rows:,} labelled rows" + _again(made),
             )
         )
 
@@ -528,6 +522,16 @@ def _pinned(spec: LifecycleSpec, snapshot: Snapshot) -> LifecycleSpec:
     if snapshot.code is None or snapshot.code.archive is None:
         return spec
     return spec.model_copy(update={"code": f"sha256:{snapshot.code.archive.sha256}"})
+
+
+def _unit(made: Trained | Refitted) -> str:
+    return made.unit or {"lightgbm": "round", "torch": "epoch"}.get(made.family, STEP)
+
+
+def _again(made: Trained | Refitted) -> str:
+    """What a training kept and did again when its job was ended, and where it was."""
+    resumed = made.ran.resumed if made.ran else None
+    return f"; {resumed.sentence(_unit(made))}" if resumed else ""
 
 
 def _there(result: R | None) -> R:

@@ -36,10 +36,10 @@ class Job(Protocol):
         """A folder of this job alone, removed afterwards."""
 
     def report(self, step: int, /, **values: float) -> None:
-        """Tell how far the job is. Never raises.
+        """Tell how far the job is. Never waits. Raises `Invalid` for what is no step or no number.
 
         Names that pages know: `train_<metric>` and `validation_<metric>` are learning curves, `most` is how many
-        steps there will be at most, `rounds` and `epochs` say what a step is.
+        steps there will be at most, `rounds`, `epochs` and `trees` say what a step is.
         """
 
 
@@ -54,10 +54,13 @@ class Context(Job, Protocol):
     def cores(self) -> int:
         """Threads that the job may use: its lease's."""
 
-    def checkpoint(self, step: int, state: Mapping[str, Any] | Callable[[], Mapping[str, Any]]) -> bool:
+    def checkpoint(
+        self, step: int, state: Mapping[str, Any] | Callable[[], Mapping[str, Any]], *, at: str = ""
+    ) -> bool:
         """Keep *state* after *step*, if one is due: the interval has passed, or the job is to stop. Was it kept?
 
         *state*: JSON values, texts and NumPy arrays by name; a function is called only when a checkpoint is due.
+        *at*: what people call *step*, where it does not count what `report` counts.
         When the job is to stop this does not return: it ends once the checkpoint is kept.
         """
 

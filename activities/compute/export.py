@@ -82,6 +82,8 @@ def signature_of(spec: LifecycleSpec, pipeline: Pipeline, table: Table) -> Signa
             Field(
                 name=entry.name,
                 kind="category" if entry.kind == "text" else entry.kind,
+                nullable=entry.nullable,
+                usual=None if entry.nullable or entry.kind in TEXTS else entry.fill,
                 minimum=entry.low if entry.kind == "number" else None,
                 maximum=entry.high if entry.kind == "number" else None,
                 known=entry.known[:MOST_KNOWN],

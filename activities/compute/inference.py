@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from everloop.texts import AMONG_NUMBERS, BLANKS, MISSING_TEXT, NotAsReadError, 
 
 Columns = dict[str, NDArray[Any]]
 Reader = Callable[[object], float | str]
+Label = str | int | float | bool
 
 NUMBER_LIKE = re.compile(r"^[+-]?\d+(\.\d+)?$")
 BATCH_ROWS = 8192
@@ -38,33 +38,43 @@ class Predictions:
     signature: Signature
     values: NDArray[np.float64]
     """Probabilities [rows, classes] in the order of `signature.classes`, or numbers [rows]."""
+    labels: Sequence[Label]
+    """The classes in the target's own type."""
 
     def __len__(self) -> int:
         return len(self.values)
 
-    @cached_property
-    def labels(self) -> list[str | int | float | bool]:
-        """The classes in the target's own type: 0 and 1 where it holds whole numbers, true and false of booleans."""
-        kind = self.signature.target_type
-        if kind == "boolean":
-            return [label == "true" for label in self.signature.classes]
-        if kind in ("integer", "number"):
-            return [int(label) if label.lstrip("-").isdecimal() else float(label) for label in self.signature.classes]
-        return list(self.signature.classes)
-
     def rows(self) -> list[dict[str, object]]:
-        """One dictionary per row, as the prediction API answers it."""
+        """One dictionary per row, as the prediction API answers it. Raises `ValueError` where one is not finite."""
+        values = self.values.tolist()
+        if not np.isfinite(self.values).all():
+            raise ValueError("the graph answered NaN or Infinity")
         if self.signature.task == "regression":
-            return [{"value": value} for value in self.values.tolist()]
-        return [self._classified(row) for row in self.values.tolist()]
-
-    def _classified(self, row: list[float]) -> dict[str, object]:
-        classes = self.signature.classes
-        best = max(range(len(row)), key=row.__getitem__)
-        answer: dict[str, object] = {"label": self.labels[best]}
+            return [{"value": value} for value in values]
+        classes, labels = self.signature.classes, self.labels
         if self.signature.task == "binary":
-            answer["probability"] = row[classes.index(self.signature.positive)]
-        return answer | {"probabilities": dict(zip(classes, row, strict=True))}
+            positive = classes.index(self.signature.positive)
+            return [
+                {
+                    "label": labels[row.index(max(row))],
+                    "probability": row[positive],
+                    "probabilities": dict(zip(classes, row, strict=True)),
+                }
+                for row in values
+            ]
+        return [
+            {"label": labels[row.index(max(row))], "probabilities": dict(zip(classes, row, strict=True))}
+            for row in values
+        ]
+
+
+def labels_of(signature: Signature) -> list[Label]:
+    """The classes in the target's own type: 0 and 1 where it holds whole numbers, true and false of booleans."""
+    if signature.target_type == "boolean":
+        return [label == "true" for label in signature.classes]
+    if signature.target_type in ("integer", "number"):
+        return [int(label) if label.lstrip("-").isdecimal() else float(label) for label in signature.classes]
+    return list(signature.classes)
 
 
 class Model:
@@ -89,6 +99,10 @@ class Model:
         named = (signature.target, signature.time, signature.key, *signature.ignored)
         self.ignored = frozenset(name for name in named if name) - self.known
         self.readers = [(field, _reader(field)) for field in signature.fields]
+        self.labels = labels_of(signature)
+        self._numbers = [(field.name, read) for field, read in self.readers if field.kind != "category"]
+        self._texts = [(field.name, read) for field, read in self.readers if field.kind == "category"]
+        self._feed = [(name, field.name) for name, field in zip(self.inputs, signature.fields, strict=True)]
 
     def check(self, rows: Sequence[Mapping[str, object]], event_times: Sequence[datetime] | None = None) -> Columns:
         """JSON rows as columns. A field takes what its kind says, or null:
@@ -102,37 +116,57 @@ class Model:
         if not rows:
             raise InvalidPrediction("there are no rows", field="rows", hint="send at least one row")
         for place, row in enumerate(rows):
-            self._names(place, row, timed=event_times is not None)
-        return {field.name: self._column(field, read, rows, event_times) for field, read in self.readers}
+            if not isinstance(row, Mapping) or row.keys() != self.known:
+                self._names(place, row, timed=event_times is not None)
+        try:
+            return self._block(self._numbers, np.float64, rows) | self._block(self._texts, object, rows)
+        except (ValueError, OverflowError, KeyError):  # column by column, then, to say what is wrong with which
+            return {field.name: self._column(field, read, rows, event_times) for field, read in self.readers}
 
     def predict(self, columns: Columns) -> Predictions:
         """Answer for columns that `check` made, or for raw arrays of the same kinds (also [rows, 1])."""
-        named = zip(self.inputs, self.signature.fields, strict=True)
-        feed = [(name, columns[field.name].reshape(-1, 1)) for name, field in named]
-        rows = len(feed[0][1])
-        parts = [
-            self.session.run([self.output], {name: values[start : start + BATCH_ROWS] for name, values in feed})[0]
-            for start in range(0, rows, BATCH_ROWS)
-        ]
-        values = np.concatenate(parts).astype(np.float64)
-        return Predictions(self.signature, values[:, 0] if self.signature.task == "regression" else values)
+        feed = {name: columns[field] for name, field in self._feed}
+        feed = {name: part if part.ndim > 1 else part.reshape(-1, 1) for name, part in feed.items()}
+        rows = len(next(iter(feed.values())))
+        if rows <= BATCH_ROWS:
+            values = self._run(feed)
+        else:
+            starts = range(0, rows, BATCH_ROWS)
+            values = np.concatenate(
+                [self._run({name: part[start : start + BATCH_ROWS] for name, part in feed.items()}) for start in starts]
+            )
+        wide = values.astype(np.float64)
+        return Predictions(self.signature, wide[:, 0] if self.signature.task == "regression" else wide, self.labels)
+
+    def _run(self, feed: dict[str, NDArray[Any]]) -> NDArray[Any]:
+        answered: NDArray[Any] = self.session.run([self.output], feed)[0]
+        return answered
 
     def _names(self, place: int, row: Mapping[str, object], *, timed: bool) -> None:
         if not isinstance(row, Mapping):
             raise InvalidPrediction(
                 f"row {place} is not an object", field=f"rows[{place}]", hint='send {"column": value}'
             )
-        missing = [name for name in self.known - row.keys() if not (timed and name == self.signature.time)]
-        if missing:
-            shown = _listed(field.name for field in self.signature.fields if field.name in missing)
+        lacking = self.known - row.keys() - ({self.signature.time} if timed else set())
+        if lacking:
+            missing = [field.name for field in self.signature.fields if field.name in lacking]
+            shown = _listed(missing)
             hint = f"send {shown}; null where a value is not known"
-            raise InvalidPrediction(f"row {place} lacks {shown}", field=f"rows[{place}].{min(missing)}", hint=hint)
+            raise InvalidPrediction(f"row {place} lacks {shown}", field=f"rows[{place}].{missing[0]}", hint=hint)
         extra = row.keys() - self.known - self.ignored
         if extra:
             hint = f"the model's columns are {_listed(field.name for field in self.signature.fields)}"
             shown = _listed(sorted(map(str, extra)))
             message = f"row {place} has columns that the model does not know: {shown}"
             raise InvalidPrediction(message, field=f"rows[{place}].{min(map(str, extra))}", hint=hint)
+
+    @staticmethod
+    def _block(columns: Sequence[tuple[str, Reader]], kind: type, rows: Sequence[Mapping[str, object]]) -> Columns:
+        """Columns of one kind, of which none is left out: one array, and a view of it for each."""
+        if not columns:
+            return {}
+        held: NDArray[Any] = np.array([[read(row[name]) for row in rows] for name, read in columns], kind)
+        return dict(zip((name for name, _ in columns), held[:, :, None], strict=True))
 
     def _column(
         self,
@@ -174,6 +208,16 @@ def _reader(field: Field) -> Reader:
     if not _spelled_as_numbers(field.known):
         return _text
     return lambda value: _text(_code(value))
+
+
+def takes_texts(field: Field) -> bool:
+    """May a number or boolean of this field also be sent as the text that the table writes it as?"""
+    return field.kind in ("number", "boolean") and field.read is not None and _dressed(field.read)
+
+
+def takes_numbers(field: Field) -> bool:
+    """May a number stand for one of a category's texts?"""
+    return field.kind == "category" and _spelled_as_numbers(field.known)
 
 
 def _dressed(read: ReadColumn) -> bool:
@@ -283,6 +327,9 @@ def read_loosely(field: Field, value: object) -> float | str:
 
 
 def _number(value: object) -> float:
+    kind = type(value)
+    if (kind is float or kind is int) and math.isfinite(value):  # type: ignore[arg-type]
+        return float(value)  # type: ignore[arg-type]
     if value is None:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float):

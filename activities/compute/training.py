@@ -16,6 +16,7 @@ from activities.compute.features import TRAIN, VALIDATION, Pipeline, fit, opened
 from activities.compute.resources import Resources
 from activities.compute.rows import opened
 from activities.compute.trainers import Examples, Raw, answers_of_rows, raw_columns, trainer
+from everloop import steps
 from everloop.contracts import RefitRequest, TrainRequest
 from everloop.records import Blob, Code, Refitted, Trained
 from everloop.specs import LifecycleSpec
@@ -40,12 +41,13 @@ def train(request: TrainRequest, job: Context) -> Trained:
         )
         fitted = trainer(spec.trainer).fit(examples, spec.params, job)
         metrics = score(pipeline, rows.y[judged], answers_of_rows(fitted, pipeline, rows, judged, raw))
-    print(f"{fitted.iterations} rounds; validation: {_told(metrics)}")
+    print(f"{steps.count(fitted.iterations, fitted.unit)}; validation: {_told(metrics)}")
     return Trained(
         model=job.artifacts.put(fitted.dump(), fitted.file),
         iterations=max(1, fitted.iterations),
         metrics=metrics,
         family=spec.trainer,
+        unit=fitted.unit,
         parameters=dict(spec.params),
         code=request.code,
         environment=_environment(request.code, spec, job),
@@ -53,9 +55,9 @@ def train(request: TrainRequest, job: Context) -> Trained:
 
 
 def refit(request: RefitRequest, job: Context) -> Refitted:
-    """Fit preprocessing and model again on every labelled row, with the number of rounds that training found.
+    """Fit preprocessing and model again on every labelled row, for as many rounds or epochs as training found best.
 
-    The rounds stay as found: the rows that are added are like the ones that were there.
+    Their number stays as found: the rows that are added are like the ones that were there.
     """
     with opened(job.artifacts, request.snapshot) as table:
         return _refit(request, job, table)
@@ -89,7 +91,7 @@ def _refit(request: RefitRequest, job: Context, table: Table) -> Refitted:
     seconds = event_seconds(table, spec.time)[rows] if spec.time else np.array([np.nan])
     until = moment(float(np.nanmax(seconds))) if np.isfinite(seconds).any() else None
     when = f", until {until:%Y-%m-%d %H:%M}" if until else ""
-    print(f"{len(rows):,} rows, {fitted.iterations} rounds{when}")
+    print(f"{len(rows):,} rows, {steps.count(fitted.iterations, fitted.unit)}{when}")
     return Refitted(
         model=job.artifacts.put(fitted.dump(), fitted.file),
         pipeline=job.artifacts.put(pipeline.dump(), "pipeline.json"),
@@ -97,6 +99,7 @@ def _refit(request: RefitRequest, job: Context, table: Table) -> Refitted:
         seen=job.artifacts.put_file(path, "seen.npz"),
         trained_until=until,
         family=trained.family,
+        unit=fitted.unit,
         parameters=trained.parameters,
         code=request.code,
         environment=_environment(request.code, spec, job),

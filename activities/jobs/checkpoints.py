@@ -52,6 +52,8 @@ class Kept:
     attempt: str
     seconds: float
     """From the beginning of its attempt to the checkpoint."""
+    at: str
+    """The step as people call it; empty where that was not said."""
 
 
 class About(BaseModel, strict=True):
@@ -60,6 +62,7 @@ class About(BaseModel, strict=True):
     format: Literal[1] = 1
     token: int
     step: int
+    at: str = ""
     attempt: str
     seconds: float
     writing: float = 0.0
@@ -100,7 +103,7 @@ class Checkpoints:
         self.folder, self.token, self.floor_bytes = folder, token, floor_bytes
         self.attempt = uuid.uuid4().hex[:12]
         self._began = time.monotonic()
-        self._writing = 0.0
+        self._writing, self._write_began = 0.0, 0.0
         self._own = folder / str(token)
         self._claimed = False
         self._progress: int | None = None
@@ -142,11 +145,14 @@ class Checkpoints:
 
     # --- writing ---
 
-    def write(self, step: int, state: Mapping[str, Any]) -> None:
-        """Keep *state* after *step*. Raises `LeaseLost`, `StorageLow`, and `Invalid` for what cannot be kept."""
+    def write(self, step: int, state: Mapping[str, Any], at: str = "") -> None:
+        """Keep *state* after *step*, which people call *at*.
+
+        Raises `LeaseLost`, `StorageLow`, and `Invalid` for what cannot be kept.
+        """
         if step < 0:  # its folder would never be found again
             raise Invalid(f"a checkpoint's step must be 0 or more, not {step}", field="step")
-        began = time.monotonic()
+        self._write_began = time.monotonic()
         self.claim()
         arrays: dict[str, Any] = {}
         text = json.dumps(_plain(dict(state), "state", arrays)).encode()
@@ -156,16 +162,16 @@ class Checkpoints:
         staged = self._own / f".new-{self.attempt}"
         shutil.rmtree(staged, ignore_errors=True)
         try:
-            self._stage(staged, step, text, arrays, began)
+            self._stage(staged, step, at, text, arrays)
             self.check()
             self._settle(staged, self._own / f"{step:012d}")
         finally:
             shutil.rmtree(staged, ignore_errors=True)
         self._drop_above(step)
         self._thin_out()
-        self._writing += time.monotonic() - began
+        self._writing += time.monotonic() - self._write_began
 
-    def _stage(self, staged: Path, step: int, text: bytes, arrays: dict[str, Any], began: float) -> None:
+    def _stage(self, staged: Path, step: int, at: str, text: bytes, arrays: dict[str, Any]) -> None:
         from safetensors.numpy import save_file
 
         staged.mkdir(mode=0o700)
@@ -174,9 +180,10 @@ class Checkpoints:
         about = About(
             token=self.token,
             step=step,
+            at=at,
             attempt=self.attempt,
             seconds=self.seconds(),
-            writing=self._writing + time.monotonic() - began,
+            writing=self._writing + time.monotonic() - self._write_began,
             sha256={name: _digest(staged / name) for name in (STATE, ARRAYS)},
         )
         (staged / DIGESTS).write_text(about.model_dump_json())
@@ -234,7 +241,7 @@ class Checkpoints:
         except SafetensorError as error:
             raise ValueError(str(error)) from None
         state = _whole(json.loads((path / STATE).read_text()), arrays)
-        return Kept(token, step, dict(state), about.attempt, about.seconds)
+        return Kept(token, step, dict(state), about.attempt, about.seconds, about.at)
 
     def whole(self, path: Path, told: str) -> bool:
         """Are the file's bytes those that were written?"""
@@ -282,6 +289,7 @@ class Checkpoints:
             "token": now.token,
             "steps_again": sum(each.steps_again for each in lines),
             "seconds_again": round(sum(each.seconds_again for each in lines), 3),
+            "at": kept.at if kept else "",
         }
 
     def _resumes(self) -> list[Resume]:

@@ -1,7 +1,6 @@
 """What a compute function is given beside its request: the `Context` of activities.compute, in the job's process."""
 
 import contextlib
-import json
 import os
 import re
 import signal
@@ -11,9 +10,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from activities.jobs import memory
+from activities.jobs import memory, progress
 from activities.jobs.checkpoints import Checkpoints, Kept, Stopped
-from everloop import disk
+from everloop import disk, steps
 from everloop.artifacts import Artifacts
 from everloop.errors import Invalid
 from everloop.records import Blob, Lease, Member, Resumed
@@ -27,7 +26,7 @@ BY_HAND = Lease(token=0, holder="", members=(Member(device=""),))
 
 
 class ThisJob:
-    """The job of this process (the `Context` protocol of activities.compute).
+    """The job of this process (the `Context` protocol of activities.compute), and of no process that it forks.
 
     Until the function first asks for a checkpoint, SIGTERM ends the job at once: there is nothing to keep yet, and
     while libraries load no handler of ours would run. After that it is a notice, see `should_stop`.
@@ -60,6 +59,9 @@ class ThisJob:
         self._noticed = False
         self._told_to_stop = False
         self._restored = False
+        self._process = os.getpid()
+        self._values: dict[str, float] = {}
+        """The latest of each name that was reported: they say what a step is."""
 
     @property
     def cores(self) -> int:
@@ -71,34 +73,45 @@ class ThisJob:
 
         Who asks says that it can do with less: it is then run again, up to *most* times, before a person is asked.
         """
+        self._must_be_its_process()
         return memory.shrink(self.scratch.parent, most)
 
     def report(self, step: int, /, **values: float) -> None:
-        """Show progress: *values* of *step*. Never fails and never waits, whoever listens."""
-        self._checkpoints.reached(int(step))
+        """Show progress: *values* of *step*. Never waits, whoever listens.
+
+        A value that is NaN or infinite is left out. Raises `Invalid` for a step that is no whole number of 64 bits
+        from 0 on, for a value that is no number, and for more than `progress.LINE_BYTES` bytes.
+        """
+        self._must_be_its_process()
+        number, known = progress.reported(step, values)
+        line = progress.line_of(number, known)
+        self._checkpoints.reached(number)
+        self._values |= known
         if self._events == NO_EVENTS:
             return
-        line = json.dumps({"step": int(step), "values": {name: float(value) for name, value in values.items()}})
         try:
-            os.write(self._events, line.encode() + b"\n")
+            os.write(self._events, line)
         except OSError:  # nobody reads any more, or not fast enough: progress is not worth the job
             return
 
-    def checkpoint(self, step: int, state: Mapping[str, Any] | Callable[[], Mapping[str, Any]]) -> bool:
-        """Keep *state* after *step* if one is due; was it kept?
+    def checkpoint(
+        self, step: int, state: Mapping[str, Any] | Callable[[], Mapping[str, Any]], *, at: str = ""
+    ) -> bool:
+        """Keep *state* after *step* if one is due; was it kept? *at*: what people call the step, if not as reported.
 
         Due: when the next call may come later than the interval after the last one, and at once when the job is to
         end: then this does not return, `Stopped` ends the job. On a disk that is full or takes nothing else, nothing
         is kept and the training goes on. Raises `LeaseLost` when the stage runs elsewhere with a newer lease,
-        `Invalid` for a state that cannot be kept.
+        `Invalid` for a state that cannot be kept and for a step that is none.
         """
         self._listen()
+        number = progress.step_of(step)
         now, rhythm = time.monotonic(), time.monotonic() - self._asked_at
         self._asked_at = now
-        self._checkpoints.reached(int(step))
+        self._checkpoints.reached(number)
         ending = self.should_stop()
         overdue = now + rhythm - self._kept_at >= self._interval
-        kept = (ending or overdue) and self._keep(int(step), state)
+        kept = (ending or overdue) and self._keep(number, state, at or steps.told(number, self._values))
         if ending:
             self._checkpoints.check()
             raise Stopped
@@ -106,6 +119,7 @@ class ThisJob:
 
     def restore(self) -> tuple[int, dict[str, Any]] | None:
         """Step and state of the newest whole checkpoint of this stage, by whatever lease it was kept."""
+        self._must_be_its_process()
         kept = self._checkpoints.newest()
         if not self._restored:
             self._tell_resumed(kept)
@@ -128,6 +142,7 @@ class ThisJob:
 
     def log_artifact(self, name: str, data: bytes | Path) -> None:
         """Keep a file beside the stage's result, for people. The same name again replaces it."""
+        self._must_be_its_process()
         if not ARTIFACT.fullmatch(name):
             raise Invalid(f"{name!r} cannot be an artifact's name", field="name", hint="letters, digits, dot and dash")
         blob = self.artifacts.put(data, name) if isinstance(data, bytes) else self.artifacts.put_file(data, name)
@@ -139,10 +154,10 @@ class ThisJob:
         """The result is on the disk: nobody goes on from the checkpoints."""
         self._checkpoints.forget()
 
-    def _keep(self, step: int, state: Mapping[str, Any] | Callable[[], Mapping[str, Any]]) -> bool:
+    def _keep(self, step: int, state: Mapping[str, Any] | Callable[[], Mapping[str, Any]], at: str) -> bool:
         now = state() if callable(state) else state
         try:
-            self._checkpoints.write(step, now)
+            self._checkpoints.write(step, now, at)
         except Exception as error:
             if not (isinstance(error, OSError) or disk.is_full(error)):
                 raise
@@ -160,12 +175,22 @@ class ThisJob:
 
     def _listen(self) -> None:
         """From now on SIGTERM is a notice. Claims the stage for this token."""
+        self._must_be_its_process()
         if self._listening:
             return
         self._checkpoints.claim()
         with contextlib.suppress(ValueError):  # not in the main thread: it ends at once, as before
             signal.signal(signal.SIGTERM, self._notice)
         self._listening = True
+
+    def _must_be_its_process(self) -> None:
+        """Raise `Invalid` in a fork: what it says would be said as the job, between what the job itself says."""
+        if os.getpid() != self._process:
+            raise Invalid(
+                "only the process that was given the training may report, keep checkpoints or files, or ask for them: "
+                f"this one ({os.getpid()}) was forked from it",
+                hint="let it answer to the one that forked it, which then reports",
+            )
 
     def _notice(self, _number: int, _frame: FrameType | None) -> None:
         self._noticed = True

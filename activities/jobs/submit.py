@@ -28,7 +28,8 @@ from temporalio import activity
 from activities.jobs.checkpoints import newest_of
 from activities.jobs.scratch import chain
 from activities.jobs.security import security
-from activities.jobs.supervisor import GRACE_SECONDS, MARK, Order, Outcome, supervise
+from activities.jobs.slot import GRACE_SECONDS, MARK
+from activities.jobs.supervisor import Order, Outcome, supervise
 from everloop import disk, errors
 from everloop.contracts import JobRequest
 from everloop.records import Lease, Ran, Result

@@ -8,39 +8,32 @@ keeps the next attempt waiting until the old one is gone, and a finished result 
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import re
 import select
 import shutil
 import signal
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypedDict
 
 from distributed import get_worker
 from distributed.core import Status
 
-from activities.jobs import reaper, threads, warming
+from activities.jobs import reaper, slot, threads, warming
 from activities.jobs.memory import HINT, SHRINKS, Memory, may_shrink, share
 from activities.jobs.numbered import numbered
+from activities.jobs.progress import Progress
+from activities.jobs.slot import MARK
 from everloop import disk, engine, logs
 from everloop.errors import JobFailed, OutOfMemory, StorageLow, TrainerFailed
 
 POLL_SECONDS = 0.1
 RELAY_SECONDS = 0.2
-GRACE_SECONDS = 2.0
-"""From SIGTERM to SIGKILL for a job that is no longer wanted."""
-MOST_STEP = (1 << 63) - 1  # what the table of metrics can hold
-MOST_LINES = 500  # progress lines in one message; the last ones are kept
 SIGNALLED = 128  # the reaper's exit code for a killed job is this plus the signal
 REAPER_KILLED, NEVER_BEGAN = -1, -2
 SHRUNK = "shrunk"
 """In an activity's folder: a line for each time that it ran out of memory."""
-MARK = "EVERLOOP_SLOT"
-"""In the environment of every job of a slot: who carries it belongs to that slot."""
 PASSED_ON = ("PATH", "PYTHONPATH", "PYTHONSAFEPATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "CUDA_VISIBLE_DEVICES")
 """All that a job inherits: no database address, no Temporal address, no keys."""
 PASSED_ON_FOR = re.compile(
@@ -109,13 +102,14 @@ def supervise(order: Order) -> Outcome:
     Waits for the slot's lock first: the child of a lost attempt may still be ending.
     """
     task = Task(order["topic"])
-    with _slot(order, task) as lock:
+    mark = order["environment"][MARK]
+    with slot.held(Path(order["slots_dir"]) / f"{order['device']}.lock", mark, task.wanted) as lock:
         if lock is None:
             return {"unwanted": True}
         kept = _kept(order)
         if kept is not None:
             return kept
-        _end_orphans(order["environment"][MARK])
+        slot.end_orphans(mark)
         shutil.rmtree(_job_folder(order) / "scratch", ignore_errors=True)  # it may be what fills the disk
         low = _low(order)
         if low is not None:
@@ -134,6 +128,8 @@ def _attempt(order: Order, task: "Task", lock: int) -> Outcome:
         job = _prepare(order)
         try:
             code = _run(order, task, job, lock, memory)
+            if code == REAPER_KILLED:  # whatever of the job is left has nobody above it, and may hold the slot's lock
+                slot.end_orphans(order["environment"][MARK])
             outcome = _outcome(order, job, code, memory, unwanted=task.ended)
         finally:
             warming.cool_down_later()
@@ -205,28 +201,6 @@ class Task:
         self.worker.log_event(self.topic, {"key": self.key} | event)
 
 
-@contextlib.contextmanager
-def _slot(order: Order, task: Task) -> Iterator[int | None]:
-    """The slot's lock as a file descriptor, or None when the task is no longer wanted."""
-    folder = Path(order["slots_dir"])
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{order['device']}.lock").open("a") as lock:
-        while not _locked(lock.fileno()):
-            if not task.wanted():
-                yield None
-                return
-            time.sleep(POLL_SECONDS / 2)
-        yield lock.fileno()
-
-
-def _locked(lock: int) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def _kept(order: Order) -> Outcome | None:
     """The result of an attempt with this token or an older one, for the same question."""
     folder = Path(order["folder"])
@@ -290,22 +264,12 @@ def _environment(extra: dict[str, str]) -> dict[str, str]:
     return passed_on | single | extra
 
 
-def _end_orphans(mark: str) -> None:
-    """Kill what a killed reaper has left behind: we hold the slot's lock, so whoever carries its mark is an orphan."""
-    wanted = f"{MARK}={mark}".encode()
-    spared = warming.pid()
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):
-            if wanted in path.read_bytes().split(b"\0") and int(path.parent.name) != spared:
-                os.kill(int(path.parent.name), signal.SIGKILL)
-
-
 def _relay(task: Task, events: int, life: int, status: int, *, log: Path, memory: Memory) -> int:
     """Pass progress on until the reaper is gone; end the job when the task is no longer wanted, or over its memory.
 
     Keeps its log small.
     """
-    progress = Progress(task)
+    progress = Progress(task.tell)
     sources = [status, events]
     told = b""
     while True:
@@ -326,7 +290,15 @@ def _relay(task: Task, events: int, life: int, status: int, *, log: Path, memory
         if not task.ended and not task.wanted():
             task.ended = True
             _end(life, b"K")
+        _go_on(memory.reaper)
         progress.flush(RELAY_SECONDS)
+
+
+def _go_on(pid: int) -> None:
+    """A reaper that somebody has stopped (the job can) would hold the slot for ever: without effect on another."""
+    if pid:
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGCONT)
 
 
 def _end(life: int, how: bytes) -> None:
@@ -345,41 +317,6 @@ def _code(told: bytes) -> int:
     if not told:
         return NEVER_BEGAN
     return int(told.partition(b";")[2] or REAPER_KILLED)
-
-
-class Progress:
-    """The job's progress lines, passed on in batches."""
-
-    def __init__(self, task: Task) -> None:
-        self.task = task
-        self.partial = b""
-        self.lines: list[Any] = []
-        self.told = 0.0
-
-    def read(self, events: int) -> bool:
-        """Take what is there; False at the end."""
-        data = os.read(events, 1 << 16)
-        *lines, self.partial = (self.partial + data).split(b"\n")
-        for line in lines:
-            with contextlib.suppress(ValueError):  # torn by a full pipe
-                found = json.loads(line)
-                # A number beyond 64 bits would end the connection to the scheduler, and with it this slot.
-                if _is_progress(found):
-                    self.lines.append(found)
-        return bool(data)
-
-    def flush(self, every: float = 0.0) -> None:
-        if self.lines and time.monotonic() - self.told >= every:
-            self.task.tell(lines=self.lines[-MOST_LINES:])
-            self.lines = []
-            self.told = time.monotonic()
-
-
-def _is_progress(line: Any) -> bool:  # noqa: ANN401
-    """Is it what `Context.report` writes? A job can write anything into its pipe."""
-    if not isinstance(line, dict) or type(line.get("step")) is not int or not isinstance(line.get("values"), dict):
-        return False
-    return 0 <= line["step"] <= MOST_STEP and all(type(value) is float for value in line["values"].values())
 
 
 def _outcome(order: Order, job: Path, code: int, memory: Memory, *, unwanted: bool) -> Outcome:
@@ -423,9 +360,8 @@ def _out_of_memory(what: str, memory: Memory) -> Outcome:
 
 def _ended(order: Order, code: int) -> Outcome:
     """It left nothing: what its end says."""
-    if code == REAPER_KILLED:  # and the job with it: not the job's fault
-        _end_orphans(order["environment"][MARK])
-        return {"crash": "the end of its reaper", "crashes": 0}
+    if code == REAPER_KILLED:  # and the job with it: who does that once will do it again, if it was the job
+        return _crashed(order, "the end of its reaper")
     if code == NEVER_BEGAN:
         return _crashed(order, "the end of the process that it is forked from")
     if code == reaper.NO_ROOM:

@@ -1,76 +1,89 @@
-"""Who gets which slot: a pure function of integers. The same state gives the same decisions anywhere.
+"""Who gets what: a pure function of integers. The same state gives the same decisions anywhere.
 
-The simplest policy that keeps the final path: first come, first served; a slot may be reserved for checks.
-No clock, randomness, floats, sets or dict order; every sort key ends in an id; work is bounded by fuel.
+No clock, randomness, floats, sets in an order, or seconds of computing: every sort key ends in an id, and work is
+bounded by fuel, the number of requests that are looked at. A state that makes no sense raises nothing.
 """
 
-from everloop.records import Record
+from activities.lease_policy.allocate import allocate
+from activities.lease_policy.evict import evict
+from activities.lease_policy.explain import explain
+from activities.lease_policy.fold import apply
+from activities.lease_policy.grow import grow
+from activities.lease_policy.lapse import empty_the_drained, kill_the_overdue
+from activities.lease_policy.pool import Pool
+from activities.lease_policy.promises import keep
+from activities.lease_policy.sentence import sentence, unblocks
+from activities.lease_policy.shares import divide_all
+from activities.lease_policy.state import (
+    Decision,
+    Policy,
+    PoolState,
+    Standing,
+)
+from activities.lease_policy.tree import counted
+from activities.lease_policy.usage import decay, used_by
+
+ROUNDS = 3
+"""A reservation or a notice may open a way for others: so often they are asked again in one decision."""
+TRIAL_TOKENS = 1 << 62
+"""Of grants while it is not known what the ledger calls them."""
 
 
-class Device(Record):
-    """A slot of the pool."""
+def decide(state: PoolState, now_ms: int, policy: Policy, fuel: int) -> tuple[Decision, ...]:
+    """What is to be done now, in the order in which it is to be done, and why everybody else waits.
 
-    name: str
-    light: bool
-    """Reserved for checks."""
-    present: bool
-    """Its Dask worker is there."""
-    taken: bool
-    """A live lease holds it."""
-
-
-class Waiting(Record):
-    """A request in the queue."""
-
-    id: str
-    arrival: int
-    kind: str
-
-
-class PoolState(Record):
-    """Everything that `decide` may look at."""
-
-    devices: tuple[Device, ...] = ()
-    waiting: tuple[Waiting, ...] = ()
-
-
-class Grant(Record):
-    """Give *device* to *request_id*. Its token is taken when the decision is committed."""
-
-    request_id: str
-    device: str
-
-
-class Policy(Record):
-    """What an operator may set: nothing yet."""
-
-
-def decide(state: PoolState, _now_ms: int, _policy: Policy, fuel: int) -> tuple[Grant, ...]:
-    """Grants in order of arrival, at most *fuel* requests examined.
-
-    A batch request that finds no slot holds back the batch requests behind it (first come, first served),
-    but not checks: they have the light slot, which no batch request may take. Only a pool without one gives them
-    another: a backlog of checks must not keep a person's training waiting.
+    At most *fuel* requests are looked at. Asked again once all of it is done, it has nothing more to do.
     """
-    has_light = any(device.light and device.present for device in state.devices)
-    free = [device for device in sorted(state.devices, key=lambda device: device.name) if _usable(device)]
-    grants: list[Grant] = []
-    blocked: list[str] = []
-    for request in sorted(state.waiting, key=lambda request: (request.arrival, request.id))[:fuel]:
-        if request.kind in blocked:
-            continue
-        device = _choose(free, wants_light=request.kind == "check" and has_light)
-        if device is None:
-            blocked.append(request.kind)
-            continue
-        free.remove(device)
-        grants.append(Grant(request_id=request.id, device=device.name))
-    return tuple(grants)
+    done: list[Decision] = []
+    for number in range(ROUNDS):
+        pool = _once(state, now_ms, policy, fuel)
+        acts = _acts(pool)
+        if not acts:
+            break
+        done += acts
+        fuel = max(fuel - len(pool.grants), 0)
+        state = apply(state, acts, now_ms, TRIAL_TOKENS + (number << 32))
+        if not (pool.reserving or pool.notices):
+            break
+    return (*done, *sorted(pool.reserved.values()), *explain(pool))
 
 
-def _usable(device: Device) -> bool:
-    return device.present and not device.taken
+def _once(state: PoolState, now_ms: int, policy: Policy, fuel: int) -> Pool:
+    """The steps of gpu.md 2.4. Reservations are made where a request is refused, in `allocate`."""
+    pool = Pool(state, now_ms, policy, fuel)
+    decay(pool)
+    divide_all(pool)
+    keep(pool)
+    kill_the_overdue(pool)
+    empty_the_drained(pool)
+    allocate(pool)
+    pool.leave_out_the_served()
+    evict(pool)
+    grow(pool)
+    return pool
 
 
-def _choose(free: list[Device], *, wants_light: bool) -> Device | None:
-    return next((device for device in free if device.light == wants_light), None)
+def _acts(pool: Pool) -> list[Decision]:
+    return [*pool.usages, *pool.withdrawn, *pool.killed, *pool.grants.values(), *pool.resized, *pool.notices]
+
+
+def standing(state: PoolState, now_ms: int, policy: Policy) -> tuple[Standing, ...]:
+    """Each queue's quota, demand, share and use, parents before children, for people to see."""
+    pool = Pool(state, now_ms, policy, 0)
+    decay(pool)
+    divide_all(pool)
+    return tuple(
+        Standing(
+            queue=node.id,
+            quota=counted(node.quota),
+            demand=counted(node.demand),
+            share=counted(node.share),
+            allocated=counted(node.allocated),
+            usage=counted(node.usage),
+            scaled=node.scaled,
+        )
+        for node in pool.tree.nodes
+    )
+
+
+__all__ = ["apply", "decide", "sentence", "standing", "unblocks", "used_by"]

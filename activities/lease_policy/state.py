@@ -7,7 +7,8 @@ has a quota, a limit and a share of two resources, `COUNTED`; memory is a bound 
 from typing import NamedTuple
 
 NO_LIMIT = -1
-"""As a limit or a quota: none. A queue without a quota has all that its parent has."""
+"""As a limit: none. As a quota: none is set. Such a queue competes by its weight alone, and its work that is not
+preemptible is not bounded by it; a queue of queues without a quota has what theirs add up to."""
 
 
 class Amount(NamedTuple):
@@ -39,6 +40,8 @@ class Device(NamedTuple):
     """Reserved for checks."""
     open: bool = True
     """It may get new leases: its worker is there, and nobody drains it."""
+    drain_by_ms: int = 0
+    """Somebody drains it: by then no lease is to be on it. 0: nobody does."""
 
 
 class Queue(NamedTuple):
@@ -103,6 +106,8 @@ class Held(NamedTuple):
     checkpoint_ms: int = 0
     """Of its newest durable checkpoint, or of its beginning."""
     deadline_ms: int = 0
+    """Of its notice, also when it is being killed. When an offer lapses is the ledger's: it asks whether its holder
+    lives."""
     beneficiary: str = ""
     """Id of the request that the notice is for."""
 
@@ -154,7 +159,8 @@ class Notice(NamedTuple):
     beneficiary: str
     """The request that fits once all its victims have let go; empty: the lease is over its time, or drained."""
     reason: str
-    """`reclaim`, `preempt`, `over_runtime`, `drain`, `shrink`."""
+    """`reclaim` (for another queue), `preempt` (for a higher priority in its queue), `shrink` (an elastic lease ends to
+    come back with fewer members), `over_runtime` (it is over its declared time and others starve), `drain`."""
     deadline_ms: int
 
 
@@ -191,20 +197,37 @@ class Explain(NamedTuple):
     request_id: str
     code: str
     """`behind`, `no_room`, `over_limit`, `over_quota`, `not_preemptible_over_quota`, `reserved_for`,
-    `waits_for_notice`, `infeasible`, `unknown_queue`, `fuel`."""
+    `waits_for_notice`, `infeasible`, `unknown_queue`, `has_lease`, `fuel`."""
     position: int
-    """Place in its queue, from 1."""
+    """Place in its queue among those who wait, from 1."""
     ahead: int
-    """Requests of any queue that are served before it."""
+    """Of any queue: those before it in its own, and all of the queues whose turn is before its queue's."""
     detail: tuple[tuple[str, str], ...] = ()
     """What the sentence names: ("queue", "vision"), ("needs", "2 cores"), ("free", "1 core"), ..."""
 
 
 class Usage(NamedTuple):
-    """A queue's decayed usage at the decision's time."""
+    """A queue's decayed usage at *at_ms*: told once in a 64th of the half-life, and exact in between (usage.py)."""
 
     queue: str
     usage: Counted
+    at_ms: int
 
 
 Decision = Grant | Notice | Withdraw | Kill | Resize | Reserve | Explain | Usage
+
+
+class Standing(NamedTuple):
+    """What a queue has a right to, and what it has, for people to see."""
+
+    queue: str
+    quota: Counted
+    """`NO_LIMIT` where none is set."""
+    demand: Counted
+    share: Counted
+    allocated: Counted
+    """Also what is offered, noticed or being killed."""
+    usage: Counted
+    """Decayed, in resource-milliseconds."""
+    scaled: bool
+    """The quotas beside it add up to more than there is to give: its own counts only in part."""

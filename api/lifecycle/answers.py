@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
-from api.curves import Curve, Progress
 from api.kept import Kept
+from api.progress import Progress
 
 Status = Literal[
     "running",
@@ -98,8 +98,6 @@ class LifecycleView(LifecycleSummary):
     """Of the job that runs now."""
     paused: bool = False
     """A person paused it: it runs nothing until a resume."""
-    curves: list[Curve] = []
-    """Of its last training."""
 
 
 class Attend(BaseModel):

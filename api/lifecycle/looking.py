@@ -7,7 +7,7 @@ from sqlmodel import Session, col, select
 from starlette.concurrency import run_in_threadpool
 from temporalio.client import WorkflowExecutionDescription, WorkflowExecutionStatus
 
-from api import alarm, curves, data, journal
+from api import alarm, data, journal, progress
 from api.dependencies import RPC_TIMEOUT, Here, Parts, ask
 from api.lifecycle.answers import LifecycleList, LifecycleView, Status
 from api.lifecycle.links import links
@@ -74,8 +74,7 @@ def stored(here: Parts, id: str) -> LifecycleView | None:  # noqa: A002
             notes=data.notes(here, session, row),
             links=links(here, id, gate=gate is not None, data=data.there(session, row)),
             paused=is_paused(row),
-            progress=curves.progress_of(session, row),
-            curves=curves.curves_of(session, row),
+            progress=progress.progress_of(session, row),
         )
 
 

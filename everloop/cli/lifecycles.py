@@ -214,6 +214,14 @@ def _follow_logs(pieces: Iterator[Json], *, as_json: bool) -> None:
 
 
 @app.command()
+def curves(lifecycle: Lifecycle, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Draw how the last training of a lifecycle has learned, on train and validation rows."""
+    with connected(data_dir) as client:
+        rows = client.curves(lifecycle)
+    shown(rows, as_json, lambda console: console.curves(rows))
+
+
+@app.command()
 def data(
     lifecycle: Lifecycle,
     rejected: Annotated[

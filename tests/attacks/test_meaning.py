@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from sqlmodel import select
 
-from api import serve
+from api.serve import fleet as fleets
+from api.serve import version as served
 from everloop import signing
 from everloop.errors import BadSignature, IntegrityError
 from everloop.records import Route, Signature, Version
@@ -32,9 +33,9 @@ def made(tmp_path: Path) -> Deployment:
     return found
 
 
-def load(made: Deployment, model: str = "credit") -> serve.Served:
+def load(made: Deployment, model: str = "credit") -> served.Served:
     """What serve does when it finds a route."""
-    return serve.Fleet(made.settings, made.store, made.artifacts)._load(("default", model))
+    return fleets.Fleet(made.settings, made.store, made.artifacts)._load(("default", model))
 
 
 def rows(made: Deployment) -> tuple[Route, Version]:
@@ -162,7 +163,7 @@ LATER = {
     "everloop/records.py": ("Signature", "Evidence", "Claim", "Route", "Version", "Comparison", "Ran", "Wait"),
     "everloop/specs.py": ("LifecycleSpec", "Gate", "Source"),
     "everloop/events.py": ("StageFinished", "ModelReleased", "ApprovalOpened", "LifecycleSubmitted"),
-    "activities/lease_policy.py": ("PoolState", "Device", "Waiting"),
+    "activities/lease_policy/first_come.py": ("PoolState", "Device", "Waiting"),
 }
 """Records to which a later Everloop adds a field with a default."""
 
@@ -178,11 +179,12 @@ from everloop.payloads import converter
 from everloop.store import LifecycleRow, PoolDecisionRow, RouteChangeRow, RouteRow, Store
 from activities.execution import Execution
 from activities.journal import verify
-from activities.lease_policy import Policy, PoolState, decide
+from activities.lease_policy.first_come import Policy, PoolState, decide
 from activities.release import ReleaseOnControl
 from everloop.contracts import ReleaseRequest
 from everloop.errors import IntegrityError
-from api import serve
+from api.serve import fleet as fleets
+from api.serve import version as served
 from api.app import create_app
 from tests import api_parts as parts
 
@@ -212,7 +214,7 @@ async def main():
         session.get_one(LifecycleRow, told["released"]).status = "released"
 
 try:
-    serve.Fleet(settings, store, artifacts)._load(("default", told["model"]))
+    fleets.Fleet(settings, store, artifacts)._load(("default", told["model"]))
 except IntegrityError as error:  # quick compute makes no graph: all but that was accepted
     assert "are not a graph" in str(error), error
 with store.read() as session:

@@ -68,6 +68,18 @@ async def test_grandchildren_of_a_killed_reaper_are_gone_before_the_next_attempt
     await handle.cancel()
 
 
+async def test_what_is_left_of_a_job_whose_worker_and_reaper_were_killed_does_not_hold_the_slot(bridge, tmp_path):
+    handle = await bridge.ask("trial.forked", diary=str(tmp_path / "diary"))
+    job, fork, reaper = await family(tmp_path / "diary")
+
+    os.kill(bridge.dask.worker_pid("cpu0"), signal.SIGKILL)
+    os.kill(reaper, signal.SIGKILL)
+    await handle.cancel()
+
+    assert (await bridge.call("trial.echo", hello="again")).values["hello"] == "again"
+    assert not [pid for pid in (job, fork) if alive(pid)]
+
+
 async def family(diary: Path) -> list[int]:
     await until(lambda: len(told(diary)) >= 3, 20, "the family never met")
     return told(diary)

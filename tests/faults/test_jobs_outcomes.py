@@ -126,6 +126,19 @@ async def test_a_poison_job_stops_after_three_crashes(bridge, tmp_path):
     assert (tmp_path / "diary").read_text() == "xxx"
 
 
+async def test_a_job_that_kills_its_reaper_each_time_is_stopped_too(bridge, tmp_path):
+    error = await failure(bridge, "trial.hurt_reaper", signal="SIGKILL", diary=str(tmp_path / "diary"))
+
+    assert error.message == "the job crashed 3 times, the last time by the end of its reaper"
+    assert (tmp_path / "diary").read_text() == "xxx"
+
+
+async def test_a_job_that_stops_its_reaper_ends_all_the_same(bridge, tmp_path):
+    tried = await bridge.call("trial.hurt_reaper", signal="SIGSTOP", diary=str(tmp_path / "diary"))
+
+    assert tried.ran.attempt == 1
+
+
 async def test_progress_is_in_the_metric_table_and_output_in_the_log(bridge):
     tried = await bridge.call("trial.chat", steps=300)
 

@@ -199,16 +199,16 @@ def test_a_lifecycle_is_paused_followed_and_resumed_from_the_command_line(runnin
 
         assert everloop(here, "resume", "slow").returncode == 0
         followed = everloop(here, "logs", "-f", "slow", "--tail", "1")
-        found = client.show("slow")
-    shown = everloop(here, "show", "slow")
+        found, curves = client.show("slow"), client.curves("slow")
+    shown = everloop(here, "curves", "slow")
 
     assert followed.returncode == 0, followed.stderr
     assert "--- train" in followed.stderr and "--- export" in followed.stderr
     assert followed.stderr.splitlines()[-1].startswith("--- waiting approval. Waiting for a decision on version 1")
     assert "rounds; validation" in followed.stdout
     assert found["status"] == "waiting_approval"
-    assert {curve["metric"] for curve in found["curves"]} == {"binary_logloss"}
-    assert all(value is not None for value in found["curves"][0]["train"])
+    assert [(curve["metric"], curve["unit"]) for curve in curves] == [("binary_logloss", "round")]
+    assert all(value is not None for value in curves[0]["train"])
     assert "binary_logloss" in shown.stdout
 
 

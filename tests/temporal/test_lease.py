@@ -10,7 +10,7 @@ from sqlmodel import col, select
 
 from activities import lease_ledger as ledger
 from activities.lease import check_token
-from activities.lease_policy import Grant, Policy, PoolState, decide
+from activities.lease_policy.first_come import Grant, Policy, PoolState, decide
 from everloop import names, signing
 from everloop.errors import LeaseLost
 from everloop.records import Slot

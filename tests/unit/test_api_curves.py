@@ -5,8 +5,10 @@ from datetime import timedelta
 
 import pytest
 from rich.console import Console
+from sqlalchemy import Engine, event
 
 from api import curves
+from api import progress as progresses
 from api.app import create_app
 from everloop import console, names
 from everloop.store import LifecycleRow, MetricRow, Store
@@ -40,7 +42,7 @@ def reported(store, name, steps, stage="train.1"):
 
 def progress(store, name, **later):
     with store.read() as session:
-        return curves.progress_of(session, session.get_one(LifecycleRow, name), parts.NOW + timedelta(**later))
+        return progresses.progress_of(session, session.get_one(LifecycleRow, name), parts.NOW + timedelta(**later))
 
 
 def test_a_training_shows_both_lines_its_best_step_and_the_figures(served):
@@ -51,9 +53,9 @@ def test_a_training_shows_both_lines_its_best_step_and_the_figures(served):
         values = {"rounds": 10.0 * n, "train_log_loss": 0.8 - 0.1 * n, "validation_log_loss": loss}
         reported(store, "learned", [(10 * n, 60 - n, values)])
 
-    found = client.get("/api/v1/lifecycles/learned").json()
+    rows = client.get("/api/v1/lifecycles/learned/curves").json()["items"]
     page = client.get("/lifecycles/learned").text
-    (curve,) = found["curves"]
+    (curve,) = rows
 
     assert curve["metric"] == "log_loss"
     assert curve["validation"] == losses
@@ -63,15 +65,60 @@ def test_a_training_shows_both_lines_its_best_step_and_the_figures(served):
     assert 'role="img"' in page and "<title id=" in page
     assert "<script" not in page
     assert len(client.get("/api/v1/lifecycles/learned/metrics").json()["items"]) == 6
-    text = printed(found)
-    assert "step 40 (best)" in text
+    assert '<th scope="col">round</th>' in page
+    text = printed(console.curves(rows))
+    assert "round 40 (best)" in text
     assert "█" in text and "▁" in text
 
 
-def printed(found):
+def printed(shown):
     out = Console(file=io.StringIO(), width=120)
-    out.print(console.lifecycle(found))
+    out.print(shown)
     return out.file.getvalue()
+
+
+def test_who_only_looks_at_a_lifecycle_reads_no_curve(served):
+    _, store, client = served
+    lifecycle(store, "watched", ("train", "done"), ("evaluate", "running"))
+    reported(store, "watched", [(n, 60 - n, {"train_x": 1.0, "validation_x": 1.0}) for n in range(1, 9)])
+    statements = []
+    listen = "before_cursor_execute", lambda *said: statements.append(said[2])
+    event.listen(Engine, *listen)
+    try:
+        found = client.get("/api/v1/lifecycles/watched").json()
+        looked = [each for each in statements if "FROM metric" in each]
+        rows = client.get("/api/v1/lifecycles/watched/curves").json()["items"]
+        asked = [each for each in statements if "FROM metric" in each]
+    finally:
+        event.remove(Engine, *listen)
+
+    assert "curves" not in found
+    assert len(looked) <= 1 < len(asked)  # how far the running stage is
+    assert [curve["metric"] for curve in rows] == ["x"]
+    assert "train_x" not in printed(console.lifecycle(found))
+
+
+def test_without_a_training_there_is_no_curve_and_without_a_lifecycle_an_error(served):
+    _, store, client = served
+    lifecycle(store, "early", ("snapshot", "running"))
+
+    assert client.get("/api/v1/lifecycles/early/curves").json() == {"items": []}
+    assert "no learning curve yet" in printed(console.curves([]))
+    missing = client.get("/api/v1/lifecycles/nobody/curves")
+    assert (missing.status_code, missing.json()["detail"]) == (404, "there is no lifecycle nobody")
+
+
+def test_steps_are_called_what_the_trainer_calls_them(served):
+    _, store, client = served
+    for name, unit in (("networks", "epochs"), ("woods", "trees"), ("others", "other")):
+        lifecycle(store, name, ("train", "running"))
+        reported(store, name, [(n, 9 - n, {unit: n, "most": 8, "validation_x": 1.0}) for n in range(1, 4)])
+
+    told = {"networks": "epoch", "woods": "tree", "others": "step"}
+    for name, unit in told.items():
+        (curve,) = client.get(f"/api/v1/lifecycles/{name}/curves").json()["items"]
+        assert curve["unit"] == unit
+        assert progress(store, name).sentence.startswith(f"{unit} 3 of at most 8, about ")
 
 
 def test_the_best_of_a_metric_of_which_more_is_better_is_the_highest(served):
@@ -81,8 +128,8 @@ def test_the_best_of_a_metric_of_which_more_is_better_is_the_highest(served):
     lifecycle(store, "falling", ("train", "done"), status="released")
     reported(store, "falling", [(n, 60 - n, {"validation_mape": 0.8 - abs(n - 2) / 10}) for n in range(1, 5)])
 
-    assert client.get("/api/v1/lifecycles/rising").json()["curves"][0]["best_step"] == 2
-    assert client.get("/api/v1/lifecycles/falling").json()["curves"][0]["best_step"] == 4
+    assert client.get("/api/v1/lifecycles/rising/curves").json()["items"][0]["best_step"] == 2
+    assert client.get("/api/v1/lifecycles/falling/curves").json()["items"][0]["best_step"] == 4
 
 
 def test_progress_says_how_far_it_is_and_how_long_the_rest_may_take(served):
@@ -100,7 +147,7 @@ def test_progress_says_how_far_it_is_and_how_long_the_rest_may_take(served):
     assert found.seconds_left == pytest.approx(56)
     assert "round 120 of at most 400" in client.get("/lifecycles/busy").text
     assert '<progress max="400" value="120"' in client.get("/lifecycles/busy").text
-    assert "train: round 120 of at most 400" in printed(client.get("/api/v1/lifecycles/busy").json())
+    assert "train: round 120 of at most 400" in printed(console.lifecycle(client.get("/api/v1/lifecycles/busy").json()))
 
 
 def test_after_a_restart_only_the_steps_of_the_new_attempt_count(served):
@@ -154,7 +201,7 @@ def test_a_hundred_thousand_steps_are_a_page_of_ordinary_size(served):
             for n in range(1, 30_001)
         )
 
-    (curve,) = client.get("/api/v1/lifecycles/huge").json()["curves"]
+    (curve,) = client.get("/api/v1/lifecycles/huge/curves").json()["items"]
 
     assert len(curve["steps"]) <= curves.MOST_POINTS + 1
     assert curve["steps"][-1] == curve["best_step"] == 30_000

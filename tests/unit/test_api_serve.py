@@ -10,6 +10,9 @@ import httpx
 import pytest
 
 from api import identity, serve
+from api.serve import fleet as fleets
+from api.serve import requests
+from api.serve.version import Meaning
 from everloop import signing
 from everloop.artifacts import Artifacts
 from everloop.cli import models
@@ -270,7 +273,7 @@ def test_a_route_that_is_not_proven_is_refused_and_the_last_good_version_answers
 
 def test_a_first_release_that_was_rolled_back_is_forgotten_and_the_next_one_is_served(tmp_path):
     made = Deployment(tmp_path)
-    fleet = serve.Fleet(made.settings, made.store, made.artifacts)
+    fleet = fleets.Fleet(made.settings, made.store, made.artifacts)
     route = made.release(1)
     (blob,) = [path for path in tmp_path.rglob(f"{route.model_digest}*") if path.is_file()]
     elsewhere = blob.rename(tmp_path / "elsewhere")
@@ -335,7 +338,7 @@ def test_a_wrong_row_of_a_large_file_is_named_by_its_place_and_what_was_answered
 
 def test_a_time_that_cannot_be_read_is_told_how_the_table_writes_it():
     with pytest.raises(InvalidPrediction) as refused:
-        serve._moment("soon", ("seconds",), "rows[0].ts")
+        requests._moment("soon", ("seconds",), "rows[0].ts")
 
     assert "seconds since 1970" in refused.value.hint
 
@@ -360,10 +363,12 @@ def test_an_event_time_means_what_the_time_of_the_table_means(kind, value, right
     read = ReadColumn(name="at", type=kind, missing=missing, format=("%d.%m.%Y",) if kind == "datetime" else ())
     layouts = ("seconds",) if kind == "integer" else read.format
     signature = Signature(task="regression", fields=(), target="y", time="at", time_layouts=layouts, time_read=read)
-    body, now = serve.PredictRequest(row={"at": value}), datetime.now(UTC)
+    body, now = requests.PredictRequest(row={"at": value}), datetime.now(UTC)
 
     if right is None:
         with pytest.raises(InvalidPrediction, match=r"rows\[0\].at is not a moment"):
-            serve._moments(body, [{"at": value}], signature, now)
+            requests.moments_of(body, [{"at": value}], Meaning(signature), now)
         return
-    assert serve._moments(body, [{"at": value}], signature, now) == [datetime.fromisoformat(right) if right else now]
+    assert requests.moments_of(body, [{"at": value}], Meaning(signature), now) == [
+        datetime.fromisoformat(right) if right else now
+    ]

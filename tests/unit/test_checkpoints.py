@@ -286,7 +286,7 @@ def test_what_was_done_again_is_counted_over_all_attempts(tmp_path, artifacts, c
     second = job(tmp_path, artifacts, token=4)
     second.restore()
     assert second.resumed == Resumed(
-        times=1, step=120, token=3, steps_again=30, seconds_again=second.resumed.seconds_again
+        times=1, step=120, token=3, steps_again=30, seconds_again=second.resumed.seconds_again, at="step 120"
     )
     assert 0.2 <= second.resumed.seconds_again < 5
     second.report(130)  # killed before it kept anything
@@ -302,10 +302,32 @@ def test_the_report_is_a_sentence_for_people():
     resumed = Resumed(times=1, step=120, token=3, steps_again=12, seconds_again=4.2)
     begun = Resumed(times=2, step=0, token=0, steps_again=12, seconds_again=9)
 
-    assert resumed.sentence("round", 400) == (
-        "resumed at round 120 of at most 400 from a checkpoint of token 3; 4 s of work done again"
-    )
+    assert resumed.sentence("round") == "resumed at round 120 from a checkpoint of token 3; 4 s of work done again"
     assert begun.sentence() == "begun again 2 times, at last without a checkpoint; 9 s of work done again"
+
+
+@pytest.mark.parametrize(
+    ("values", "step", "at"),
+    [
+        ({"rounds": 30, "most": 400, "validation_loss": 1.0}, 20, "round 20 of at most 400"),
+        ({"epochs": 3, "most": 9}, 3, "epoch 3 of 9"),
+        ({"epochs": 3, "most": 9}, 1234, "step 1,234"),  # it counts something else
+        ({"trees": 5}, 5, "tree 5"),
+        ({}, 7, "step 7"),
+    ],
+)
+def test_a_checkpoint_is_called_what_its_trainer_calls_it_also_in_the_next_attempt(
+    tmp_path, artifacts, values, step, at
+):
+    first = job(tmp_path, artifacts)
+    first.report(3, **values)
+    first.checkpoint(step, {})
+
+    second = job(tmp_path, artifacts, token=2)
+    second.restore()
+
+    assert second.resumed.at == at
+    assert f"resumed at {at} from a checkpoint of token 1" in second.resumed.sentence()
 
 
 def test_with_the_result_the_checkpoints_go(tmp_path, artifacts):

@@ -480,19 +480,3 @@ def test_the_warm_process_ends_with_its_dask_worker_even_while_it_loads():
     ours.close()
 
     assert process.wait(10) == 0
-
-
-def test_progress_that_no_table_or_wire_can_hold_is_left_out():
-    said = (
-        b'{"step": %d, "values": {}}\n[1]\n{"step": -1, "values": {}}\n{"step": 1, "values": {"a": %d}}\n'
-        b'{"step": 2, "values": {"a": 1.5}}\n' % (10**30, 10**30)
-    )
-    read, write = os.pipe()
-    os.write(write, said)
-    progress = supervisor.Progress(None)
-    try:
-        assert progress.read(read)
-    finally:
-        os.close(read)
-        os.close(write)
-    assert progress.lines == [{"step": 2, "values": {"a": 1.5}}]

@@ -90,6 +90,10 @@ class Fitted(Protocol):
     def iterations(self) -> int:
         """Rounds or epochs that it has learned: what a refit repeats."""
 
+    @property
+    def unit(self) -> str:
+        """What it calls one of them: `round`, `epoch`. Known of what has just learned."""
+
     def predict(self, asked: Question) -> Floats:
         """Probabilities [rows, classes] in the pipeline's order, or values [rows] as `Examples.goal` has them."""
 

@@ -136,6 +136,23 @@ def segfault(request: Trial, job: ThisJob) -> Tried:
     return Tried(values={})
 
 
+def hurt_reaper(request: Trial, job: ThisJob) -> Tried:
+    """Stop or kill the process above, which has to end this one."""
+    tick(request)
+    os.kill(os.getppid(), signal.Signals[request.values["signal"]])
+    time.sleep(0.5)
+    return Tried(values={})
+
+
+def forked(request: Trial, job: ThisJob) -> Tried:
+    """A fork that holds all that this job does, also the slot's lock."""
+    pid = os.fork()
+    if pid:
+        Path(request.values["diary"]).write_text(f"{os.getpid()} {pid} {os.getppid()}")
+    time.sleep(600)
+    return Tried(values={})
+
+
 def leave(request: Trial, job: ThisJob) -> Tried:
     os._exit(request.values.get("status", 3))
 

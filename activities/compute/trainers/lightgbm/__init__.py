@@ -48,6 +48,7 @@ class Fitted:
     """A booster."""
 
     file = "model.txt"
+    unit = "round"
 
     def __init__(self, booster: "lightgbm.Booster", pipeline: Pipeline, iterations: int) -> None:
         self.booster, self.pipeline, self.iterations = booster, pipeline, iterations

@@ -90,6 +90,7 @@ class Fitted:
     """A network."""
 
     file = "model.safetensors"
+    unit = "epoch"
 
     def __init__(self, held: Network, scaling: Scaling, iterations: int) -> None:
         self.network, self.scaling, self.iterations = held, scaling, iterations

@@ -218,7 +218,7 @@ class Learning:
             if not math.isfinite(self.loss.item()):
                 return "diverged"
             if self.step < self.steps:
-                self.context.checkpoint(self.taken, self.state)
+                self._keep()
                 if self.context.should_stop():
                     return "stopped"
         return "done" if torch.isfinite(self.network.flat).all() else "diverged"
@@ -326,8 +326,12 @@ class Learning:
             accumulation=self.pieces,
             **told,
         )
-        self.context.checkpoint(self.taken, self.state)
+        self._keep()
         return True
+
+    def _keep(self) -> None:
+        at = f"epoch {self.epoch}" if not self.step else f"epoch {self.epoch + 1}, step {self.step} of {self.steps}"
+        self.context.checkpoint(self.taken, self.state, at=at)
 
     def _validation_loss(self) -> float:
         task, total = self.task, 0.0

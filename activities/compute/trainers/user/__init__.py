@@ -33,6 +33,7 @@ def fit(examples: Examples, params: Mapping[str, Any], context: Context) -> Fitt
     said = said_by(call(name, function, training), training)
     learned = model_of(said, examples, name)
     fitted = Fitted.of(learned, examples.pipeline, said.iterations or training.steps)
+    fitted.unit = training.unit
     prove(fitted, learned, said, examples, name)
     print(f"{name} learned; {len(fitted.dump()):,} bytes of ONNX answer as it does")
     return fitted

@@ -14,7 +14,7 @@ import numpy as np
 
 import activities
 from everloop import disk, streams
-from everloop.errors import ComputeLost, EverloopError, TrainerFailed, text
+from everloop.errors import ComputeLost, EverloopError, Invalid, TrainerFailed, text
 
 OURS = str(Path(str(activities.__file__)).parent)
 AGAIN = "its log has the whole trace; mend the code and retry: it is read again, where `code` is a folder or a wheel"
@@ -82,8 +82,13 @@ def call(name: str, function: Callable[..., Any], *given: object) -> Any:  # noq
 
 
 def _if_no_bug(error: BaseException) -> None:
-    """Raise *error* as what it is where the code is not to blame: ours, disk or memory that is out, a lost device."""
-    if isinstance(error, EverloopError | MemoryError) or type(error).__name__ in OUT_OF_MEMORY or disk.is_full(error):
+    """Raise *error* as what it is where the code is not to blame: ours, disk or memory that is out, a lost device.
+
+    To blame it is for `Invalid` itself: so the training refuses what it was asked.
+    """
+    if isinstance(error, EverloopError | MemoryError) and type(error) is not Invalid:
+        raise error
+    if type(error).__name__ in OUT_OF_MEMORY or disk.is_full(error):
         raise error
     if "torch" not in sys.modules:
         return
@@ -112,10 +117,11 @@ def _failed(what: str, error: BaseException) -> TrainerFailed:
     shown = [*traceback.format_list(frames), *traceback.format_exception_only(error)]
     print("Traceback of the trainer (most recent call last):", "".join(shown), sep="\n", flush=True)  # noqa: T201
     where = _where(frames)
-    said = ": ".join(filter(None, [type(error).__name__, text(error)])).replace("\n", " ")[:MOST_CHARACTERS]
+    kind, hint = ("", error.hint) if isinstance(error, Invalid) else (type(error).__name__, "")
+    said = ": ".join(filter(None, [kind, text(error)])).replace("\n", " ")[:MOST_CHARACTERS]
     if isinstance(error, LEFT):
         said = f"the trainer ended the process ({said})"
-    return TrainerFailed(f"{what}: {said}{where}", field="trainer", hint=AGAIN)
+    return TrainerFailed(f"{what}: {said}{where}", field="trainer", hint="; ".join(filter(None, [hint, AGAIN])))
 
 
 def _where(frames: "traceback.StackSummary | list[traceback.FrameSummary]") -> str:

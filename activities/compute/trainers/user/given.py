@@ -13,6 +13,7 @@ from activities.compute import Context
 from activities.compute.data.table import array_of, floats
 from activities.compute.rows import chunks
 from activities.compute.trainers import Examples
+from everloop import steps
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -147,6 +148,8 @@ class Given:
         self.categorical = tuple(entry.name for entry in pipeline.of("category"))
         self.steps = examples.iterations or 1
         """The last step that was reported."""
+        self.unit = steps.STEP
+        """What the reports call it."""
 
     @property
     def cores(self) -> int:
@@ -161,8 +164,9 @@ class Given:
         return self._context.scratch
 
     def report(self, step: int, /, **values: float) -> None:
+        self._context.report(step, **values)
         self.steps = max(1, int(step))
-        self._context.report(int(step), **{name: float(value) for name, value in values.items()})
+        self.unit = steps.unit_of(values) if self.unit == steps.STEP else self.unit
 
     def checkpoint(self, step: int, state: Mapping[str, Any] | Callable[[], Mapping[str, Any]]) -> bool:
         return self._context.checkpoint(step, state)

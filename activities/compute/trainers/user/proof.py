@@ -44,7 +44,7 @@ class _Checked:
 
     def __init__(self, fitted: Fitted, learned: Model, name: str) -> None:
         self._fitted, self._live, self._name = fitted, learned.live, name
-        self.file, self.iterations = fitted.file, fitted.iterations
+        self.file, self.iterations, self.unit = fitted.file, fitted.iterations, fitted.unit
         self.dump, self.onnx, self.importance = fitted.dump, fitted.onnx, fitted.importance
 
     def predict(self, asked: Question) -> Floats:

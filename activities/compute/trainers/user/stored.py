@@ -18,6 +18,7 @@ from activities.compute.features.graph import DOUBLE, FLOAT, STRING, Graph
 from activities.compute.trainers import Question
 from activities.compute.trainers.user.returned import OPSETS, Model
 from everloop.errors import IntegrityError, TrainerFailed
+from everloop.steps import STEP
 
 FEATURES = "features"
 ANSWER = "answer"
@@ -35,6 +36,8 @@ class Fitted:
     """A user's model: the protocol `trainers.Fitted`, answered by ONNX Runtime."""
 
     file = "model.onnx"
+    unit = STEP
+    """As the function's reports say it."""
 
     def __init__(self, dumped: bytes, pipeline: Pipeline) -> None:
         self._dumped, self.pipeline = dumped, pipeline

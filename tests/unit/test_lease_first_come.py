@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from activities.lease_policy import Device, Policy, PoolState, Waiting, decide
+from activities.lease_policy.first_come import Device, Policy, PoolState, Waiting, decide
 
 devices = st.lists(
     st.builds(

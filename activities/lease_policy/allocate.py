@@ -1,0 +1,85 @@
+"""Allocate what is free, without taking anything from anybody.
+
+Queues take turns: those that stay within their quotas first, then those below their shares, then the rest; among them
+by queue priority, and the one with the least of its share first. In a queue by priority, then in order of arrival.
+Who does not fit is passed by those behind; the same shape is not tried twice, since room only shrinks meanwhile.
+"""
+
+from heapq import heapify, heappop, heappush
+
+from activities.lease_policy.pool import Line, Pool, Shape
+from activities.lease_policy.reserve import consider, ends_before_reservations
+from activities.lease_policy.state import Amount, Grant, Part, Request
+from activities.lease_policy.tree import BOTH, over_firm, over_limit, over_quota
+
+Turn = tuple[int, tuple[int, ...], int, str]
+
+
+def allocate(pool: Pool) -> None:
+    _serve(pool, pool.light_line, None)
+    heads = ((line.waiting[0][1], line) for line in pool.lines.values() if line.waiting)
+    heap = [(turn(line, shape), shape, line) for shape, line in heads]
+    heapify(heap)  # no two turns are equal: the queue's id is in it
+    while heap and pool.fuel > 0:
+        _, shape, line = heappop(heap)
+        following = _serve(pool, line, shape)
+        if following is not None:
+            heappush(heap, (turn(line, following), following, line))
+
+
+def turn(line: Line, shape: Shape) -> Turn:
+    """When the queue's turn comes with this shape at its head: the least first."""
+    leaf = line.leaf
+    if leaf is None:
+        return (-1, (), 0, "")
+    saturation, above = 0, False
+    for r in BOTH:
+        if shape.need[r]:
+            saturation = max(saturation, leaf.allocated[r] * 10**6 // max(leaf.share[r], 1))
+            above |= leaf.allocated[r] >= leaf.share[r]
+    within = over_quota(leaf, shape.need) is None
+    return (0 if within else 2 if above else 1, leaf.rank, saturation, leaf.id)
+
+
+def _serve(pool: Pool, line: Line, shape: Shape | None) -> Shape | None:
+    """Ask the line until one of it is served, or one is next with which its turn may be another; which shape that has.
+
+    *shape*: with which its turn has come; None: it has all turns.
+    """
+    while line.asked < len(line.waiting) and pool.fuel > 0:
+        request, own = line.waiting[line.asked]
+        known = own.refused or id(own) in line.closed
+        if not known and shape is not None and own is not shape:
+            return own
+        line.asked += 1
+        pool.fuel -= 1
+        if request.id in pool.beneficiaries or request.id in pool.grants:
+            continue
+        if not known and _try(pool, line, request, own):
+            if shape is not None:
+                return line.waiting[line.asked][1] if line.asked < len(line.waiting) else None
+        elif own.refused and line.leaf is not None:
+            consider(pool, line, request, own)
+    return None
+
+
+def _try(pool: Pool, line: Line, request: Request, shape: Shape) -> bool:
+    leaf = line.leaf
+    if leaf and (over_limit(leaf, shape.need) or (not shape.preemptible and over_firm(leaf, shape.need))):
+        line.closed.add(id(shape))
+        return False
+    if not grant(pool, line, request, shape):
+        shape.refused = True
+        return False
+    return True
+
+
+def grant(pool: Pool, line: Line, request: Request, shape: Shape) -> bool:
+    """All of its fewest members, or nothing."""
+    short = ends_before_reservations(pool, shape)
+    devices = pool.place(line, shape, shape.count, short=short)
+    if devices is None:
+        return False
+    pool.take(line, shape, devices, short=short)
+    pool.grants[request.id] = Grant(request.id, tuple(Part(name, Amount(*shape.member)) for name in devices))
+    return True

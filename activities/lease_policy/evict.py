@@ -1,0 +1,92 @@
+"""Evict: for requests without room, in the order of turns, tell others to let go.
+
+First reclaim from other queues (reclaim.py); else preempt within the queue, strictly lower priorities, or the surplus
+of an elastic lease that is not above; else, for a request that starves, leases that are over their declared time. At
+most so many requests are looked at in one decision, those for which others were told before among them.
+"""
+
+from activities.lease_policy.allocate import turn
+from activities.lease_policy.pool import Line, Pool, Shape
+from activities.lease_policy.promises import promise
+from activities.lease_policy.reclaim import Reclaim, right_of
+from activities.lease_policy.reserve import is_starving
+from activities.lease_policy.state import Held, Notice, Request
+from activities.lease_policy.tree import over_firm
+from activities.lease_policy.victims import Rights, candidates, choose, has_surplus, is_overrun
+
+MOST = 64
+"""Requests in one decision for which others are told to let go, or which nothing could be found for."""
+
+
+def evict(pool: Pool) -> None:
+    among = candidates(pool)
+    if not among:
+        return
+    left = MOST - len(pool.beneficiaries)
+    for line in in_turn(pool):
+        in_vain: set[tuple[int, int, bool]] = set()
+        for request, shape in line.waiting[: line.asked]:
+            if left <= 0:
+                return
+            if request.id in pool.beneficiaries or line.leaf is None:
+                continue
+            starving = is_starving(pool, line, request, shape)
+            if (id(shape), request.priority, starving) in in_vain:
+                continue
+            victims, reason = _victims(pool, line, request, shape, among, starving=starving)
+            if reason:
+                left -= 1
+            if not victims:
+                in_vain.add((id(shape), request.priority, starving))
+                continue
+            _tell(pool, request, victims, reason)
+            among = [held for held in among if held not in victims]
+
+
+def in_turn(pool: Pool) -> list[Line]:
+    """Lines with somebody left, in the order in which their turns come."""
+    lines = [line for line in (pool.light_line, *pool.lines.values()) if line.waiting]
+    return sorted(lines, key=lambda line: turn(line, line.waiting[0][1]))
+
+
+def _victims(
+    pool: Pool, line: Line, request: Request, shape: Shape, among: list[Held], *, starving: bool
+) -> tuple[list[Held], str]:
+    """Who is to let go and why. Nobody with a reason: looked for in vain; without: nobody comes into question."""
+    leaf, looked = line.leaf, ""
+    if leaf is None or (not shape.preemptible and over_firm(leaf, shape.need)):
+        return [], ""
+    if right_of(leaf, shape.need):
+        looked = "reclaim"
+        rights = Reclaim(pool, leaf, shape)
+        others = [held for held in among if rights.may(held)]
+        victims = choose(pool, line, shape, others, rights) if others else []
+        if victims:
+            return victims, "reclaim"
+    below = [held for held in among if held.request.queue == leaf.id and _gives_way(held, request)]
+    if below:
+        looked = "preempt"
+        victims = choose(pool, line, shape, below, Rights(lambda _: True))
+        if victims:
+            return victims, "preempt"
+    over = [held for held in among if is_overrun(held, pool.now_ms)] if starving else []
+    if over:
+        looked = "over_runtime"
+        victims = choose(pool, line, shape, over, Rights(lambda _: True))
+        if victims:
+            return victims, "over_runtime"
+    return [], looked
+
+
+def _gives_way(held: Held, request: Request) -> bool:
+    lower = held.request.priority < request.priority
+    return lower or (has_surplus(held) and held.request.priority == request.priority)
+
+
+def _tell(pool: Pool, request: Request, victims: list[Held], reason: str) -> None:
+    deadline = pool.now_ms + pool.policy.grace_s * 1000
+    for held in victims:
+        why = "shrink" if has_surplus(held) and reason != "over_runtime" else reason
+        pool.notices.append(Notice(held.token, request.id, why, deadline))
+    pool.reserved.pop(request.id, None)
+    promise(pool, request.id, victims, deadline)

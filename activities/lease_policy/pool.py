@@ -1,0 +1,231 @@
+"""The state as the steps work on it: what is free, who waits in which order, and what has been decided so far."""
+
+from collections.abc import Iterable
+
+from activities.lease_policy.room import NOTHING, Four, Room, fit, most, plus, times
+from activities.lease_policy.state import (
+    COUNTED,
+    Amount,
+    Device,
+    Grant,
+    Held,
+    Kill,
+    Notice,
+    Policy,
+    PoolState,
+    Request,
+    Reserve,
+    Resize,
+    Usage,
+    Withdraw,
+)
+from activities.lease_policy.tree import ZERO, Node, Tree, Two, add
+
+CORES, MILLI_GPU = (Amount._fields.index(name) for name in COUNTED)
+LIVE = ("offered", "active", "noticed")
+"""States in which the holder may work. `killing`: it is fenced, its parts are not free yet."""
+
+
+class Shape:
+    """What a request asks for, without its name: whoever asks for the same is answered the same in one decision."""
+
+    def __init__(self, request: Request) -> None:
+        self.member: Four = request.member
+        self.count = request.members_min
+        self.most = request.members_max
+        self.need: Two = (self.member[CORES] * self.count, self.member[MILLI_GPU] * self.count)
+        self.preemptible = request.preemptible
+        self.light = request.light
+        self.runtime_ms = max(request.max_runtime_ms, 0)
+        self.sound = min(self.member) >= 0 and 1 <= self.count <= self.most
+        self.feasible = False
+        """It would fit in the open devices, were they empty."""
+        self.refused = False
+        """There is no room for it: room only shrinks while decisions are made."""
+        self.unreserved = False
+        """Nobody knows when there will be room for it."""
+
+
+class Line:
+    """Those who wait in one queue, in the order in which they are asked."""
+
+    def __init__(self, leaf: Node | None) -> None:
+        self.leaf = leaf
+        """None: the line of the light slot."""
+        self.waiting: list[tuple[Request, Shape]] = []
+        self.asked = 0
+        """So many have been looked at."""
+        self.closed: set[int] = set()
+        """Shapes (by `id`) that a limit or a quota refuses."""
+
+    def waits_for_room(self) -> bool:
+        """Is there one left that nothing but the want of room keeps, or that nobody has looked at?"""
+        return any(shape.refused and id(shape) not in self.closed for _, shape in self.waiting) or self.asked < len(
+            self.waiting
+        )
+
+
+class Pool:
+    """A state, sorted, with the sums that all steps need. Broken states are read as far as they make sense."""
+
+    def __init__(self, state: PoolState, now_ms: int, policy: Policy, fuel: int) -> None:
+        self.now_ms, self.policy, self.fuel = now_ms, policy, fuel
+        devices = (one._replace(open=one.open and one.drain_by_ms <= 0) for one in sorted(state.devices, reverse=True))
+        self.devices = {device.name: device for device in devices}
+        self.held = sorted({held.token: held for held in sorted(state.held, reverse=True)}.values())
+        self.tree = Tree(state.queues)
+        self._measure()
+        self._line_up(state.waiting)
+
+        self.usages: list[Usage] = []
+        self.withdrawn: list[Withdraw] = []
+        self.killed: list[Kill] = []
+        self.notices: list[Notice] = []
+        self.grants: dict[str, Grant] = {}
+        self.resized: list[Resize] = []
+        self.reserved: dict[str, Reserve] = {}
+        self.held_back: dict[str, Four] = {}
+        """Free on a device, but kept for somebody who waits for the rest to become free."""
+        self.reserving: list[str] = []
+        """Top queues that have their reservation."""
+        self.beneficiaries: dict[str, tuple[int, int]] = {}
+        """For whom others were told to let go: how many, and by when."""
+
+    # --- what there is and who has it
+
+    def _measure(self) -> None:
+        usual = [device for device in self.devices.values() if not device.light]
+        light = [device for device in self.devices.values() if device.light and device.open]
+        used: dict[str, Four] = {}
+        self.counted: dict[int, Two] = {}
+        """Of each lease, what counts in its queue: the light slot is outside of all queues."""
+        for held in self.held:
+            own = NOTHING
+            for part in held.members:
+                amount = part.amount
+                used[part.device] = plus(used.get(part.device, NOTHING), amount)
+                device = self.devices.get(part.device)
+                if device is None or not device.light:
+                    own = plus(own, amount)
+            self.counted[held.token] = (own[CORES], own[MILLI_GPU])
+            node = self.tree.by_id.get(held.request.queue)
+            for each in node.path if node else ():
+                add(each.allocated, self.counted[held.token])
+                if not held.request.preemptible:
+                    add(each.firm, self.counted[held.token])
+            if node is not None:
+                add(node.asked, self._at_largest(held))
+        self.used = used
+        self.room = Room((device for device in usual if device.open), used)
+        self.light = Room(light, used)
+        self._wholes = {open_only: _kinds(usual, open_only=open_only) for open_only in (True, False)}
+        self._light_wholes = {True: _kinds(light, open_only=True), False: _kinds(light, open_only=True)}
+        total = NOTHING
+        for whole, number in self._wholes[True].items():
+            total = plus(total, times(whole, number))
+        self.capacity: Two = (total[CORES], total[MILLI_GPU])
+
+    def _at_largest(self, held: Held) -> Two:
+        """What its queue wants for it: an elastic lease all its members."""
+        cores, milli_gpu = self.counted[held.token]
+        more = held.request.members_max - len(held.members)
+        if more <= 0 or (cores, milli_gpu) == ZERO or held.state == "killing":
+            return cores, milli_gpu
+        member = held.request.member
+        return cores + more * max(member.cores, 0), milli_gpu + more * max(member.milli_gpu, 0)
+
+    # --- who waits
+
+    def _line_up(self, waiting: Iterable[Request]) -> None:
+        live = {held.request.id for held in self.held if held.state in LIVE}
+        self.odd: list[tuple[Request, str]] = []
+        """Who cannot be served whatever is free, and the code of the reason."""
+        self.lines: dict[str, Line] = {}
+        self.requests: dict[str, tuple[Request, Line, Shape]] = {}
+        shapes: dict[tuple[Amount, tuple[object, ...]], Shape] = {}
+        self.light_line = Line(None)
+        for request in _each_once(waiting):
+            key = (request.member, request[6:11])
+            shape = shapes.get(key)
+            if shape is None:
+                shape = shapes[key] = Shape(request)
+                shape.feasible = shape.sound and self.would_fit(shape)
+            line = self._line(request)
+            if line is None or not shape.feasible or request.id in live:
+                code = "has_lease" if request.id in live else "unknown_queue" if line is None else "infeasible"
+                self.odd.append((request, code))
+                continue
+            line.waiting.append((request, shape))
+            self.requests[request.id] = (request, line, shape)
+            if line.leaf is not None:
+                most_of_it = (shape.member[CORES] * shape.most, shape.member[MILLI_GPU] * shape.most)
+                add(line.leaf.asked, most_of_it)
+
+        self.light_line.waiting.sort(key=lambda one: _order(one[0])[1:])
+
+    def _line(self, request: Request) -> Line | None:
+        if request.light and self.light.free:
+            return self.light_line
+        line = self.lines.get(request.queue)
+        if line is None:
+            leaf = self.tree.leaf(request.queue)
+            if leaf is None:
+                return None
+            line = self.lines[request.queue] = Line(leaf)
+        return line
+
+    def would_fit(self, shape: Shape, *, open_only: bool = True) -> bool:
+        """Would it fit, were all devices empty?"""
+        wholes = self._light_wholes if shape.light and self.light.free else self._wholes
+        total = sum(fit(whole, shape.member) * number for whole, number in wholes[open_only].items())
+        return total >= shape.count
+
+    # --- what the steps do to it
+
+    def leave_out_the_served(self) -> None:
+        """Lines hold those who still wait; `asked`: so many of them have been looked at."""
+        for line in (self.light_line, *self.lines.values()):
+            served = [request.id in self.grants for request, _ in line.waiting]
+            line.asked -= sum(served[: line.asked])
+            line.waiting = [one for one, gone in zip(line.waiting, served, strict=True) if not gone]
+
+    def place(self, line: Line, shape: Shape, count: int, *, short: bool = False) -> list[str] | None:
+        room = self.light if line.leaf is None else self.room
+        return room.place(shape.member, count, short=short)
+
+    def take(self, line: Line, shape: Shape, devices: Iterable[str], *, short: bool = False) -> None:
+        """The members are on these devices from now on, and count in the queues above."""
+        room = self.light if line.leaf is None else self.room
+        number = 0
+        for name in devices:
+            room.take(name, shape.member, short=short)
+            number += 1
+        amount = (shape.member[CORES] * number, shape.member[MILLI_GPU] * number)
+        for node in line.leaf.path if line.leaf else ():
+            add(node.allocated, amount)
+            if not shape.preemptible:
+                add(node.firm, amount)
+
+
+def _kinds(devices: Iterable[Device], *, open_only: bool) -> dict[Four, int]:
+    kinds: dict[Four, int] = {}
+    for device in devices:
+        if device.open or not open_only:
+            whole = most(device.whole, NOTHING)
+            kinds[whole] = kinds.get(whole, 0) + 1
+    return kinds
+
+
+def _order(request: Request) -> tuple[str, int, int, str]:
+    return (request.queue, -request.priority, request.arrival, request.id)
+
+
+def _each_once(waiting: Iterable[Request]) -> list[Request]:
+    """In the order in which a queue asks them. Of several with one id, which cannot be, the first."""
+    ordered = sorted(waiting, key=_order)
+    if len({request.id for request in ordered}) == len(ordered):
+        return ordered
+    first: dict[str, Request] = {}
+    for request in sorted(ordered):
+        first.setdefault(request.id, request)
+    return sorted(first.values(), key=_order)

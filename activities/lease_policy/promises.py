@@ -1,0 +1,83 @@
+"""What others were told to let go for: kept for whom it was promised to, and taken back when it is not needed.
+
+The free part of what a beneficiary waits for is kept for it until its victims have let go. When it fits without them,
+it is granted and their notices are withdrawn; a notice that has become needless is withdrawn as well, and so are all
+of a beneficiary that has gone or would not fit even so.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from activities.lease_policy.allocate import grant
+from activities.lease_policy.pool import Line, Pool, Shape
+from activities.lease_policy.room import NOTHING, Four, fit, minus, most, plus, times
+from activities.lease_policy.state import Held, Request, Withdraw
+from activities.lease_policy.tree import add
+from activities.lease_policy.victims import freed, gives_counted, put_back, stands
+
+
+def keep(pool: Pool) -> None:
+    """Look at each beneficiary, who was promised first before the others."""
+    victims: dict[str, list[Held]] = {}
+    for held in pool.held:
+        if held.beneficiary and held.state in ("noticed", "killing"):
+            victims.setdefault(held.beneficiary, []).append(held)
+    for name in sorted(victims, key=lambda name: (max(held.deadline_ms for held in victims[name]), name)):
+        if name in pool.requests:
+            _keep_one(pool, *pool.requests[name], [held for held in victims[name] if _counts(pool, held)])
+        else:
+            _withdraw(pool, victims[name])
+
+
+def _counts(pool: Pool, held: Held) -> bool:
+    """A lease whose end cannot be proven for too long is counted on no more."""
+    return held.state == "noticed" or pool.now_ms <= held.deadline_ms + 2 * pool.policy.grace_s * 1000
+
+
+def _keep_one(pool: Pool, request: Request, line: Line, shape: Shape, victims: list[Held]) -> None:
+    if stands(pool, line, shape, ()):
+        _withdraw(pool, victims)
+        grant(pool, line, request, shape)
+    elif not stands(pool, line, shape, victims):
+        _withdraw(pool, victims)
+    else:
+        needed = put_back(pool, line, shape, victims)
+        _withdraw(pool, [held for held in victims if held not in needed])
+        promise(pool, request.id, needed, max(held.deadline_ms for held in needed))
+
+
+def _withdraw(pool: Pool, victims: Iterable[Held]) -> None:
+    pool.withdrawn += [Withdraw(held.token) for held in victims if held.state == "noticed"]
+
+
+def promise(pool: Pool, name: str, victims: Sequence[Held], until_ms: int) -> None:
+    """Keep for it what it will use of what is free, first on the devices where its victims are."""
+    _, line, shape = pool.requests[name]
+    pool.beneficiaries[name] = (len(victims), until_ms)
+    for held in victims:
+        node = pool.tree.by_id.get(held.request.queue)
+        for each in node.path if node else ():
+            add(each.leaving, gives_counted(held))
+    if line.leaf is None:
+        return
+    for each in line.leaf.path:
+        add(each.promised, shape.need)
+        if not shape.preemptible:
+            add(each.firm, shape.need)
+    _hold(pool, shape, freed(pool, victims))
+
+
+def _hold(pool: Pool, shape: Shape, extra: dict[str, Four]) -> None:
+    room, left = pool.room, shape.count
+    for name in sorted(extra):
+        number = min(fit(plus(room.open_to_all(name), extra[name]), shape.member), left)
+        left -= number
+        _hold_back(pool, name, most(minus(times(shape.member, number), extra[name]), NOTHING))
+    if left:
+        for name in room.place(shape.member, left, besides=extra) or ():
+            _hold_back(pool, name, shape.member)
+
+
+def _hold_back(pool: Pool, name: str, amount: Four) -> None:
+    if amount != NOTHING:
+        pool.room.take(name, amount)
+        pool.held_back[name] = plus(pool.held_back.get(name, NOTHING), amount)

@@ -1,0 +1,102 @@
+"""Reserve, so that what is large is not passed for ever by what is small.
+
+The first request of each top queue that has starved long enough (a minute within its queue's quota, hours beyond) and
+finds no room gets a reservation: the devices on which it fits soonest, by the declared run times of the leases there.
+Others pass it only where that does not delay it: on what is left beside it at its start, or if they end before (EASY
+backfill). A lease without a declared run time is not counted on; where that leaves no room, nothing is reserved.
+"""
+
+from activities.lease_policy.pool import Line, Pool, Shape
+from activities.lease_policy.room import NOTHING, Four, fit, minus, plus, tightness, times
+from activities.lease_policy.state import NO_LIMIT, Part, Request, Reserve
+from activities.lease_policy.tree import BOTH, over_quota
+
+End = tuple[int, int, tuple[Part, ...]]
+
+
+def ends_before_reservations(pool: Pool, shape: Shape) -> bool:
+    starts = [one.start_ms for one in pool.reserved.values()]
+    return bool(starts) and 0 < shape.runtime_ms <= min(starts) - pool.now_ms
+
+
+def is_starving(pool: Pool, line: Line, request: Request, shape: Shape) -> bool:
+    waited = pool.now_ms - request.submitted_ms
+    if waited < pool.policy.reserve_after_s * 1000:
+        return False
+    return waited >= pool.policy.starving_s * 1000 or _is_entitled(line, shape)
+
+
+def _is_entitled(line: Line, shape: Shape) -> bool:
+    """Within the quotas of its queues; where none is set, within its queue's share."""
+    leaf = line.leaf
+    if leaf is None:
+        return False
+    if all(leaf.quota[r] == NO_LIMIT for r in BOTH if shape.need[r]):
+        return all(leaf.allocated[r] + shape.need[r] <= leaf.share[r] for r in BOTH if shape.need[r])
+    return over_quota(leaf, shape.need) is None
+
+
+def consider(pool: Pool, line: Line, request: Request, shape: Shape) -> None:
+    """A reservation for a request without room, unless its top queue has one already."""
+    leaf = line.leaf
+    if leaf is None or leaf.top.id in pool.reserving or shape.unreserved:
+        return
+    if not is_starving(pool, line, request, shape):
+        return
+    start = _start(pool, shape)
+    if start is None:
+        shape.unreserved = True
+        return
+    pool.reserving.append(leaf.top.id)
+    at_ms, gained = start
+    pool.reserved[request.id] = Reserve(request.id, _set_aside(pool, shape, gained), at_ms)
+
+
+def _start(pool: Pool, shape: Shape) -> tuple[int, dict[str, Four]] | None:
+    """When it fits on devices without another reservation, and what will have come free there by then."""
+    room = pool.room
+    count = sum(fit(free, shape.member) for name, free in room.free.items() if name not in room.spare)
+    gained: dict[str, Four] = {}
+    for end_ms, _, parts in _ends(pool):
+        for part in parts:
+            if part.device not in room.free or part.device in room.spare:
+                continue
+            before = gained.get(part.device, NOTHING)
+            after = gained[part.device] = plus(before, part.amount)
+            free = room.free[part.device]
+            count += fit(plus(free, after), shape.member) - fit(plus(free, before), shape.member)
+        if count >= shape.count:
+            return end_ms, gained
+    return None
+
+
+def _ends(pool: Pool) -> list[End]:
+    """Declared ends of leases that nobody was told to give up for somebody, and of the grants made just now."""
+    ends = [
+        (held.granted_ms + held.request.max_runtime_ms, held.token, held.members)
+        for held in pool.held
+        if held.request.max_runtime_ms > 0 and held.state in ("offered", "active")
+    ]
+    for number, one in enumerate(pool.grants.values()):
+        runtime = pool.requests[one.request_id][2].runtime_ms
+        ends += [(pool.now_ms + runtime, -number - 1, one.members)] if runtime else []
+    noticed = {one.token for one in pool.notices}
+    return sorted(end for end in ends if end[0] > pool.now_ms and end[1] not in noticed)
+
+
+def _set_aside(pool: Pool, shape: Shape, gained: dict[str, Four]) -> tuple[str, ...]:
+    """Choose its devices, the tightest first, and leave to others what is beside it at its start."""
+    room = pool.room
+    at_start = {
+        name: plus(free, gained.get(name, NOTHING)) for name, free in room.free.items() if name not in room.spare
+    }
+    left, names = shape.count, []
+    for name in sorted(at_start, key=lambda name: (tightness(at_start[name]), name)):
+        number = min(fit(at_start[name], shape.member), left)
+        if number:
+            left -= number
+            names.append(name)
+            room.reserve(name, minus(at_start[name], times(shape.member, number)))
+        if not left:
+            break
+    return tuple(names)

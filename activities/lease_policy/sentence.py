@@ -1,0 +1,78 @@
+"""An explanation as people read it: why a request waits, and what would change that."""
+
+from activities.lease_policy.room import Four
+from activities.lease_policy.state import Explain
+
+WHOLE_GPU = 1000
+
+
+def said(amount: Four, like: Four | None = None) -> str:
+    """An amount in words. *like*: just the resources of that one, also where there is none."""
+    asked = like or amount
+    cores, memory, milli_gpu, gpu_memory = (max(each, 0) for each in amount)
+    words = [
+        f"{cores} {'core' if cores == 1 else 'cores'}" if asked[0] > 0 else "",
+        f"{memory} MiB" if asked[1] > 0 else "",
+        f"{_thousandths(milli_gpu)} {'GPU' if 0 < milli_gpu <= WHOLE_GPU else 'GPUs'}" if asked[2] > 0 else "",
+        f"{gpu_memory} MiB of GPU memory" if asked[3] > 0 else "",
+    ]
+    return ", ".join(word for word in words if word) or "nothing"
+
+
+def _thousandths(amount: int) -> str:
+    whole, rest = divmod(amount, WHOLE_GPU)
+    return f"{whole}.{rest:03}".rstrip("0") if rest else str(whole)
+
+
+def sentence(told: Explain, queue: str) -> str:
+    """Why it waits: "waits for 2 cores in queue vision: 3 ahead, queue vision is at its quota (4 cores, ...) ..."."""
+    facts = dict(told.detail)
+    if told.code == "unknown_queue":
+        return f"waits: there is no queue {queue!r} that takes requests"
+    if told.code == "has_lease":
+        return "waits: its earlier lease has not ended"
+    ahead = "next" if told.position == 1 else f"{told.position - 1} ahead"
+    wants = f"waits for {facts.get('needs', 'its turn')} in queue {queue}"
+    return f"{wants}: {ahead}, {_why(told.code, facts)}"
+
+
+def _why(code: str, facts: dict[str, str]) -> str:
+    sentences = {
+        "no_room": "{free} free" + (", reserved for it at its start" if "start_ms" in facts else ""),
+        "behind": "{free} free",
+        "over_limit": "queue {of} would go over its limit ({bound}, {used} in use)",
+        "over_quota": "queue {of} is over its quota with it ({bound}, {used} in use); {free} free",
+        "not_preemptible_over_quota": "not preemptible: queue {of} has {used} of its quota ({bound}) in such work",
+        "reserved_for": "what is free is kept for {for}",
+        "waits_for_notice": "{victims} told to let go for it",
+        "infeasible": "no device or set of devices of the pool could hold it, the largest has {largest}",
+        "fuel": "not looked at yet, too many wait",
+    }
+    return sentences.get(code, code).format_map(_Facts(facts))
+
+
+def unblocks(told: Explain) -> str:
+    """What would change it."""
+    facts = dict(told.detail)
+    away = ", or devices that are away come back" if "devices_away" in facts else ""
+    sentences = {
+        "unknown_queue": "somebody makes that queue, or the request names another one without queues below it",
+        "has_lease": "its earlier lease ends",
+        "no_room": "a lease ends, or another queue goes over its share and has been there for the minimum run time",
+        "behind": "those ahead are served and a lease ends",
+        "over_limit": "a lease in queue {of} ends, or an operator raises its limit",
+        "over_quota": "a lease ends, or an operator raises the quota of queue {of}",
+        "not_preemptible_over_quota": "such work in queue {of} ends, its quota is raised, or it is made preemptible",
+        "reserved_for": "{for} is served or goes away; a declared max_runtime that ends before lets it pass",
+        "waits_for_notice": "they write a checkpoint and let go, or are ended when their time is up",
+        "infeasible": f"it asks for less, a larger device joins the pool{away}",
+        "fuel": "the next decision looks again",
+    }
+    return sentences.get(told.code, "").format_map(_Facts(facts))
+
+
+class _Facts(dict[str, str]):
+    """A fact that an older record lacks leaves its place empty."""
+
+    def __missing__(self, key: str) -> str:
+        return ""

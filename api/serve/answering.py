@@ -1,0 +1,99 @@
+"""From a request to the bytes of its answer: check, predict, log, answer; from one version throughout."""
+
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import orjson
+from pydantic import BaseModel
+
+from api.serve.fleet import Fleet
+from api.serve.proof import Name
+from api.serve.requests import PredictRequest, keys_of, moments_of, rows_of
+from api.serve.version import Served
+
+SKEW = timedelta(minutes=1)
+"""Clocks differ: only what lies further ahead is said to be ahead of the clock."""
+
+
+class PredictAnswer(BaseModel):
+    """Answers in the order of the rows."""
+
+    model: str
+    version: int
+    release_seq: int
+    request_id: str
+    predictions: list[dict[str, Any]]
+    ahead_of_clock: list[int] = []
+    """Rows, by index, whose event time lies ahead of the server's clock: they close no window of the monitor."""
+
+
+def answer(serving: Fleet, name: Name, body: PredictRequest) -> bytes:
+    """A `PredictAnswer` as JSON. Every row is with the kernel, in the prediction log, when this returns.
+
+    Raises `InvalidPrediction` with the field, `NotFound`, and `StorageLow` or `Unavailable` where it cannot be logged.
+    """
+    served = serving.get(name)
+    meaning, rows, now = served.meaning, rows_of(body), datetime.now(UTC)
+    moments = moments_of(body, rows, meaning, now)
+    keys = keys_of(body, rows, meaning)
+    asked = [meaning.asked(row) for row in rows]
+    predictions = served.model.predict(served.model.check(asked, moments)).rows()
+    latest = now + SKEW
+    ahead = [index for index, moment in enumerate(moments) if moment > latest]
+    request_id = body.request_id or os.urandom(16).hex()
+    serving.log_of(name).append_lines(
+        _lines(
+            served,
+            request_id=request_id,
+            asked=asked,
+            keys=keys,
+            moments=moments,
+            predictions=predictions,
+            now=now,
+            ahead=frozenset(ahead),
+        )
+    )
+    return orjson.dumps(
+        {
+            "model": name[1],
+            "version": served.route.version,
+            "release_seq": served.route.release_seq,
+            "request_id": request_id,
+            "predictions": predictions,
+            "ahead_of_clock": ahead,
+        }
+    )
+
+
+def _lines(
+    served: Served,
+    *,
+    request_id: str,
+    asked: Sequence[dict[str, Any]],
+    keys: Sequence[Any],
+    moments: Sequence[datetime],
+    predictions: Sequence[dict[str, object]],
+    now: datetime,
+    ahead: frozenset[int],
+) -> dict[str, bytes]:
+    """The rows as the log keeps them, by day of their event time."""
+    by_day: dict[str, list[bytes]] = {}
+    logged_at = now.isoformat()
+    for index, (row, key, moment, prediction) in enumerate(zip(asked, keys, moments, predictions, strict=True)):
+        stamp = logged_at if moment is now else moment.isoformat()
+        line = {
+            "request_id": request_id,
+            "row": index,
+            "key": key,
+            "event_time": stamp,
+            "logged_at": logged_at,
+            "version": served.route.version,
+            "features": served.meaning.features(row, stamp),
+            "prediction": prediction,
+        }
+        if index in ahead:
+            line["ahead_of_clock"] = True
+        by_day.setdefault(stamp[:10], []).append(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+    return {day: b"".join(lines) for day, lines in by_day.items()}
