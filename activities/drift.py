@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from sqlmodel import col, select
+from sqlmodel import Session, col, select
 from sqlmodel.sql.expression import SelectOfScalar
 from temporalio import activity
 from temporalio.client import (
@@ -28,6 +28,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from activities.caller import caller
 from activities.registry import champion
+from activities.trigger_policy import Before, held_back
 from everloop import names
 from everloop.contracts import (
     CheckRequest,
@@ -45,13 +46,15 @@ from everloop.predictions import PredictionLog
 from everloop.records import DriftReport, Version, Window
 from everloop.settings import Settings
 from everloop.specs import LifecycleSpec, Monitor
-from everloop.store import MonitorRow, Store, TriggerRow, VersionRow
+from everloop.store import LifecycleRow, MonitorRow, Store, TriggerRow, VersionRow
 
 if TYPE_CHECKING:  # control uses this file too, and starts without Dask
     from activities.jobs.submit import Jobs
 
 STARTING = timedelta(seconds=30)
 """A retraining may be decided and not started for this long."""
+MOST_BEFORE = 2_000
+"""Windows that the monitor's rules look back at."""
 SETTLED = timedelta(seconds=2)
 """A row is in the log this long after the `logged_at` that it bears, at the latest."""
 CATCH_UP = timedelta(minutes=10)
@@ -282,7 +285,7 @@ def _trigger(store: Store, request: TriggerRequest, running: str, lifecycle: str
         known = session.get(TriggerRow, (request.project, request.model, request.window.start, request.window.end))
         if known is not None:
             return TriggerAnswer.model_validate(known, from_attributes=True)
-        answer = _decide(request, running, lifecycle)
+        answer = _decide(session, monitor, request, running, lifecycle)
         session.add(
             TriggerRow(
                 project=request.project,
@@ -301,7 +304,9 @@ def _trigger(store: Store, request: TriggerRequest, running: str, lifecycle: str
         return answer
 
 
-def _decide(request: TriggerRequest, running: str, lifecycle: str) -> TriggerAnswer:
+def _decide(
+    session: Session, monitor: MonitorRow, request: TriggerRequest, running: str, lifecycle: str
+) -> TriggerAnswer:
     if request.failed:
         return TriggerAnswer(verdict="failed", reason=request.failed)
     if request.share is None:
@@ -313,7 +318,30 @@ def _decide(request: TriggerRequest, running: str, lifecycle: str) -> TriggerAns
         return TriggerAnswer(
             verdict="already_triggered", reason=f"{figures}; {running} is still open", lifecycle=running
         )
+    rules = request.spec.monitor
+    held = rules and held_back(request.window, request.version, rules, _before(session, monitor), monitor.rearmed_at)
+    if held:
+        return TriggerAnswer(verdict=held[0], reason=f"{figures}; {held[1]}")
     return TriggerAnswer(verdict="retrain", reason=figures, lifecycle=lifecycle)
+
+
+def _before(session: Session, monitor: MonitorRow) -> list[Before]:
+    """What was decided about the model's windows, oldest first, and how its retrainings have ended."""
+    latest = _decided(monitor).order_by(None).order_by(col(TriggerRow.window_start).desc()).limit(MOST_BEFORE)
+    decided = session.exec(latest).all()[::-1]
+    ids = [row.lifecycle for row in decided if row.verdict == "retrain"]
+    ended = select(LifecycleRow.id, LifecycleRow.status).where(col(LifecycleRow.id).in_(ids))
+    outcomes: dict[str, str] = dict(session.exec(ended).all())
+    return [
+        Before(
+            window=Window(start=row.window_start, end=row.window_end),
+            version=row.version,
+            share=row.share,
+            retrained=row.verdict == "retrain",
+            outcome=outcomes.get(row.lifecycle, ""),
+        )
+        for row in decided
+    ]
 
 
 def _last_retraining(store: Store, request: TriggerRequest) -> TriggerRow | None:

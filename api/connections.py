@@ -352,6 +352,7 @@ def config(
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # who asks is who connects: both servers listen on loopback, behind nobody
         timeout_keep_alive=limits.idle_seconds,
         timeout_graceful_shutdown=5,
     )

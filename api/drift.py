@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import sys
 import uuid
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel
 from sqlmodel import Session, col, select
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
 from api import pages
 from api.dependencies import RPC_TIMEOUT, Here, Parts, Person, ask
@@ -22,9 +23,11 @@ from everloop import engine, errors, names
 from everloop.contracts import DriftRequest
 from everloop.errors import NotFound, Unavailable
 from everloop.records import Champion, Version, Window
-from everloop.store import DriftRow, TriggerRow, VersionRow
+from everloop.specs import Monitor
+from everloop.store import DriftRow, MonitorRow, TriggerRow, VersionRow
 from workflows.drift import SAMPLE_SEED
 
+log = logging.getLogger(__name__)
 router = APIRouter(tags=["drift"])
 page = APIRouter(include_in_schema=False)
 
@@ -75,6 +78,11 @@ class Checked(BaseModel):
     message: str
 
 
+class Rearmed(BaseModel):
+    model: str
+    message: str
+
+
 @router.post("/models/{model}/check", status_code=202)
 async def check(model: str, here: Here, project: Project = "default") -> Checked:
     """Let the model's monitor look now whether a window has closed."""
@@ -86,6 +94,33 @@ async def check(model: str, here: Here, project: Project = "default") -> Checked
         hint="a model is watched from its first release, where its spec has a monitor",
     )
     return Checked(model=model, schedule=schedule, message="the monitor looks now; see the model's drift checks")
+
+
+@router.post("/models/{model}/rearm")
+def rearm(model: str, here: Here, person: Person, project: Project = "default") -> Rearmed:
+    """Let the model's monitor cause retrainings again: what came of those before counts no more.
+
+    Safe to repeat. Raises `NotFound` when the model is not watched.
+    """
+    with here.store.write() as session:
+        row = session.get(MonitorRow, (project, model))
+        if row is None:
+            raise NotFound(
+                f"{project}/{model} is not watched",
+                field="model",
+                hint="a model is watched from its first release, where its spec has a monitor",
+            )
+        row.rearmed_at = row.cursor
+        session.add(row)
+    log.info("%s lets the monitor of %s/%s retrain again", person, project, model)
+    return Rearmed(model=model, message="the next window over the threshold may cause a retraining again")
+
+
+@page.post("/models/{model}/rearm")
+def rearm_by_form(model: str, here: Here, person: Person, project: Project = "default") -> Response:
+    """The page's button was pressed."""
+    rearm(model, here, person, project)
+    return RedirectResponse(f"/models/{quote(model)}?project={quote(project)}#drift", 303)
 
 
 @router.get("/models/{model}/drift/{window}/report", response_class=HTMLResponse)
@@ -247,6 +282,22 @@ def _request(here: Parts, row: DriftRow) -> DriftRequest:
         minimum_rows=0,
         seed=SAMPLE_SEED,
     )
+
+
+def rules(monitor: Monitor) -> str:
+    """What keeps a window over the threshold from causing a retraining, for people."""
+    told = []
+    if monitor.windows_in_a_row > 1:
+        told.append(f"only {monitor.windows_in_a_row} windows in a row cause a retraining")
+    if monitor.calm is not None:
+        told.append(f"after one without a release, the next waits for a window below {monitor.calm:.0%}")
+    if monitor.cool_down:
+        told.append(f"the next waits {monitor.cool_down} of event time")
+    if monitor.retrainings_a_month is not None:
+        told.append(f"at most {monitor.retrainings_a_month} in 30 days")
+    if monitor.breaker is not None:
+        told.append(f"none after {monitor.breaker} without a release, until a person looks")
+    return "; ".join(told)
 
 
 def spark(views: list[DriftView], threshold: float | None) -> list[dict[str, Any]]:

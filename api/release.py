@@ -68,6 +68,10 @@ class MonitorView(BaseModel):
     every_seconds: float
     share: float
     minimum_rows: int
+    rules: str
+    """What keeps windows over the threshold from causing retrainings, in a sentence."""
+    held_back: str = ""
+    """Why the last window caused none, where a person can change that."""
 
 
 class ReleaseView(BaseModel):
@@ -306,14 +310,14 @@ def view(session: Session, serve_url: str, project: str, model: str) -> ModelVie
             field="model",
             hint="`everloop list` shows lifecycles",
         )
-    monitor = session.get(MonitorRow, (project, model))
+    monitor, found = session.get(MonitorRow, (project, model)), drift.checks(session, project, model)
     return ModelView(
         project=project,
         model=model,
         route=_route(route) if route else None,
         versions=versions,
-        monitor=_monitor(monitor) if monitor else None,
-        checks=drift.checks(session, project, model),
+        monitor=_monitor(monitor, found) if monitor else None,
+        checks=found,
         releases=_releases(session, project, model),
         links={
             "self": f"/api/v1/models/{quote(model)}?project={quote(project)}",
@@ -370,16 +374,20 @@ def _versions(session: Session, project: str, model: str, live: int | None) -> l
     return found
 
 
-def _monitor(row: MonitorRow) -> MonitorView | None:
+def _monitor(row: MonitorRow, checks: list[drift.DriftView]) -> MonitorView | None:
     policy = LifecycleSpec.model_validate_json(row.spec).monitor
     if policy is None:
         return None
+    last = checks[-1] if checks else None
+    broken = last is not None and last.verdict == "breaker_open" and row.rearmed_at != last.window_end
     return MonitorView(
         cursor=begins(row.cursor, policy.window) if row.cursor else None,
         window=policy.window,
         every_seconds=policy.every.total_seconds(),
         share=policy.share,
         minimum_rows=policy.minimum_rows,
+        rules=drift.rules(policy),
+        held_back=last.reason if last and broken else "",
     )
 
 

@@ -290,6 +290,10 @@ class Client:
         """Let the model's monitor look now, not only when it is due."""
         return _object(self._api("POST", f"/models/{_part(model)}/check", params={"project": project}))
 
+    def rearm(self, model: str, project: str = "default") -> Json:
+        """Let the model's monitor cause retrainings again, whatever came of those before. Safe to repeat."""
+        return _object(self._api("POST", f"/models/{_part(model)}/rearm", params={"project": project}))
+
     def predict(
         self,
         model: str,

@@ -31,6 +31,7 @@ from everloop.records import (
     Slot,
     Snapshot,
     Trained,
+    TriggerVerdict,
     Validation,
     Version,
     Window,
@@ -470,7 +471,7 @@ class TriggerRequest(Record):
 
 
 class TriggerAnswer(Record):
-    verdict: Literal["quiet", "retrain", "insufficient_data", "already_triggered", "failed"]
+    verdict: TriggerVerdict
     reason: str
     lifecycle: str = ""
     """Id of the retraining to start, when the verdict is retrain."""

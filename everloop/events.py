@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from everloop.records import Claim, Comparison, Evidence, Ran, Record, Wait, Window
+from everloop.records import Claim, Comparison, Evidence, Ran, Record, TriggerVerdict, Wait, Window
 from everloop.specs import Stage
 
 UNSET = datetime.min.replace(tzinfo=UTC)
@@ -186,7 +186,7 @@ class DriftChecked(Fact):
     drifted: tuple[str, ...] = ()
     report: str = ""
     """SHA-256 of Evidently's JSON."""
-    verdict: Literal["quiet", "retrain", "insufficient_data", "already_triggered", "failed"]
+    verdict: TriggerVerdict
     reason: str
     lifecycle: str = ""
     """The retraining that this window started."""

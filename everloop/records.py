@@ -524,6 +524,21 @@ class Route(Record):
         return RouteChange.model_validate(self.model_dump(include=set(RouteChange.model_fields)))
 
 
+TriggerVerdict = Literal[
+    "quiet",
+    "retrain",
+    "insufficient_data",
+    "already_triggered",
+    "failed",
+    "not_yet",
+    "same_drift",
+    "cooling_down",
+    "over_budget",
+    "breaker_open",
+]
+"""What a check's window has led to. The last five: over the threshold, and held back by a rule of the monitor."""
+
+
 class Window(Record):
     """A half-open span of event time: start <= t < end, UTC."""
 

@@ -276,6 +276,17 @@ class Monitor(Strict):
     """A window whose end is past also closes after this long without any new prediction."""
     share: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Retrain when at least this share of the columns drifted."""
+    windows_in_a_row: Annotated[int, Field(ge=1, le=1000)] = 1
+    """So many windows over the threshold, one after the other, cause a retraining; 1: the first one does."""
+    calm: Annotated[float, Field(gt=0, le=1)] | None = None
+    """After a retraining without a release, another is caused only when a window since was below this share."""
+    cool_down: timedelta = timedelta(0)
+    """Of event time from one retraining's window to the next one's."""
+    retrainings_a_month: Annotated[int, Field(ge=0)] | None = 8
+    """At most so many in 30 days of event time; null: no limit."""
+    breaker: Annotated[int, Field(ge=1)] | None = 3
+    """After so many retrainings of one champion without a release there are no more, until a version is released or a
+    person says so (`everloop rearm`); null: it goes on."""
     minimum_rows: Annotated[int, Field(ge=1)] = 100
     """A window with fewer rows is `insufficient_data` and triggers nothing."""
 
@@ -286,7 +297,13 @@ class Monitor(Strict):
             raise ValueError("must be from 1 second to 31 days")
         return value
 
-    @field_validator("lateness", "idle")
+    @model_validator(mode="after")
+    def _calm_is_below(self) -> "Monitor":
+        if self.calm is not None and self.calm > self.share:
+            raise ValueError(f"calm: must not be above share, which is {self.share:g}")
+        return self
+
+    @field_validator("lateness", "idle", "cool_down")
     @classmethod
     def _not_negative(cls, value: timedelta) -> timedelta:
         if not timedelta(0) <= value <= timedelta(days=366):

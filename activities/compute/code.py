@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from activities.compute import reach
+from everloop import archive
 from everloop.artifacts import Artifacts
 from everloop.errors import DatasetMissing, TrainerFailed
 from everloop.records import Blob, Code
@@ -19,6 +20,9 @@ LEFT_OUT = frozenset((
     ".ipynb_checkpoints", "node_modules", ".idea", ".vscode", ".eggs", ".DS_Store",
 ))  # fmt: skip
 COMPILED = (".pyc", ".pyo")
+MARKS = ("pyvenv.cfg", "conda-meta")
+"""What is in a folder that is an environment."""
+MODULES = (".py", ".so", ".pyd")
 DATA = frozenset((
     ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".pq", ".arrow", ".feather", ".xlsx", ".npy", ".npz",
     ".h5", ".hdf5", ".pkl", ".pickle", ".joblib", ".pt", ".pth", ".safetensors", ".onnx", ".bin", ".db", ".sqlite",
@@ -60,42 +64,50 @@ def _kept(code: str, artifacts: Artifacts) -> Blob:
             return artifacts.put(data, "code.tar")
         if path.suffix == ".whl":
             with reach.opened(path) as found:
-                return artifacts.put(found.read_bytes(), path.name)
+                _not_too_much(path, {path.name: found.stat().st_size})
+                data = found.read_bytes()
+            _check_wheel(path, data)
+            return artifacts.put(data, path.name)
         path.stat()
     except DatasetMissing as error:
         raise TrainerFailed(str(error), field="code", hint=error.hint) from None
     except OSError as error:
         why = (error.strerror or "the system refuses").lower()
         hint = "check `code` on the machine that runs the compute worker"
-        raise TrainerFailed(f"{error.filename or code} cannot be read: {why}", field="code", hint=hint) from None
+        where = error.filename if str(error.filename or "").startswith("/") else code  # a step of a path has no folder
+        raise TrainerFailed(f"{where} cannot be read: {why}", field="code", hint=hint) from None
     raise TrainerFailed(f"{code} is neither a folder nor a wheel", field="code", hint=HINT)
 
 
 def packed(folder: Path) -> bytes:
     """The files of *folder* as a tar that says nothing but their names and bytes.
 
-    Raises `TrainerFailed` for a link that leads out of the folder, and where it holds too much.
+    Raises `TrainerFailed` for a link that leads out of the folder, and where it holds too much; `OSError` for what
+    cannot be read.
     """
-    files = sorted(_files(folder), key=lambda path: path.relative_to(folder).as_posix())
-    if not any(path.suffix == ".py" for path in files):
+    files = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
+    if not any(path.suffix == ".py" for path in files.values()):
         raise TrainerFailed(f"{folder} holds no Python file", field="code", hint=HINT)
-    _not_too_much(folder, files)
+    _not_too_much(folder, {name: path.stat().st_size for name, path in files.items()})
     made = io.BytesIO()
-    with tarfile.open(fileobj=made, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        for path in files:
+    with tarfile.open(fileobj=made, mode="w", format=tarfile.PAX_FORMAT) as packing:
+        for name, path in sorted(files.items()):
             data = path.read_bytes()
-            about = tarfile.TarInfo(path.relative_to(folder).as_posix())
+            about = tarfile.TarInfo(name)
             about.size, about.mode = len(data), 0o644
-            archive.addfile(about, io.BytesIO(data))
+            packing.addfile(about, io.BytesIO(data))
     return made.getvalue()
 
 
 def _files(folder: Path) -> Iterator[Path]:
     root = folder.resolve()
-    for place, folders, names in os.walk(folder):
+    for place, folders, names in os.walk(folder, onerror=_raise):
+        folders[:] = sorted(name for name in folders if not _is_left_out(Path(place) / name))
         for name in (*folders, *names):
             _stays_inside(Path(place) / name, root)
-        folders[:] = sorted(name for name in folders if name not in LEFT_OUT and not name.endswith(".egg-info"))
+        for name in folders:
+            if (path := Path(place) / name).is_symlink():
+                print(f"left out of the code: {path.relative_to(folder)}, a link to a folder")
         for name in sorted(names):
             path = Path(place) / name
             if name in LEFT_OUT or path.suffix in COMPILED or not path.is_file():
@@ -106,34 +118,56 @@ def _files(folder: Path) -> Iterator[Path]:
             yield path
 
 
+def _raise(error: OSError) -> None:
+    """A folder that cannot be listed is not passed over: a part of the code would be missing."""
+    raise error
+
+
+def _is_left_out(folder: Path) -> bool:
+    """Is it none of the user's own: an environment, whatever it is called, or what tools keep?"""
+    return folder.name in LEFT_OUT or folder.suffix == ".egg-info" or any((folder / mark).exists() for mark in MARKS)
+
+
 def _stays_inside(path: Path, root: Path) -> None:
-    if path.name in LEFT_OUT or not path.is_symlink() or path.resolve().is_relative_to(root):
+    if path.name in LEFT_OUT or not path.is_symlink():
         return
-    where = f"{path.name} is a link that leads out of the folder, to {path.readlink()}"
-    raise TrainerFailed(where, field="code", hint="put a copy of the file there, or take the link away")
+    try:
+        if path.resolve().is_relative_to(root):
+            return
+        where = f"leads out of the folder, to {path.readlink()}"
+    except (OSError, RuntimeError):  # as Python's versions say it
+        where = "leads to itself"
+    told = f"{path.relative_to(root) if path.is_relative_to(root) else path.name} is a link that {where}"
+    raise TrainerFailed(told, field="code", hint="put a copy of the file there, or take the link away")
 
 
-def _not_too_much(folder: Path, files: list[Path]) -> None:
-    sizes = {path: path.stat().st_size for path in files}
+def _not_too_much(code: Path, sizes: dict[str, int]) -> None:
+    """Raise `TrainerFailed` where the files *sizes* of *code* are too many, or too large."""
     total = sum(sizes.values())
-    if total <= MOST_BYTES and len(files) <= MOST_FILES:
+    if total <= MOST_BYTES and len(sizes) <= MOST_FILES:
         return
-    largest = sorted(sizes, key=lambda path: -sizes[path])[:NAMED]
-    named = ", ".join(f"{path.relative_to(folder)} ({sizes[path]:,} bytes)" for path in largest)
+    largest = sorted(sizes, key=lambda name: -sizes[name])[:NAMED]
+    named = ", ".join(f"{name} ({sizes[name]:,} bytes)" for name in largest)
     raise TrainerFailed(
-        f"{folder} holds {total:,} bytes in {len(files):,} files; code may have {MOST_BYTES:,} in {MOST_FILES:,}."
+        f"{code} holds {total:,} bytes in {len(sizes):,} files; code may have {MOST_BYTES:,} in {MOST_FILES:,}."
         f" The largest: {named}",
         field="code",
         hint="keep data and models elsewhere; `code` is for modules",
     )
 
 
+def _check_wheel(path: Path, data: bytes) -> None:
+    """Raise `TrainerFailed` for a wheel that a later stage could not unpack. As large unpacked as a folder may be."""
+    sizes = archive.sizes(data)
+    _not_too_much(path, sizes)
+    if not any(name.endswith(MODULES) for name in sizes):
+        raise TrainerFailed(f"{path} holds no module", field="code", hint=HINT)
+    for _ in archive.members(data):
+        pass
+
+
 def _check_requirements(data: bytes) -> None:
-    """Raise `TrainerFailed` where an archive's requirements.txt says what cannot be installed."""
-    try:
-        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-            found = archive.extractfile(REQUIREMENTS)
-            text = found.read() if found else b""
-    except (tarfile.TarError, KeyError):  # a wheel, or a folder without one
-        return
-    required(text)
+    """Raise `TrainerFailed` where a folder's requirements.txt says what cannot be installed."""
+    for path, content in archive.members(data):
+        if str(path) == REQUIREMENTS:
+            required(content)

@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -47,7 +49,7 @@ class Predictions:
     def rows(self) -> list[dict[str, object]]:
         """One dictionary per row, as the prediction API answers it. Raises `ValueError` where one is not finite."""
         values = self.values.tolist()
-        if not np.isfinite(self.values).all():
+        if not all(map(math.isfinite, values if self.signature.task == "regression" else chain.from_iterable(values))):
             raise ValueError("the graph answered NaN or Infinity")
         if self.signature.task == "regression":
             return [{"value": value} for value in values]
@@ -100,9 +102,10 @@ class Model:
         self.ignored = frozenset(name for name in named if name) - self.known
         self.readers = [(field, _reader(field)) for field in signature.fields]
         self.labels = labels_of(signature)
-        self._numbers = [(field.name, read) for field, read in self.readers if field.kind != "category"]
-        self._texts = [(field.name, read) for field, read in self.readers if field.kind == "category"]
+        self._numbers = _Numbers([(field, read) for field, read in self.readers if field.kind != "category"])
+        self._texts = _Texts([(field, read) for field, read in self.readers if field.kind == "category"])
         self._feed = [(name, field.name) for name, field in zip(self.inputs, signature.fields, strict=True)]
+        self._is_fed_as_named = all(name == field for name, field in self._feed)
 
     def check(self, rows: Sequence[Mapping[str, object]], event_times: Sequence[datetime] | None = None) -> Columns:
         """JSON rows as columns. A field takes what its kind says, or null:
@@ -119,9 +122,18 @@ class Model:
             if not isinstance(row, Mapping) or row.keys() != self.known:
                 self._names(place, row, timed=event_times is not None)
         try:
-            return self._block(self._numbers, np.float64, rows) | self._block(self._texts, object, rows)
+            return self._numbers.columns(rows) | self._texts.columns(rows)
         except (ValueError, OverflowError, KeyError):  # column by column, then, to say what is wrong with which
             return {field.name: self._column(field, read, rows, event_times) for field, read in self.readers}
+
+    def answer(
+        self, rows: Sequence[Mapping[str, object]], event_times: Sequence[datetime] | None = None
+    ) -> Predictions:
+        """`check` and `predict`."""
+        columns = self.check(rows, event_times)
+        if self._is_fed_as_named and len(rows) <= BATCH_ROWS:
+            return self._told(self._run(columns))
+        return self.predict(columns)
 
     def predict(self, columns: Columns) -> Predictions:
         """Answer for columns that `check` made, or for raw arrays of the same kinds (also [rows, 1])."""
@@ -135,6 +147,9 @@ class Model:
             values = np.concatenate(
                 [self._run({name: part[start : start + BATCH_ROWS] for name, part in feed.items()}) for start in starts]
             )
+        return self._told(values)
+
+    def _told(self, values: NDArray[Any]) -> Predictions:
         wide = values.astype(np.float64)
         return Predictions(self.signature, wide[:, 0] if self.signature.task == "regression" else wide, self.labels)
 
@@ -160,14 +175,6 @@ class Model:
             message = f"row {place} has columns that the model does not know: {shown}"
             raise InvalidPrediction(message, field=f"rows[{place}].{min(map(str, extra))}", hint=hint)
 
-    @staticmethod
-    def _block(columns: Sequence[tuple[str, Reader]], kind: type, rows: Sequence[Mapping[str, object]]) -> Columns:
-        """Columns of one kind, of which none is left out: one array, and a view of it for each."""
-        if not columns:
-            return {}
-        held: NDArray[Any] = np.array([[read(row[name]) for row in rows] for name, read in columns], kind)
-        return dict(zip((name for name, _ in columns), held[:, :, None], strict=True))
-
     def _column(
         self,
         field: Field,
@@ -189,6 +196,59 @@ class Model:
                     hint=f"expected {error.args[0] if isinstance(error, _ExpectedError) else 'a smaller number'}",
                 ) from None
         return column
+
+
+class _Numbers:
+    """The columns of one model that are numbers, read together. Nothing is left out of a row."""
+
+    def __init__(self, columns: Sequence[tuple[Field, Reader]]) -> None:
+        self.names = tuple(field.name for field, _ in columns)
+        self._readers = [(field.name, read) for field, read in columns]
+        self._pick = itemgetter(*self.names) if len(columns) > 1 else None
+        self._are_plain = all(read is _number for _, read in columns)
+
+    def columns(self, rows: Sequence[Mapping[str, object]]) -> Columns:
+        """Each [rows, 1]; all of them views of one array. Raises what a reader raises, or `KeyError`."""
+        if not self.names:
+            return {}
+        values = self._plain(rows[0]) if len(rows) == 1 else None
+        if values is None:
+            values = [[read(row[name]) for row in rows] for name, read in self._readers]
+        held: NDArray[Any] = np.array(values, np.float64).reshape(len(self.names), len(rows), 1)
+        return dict(zip(self.names, held, strict=True))
+
+    def _plain(self, row: Mapping[str, object]) -> Any:  # noqa: ANN401  # numbers, as they are
+        """The values of a row that has nothing but finite numbers, without a call for each; None where one is not."""
+        if self._pick is None or not self._are_plain:
+            return None
+        values = self._pick(row)
+        # Of a NaN or Infinity among them the sum is neither finite.
+        return values if set(map(type, values)) <= _NUMBERS and math.isfinite(sum(values)) else None
+
+
+_NUMBERS = frozenset({int, float})
+
+
+class _Texts:
+    """The columns of one model that are texts, read together. Nothing is left out of a row."""
+
+    def __init__(self, columns: Sequence[tuple[Field, Reader]]) -> None:
+        self.names = tuple(field.name for field, _ in columns)
+        # Texts that are read as what they are: most of those that come.
+        self._readers = [
+            (field.name, read, frozenset(text for text in field.known if read(text) == text)) for field, read in columns
+        ]
+
+    def columns(self, rows: Sequence[Mapping[str, object]]) -> Columns:
+        """Each [rows, 1]; all of them views of one array. Raises what a reader raises, or `KeyError`."""
+        if not self.names:
+            return {}
+        held = np.empty((len(self.names), len(rows), 1), object)
+        for place, (name, read, known) in enumerate(self._readers):
+            for at, row in enumerate(rows):
+                value = row[name]
+                held[place, at, 0] = value if type(value) is str and value in known else read(value)
+        return dict(zip(self.names, held, strict=True))
 
 
 class _ExpectedError(ValueError):

@@ -1,6 +1,7 @@
 # ruff: noqa: T201  # what a job prints is its log
 """Fitted on the train part until validation says stop, then on everything. Which family learns, the spec says."""
 
+import contextlib
 import importlib.metadata
 import json
 import platform
@@ -112,7 +113,8 @@ def _environment(code: Code | None, spec: LifecycleSpec, job: Context) -> Blob |
         return None
     installed: dict[str, str] = {}
     for each in importlib.metadata.distributions():  # of two of one name, the first is imported
-        installed.setdefault(str(each.name).lower(), f"{each.name}=={each.version}")
+        with contextlib.suppress(Exception):  # a wheel of the user's may say anything of itself, or nothing
+            installed.setdefault(each.name.lower(), f"{each.name}=={each.version}")
     found = {
         "python": sys.version,
         "platform": platform.platform(),

@@ -10,23 +10,20 @@ import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
-import io
 import json
 import os
 import platform
 import re
 import subprocess
 import sys
-import tarfile
 import venv
-import zipfile
 from collections import deque
-from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from activities.jobs.shelf import shelved
-from everloop import disk, engine
+from everloop import archive, disk, engine
 from everloop import settings as configuration
 from everloop.artifacts import Artifacts
 from everloop.errors import TrainerFailed, text
@@ -68,10 +65,10 @@ def enter(code: dict[str, Any], artifacts: Artifacts, folder: Path, events: int,
 # --- the user's own files -------------------------------------------------------------------------
 
 
-def _files(kept: Path, archive: dict[str, Any] | None, artifacts: Artifacts) -> Path | None:
-    if archive is None:
+def _files(kept: Path, stored: dict[str, Any] | None, artifacts: Artifacts) -> Path | None:
+    if stored is None:
         return None
-    digest = archive["sha256"]
+    digest = stored["sha256"]
     found = shelved(kept / "files", digest, lambda place: _unpack(artifacts.get(digest), place))
     for name in sorted(OURS):
         if (found / name).is_dir() or (found / f"{name}.py").exists():
@@ -81,32 +78,10 @@ def _files(kept: Path, archive: dict[str, Any] | None, artifacts: Artifacts) -> 
 
 
 def _unpack(data: bytes, place: Path) -> None:
-    try:
-        for name, content in _members(data):
-            path = PurePosixPath(name)
-            if path.is_absolute() or ".." in path.parts:
-                raise TrainerFailed(f"the archive holds {name!r}, which leads out of it", field="code")
-            target = place.joinpath(*path.parts)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(content)
-    except (tarfile.TarError, zipfile.BadZipFile) as error:
-        hint = "`code` is a folder, or a wheel as `python -m build` makes it"
-        raise TrainerFailed(f"the code is no archive: {error}", field="code", hint=hint) from None
-
-
-def _members(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """The plain files of a tar or of a wheel."""
-    held = io.BytesIO(data)
-    if zipfile.is_zipfile(held):
-        with zipfile.ZipFile(held) as wheel:
-            yield from ((info.filename, wheel.read(info)) for info in wheel.infolist() if not info.is_dir())
-        return
-    held.seek(0)
-    with tarfile.open(fileobj=held) as archive:
-        for member in archive:
-            content = archive.extractfile(member) if member.isreg() else None
-            if content is not None:
-                yield member.name, content.read()
+    for path, content in archive.members(data):
+        target = place.joinpath(*path.parts)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
 
 
 def _wanted(code: dict[str, Any], files: Path | None) -> tuple[str, ...]:

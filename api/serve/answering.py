@@ -1,6 +1,5 @@
 """From a request to the bytes of its answer: check, predict, log, answer; from one version throughout."""
 
-import os
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -29,9 +28,10 @@ class PredictAnswer(BaseModel):
     """Rows, by index, whose event time lies ahead of the server's clock: they close no window of the monitor."""
 
 
-def answer(serving: Fleet, name: Name, body: PredictRequest) -> bytes:
+def answer(serving: Fleet, name: Name, body: PredictRequest, made_up: str) -> bytes:
     """A `PredictAnswer` as JSON. Every row is with the kernel, in the prediction log, when this returns.
 
+    *made_up*: names the request where it does not name itself.
     Raises `InvalidPrediction` with the field, `NotFound`, and `StorageLow` or `Unavailable` where it cannot be logged.
     """
     served = serving.get(name)
@@ -39,10 +39,10 @@ def answer(serving: Fleet, name: Name, body: PredictRequest) -> bytes:
     moments = moments_of(body, rows, meaning, now)
     keys = keys_of(body, rows, meaning)
     asked = [meaning.asked(row) for row in rows]
-    predictions = served.model.predict(served.model.check(asked, moments)).rows()
+    predictions = served.model.answer(asked, moments).rows()
     latest = now + SKEW
     ahead = [index for index, moment in enumerate(moments) if moment > latest]
-    request_id = body.request_id or os.urandom(16).hex()
+    request_id = body.request_id or made_up
     serving.log_of(name).append_lines(
         _lines(
             served,

@@ -4,6 +4,7 @@ Every other request, and whatever of a predict request is not as usual, goes the
 the same functions that it calls: `tests/unit/test_serve_corpus.py` holds both to the same bytes.
 """
 
+import itertools
 import logging
 import os
 import re
@@ -17,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import problems
 from api.bodies import parse_plain, read_body, require_json, validated
-from api.identity import JSON_HEADERS, Guard, unforeseen
+from api.identity import Guard, unforeseen
 from api.serve.answering import answer
 from api.serve.fleet import Fleet
 from api.serve.metrics import Measures
@@ -35,7 +36,6 @@ INLINE_SECONDS = 0.002
 LONGEST_PROJECT = 63
 
 _PREDICT = re.compile(r"/(?:projects/([^/]+)/)?models/([^/]+)/predict")
-_SAID = [(name.encode(), value.encode()) for name, value in JSON_HEADERS.items()]
 
 
 class Door:
@@ -48,6 +48,7 @@ class Door:
         self.measures = measures
         self.fleet: Fleet | None = None
         """Set once it serves."""
+        self._ids, self._asked = os.urandom(8).hex(), itertools.count()
         hosts = ("127.0.0.1", "localhost", "[::1]")
         self._hosts = frozenset(f"{host}:{guard.port}".encode() for host in hosts)
 
@@ -60,7 +61,7 @@ class Door:
         status, headers, body = await self._answered(self.fleet, name, scope, receive)
         known = name if name in self.fleet.served else ("", "")
         self.measures.answered(known, status, time.perf_counter() - began)
-        headers += [(b"content-length", str(len(body)).encode()), *_SAID]
+        headers.append((b"content-length", str(len(body)).encode()))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
@@ -68,7 +69,7 @@ class Door:
         self, fleet: Fleet, name: Name, scope: Scope, receive: Receive
     ) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
         """Status, headers and body of the answer. Raises nothing."""
-        request_id = os.urandom(16).hex()
+        request_id = f"{self._ids}{next(self._asked):016x}"
         said = [(b"x-request-id", request_id.encode())]
         try:
             plain = self._is_plain(scope)
@@ -78,9 +79,9 @@ class Door:
             if not plain:
                 require_json(Request(scope))
             if len(data) > INLINE_BYTES:
-                body = await run_in_threadpool(_answer_to, fleet, name, data)
+                body = await run_in_threadpool(_answer_to, fleet, name, data, request_id)
             else:
-                body = await _soon(fleet, name, _read(data))
+                body = await _soon(fleet, name, _read(data), request_id)
         except EverloopError as error:
             if problems.status(error) == HTTPStatus.INTERNAL_SERVER_ERROR:
                 log.exception("%s", request_id)
@@ -147,13 +148,13 @@ def _read(data: bytes) -> PredictRequest:
     return validated(PredictRequest, parse_plain(data))
 
 
-def _answer_to(fleet: Fleet, name: Name, data: bytes) -> bytes:
-    return answer(fleet, name, _read(data))
+def _answer_to(fleet: Fleet, name: Name, data: bytes, request_id: str) -> bytes:
+    return answer(fleet, name, _read(data), request_id)
 
 
-async def _soon(fleet: Fleet, name: Name, body: PredictRequest) -> bytes:
+async def _soon(fleet: Fleet, name: Name, body: PredictRequest, request_id: str) -> bytes:
     """The answer, here where the model is done before a thread had begun, else in a thread."""
     rows = len(body.rows) if body.rows else 1
     if rows * fleet.get(name).row_seconds <= INLINE_SECONDS:
-        return answer(fleet, name, body)
-    return await run_in_threadpool(answer, fleet, name, body)
+        return answer(fleet, name, body, request_id)
+    return await run_in_threadpool(answer, fleet, name, body, request_id)

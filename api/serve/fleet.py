@@ -107,6 +107,10 @@ class Fleet:
         )
 
     def log_of(self, name: Name) -> PredictionLog:
+        """Its prediction log, made at the first call."""
+        found = self._logs.get(name)
+        if found is not None:
+            return found
         with self._lock:
             if name not in self._logs:
                 self._logs[name] = PredictionLog(self.settings.predictions_dir / name[0] / name[1])

@@ -5,6 +5,7 @@ to be accepted waits in the kernel, so another process takes it when one is kill
 """
 
 import ctypes
+import gc
 import logging
 import os
 import signal
@@ -36,6 +37,8 @@ _PR_SET_PDEATHSIG = 1
 
 def run(settings: Settings, limits: connections.Limits) -> int:
     """Serve until SIGTERM or SIGINT; the exit code."""
+    gc.collect()
+    gc.freeze()  # what is loaded stays: the collector need not look through it while somebody waits
     if settings.serve_workers == 1:
         uvicorn.Server(connections.config(create_app(settings), settings.port(SERVE), limits)).run()
         return 0

@@ -1,5 +1,6 @@
 """What the prediction server is asked, as FastAPI knows it: predict requests come here when they are not as usual."""
 
+import uuid
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
@@ -86,5 +87,5 @@ async def predict_of_project(project: str, model: str, serving: Serving, body: B
 
 
 async def _answered(serving: Fleet, project: str, model: str, body: PredictRequest) -> Response:
-    data = await run_in_threadpool(answer, serving, (project, model), body)
+    data = await run_in_threadpool(answer, serving, (project, model), body, uuid.uuid4().hex)
     return Response(data, media_type="application/json")

@@ -57,7 +57,7 @@ class Siblings:
             return own
         try:
             async with asyncio.timeout(HEAR_SECONDS):
-                reader, writer = await asyncio.open_unix_connection(_address(self.ears[place]), limit=MOST_BYTES)
+                reader, writer = await asyncio.open_unix_connection(sock=_connected(self.ears[place]), limit=MOST_BYTES)
                 try:
                     return dict(json.loads(await reader.read(MOST_BYTES)))
                 finally:
@@ -74,9 +74,16 @@ def ear() -> socket.socket:
     return made
 
 
-def _address(one: socket.socket) -> str:
-    name = one.getsockname()
-    return name.decode() if isinstance(name, bytes) else str(name)
+def _connected(to: socket.socket) -> socket.socket:
+    """A connection to a listening socket. Raises `OSError` where too many wait for it already."""
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    made.setblocking(False)
+    try:
+        made.connect(to.getsockname())  # uvloop cannot: it takes the name for a path
+    except OSError:
+        made.close()
+        raise
+    return made
 
 
 def _is_ours(peer: socket.socket) -> bool:

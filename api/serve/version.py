@@ -26,6 +26,10 @@ class Meaning:
         return tuple(field.name for field in self.signature.fields)
 
     @cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset(self.columns)
+
+    @cached_property
     def times(self) -> tuple[str, ...]:
         """Names under which a row may say when it happened; the first that it has counts."""
         own = () if "event_time" in self.columns else ("event_time",)
@@ -51,10 +55,11 @@ class Meaning:
 
     def features(self, row: dict[str, Any], moment: str) -> dict[str, Any]:
         """What the model looked at, by column: also the time column, where the event time stood in for it."""
-        found = {name: row.get(name) for name in self.columns}
-        if self.signature.time in found and row.get(self.signature.time) is None:
-            found[self.signature.time] = moment
-        return found
+        found = row if row.keys() == self._names else {name: row.get(name) for name in self.columns}
+        time = self.signature.time
+        if time is None or time not in found or found[time] is not None:
+            return found
+        return found | {time: moment}
 
 
 class Served:
@@ -80,7 +85,7 @@ def _seconds(model: Model) -> float:
     try:
         for _ in range(TRIED):
             began = time.perf_counter()
-            model.predict(model.check([row], now)).rows()
+            model.answer([row], now).rows()
             took.append(time.perf_counter() - began)
     except EverloopError:
         return 1.0

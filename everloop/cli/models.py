@@ -99,6 +99,19 @@ def _print_lines(values: list[Json]) -> None:
 
 
 @app.command()
+def rearm(
+    model: Annotated[str, typer.Argument(help="Name of a watched model.")],
+    project: Project = "default",
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Let the model's monitor cause retrainings again, after those before have brought no better version."""
+    with connected(data_dir) as client:
+        told = client.rearm(model, project)
+    shown(told, as_json, lambda _: told["message"])
+
+
+@app.command()
 def check(
     model: Annotated[str, typer.Argument(help="Name of a released model.")],
     project: Project = "default",

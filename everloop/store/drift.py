@@ -44,6 +44,8 @@ class MonitorRow(SQLModel, table=True):
     updated_at: datetime = moment()
     late_counted_at: datetime | None = moment(default=None)
     """Rows logged until then are in the windows' `late_rows`."""
+    rearmed_at: datetime | None = moment(default=None)
+    """End of the last decided window when a person said that the monitor may retrain again."""
 
 
 class TriggerRow(SQLModel, table=True):

@@ -114,7 +114,22 @@ def _environment(here: Settings, lifecycle: str) -> Found:
     return found
 
 
-BUGGY = "def fit(training):\n    rows = training.train.numpy()\n    return rows.missing_method()\n"
+BUGGY = """
+import os
+
+def fit(training):
+    rows = training.train.numpy()
+    training.log_artifact("rows.txt", str(rows.shape).encode())
+    try:
+        training.report(10**30, loss=1.0)
+    except Exception as refused:
+        print("refused:", refused, flush=True)
+    if not os.fork():
+        training.checkpoint(1, {"of": "the fork"})
+        os._exit(0)
+    os.wait()
+    return rows.missing_method()
+"""
 MENDED = """
 from sklearn.ensemble import HistGradientBoostingClassifier
 
@@ -138,8 +153,11 @@ def test_a_bug_parks_with_its_line_and_mended_code_is_read_again_on_retry(
     assert (parked["status"], parked["stage"]) == ("needs_attention", "train")
     error = parked["error"]
     assert (error["error"], error["field"]) == ("TrainerFailed", "trainer")
-    assert "AttributeError" in error["message"] and "own_trainer.py line 3, in fit" in error["message"]
+    assert "AttributeError" in error["message"] and "own_trainer.py line 15, in fit" in error["message"]
     assert "rows.missing_method()" in "\n".join(error["log_tail"])
+    written = client.logs("trainer-own", stage="train")
+    assert "refused: a step must be 0 or more and have at most 64 bits, unlike 1000000" in written
+    assert "only the process that was given the training may report, keep checkpoints or files" in written
     flat = " ".join(shown.split())
     assert "missing_method" in flat and "everloop retry trainer-own" in flat
     attempts = [stage for stage in parked["stages"] if stage["stage"] == "train"]

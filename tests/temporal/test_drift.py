@@ -282,3 +282,26 @@ async def test_a_window_that_is_not_over_is_not_decided_whoever_asks(stack: Stac
 
     with stack.store.read() as session:
         assert session.get_one(MonitorRow, ("default", model)).cursor is None
+
+
+async def test_one_lasting_drift_stops_retraining_without_gain_until_a_person_looks(stack: Stack) -> None:
+    model = await released(stack)
+    stack.compute.share, stack.compute.verdict = 0.9, "not_better"
+    for day in range(1, 6):
+        traffic(stack, model, at(2026, 1, day), at(2026, 1, day + 1))
+        await check(stack, model)
+        row = checks(stack, model)[-1]
+        if row.lifecycle:
+            await stack.status(row.lifecycle, "not_better")
+
+    assert [row.verdict for row in checks(stack, model)] == ["retrain"] * 3 + ["breaker_open"] * 2
+    assert "the last 3 retrainings brought no better version" in checks(stack, model)[-1].reason
+
+    with stack.store.write() as session:  # as `everloop rearm` does it
+        monitor = session.get_one(MonitorRow, ("default", model))
+        monitor.rearmed_at = monitor.cursor
+        session.add(monitor)
+    traffic(stack, model, at(2026, 1, 7))
+    await check(stack, model)
+    assert checks(stack, model)[-1].verdict == "retrain"
+    assert (await stack.verified()).differences == []

@@ -3,9 +3,10 @@
 import re
 
 import pytest
+from sqlmodel import col, select
 
 from api.app import create_app
-from everloop.store import LifecycleRow, Store
+from everloop.store import DriftRow, LifecycleRow, MonitorRow, Store
 from tests import api_parts as parts
 
 NASTY = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -134,3 +135,30 @@ def test_a_gate_that_a_reset_left_behind_is_not_listed_and_nothing_is_signed_for
     assert "Look and decide" not in home
     assert (answer.status_code, answer.json()["code"]) == (409, "gate_closed")
     assert "it will ask anew" in answer.json()["detail"]
+
+
+def test_a_monitor_that_has_stopped_retraining_says_so_and_a_button_lets_it_go_on(served):
+    _, store, client = served
+    with store.write() as session:
+        last = session.exec(select(DriftRow).order_by(col(DriftRow.window_start).desc())).first()
+        kept = last.verdict, last.reason
+        last.verdict, last.reason = "breaker_open", "the last 3 retrainings brought no better version"
+        monitor = session.get_one(MonitorRow, ("default", "credit"))
+        monitor.cursor = last.window_end
+        session.add_all((last, monitor))
+
+    page = client.get("/models/credit").text
+    assert "Retraining has stopped:" in page
+    assert "none after 3 without a release, until a person looks" in page
+    action = re.search(r'action="(/models/credit/rearm[^"]*)"', page).group(1)
+
+    assert client.post(action, follow_redirects=False).status_code == 303
+    assert client.post("/api/v1/models/credit/rearm").json()["model"] == "credit"  # safe to repeat
+    assert "Retraining has stopped:" not in client.get("/models/credit").text
+    assert client.post("/api/v1/models/nothing/rearm").status_code == 404
+    with store.write() as session:
+        monitor = session.get_one(MonitorRow, ("default", "credit"))
+        assert monitor.rearmed_at == monitor.cursor
+        found = session.exec(select(DriftRow).order_by(col(DriftRow.window_start).desc())).first()
+        found.verdict, found.reason = kept
+        session.add(found)

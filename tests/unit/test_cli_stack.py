@@ -217,7 +217,7 @@ def test_too_little_space_is_said(here, monkeypatch):
         checks.check_space(here.data_dir, here.disk_floor_bytes)
 
 
-def test_a_child_that_ends_at_once_is_given_up_with_its_last_words(here, monkeypatch):
+def test_a_stack_in_which_a_child_ends_at_once_does_not_come_up_and_says_its_last_words(here, monkeypatch):
     here.logs_dir.mkdir()
     said: list[str] = []
     broken = children.Child("broken", "this_module_is_not_there")
@@ -228,6 +228,39 @@ def test_a_child_that_ends_at_once_is_given_up_with_its_last_words(here, monkeyp
         life.mind()
 
     assert len(said) == launcher.GIVE_UP_AFTER - 1
+
+
+def test_a_slot_that_fails_again_and_again_is_tried_with_back_off_while_the_others_live(here, monkeypatch):
+    """As when a job breaks its slot's connection each time that it is tried."""
+    here.logs_dir.mkdir()
+    said: list[str] = []
+    slot = children.Child("cpu0", "slot_that_breaks")
+    steady = children.Child("steady", "http.server", (str(here.port(0)), "--bind", "127.0.0.1"))
+    mended = here.data_dir / "mended"
+    (here.data_dir / "slot_that_breaks.py").write_text(
+        f"import pathlib, time\ntime.sleep(60) if pathlib.Path({str(mended)!r}).exists() else print(1 / 0)\n"
+    )
+    monkeypatch.syspath_prepend(here.data_dir)
+    monkeypatch.setattr(launcher, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(launcher, "LONGEST_PAUSE_SECONDS", 0.08)
+    life = launcher.Stack(here, [steady, slot], is_up=True, say=said.append)
+    steady.start(here)
+    other = steady.process
+    try:
+        while slot.quick_ends < launcher.GIVE_UP_AFTER + 2:
+            life.tend()
+        mended.touch()
+        while not slot.alive() or slot.process.exitcode is not None:
+            life.tend()
+        assert other is steady.process and steady.alive()
+    finally:
+        life.stop()
+
+    pauses = [float(line.split(" s; ")[0].rpartition(" ")[2]) for line in said if "starting it again in" in line]
+    assert pauses[: launcher.GIVE_UP_AFTER + 2] == [0.01, 0.02, 0.04, 0.08, 0.08, 0.08, 0.08]
+    (once,) = [line for line in said if "Everything else goes on" in line]
+    assert once.startswith(f"cpu0 ended {launcher.GIVE_UP_AFTER} times soon after its start (exit code 1). ")
+    assert "ZeroDivisionError" in once
 
 
 def test_a_child_that_ends_later_is_started_again(here):

@@ -15,6 +15,7 @@ import packaging
 import pytest
 
 from activities.compute import code as codes
+from activities.compute import training
 from activities.jobs import shelf, surroundings
 from everloop import client, engine
 from everloop import settings as configuration
@@ -23,6 +24,7 @@ from everloop.errors import Forbidden, Invalid, InvalidSpec, NotFound, TrainerFa
 from everloop.records import Code
 from everloop.requirements import required
 from everloop.specs import LifecycleSpec, checked
+from tests.job import FolderJob
 
 HERE = Path(__file__).parent
 BASE = {"model": "m", "task": "binary", "target": "y", "source": {"path": "/t.csv"}, "trainer": "mine:fit"}
@@ -129,6 +131,78 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path: Path, artifacts: Artifact
 
     with pytest.raises(TrainerFailed, match=r"link.py is a link that leads out of the folder"):
         codes.keep(spec(code=str(place)), artifacts)
+
+
+def test_an_environment_is_left_out_by_what_it_holds_and_a_linked_folder_is_said(
+    tmp_path: Path, artifacts: Artifacts, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = folder(tmp_path / "a", **{"env/pyvenv.cfg": "", "env/lib/x.py": "", "sub/y.py": "v = 1\n"})
+    (place / "env" / "bin").mkdir()
+    (place / "env" / "bin" / "python").symlink_to(sys.executable)
+    (place / "same").symlink_to("sub")
+
+    assert names(artifacts, codes.keep(spec(code=str(place)), artifacts)) == ["mine.py", "sub/y.py"]
+    assert "left out of the code: same, a link to a folder" in capsys.readouterr().out
+
+    (place / "sub" / "round").symlink_to("round")
+    with pytest.raises(TrainerFailed, match=r"^sub/round is a link that leads to itself$"):
+        codes.keep(spec(code=str(place)), artifacts)
+
+
+def test_a_folder_that_cannot_be_listed_is_named_and_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder(tmp_path / "a", **{"closed/part.py": ""})
+    (tmp_path / "a" / "closed").chmod(0)
+    tmp_path.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    us = os.geteuid()
+    os.seteuid(us or 65534)  # root may read everything
+    try:
+        with pytest.raises(PermissionError, match="'a/closed"):
+            codes.packed(Path("a"))
+    finally:
+        os.seteuid(us)
+        (tmp_path / "a" / "closed").chmod(0o755)
+
+
+def test_a_path_that_leads_nowhere_is_shown_whole(tmp_path: Path, artifacts: Artifacts) -> None:
+    with pytest.raises(TrainerFailed, match=rf"^{tmp_path}/gone/b cannot be read: no such file"):
+        codes.keep(spec(code=str(tmp_path / "gone" / "b")), artifacts)
+
+
+def wheel_of(path: Path, **files: str) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as made:
+        for name, content in files.items():
+            made.writestr(name, content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ({"mine.py": "", "../evil.py": ""}, "'../evil.py', which leads out"),
+        ({"mine.py": "", "a": "", "a/b.py": ""}, "'a' as a file and as a folder"),
+        ({"mine.txt": ""}, "holds no module"),
+        ({"mine.py": "", "zeros": "0" * (5 << 20)}, r"holds 5,242,880 bytes .* The largest: zeros"),
+    ],
+)
+def test_a_wheel_that_cannot_be_unpacked_is_refused_before_anything_learns(
+    tmp_path: Path, artifacts: Artifacts, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], says: str
+) -> None:
+    monkeypatch.setattr(codes, "MOST_BYTES", 3 << 20)
+    with pytest.raises(TrainerFailed, match=says) as caught:
+        codes.keep(spec(code=str(wheel_of(tmp_path / "mine.whl", **files))), artifacts)
+    assert caught.value.field == "code"
+
+
+def test_bytes_that_are_no_wheel_or_a_damaged_one_are_refused_in_one_line(tmp_path: Path, artifacts: Artifacts) -> None:
+    damaged = bytearray(wheel_of(tmp_path / "mine.whl", **{"mine.py": "def fit(t): ...\n" * 9}).read_bytes())
+    damaged[45] ^= 0xFF
+    for data in (b"", b"hello", bytes(damaged)):
+        (tmp_path / "mine.whl").write_bytes(data)
+        with pytest.raises(TrainerFailed, match=r"^the code is no archive: [^\n]+$"):
+            codes.keep(spec(code=str(tmp_path / "mine.whl")), artifacts)
 
 
 def test_what_is_no_code_is_said(tmp_path: Path, artifacts: Artifacts) -> None:
@@ -291,6 +365,20 @@ def test_a_wheel_is_code(tmp_path: Path, artifacts: Artifacts) -> None:
     left, _ = job(tmp_path, artifacts, kept, packages=["of_a_wheel"])
 
     assert left["result"]["values"]["versions"] == {"of_a_wheel": "7"}
+
+
+def test_what_a_wheel_says_wrong_of_itself_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, said in (("bad", b"Name: \xff\xfe"), ("nameless", b"Version: 1"), ("good", b"Name: mine\nVersion: 7")):
+        (tmp_path / "files" / f"{name}-1.dist-info").mkdir(parents=True)
+        (tmp_path / "files" / f"{name}-1.dist-info" / "METADATA").write_bytes(said)
+    monkeypatch.syspath_prepend(str(tmp_path / "files"))
+    job = FolderJob(tmp_path)
+
+    kept = training._environment(Code(), spec(), job)
+
+    assert kept is not None
+    packages = json.loads(job.artifacts.get(kept))["packages"]
+    assert "mine==7" in packages and any(each.startswith("numpy==") for each in packages)
 
 
 def test_a_package_may_not_be_called_as_one_of_ours(tmp_path: Path, artifacts: Artifacts) -> None:

@@ -1,5 +1,6 @@
 """Functions of users learn, whatever they return of what is allowed; what they return wrong is said, and named."""
 
+import copy
 import importlib
 import itertools
 import sys
@@ -19,6 +20,8 @@ from activities.compute import data, evaluation, export, features, training
 from activities.compute.features import Pipeline
 from activities.compute.inference import Model
 from activities.compute.trainers import user
+from activities.jobs.checkpoints import Checkpoints
+from activities.jobs.context import NO_EVENTS, ThisJob
 from everloop import contracts
 from everloop.errors import ParityFailed, TrainerFailed
 from everloop.records import Exported, Signature, Slot
@@ -64,7 +67,7 @@ class Stages:
         table.to_csv(folder / "table.csv", index=False)
         values = {"model": "m", "source": {"path": str(folder / "table.csv")}} | spec
         self.spec = LifecycleSpec.model_validate(values)
-        self.job = FolderJob(folder)
+        self.job: FolderJob | ThisJob = FolderJob(folder)
         self.snapshot = data.snapshot(contracts.SnapshotRequest(spec=self.spec, slot=SLOT), self.job)
         asked = contracts.PrepareRequest(spec=self.spec, snapshot=self.snapshot, champion=None, slot=SLOT)
         self.prepared = features.prepare(asked, self.job)
@@ -76,6 +79,12 @@ class Stages:
             ),
             self.job,
         )
+
+    def learned_by(self, trainer: str) -> "Stages":
+        """The same prepared table for another function."""
+        other = copy.copy(self)
+        other.spec = self.spec.model_copy(update={"trainer": trainer})
+        return other
 
     def rest(self) -> Exported:
         common: dict[str, Any] = {"spec": self.spec, "snapshot": self.snapshot, "slot": SLOT}
@@ -99,6 +108,13 @@ def small(rows: int = 300) -> pd.DataFrame:
     y = random.integers(0, 2, rows)
     x = random.normal(size=rows) + y
     return pd.DataFrame({"x": x, "c": random.choice(list("abc"), rows), "y": np.where(y, "yes", "no")})
+
+
+@pytest.fixture(scope="module")
+def small_stages(tmp_path_factory: pytest.TempPathFactory) -> Stages:
+    """A small table, prepared once for those that only call a function."""
+    folder = tmp_path_factory.mktemp("small")
+    return Stages(folder, small(), target="y", task="binary", trainer="nobody:fit", inputs="features")
 
 
 PIPELINE = """
@@ -317,9 +333,9 @@ WRONG = [
 
 @pytest.mark.parametrize(("text", "says", "hint"), WRONG, ids=[says for _, says, _ in WRONG])
 def test_what_is_wrong_with_a_trainer_is_said_and_the_field_is_trainer(  # noqa: PLR0917
-    tmp_path: Path, module: Write, capsys: pytest.CaptureFixture[str], text: str, says: str, hint: str
+    module: Write, small_stages: Stages, capsys: pytest.CaptureFixture[str], text: str, says: str, hint: str
 ) -> None:
-    stages = Stages(tmp_path, small(), target="y", task="binary", trainer=f"{module(text)}:fit", inputs="features")
+    stages = small_stages.learned_by(f"{module(text)}:fit")
 
     with pytest.raises(TrainerFailed) as caught:
         stages.train()
@@ -335,7 +351,58 @@ def test_what_is_wrong_with_a_trainer_is_said_and_the_field_is_trainer(  # noqa:
         assert "site-packages" not in capsys.readouterr().out
 
 
-def test_a_fork_that_returns_from_the_function_ends_there(tmp_path: Path, module: Write) -> None:
+@pytest.mark.parametrize(
+    ("line", "says", "hint"),
+    [
+        ("t.report(10**30, loss=1.0)", "a step must be 0 or more and have at most 64 bits, unlike 1000000", "retry"),
+        ("t.report(1, loss='low')", "the reported loss must be a number, not the str 'low'", "retry"),
+        (
+            "t.report(1, **{'x' * (1 << 20): 1.0})",
+            "a reported value must have a name of 1 to 100 printable characters",
+            "retry",
+        ),
+        ("t.checkpoint(-1, {})", "a step must be 0 or more and have at most 64 bits, unlike -1", "retry"),
+        ("t.checkpoint(1, {'a': {1}})", "a checkpoint cannot keep a set (state.a)", "it keeps numbers, texts"),
+        ("t.log_artifact('../x', b'')", "'../x' cannot be an artifact's name", "letters, digits"),
+    ],
+    ids=["a step", "a value", "a name", "a step to keep", "a state", "a file's name"],
+)
+def test_what_a_training_refuses_is_said_with_the_line_that_asked_for_it(  # noqa: PLR0917
+    tmp_path: Path, module: Write, small_stages: Stages, line: str, says: str, hint: str
+) -> None:
+    name = module(f"def fit(t):\n    {line}")
+    stages = small_stages.learned_by(f"{name}:fit")
+    stages.job = ThisJob(
+        stages.job.artifacts, tmp_path, tmp_path, NO_EVENTS, Checkpoints(tmp_path / "kept", 1), checkpoint_seconds=0
+    )
+
+    with pytest.raises(TrainerFailed) as caught:
+        stages.train()
+
+    said = str(caught.value)
+    assert said.startswith(f"{name}:fit: {says}")
+    assert said.endswith(f"({name}.py line 4, in fit: {line})")
+    assert hint in caught.value.hint and "retry" in caught.value.hint
+    assert caught.value.field == "trainer"
+
+
+def test_steps_are_called_what_the_reports_of_the_function_call_them(module: Write, small_stages: Stages) -> None:
+    text = """
+def fit(t):
+    from sklearn.linear_model import LogisticRegression
+    t.report(5, {}=5)
+    return LogisticRegression().fit(np.nan_to_num(t.train.numpy()), t.train.y)
+"""
+    told = []
+    for counts in ("trees", "loss"):
+        stages = small_stages.learned_by(f"{module(text.format(counts))}:fit")
+        stages.train()
+        told.append((stages.trained.iterations, stages.trained.unit))
+
+    assert told == [(5, "tree"), (5, "step")]
+
+
+def test_a_fork_that_returns_from_the_function_ends_there(module: Write, small_stages: Stages) -> None:
     text = """
 import os, sys
 def fit(t):
@@ -345,7 +412,7 @@ def fit(t):
         raise ValueError(f"the fork ended with {status}")
     return None
 """
-    stages = Stages(tmp_path, small(), target="y", task="binary", trainer=f"{module(text)}:fit", inputs="features")
+    stages = small_stages.learned_by(f"{module(text)}:fit")
 
     with pytest.raises(TrainerFailed, match="the fork ended with 0"):
         stages.train()
@@ -466,9 +533,9 @@ def test_a_training_that_was_killed_goes_on_at_its_checkpoint_and_gives_the_same
     ids=["NumPy's memory", "torch's memory", "the disk"],
 )
 def test_what_the_machine_lacks_is_not_called_a_bug(
-    tmp_path: Path, module: Write, text: str, error: type[Exception]
+    module: Write, small_stages: Stages, text: str, error: type[Exception]
 ) -> None:
-    stages = Stages(tmp_path, small(), target="y", task="binary", trainer=f"{module(text)}:fit")
+    stages = small_stages.learned_by(f"{module(text)}:fit")
 
     with pytest.raises(error):
         stages.train()

@@ -55,7 +55,7 @@ def load() -> None:
 
 @dataclass(eq=False)
 class Child:
-    """A process that is started again when it ends, until it has ended at once too often."""
+    """A process that is started again when it ends."""
 
     name: str
     module: str

@@ -40,8 +40,9 @@ READY_SECONDS = 90.0
 STEADY_SECONDS = 10.0
 """A child that lives this long has started well: its next end counts as the first again."""
 GIVE_UP_AFTER = 5
-"""Ends in a row, each soon after its start, after which a child is not started again."""
-FIRST_PAUSE_SECONDS = 0.25
+"""Ends in a row, each soon after its start, after which the stack does not come up. One that is up stays up."""
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 30.0
+"""Before a child is started again: twice as long after each quick end."""
 WORKERS = ("control", "compute")
 """Children that run activities."""
 UNGUARDED = (
@@ -57,6 +58,8 @@ class Stack:
     settings: Settings
     children: list[Child] = field(default_factory=list)
     server: Server | None = None
+    is_up: bool = False
+    """It has been ready: from now on nothing that ends takes the rest with it."""
     say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: T201
 
     def start(self) -> None:
@@ -81,6 +84,7 @@ class Stack:
         for name in [] if settings.dask_address else apart(lambda: devices.slot_names(settings)):
             self._launch(Child(name, "workers", ("slot", name)))
         self._wait_for(self.missing_slots)
+        self.is_up = True
 
     def up(self) -> stack.Up:
         """What it says of itself."""
@@ -99,7 +103,7 @@ class Stack:
         )
 
     def mind(self) -> None:
-        """Start again what ends; returns never. Raises `CannotStart` when something ends at once too often."""
+        """Start again what ends; returns never. Raises `CannotStart` when Temporal's server does not start again."""
         while True:
             self.tend()
             time.sleep(0.2)
@@ -119,24 +123,28 @@ class Stack:
         if child.alive():
             return
         now = time.monotonic()
-        log = log_of(self.settings, child.name)
         if child.process is not None:
             quick = now - child.started_at < STEADY_SECONDS
             child.quick_ends = child.quick_ends + 1 if quick else 1
             ended = how(child.process.exitcode)
             child.process = None
-            if child.quick_ends >= GIVE_UP_AFTER:
-                raise CannotStart(
-                    f"{child.name} ended {GIVE_UP_AFTER} times soon after its start ({ended}). Its last words:\n"
-                    f"{logs.last_words(log)}",
-                    hint=f"the whole log is {log}",
-                )
-            wait = FIRST_PAUSE_SECONDS * 2 ** (child.quick_ends - 1)
-            child.again_at = now + wait
-            self.say(f"{child.name} ended ({ended}): starting it again in {wait:g} s; its log is {log}")
+            self._has_ended(child, ended, now)
         if now >= child.again_at:
             self._take_over_from(child)
             child.start(self.settings)
+
+    def _has_ended(self, child: Child, ended: str, now: float) -> None:
+        """Say so, and when it is started again. Raises `CannotStart` when the stack does not come up for it."""
+        log = log_of(self.settings, child.name)
+        wait = min(FIRST_PAUSE_SECONDS * 2 ** (child.quick_ends - 1), LONGEST_PAUSE_SECONDS)
+        child.again_at = now + wait
+        if child.quick_ends == GIVE_UP_AFTER:
+            often = f"{child.name} ended {GIVE_UP_AFTER} times soon after its start ({ended})."
+            words = f"Its last words:\n{logs.last_words(log)}"
+            if not self.is_up:
+                raise CannotStart(f"{often} {words}", hint=f"the whole log is {log}")
+            self.say(f"{often} Everything else goes on, and it is tried again for as long as that. {words}")
+        self.say(f"{child.name} ended ({ended}): starting it again in {wait:g} s; its log is {log}")
 
     def _take_over_from(self, child: Child) -> None:
         """What a dead worker was doing goes on with the next one; without this it would wait for its timeout."""

@@ -125,7 +125,8 @@ def _failed(what: str, error: BaseException) -> TrainerFailed:
 
 
 def _where(frames: "traceback.StackSummary | list[traceback.FrameSummary]") -> str:
-    """The last place in the user's own files, and below it the place that raised."""
+    """The last place in the user's own files, and below it the place that raised; never one of ours."""
+    frames = [frame for frame in frames if not frame.filename.startswith(OURS)]
     own = [frame for frame in frames if "-packages" not in frame.filename and not frame.filename.startswith("<")]
     told = dict.fromkeys(_place(frame) for frame in [*own[-1:], *frames[-1:]])
     return f" ({'; '.join(told)[:MOST_CHARACTERS]})" if told else ""
