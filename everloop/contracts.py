@@ -240,14 +240,30 @@ class JournalActivities(ABC):
 
 
 class LeaseRequest(Record):
-    """One CPU slot (or, later, GPUs) for the run that asks. `id` is the idempotency key."""
+    """What the run that asks wants to lease. `id` is the idempotency key: asked again, it waits in its old place."""
 
     id: str
     kind: Literal["batch", "check"] = "batch"
     """A check uses the light slot, where there is one: it is reserved for checks."""
     pool: str = names.DEFAULT_POOL
     again: bool = False
-    """Asked before, and still waiting: a Reset may have left the request with the run before."""
+    """Asked before, and still waiting: a Reset may have left the request with the run before, or what was granted for
+    it was taken for others."""
+    queue: Short = "default"
+    priority: int = Field(default=50, ge=0, le=1000)
+    preemptible: bool = True
+    cores: int | None = Field(default=None, ge=1, le=1 << 20)
+    """Of each member, as the three below. None: as many as the device gives to who does not say it."""
+    memory_mib: int = Field(default=0, ge=0, le=1 << 30)
+    """0: its cores' part of the device."""
+    milli_gpu: int | None = Field(default=None, ge=0, le=1 << 20)
+    """None: a whole GPU where the pool has any."""
+    gpu_mib: int = Field(default=0, ge=0, le=1 << 30)
+    members: int = Field(default=1, ge=1, le=1024)
+    max_runtime_s: int = Field(default=0, ge=0, le=1 << 40)
+    """Declared by its owner; 0: not."""
+    stage: Short = ""
+    model: Short = ""
 
 
 class LeaseAnswer(Record):
@@ -262,6 +278,18 @@ class Offer(Record):
     request_id: Short
     device: Short
     token: int = Field(ge=0, lt=1 << 63)
+
+
+class LeaseNotice(Record):
+    """The holder is asked to write a checkpoint and let go. The signal `lease_noticed` carries it."""
+
+    token: int = Field(ge=0, lt=1 << 63)
+    reason: str = Field(default="", max_length=2000)
+    """In words; empty: the notice is taken back."""
+    deadline: datetime | None = None
+    """Then the lease is fenced and its processes are ended."""
+    place: Short = ""
+    """The request to ask with again, in its old place in the line."""
 
 
 class AcceptRequest(Record):
@@ -279,10 +307,40 @@ class CommitRequest(Record):
     digest: str
 
 
+class MemberOfLease(Record):
+    """A part of a lease that was taken away: does anything of it still run?"""
+
+    token: int
+    rank: int
+    device: str
+
+
+class ProveRequest(Record):
+    """Members on devices that are there."""
+
+    members: tuple[MemberOfLease, ...]
+
+
+class ProveAnswer(Record):
+    """Those of which nothing runs any more."""
+
+    dead: tuple[MemberOfLease, ...]
+
+
+class ProofActivities(ABC):
+    """On compute's queue: only there the devices can be asked."""
+
+    @activity.defn(name="everloop.lease.prove")
+    @abstractmethod
+    async def prove(self, request: ProveRequest) -> ProveAnswer: ...
+
+
 class PoolStepRequest(Record):
     pool: str
     inventory: tuple[str, ...] | None = None
     """Names of the Dask workers that are there now, when compute has reported them."""
+    proven: tuple[MemberOfLease, ...] = ()
+    """Members of which compute has said that nothing runs any more."""
 
 
 class PoolRun(Record):
@@ -298,6 +356,8 @@ class PoolStep(Record):
     granted: int
     waiting: int
     next_wake_seconds: float | None
+    unproven: tuple[MemberOfLease, ...] = ()
+    """Members that are not free until compute has proven that nothing of them runs."""
 
 
 class LeaseActivities(ABC):
@@ -308,6 +368,10 @@ class LeaseActivities(ABC):
     @activity.defn(name="everloop.lease.accept")
     @abstractmethod
     async def accept(self, request: AcceptRequest) -> Slot: ...
+
+    @activity.defn(name="everloop.lease.adopt")
+    @abstractmethod
+    async def adopt(self, request: AcceptRequest) -> Slot: ...
 
     @activity.defn(name="everloop.lease.commit")
     @abstractmethod

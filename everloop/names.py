@@ -24,6 +24,7 @@ JOURNAL_APPEND = "everloop.journal.append"
 
 # Signals, updates and queries that cross a process boundary.
 LEASE_OFFERED = "lease_offered"  # pool -> holder
+LEASE_NOTICED = "lease_noticed"  # pool -> holder: let go
 GATE_OPENED = "gate_opened"  # Approval -> its lifecycle
 POOL_WAKE = "wake"  # anyone -> pool
 POOL_INVENTORY = "inventory"  # compute -> pool

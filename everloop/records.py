@@ -29,15 +29,6 @@ class Blob(Record):
     """What a person would call it: `model.onnx`, `drift.json`. Not part of the address."""
 
 
-class Slot(Record):
-    """A device that a lease grants: the name of a Dask worker, and the fence token of the grant."""
-
-    device: str
-    token: int
-    holder: str
-    """`<workflow id>/<run id>` of who holds the lease."""
-
-
 class Member(Record):
     """A part of a lease: what one process of a job may use."""
 
@@ -51,6 +42,17 @@ class Member(Record):
     milli_gpu: NonNegativeInt = 0
     """Thousandths of a GPU."""
     gpu_mib: NonNegativeInt = 0
+
+
+class Slot(Record):
+    """A device that a lease grants: the name of a Dask worker, and the fence token of the grant."""
+
+    device: str
+    token: int
+    holder: str
+    """`<workflow id>/<run id>` of who holds the lease."""
+    members: tuple[Member, ...] = ()
+    """What may be used, and where. None: of a grant of before, one core of the device."""
 
 
 class Lease(Record):
@@ -67,7 +69,7 @@ class Lease(Record):
         """A slot of stored histories is a lease of one member."""
         if isinstance(value, Slot):
             value = value.model_dump()
-        if isinstance(value, dict) and "members" not in value and "device" in value:
+        if isinstance(value, dict) and not value.get("members") and "device" in value:
             return {**value, "members": ({"device": value["device"]},)}
         return value
 

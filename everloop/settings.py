@@ -18,6 +18,8 @@ DEFAULT_PORT_BASE = 7700
 PRIVATE = 0o077
 """The umask of every process that writes into the data folder."""
 DISK_FLOOR_MIB = 256
+DEFAULT_SLOTS = 2
+"""Of a small machine."""
 CHECKPOINT_SECONDS = 30.0
 
 
@@ -34,9 +36,10 @@ class Settings:
     dask_address: str = ""
     serve_workers: int = 1
     """Processes that answer predictions, on one port."""
-    slots: int = 2
+    slots: int = 0
+    """Devices of this machine, each for one job of `slot_cores`. 0: by the machine, see workers/devices.py."""
     slot_cores: int = 1
-    """Threads of a job on one of them."""
+    """Threads of a job that asks for none."""
     disk_floor_mib: int = DISK_FLOOR_MIB
     """MiB that stay free on the disk: below this no job starts and no artifact is written, so that the
     databases beside them go on."""
@@ -131,7 +134,7 @@ class Settings:
             "EVERLOOP_TEMPORAL_NAMESPACE": self.temporal_namespace,
             "EVERLOOP_DASK_ADDRESS": self.dask_address,
             "EVERLOOP_SERVE_WORKERS": str(self.serve_workers),
-            "EVERLOOP_SLOTS": str(self.slots),
+            "EVERLOOP_SLOTS": str(self.slots or ""),
             "EVERLOOP_SLOT_CORES": str(self.slot_cores),
             "EVERLOOP_DISK_FLOOR_MIB": str(self.disk_floor_mib),
             "EVERLOOP_CHECKPOINT_SECONDS": f"{self.checkpoint_seconds:g}",
@@ -193,7 +196,7 @@ def load(**overrides: object) -> Settings:
         "temporal_namespace": env.get("EVERLOOP_TEMPORAL_NAMESPACE") or "default",
         "dask_address": env.get("EVERLOOP_DASK_ADDRESS", ""),
         "serve_workers": _integer("EVERLOOP_SERVE_WORKERS", 1, range(1, 65)),
-        "slots": _integer("EVERLOOP_SLOTS", 2, range(1, 1025)),
+        "slots": _integer("EVERLOOP_SLOTS", 0, range(1025)),
         "slot_cores": _integer("EVERLOOP_SLOT_CORES", 1, range(1, 1025)),
         "disk_floor_mib": _integer("EVERLOOP_DISK_FLOOR_MIB", DISK_FLOOR_MIB, range(1 << 20)),
         "checkpoint_seconds": _seconds("EVERLOOP_CHECKPOINT_SECONDS", CHECKPOINT_SECONDS, 0, 86_400),

@@ -89,7 +89,7 @@ def activities(
         journal.append,
         LifecycleOnControl(store, client, settings.keys_dir).admit,
         ForkOnControl(client).kept,
-        *(lease.request, lease.accept, lease.commit, lease.release, lease.cancel, lease.pool_step),
+        *(lease.request, lease.accept, lease.adopt, lease.commit, lease.release, lease.cancel, lease.pool_step),
         *(registry.champion, registry.register, registry.evidence),
         *(release.route, release.observe, release.roll_back),
         *(drift.watch, drift.next_window, drift.trigger),

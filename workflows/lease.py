@@ -13,7 +13,17 @@ from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError
 
 from everloop import names
-from everloop.contracts import AcceptRequest, LeaseActivities, LeaseRequest, Offer, PoolRun, PoolStepRequest
+from everloop.contracts import (
+    AcceptRequest,
+    LeaseActivities,
+    LeaseRequest,
+    MemberOfLease,
+    Offer,
+    PoolRun,
+    PoolStepRequest,
+    ProofActivities,
+    ProveRequest,
+)
 from everloop.events import LeaseGranted, LeaseReturned
 from everloop.records import Slot, Wait
 from workflows.journal import Journal, until
@@ -25,6 +35,8 @@ STEP_TIMEOUT = timedelta(seconds=30)
 PATIENT = RetryPolicy(maximum_interval=timedelta(seconds=10), non_retryable_error_types=["LeaseLost"])
 QUIET_WAIT = timedelta(seconds=1)
 """A shorter wait for a slot is not worth a journal entry."""
+
+PROOF_TIMEOUT, PROVE_AGAIN = timedelta(seconds=30), timedelta(seconds=5)
 
 MOST_DEVICES = 100
 """Of a pool: what its step is given must fit into one payload."""
@@ -44,6 +56,9 @@ class GpuPool:
     def __init__(self) -> None:
         self._woken = True
         self._inventory: tuple[str, ...] | None = None
+        self._proven: tuple[MemberOfLease, ...] = ()
+        """Of leases that were taken away: compute has said that nothing of these runs any more."""
+        self._proving: asyncio.Task[None] | None = None
 
     @workflow.run
     async def run(self, given: str | PoolRun) -> None:
@@ -58,6 +73,8 @@ class GpuPool:
         while not self._must_continue_as_new():
             await self._until_woken(next_wake)
             next_wake = await self._step(pool)
+        if self._proving is not None:
+            await self._proving
         # The next run begins with a look at the ledger, so a wake that has just come is not lost.
         workflow.continue_as_new(pool if self._inventory is None else PoolRun(pool=pool, inventory=self._inventory))
 
@@ -95,15 +112,36 @@ class GpuPool:
 
     async def _step(self, pool: str) -> float | None:
         inventory, self._inventory, self._woken = self._inventory, None, False
+        proven, self._proven = self._proven, ()
         step = await workflow.execute_activity_method(
             LeaseActivities.pool_step,
-            PoolStepRequest(pool=pool, inventory=inventory),
+            PoolStepRequest(pool=pool, inventory=inventory, proven=proven),
             start_to_close_timeout=STEP_TIMEOUT,
             retry_policy=PATIENT,
             summary="look at the ledger and decide",
         )
         workflow.set_current_details(f"{step.waiting} waiting; {step.granted} granted by the last step.")
+        if step.unproven and self._proving is None:
+            self._proving = asyncio.create_task(self._prove(step.unproven))
         return step.next_wake_seconds
+
+    async def _prove(self, members: tuple[MemberOfLease, ...]) -> None:
+        """Beside the steps: compute may be away, and others are served meanwhile. Then the pool looks again."""
+        try:
+            answer = await workflow.execute_activity_method(
+                ProofActivities.prove,
+                ProveRequest(members=members),
+                task_queue=names.COMPUTE,
+                schedule_to_close_timeout=PROOF_TIMEOUT,
+                retry_policy=RetryPolicy(maximum_attempts=1),
+                summary=f"does anything of {len(members)} ended leases still run?",
+            )
+            self._proven = answer.dead
+            if not answer.dead:
+                await workflow.sleep(PROVE_AGAIN)
+        except ActivityError:
+            await workflow.sleep(PROVE_AGAIN)
+        self._proving, self._woken = None, True
 
 
 class Lease:

@@ -14,7 +14,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -30,6 +30,9 @@ NOW = b"9"
 NO_ROOM = 75
 """Exit code of a job that could not even write down that the disk is full (EX_TEMPFAIL)."""
 
+NONE = -1
+"""Instead of a file descriptor."""
+
 Prepare = Callable[[], None]
 
 
@@ -39,6 +42,8 @@ class Start(TypedDict):
     name: str
     folder: str
     grace_seconds: float
+    lease: NotRequired[str]
+    """The part of a lease that it is of (mark.py)."""
 
 
 class Pipes(NamedTuple):
@@ -53,6 +58,11 @@ class Pipes(NamedTuple):
     log: int
     status: int
     """The reaper writes `FORKED` with its pid when it begins, and the exit code when everything is gone."""
+    device: int = NONE
+    """The flock of the whole device, where the job has it."""
+
+    def given(self) -> list[int]:
+        return [fd for fd in self if fd != NONE]
 
 
 def become_parent() -> None:

@@ -7,12 +7,13 @@ that an earlier one has left.
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import math
 import re
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,38 +23,39 @@ from distributed import Client, Future
 from distributed.client import FutureCancelledError
 from distributed.comm import CommClosedError
 from distributed.scheduler import KilledWorker, NoValidWorkerError
-from sqlmodel import select
+from sqlmodel import col, select
 from temporalio import activity
 
-from activities.jobs.checkpoints import newest_of
+from activities.jobs import progress
+from activities.jobs.job_time import JobTime
+from activities.jobs.mark import MARK
 from activities.jobs.scratch import chain
 from activities.jobs.security import security
-from activities.jobs.slot import GRACE_SECONDS, MARK
+from activities.jobs.slot import GRACE_SECONDS, is_dead
 from activities.jobs.supervisor import Order, Outcome, supervise
 from everloop import disk, errors
-from everloop.contracts import JobRequest
+from everloop.contracts import JobRequest, MemberOfLease
 from everloop.records import Lease, Ran, Result
-from everloop.settings import Settings
-from everloop.store import JobTimeRow, LeaseRow, MetricRow, Store
+from everloop.settings import DEFAULT_SLOTS, Settings
+from everloop.store import LeaseMemberRow, LeaseRow, MetricRow, Store
 
 log = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Result)
 
 ROOT = "activities.compute"
+WHOLE_GPU = 1000
+FENCED, NEW_LEASE = "the lease was taken away", "the stage takes a new lease by itself"
+FENCE_BEATS = 3
+"""Every so many beats a job looks whether its lease still holds."""
 CONNECT_SECONDS = 10.0
 BEAT_SECONDS = 1.0
-NOTE_SECONDS = 5.0
-"""How often it is written down that a job still runs: what its lease's time was for is told from that."""
 GONE_SECONDS = GRACE_SECONDS + 3.0
+PROVE_SECONDS = 20.0
 MOST_CRASHES = 3
 """Of one activity, over all its attempts and tokens."""
 SAFE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 LOST = (KilledWorker, NoValidWorkerError, CommClosedError, OSError, TimeoutError)
-
-
-def _now_ms() -> int:
-    return int(datetime.now(UTC).timestamp() * 1000)
 
 
 @dataclass
@@ -68,35 +70,20 @@ class Watch:
     unwritten: dict[int, dict[str, float]] = field(default_factory=dict)
     """Step to values, for the metric table."""
     gone: asyncio.Event = field(default_factory=asyncio.Event)
-    stage: str = ""
-    token: int = 0
-    attempt: int = 1
-    checkpoints: Path = Path()
-    began_ms: int = field(default_factory=_now_ms)
-    noted_ms: int = 0
-    done: bool = False
-
-    def time(self, *, ended: bool = False) -> JobTimeRow:
-        """The attempt's time until now, as the ledger of leased time is told."""
-        self.noted_ms = _now_ms()
-        checkpointed_ms, writing_ms = newest_of(self.checkpoints, self.token, self.began_ms)
-        return JobTimeRow(
-            job=self.job,
-            attempt=self.attempt,
-            token=self.token,
-            stage=self.stage,
-            from_ms=self.began_ms,
-            to_ms=self.noted_ms,
-            done=self.done,
-            ended=ended,
-            checkpointed_ms=checkpointed_ms,
-            writing_ms=writing_ms,
-        )
+    time: JobTime | None = None
+    kept: datetime | None = None
+    """When its newest checkpoint was heard of, until that is written down."""
+    future: Future | None = None
+    fenced: bool = False
+    """Its lease was taken away while it ran."""
 
     def hear(self, event: dict[str, Any]) -> None:
         if "gone" in event:
             self.gone.set()
         for line in event.get("lines", ()):
+            if progress.is_kept(line):
+                self.kept = datetime.now(UTC)
+                continue
             self.progress = line
             self.unwritten[line["step"]] = line["values"]
 
@@ -124,20 +111,44 @@ class Jobs:
         info = activity.info()
         run_id, activity_id = _part(info.workflow_run_id or "", "run id"), _part(info.activity_id, "activity id")
         if request.slot.holder != f"{info.workflow_id}/{run_id}":  # a Reset replayed the lease of the run before
-            raise errors.LeaseLost("the slot belongs to an earlier run", hint="the stage takes a new lease by itself")
+            raise errors.LeaseLost("the slot belongs to an earlier run", hint=NEW_LEASE)
         if await asyncio.to_thread(_fenced, self._store, request.slot.token):
-            raise errors.LeaseLost("the lease was taken away", hint="the stage takes a new lease by itself")
+            raise errors.LeaseLost(FENCED, hint=NEW_LEASE)
         watch = Watch(request.slot.device, f"{run_id}/{activity_id}")
         order = self._order(function, request, watch.job, info.attempt)
-        watch.stage, watch.checkpoints = activity_id.partition(".")[0], Path(order["checkpoints"])
-        watch.token, watch.attempt = request.slot.token, info.attempt
-        async with self._beating(watch):  # first of all: it also beats while Dask is out of reach
+        watch.time = JobTime(watch.job, info.attempt, request.slot.token, Path(order["checkpoints"]))
+        async with self._beating(watch, request.slot.token):  # first: it also beats while Dask is out of reach
             # Dask keeps statistics for each first word of its keys, for ever.
             key = f"job-{info.attempt}-{watch.job}-{uuid.uuid4().hex[:8]}"
             outcome = await self._outcome(order, key, watch)
-            watch.done = "result" in outcome
+            watch.time.done = "result" in outcome
         result = result_type.model_validate(_result(outcome))
         return result.model_copy(update={"ran": _ran(request, outcome, info.attempt)})
+
+    async def prove(self, members: Sequence[MemberOfLease]) -> list[MemberOfLease]:
+        """Those of *members* of which nothing runs any more, asked on their devices. What is left there is killed."""
+        client = await self.client()
+        slots = str(self._settings.scratch_dir / "slots")
+        asked = [
+            client.submit(
+                look_for_the_dead,
+                slots,
+                self._mark(member.device),
+                member.token,
+                member.rank,
+                key=f"prove-{member.token}-{member.rank}-{uuid.uuid4().hex[:8]}",
+                workers=[member.device],
+                allow_other_workers=False,
+                pure=False,
+                retries=0,
+            )
+            for member in members
+        ]
+        try:
+            found = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), PROVE_SECONDS)
+        except TimeoutError:
+            found = [each.done() and each.status == "finished" and await each for each in asked]
+        return [member for member, dead in zip(members, found, strict=True) if dead is True]
 
     async def client(self) -> Client:
         """The Dask client, made again when the last one is closed. Raises `Unavailable`."""
@@ -194,8 +205,10 @@ class Jobs:
                 pure=False,
                 retries=0,
             )
+            watch.future = future
             return await self._awaited(client, future, watch)
         finally:
+            watch.future = None
             del self._watches[key]
 
     async def _awaited(self, client: Client, future: Future, watch: Watch) -> Outcome:
@@ -204,7 +217,11 @@ class Jobs:
         except asyncio.CancelledError:
             await asyncio.shield(_end(future, watch))
             raise
-        except FutureCancelledError as error:  # the scheduler was lost, and with it our subscription
+        except FutureCancelledError as error:
+            if watch.fenced:
+                await _gone(watch)
+                raise errors.LeaseLost(FENCED, hint=NEW_LEASE) from None
+            # The scheduler was lost, and with it our subscription.
             await self._drop(client)
             raise errors.ComputeLost(f"the Dask scheduler was lost: {error}") from None
         except LOST as error:
@@ -214,8 +231,8 @@ class Jobs:
         return outcome
 
     @contextlib.asynccontextmanager
-    async def _beating(self, watch: Watch) -> AsyncIterator[None]:
-        beating = asyncio.create_task(self._beat(watch))
+    async def _beating(self, watch: Watch, token: int) -> AsyncIterator[None]:
+        beating = asyncio.create_task(self._beat(watch, token))
         try:
             yield
         finally:
@@ -223,23 +240,43 @@ class Jobs:
             with contextlib.suppress(asyncio.CancelledError):
                 await beating
             await self._write(watch)
-            await asyncio.shield(self._note(watch, ended=True))
+            if watch.time is not None:
+                await asyncio.shield(watch.time.note(self._store, ended=True))
 
-    async def _beat(self, watch: Watch) -> None:
-        await self._note(watch)
-        while True:
+    async def _beat(self, watch: Watch, token: int) -> None:
+        for number in itertools.count(1):
             activity.heartbeat({"device": watch.device, "progress": watch.progress})
             await asyncio.sleep(BEAT_SECONDS)
             await self._write(watch)
-            if _now_ms() - watch.noted_ms >= NOTE_SECONDS * 1000:
-                await self._note(watch)
+            await self._note_checkpoint(watch, token)
+            if watch.time is not None:
+                await watch.time.note_if_due(self._store)
+            if number % FENCE_BEATS == 0:
+                await self._end_if_fenced(watch, token)
 
-    async def _note(self, watch: Watch, *, ended: bool = False) -> None:
-        """Write down that the job runs, or how it ended. Never fails a job."""
+    async def _end_if_fenced(self, watch: Watch, token: int) -> None:
+        """A job whose lease was taken away is ended here, and not first by whoever waits for its device."""
+        future = watch.future
+        if future is None or watch.fenced:
+            return
         try:
-            await asyncio.to_thread(_write_time, self._store, watch, ended=ended)
+            watch.fenced = await asyncio.to_thread(_fenced, self._store, token)
         except Exception:
-            log.warning("the time of %s is not written", watch.job, exc_info=True)
+            log.warning("the fence of %s could not be looked at", watch.job, exc_info=True)
+        if watch.fenced:
+            log.warning("job %s is ended: its lease %s was taken away", watch.job, token)
+            with contextlib.suppress(*LOST, FutureCancelledError):
+                await future.cancel(reason=FENCED)
+
+    async def _note_checkpoint(self, watch: Watch, token: int) -> None:
+        """Who loses least is asked first to let go for others: the ledger has to know. Never fails a job."""
+        kept, watch.kept = watch.kept, None
+        if kept is None:
+            return
+        try:
+            await asyncio.to_thread(_note_kept, self._store, token, kept)
+        except Exception:
+            log.warning("the checkpoint of %s is not written down", watch.job, exc_info=True)
 
     async def _write(self, watch: Watch) -> None:
         """Put the steps that came in since the last time into the metric table. Never fails a job."""
@@ -256,6 +293,7 @@ class Jobs:
         body = request.model_dump(mode="json")
         question = {name: value for name, value in body.items() if name not in ("slot", "lease")}
         lease = self._lease(request)
+        member = lease.members[0]
         return {
             "topic": self._topic,
             "function": function,
@@ -263,7 +301,10 @@ class Jobs:
             "request": body,
             "digest": self._digest(function, question),
             "token": request.slot.token,
+            "rank": member.rank,
             "device": _part(request.slot.device, "slot.device"),
+            "live": _live(self._store, request.slot.device),
+            "whole": member.milli_gpu >= WHOLE_GPU,
             "folder": str(settings.scratch_dir / "jobs" / job),
             "log": f"jobs/{job}/{attempt}.log",
             "logs_dir": str(settings.logs_dir),
@@ -276,8 +317,8 @@ class Jobs:
             "predictions_dir": str(settings.predictions_dir),
             "grace_seconds": GRACE_SECONDS,
             "floor_bytes": settings.disk_floor_bytes,
-            "memory_bytes": (lease.members[0].memory_mib or settings.job_memory_mib) << 20,
-            "slots": settings.slots,
+            "memory_bytes": (member.memory_mib or settings.job_memory_mib) << 20,
+            "slots": settings.slots or DEFAULT_SLOTS,
         }
 
     def _lease(self, request: JobRequest) -> Lease:
@@ -285,8 +326,10 @@ class Jobs:
         of_slot = Lease.model_validate(request.slot)
         if request.lease is not None:
             if _fence(request.lease) != _fence(of_slot):
-                raise errors.LeaseLost("the lease is not the slot's", hint="the stage takes a new lease by itself")
+                raise errors.LeaseLost("the lease is not the slot's", hint=NEW_LEASE)
             return request.lease
+        if request.slot.members:
+            return of_slot
         members = [member.model_copy(update={"cores": self._settings.slot_cores}) for member in of_slot.members]
         return of_slot.model_copy(update={"members": tuple(members)})
 
@@ -305,8 +348,16 @@ class Jobs:
             "EVERLOOP_DATA_DIR": str(self._settings.data_dir),
             "EVERLOOP_ARTIFACTS_URL": self._settings.artifacts,
             "EVERLOOP_SESSION": self._settings.session,  # a launcher knows its own processes by it
-            MARK: f"{self._settings.scratch_dir}/{device}",
+            MARK: self._mark(device),
         }
+
+    def _mark(self, device: str) -> str:
+        return f"{self._settings.scratch_dir}/{device}"
+
+
+def look_for_the_dead(slots: str, device_mark: str, token: int, rank: int) -> bool:
+    """On a device: is nothing left of the part of a lease that has ended?"""
+    return is_dead(Path(slots), device_mark, token, rank)
 
 
 def _fence(lease: Lease) -> tuple[int, str, str]:
@@ -338,10 +389,23 @@ async def _end(future: Future, watch: Watch) -> None:
         await future.cancel(reason="the activity was cancelled")
     if not running or (details is not None and details.worker_shutdown):
         return  # this process ends: its keys go with it, and every attempt waits for the slot's lock
+    await _gone(watch)
+
+
+async def _gone(watch: Watch) -> None:
+    """Until its tree is gone, or could not be reached in time: then the next job there waits for its lock."""
     try:
         await asyncio.wait_for(watch.gone.wait(), GONE_SECONDS)
     except TimeoutError:
         log.warning("job %s was cancelled, but its end was not heard of", watch.job)
+
+
+def _note_kept(store: Store, token: int, at: datetime) -> None:
+    with store.write() as session:
+        row = session.exec(select(LeaseRow).where(LeaseRow.token == token)).first()
+        if row is not None and row.state in ("active", "noticed"):
+            row.checkpoint_at = at
+            session.add(row)
 
 
 def _result(outcome: Outcome) -> dict[str, Any]:
@@ -389,14 +453,16 @@ def _write_steps(store: Store, job: str, steps: dict[int, dict[str, float]]) -> 
             session.merge(MetricRow(job=job, step=step, values=finite, at=now))
 
 
-def _write_time(store: Store, watch: Watch, *, ended: bool) -> None:
-    row = watch.time(ended=ended)
-    with store.write() as session:
-        session.merge(row)
-
-
 def _fenced(store: Store, token: int) -> bool:
-    """The pool took the lease away: its holder or its device was gone."""
+    """The pool took the lease away: its holder or its device was gone, or others needed what it had."""
     with store.read() as session:
         row = session.exec(select(LeaseRow).where(LeaseRow.token == token)).first()
-        return row is not None and row.state == "fenced"
+        return row is not None and row.state in ("killing", "fenced")
+
+
+def _live(store: Store, device: str) -> tuple[int, ...]:
+    """Tokens whose parts of *device* are not free. A part that holds a lock there and is of none is an orphan."""
+    query = select(LeaseMemberRow.token).join(LeaseRow, col(LeaseRow.token) == LeaseMemberRow.token)
+    query = query.where(LeaseMemberRow.device == device, col(LeaseMemberRow.live))
+    with store.read() as session:
+        return tuple(sorted(session.exec(query.where(col(LeaseRow.state).not_in(("killing", "fenced"))))))

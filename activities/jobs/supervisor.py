@@ -20,11 +20,12 @@ from typing import Any, TypedDict
 from distributed import get_worker
 from distributed.core import Status
 
-from activities.jobs import reaper, slot, threads, warming
+from activities.jobs import reaper, threads, warming
+from activities.jobs.mark import BLANK, LEASE, MARK
 from activities.jobs.memory import HINT, SHRINKS, Memory, may_shrink, share
 from activities.jobs.numbered import numbered
 from activities.jobs.progress import Progress
-from activities.jobs.slot import MARK
+from activities.jobs.slot import Locks, Slot
 from everloop import disk, engine, logs
 from everloop.errors import JobFailed, OutOfMemory, StorageLow, TrainerFailed
 
@@ -56,7 +57,12 @@ class Order(TypedDict):
     digest: str
     """Of the function and the request without its slot: a kept result must be of the same question."""
     token: int
+    rank: int
     device: str
+    live: tuple[int, ...]
+    """Tokens of the leases that are live on the device."""
+    whole: bool
+    """It has the whole device, a GPU, to itself."""
     folder: str
     """`scratch/jobs/<run id>/<activity id>`."""
     log: str
@@ -102,34 +108,38 @@ def supervise(order: Order) -> Outcome:
     Waits for the slot's lock first: the child of a lost attempt may still be ending.
     """
     task = Task(order["topic"])
-    mark = order["environment"][MARK]
-    with slot.held(Path(order["slots_dir"]) / f"{order['device']}.lock", mark, task.wanted) as lock:
-        if lock is None:
+    slot = _slot(order)
+    with slot.held(task.wanted, whole=order.get("whole", False)) as locks:
+        if locks is None or not slot.others_gone(order.get("live", ()), task.wanted):
             return {"unwanted": True}
         kept = _kept(order)
         if kept is not None:
             return kept
-        slot.end_orphans(mark)
+        slot.end_orphans()
         shutil.rmtree(_job_folder(order) / "scratch", ignore_errors=True)  # it may be what fills the disk
         low = _low(order)
         if low is not None:
             return low
         try:
-            return _attempt(order, task, lock)
+            return _attempt(order, task, locks)
         except OSError as error:
             if disk.is_full(error):
                 return _no_room(order)
             raise
 
 
-def _attempt(order: Order, task: "Task", lock: int) -> Outcome:
+def _slot(order: Order) -> Slot:
+    return Slot(Path(order["slots_dir"]), order["environment"][MARK], order["token"], order.get("rank", 0))
+
+
+def _attempt(order: Order, task: "Task", locks: Locks) -> Outcome:
     while True:
         memory = Memory(order.get("memory_bytes") or share(order.get("slots", 1)))
         job = _prepare(order)
         try:
-            code = _run(order, task, job, lock, memory)
+            code = _run(order, task, job, locks, memory)
             if code == REAPER_KILLED:  # whatever of the job is left has nobody above it, and may hold the slot's lock
-                slot.end_orphans(order["environment"][MARK])
+                _slot(order).end_orphans()
             outcome = _outcome(order, job, code, memory, unwanted=task.ended)
         finally:
             warming.cool_down_later()
@@ -227,7 +237,7 @@ def _prepare(order: Order) -> Path:
     return job
 
 
-def _run(order: Order, task: Task, job: Path, lock: int, memory: Memory) -> int:
+def _run(order: Order, task: Task, job: Path, locks: Locks, memory: Memory) -> int:
     """Start reaper and job, relay events until both are gone. The job's exit code, or 128 + signal.
 
     `REAPER_KILLED` or `NEVER_BEGAN` when there is none.
@@ -239,10 +249,11 @@ def _run(order: Order, task: Task, job: Path, lock: int, memory: Memory) -> int:
     os.set_blocking(events_w, False)  # a slow reader must never stall the job
     log = os.open(Path(order["logs_dir"]) / order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     start: reaper.Start = {"name": order["function"], "folder": str(job), "grace_seconds": order["grace_seconds"]}
+    start["lease"] = _slot(order).text
     try:
         try:
             warm = warming.warm_up(order["root"], _environment(order["environment"]))
-            warm.send(start, reaper.Pipes(life_r, events_w, lock, log, status_w))
+            warm.send(start, reaper.Pipes(life_r, events_w, locks.part, log, status_w, locks.device))
         finally:
             for theirs in (life_r, events_w, log, status_w):
                 os.close(theirs)
@@ -261,7 +272,7 @@ def _environment(extra: dict[str, str]) -> dict[str, str]:
     ours = engine.environment()
     single = dict.fromkeys(threads.THREADS, "1")  # a job sets its lease's by call: activities/jobs/threads.py
     passed_on = {name: value for name, value in ours.items() if name in PASSED_ON or PASSED_ON_FOR.match(name)}
-    return passed_on | single | extra
+    return passed_on | single | {LEASE: BLANK} | extra
 
 
 def _relay(task: Task, events: int, life: int, status: int, *, log: Path, memory: Memory) -> int:

@@ -15,7 +15,7 @@ HELD = ("offered", "active", "noticed", "killing")
 
 def in_ms(moment: datetime) -> int:
     """Milliseconds since 1970."""
-    return round(moment.timestamp() * 1000)
+    return int(moment.timestamp() * 1000)
 
 
 def members_freed(session: Session, row: LeaseRow, at: datetime | None = None) -> None:
@@ -27,13 +27,13 @@ def members_freed(session: Session, row: LeaseRow, at: datetime | None = None) -
     freed(session, row.pool, leased(session, row, at))
 
 
-def devices_noted(session: Session, pool: str) -> None:
+def devices_noted(session: Session, pool: str, at: datetime) -> None:
     """Call it in the transaction that changes which devices there are, which are present, or what they have."""
     session.flush()
     rows = session.exec(select(DeviceRow).where(DeviceRow.pool == pool)).all()
     amounts = {row.name: (row.cores, row.milli_gpu) for row in rows}
     present = {row.name for row in rows if row.present}
-    inventoried(session, pool, amounts, present, in_ms(datetime.now(UTC)))
+    inventoried(session, pool, amounts, present, in_ms(at))
 
 
 def held_now(session: Session, pool: str, now: datetime) -> list[Leased]:
@@ -45,14 +45,15 @@ def held_now(session: Session, pool: str, now: datetime) -> list[Leased]:
 def leased(session: Session, row: LeaseRow, at: datetime | None = None) -> Leased:
     """The lease until *at*: since its end, which may be before, its members are in quarantine."""
     ended = row.ended_at or at or datetime.now(UTC)
+    query = select(LeaseMemberRow).where(LeaseMemberRow.pool == row.pool, LeaseMemberRow.token == row.token)
+    members = session.exec(query.order_by(col(LeaseMemberRow.rank))).all()
     life = Life(
-        granted_ms=in_ms(row.granted_at),
+        granted_ms=max((member.since_ms for member in members), default=0) or in_ms(row.granted_at),
         ended_ms=in_ms(min(ended, at) if at else ended),
         noticed_ms=in_ms(row.noticed_at) if row.noticed_at else 0,
         free_ms=in_ms(at or ended),
     )
-    members = select(LeaseMemberRow).where(LeaseMemberRow.pool == row.pool, LeaseMemberRow.token == row.token)
-    parts = tuple(_parts(session.exec(members.order_by(col(LeaseMemberRow.rank))).all()))
+    parts = tuple(_parts(members))
     request = session.get(LeaseRequestRow, row.request_id)
     other = session.get(LeaseRequestRow, row.beneficiary) if row.beneficiary else None
     return Leased(

@@ -38,8 +38,14 @@ def upgrade() -> None:
     sa.PrimaryKeyConstraint('job', 'attempt', 'token')
     )
     op.create_index('job_time_token', 'job_time', ['token'], unique=False)
+    op.drop_index('lease_time_from', table_name='lease_time')
+    op.create_index('lease_time_to', 'lease_time', ['pool', 'to_ms'], unique=False)
+    op.create_index('lease_time_token', 'lease_time', ['pool', 'token'], unique=False)
 
 
 def downgrade() -> None:
+    op.drop_index('lease_time_token', table_name='lease_time')
+    op.drop_index('lease_time_to', table_name='lease_time')
+    op.create_index('lease_time_from', 'lease_time', ['pool', 'from_ms'], unique=False)
     for name in ('job_time', 'device_time'):
         op.drop_table(name)
