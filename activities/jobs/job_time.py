@@ -16,6 +16,10 @@ NOTE_SECONDS = 5.0
 """So much of a job's time is not known of at most when this process is killed."""
 
 
+def _now_ms() -> int:
+    return int(datetime.now(UTC).timestamp() * 1000)
+
+
 @dataclass
 class JobTime:
     """One attempt, under one lease."""
@@ -26,7 +30,7 @@ class JobTime:
     token: int
     checkpoints: Path
     """Folder of the stage's question."""
-    began_ms: int = field(default_factory=lambda: _now_ms())
+    began_ms: int = field(default_factory=_now_ms)
     done: bool = False
     """It has a result."""
     _noted: float = -NOTE_SECONDS
@@ -59,7 +63,3 @@ class JobTime:
         )
         with store.write() as session:
             session.merge(row)
-
-
-def _now_ms() -> int:
-    return int(datetime.now(UTC).timestamp() * 1000)

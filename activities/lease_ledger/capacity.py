@@ -21,12 +21,9 @@ def take(session: Session, row: LeaseRow, parts: Iterable[Part], at_ms: int) -> 
         device = session.get_one(DeviceRow, (row.pool, part.device), with_for_update=True)
         _use(device, part.amount, 1)
         session.add(device)
-        since_ms = max(at_ms, device.since_ms)
-        session.add(
-            LeaseMemberRow(
-                pool=row.pool, token=row.token, rank=rank, device=part.device, since_ms=since_ms, **part.amount._asdict()
-            )
-        )
+        member = LeaseMemberRow(pool=row.pool, token=row.token, rank=rank, device=part.device, **part.amount._asdict())
+        member.since_ms = max(at_ms, device.since_ms)
+        session.add(member)
 
 
 def give_back(session: Session, row: LeaseRow, at_ms: int) -> None:

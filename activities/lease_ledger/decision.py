@@ -23,6 +23,7 @@ from activities.lease_policy.state import (
     Usage,
     Withdraw,
 )
+from activities.lease_timing import COMMIT, DECIDE, EXAMINED
 from everloop.errors import Unavailable
 from everloop.store import (
     LEASE_TOKENS,
@@ -52,7 +53,9 @@ def grant(store: Store, pool: str) -> int:
         with store.read() as session:
             row = session.get(PoolRow, pool)
             version, state, rules = row.version if row else 0, read(session, pool, now_ms), policy(session, pool)
-        decisions = decide(state, now_ms, rules, FUEL)
+        with DECIDE.time():
+            decisions = decide(state, now_ms, rules, FUEL)
+        EXAMINED.observe(min(len(state.waiting), FUEL))
         acts = [one for one in decisions if not isinstance(one, Explain | Reserve)]
         if not acts or _committed(store, pool, version, record.Decided(state, rules, now_ms, decisions)):
             explain(store, [one for one in decisions if isinstance(one, Explain)])
@@ -68,6 +71,7 @@ def look(store: Store, pool: str) -> tuple[PoolState, Policy, tuple[Decision, ..
     return state, rules, decide(state, now_ms, rules, FUEL)
 
 
+@COMMIT.time()
 def _committed(store: Store, pool: str, version: int, made: record.Decided) -> bool:
     with store.write() as session:
         row = session.get(PoolRow, pool, with_for_update=True) or PoolRow(id=pool)
@@ -90,7 +94,7 @@ def _do(session: Session, pool: str, one: Decision, now_ms: int) -> None:
         case Notice():
             _notice(session, pool, one, now_ms)
         case Withdraw():
-            _withdraw(session, pool, one.token, now_ms)
+            _withdraw(session, pool, one.token)
         case Kill():
             _kill(session, pool, one.token, now_ms)
         case Resize():
@@ -159,7 +163,7 @@ def _why(session: Session, told: Notice) -> str:
     return sentences.get(told.reason, told.reason)
 
 
-def _withdraw(session: Session, pool: str, token: int, now_ms: int) -> None:
+def _withdraw(session: Session, pool: str, token: int) -> None:
     row = session.get(LeaseRow, (pool, token))
     if row is None or row.state != "noticed":
         return

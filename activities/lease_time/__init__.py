@@ -4,7 +4,7 @@ The ledger's transactions call `members_freed` and `devices_noted`; whoever want
 """
 
 from activities.lease_time.cutting import Job, Life, Span, cut
-from activities.lease_time.rows import devices_noted, held_now, in_ms, members_freed
+from activities.lease_time.rows import devices_noted, held, held_now, in_ms, members_freed
 from activities.lease_time.sums import KINDS, LEASED, Capacity, Mark, Overcommitted, Spent, Totals, Use, totals
 from activities.lease_time.written import Leased, Part, first_ms, freed, inventoried, spent, until_now
 
@@ -26,6 +26,7 @@ __all__ = [
     "devices_noted",
     "first_ms",
     "freed",
+    "held",
     "held_now",
     "in_ms",
     "inventoried",

@@ -1,7 +1,7 @@
 """Leases and devices of the ledger as the time of leases is told: what the ledger's transactions call."""
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from sqlmodel import Session, col, select
 
@@ -9,13 +9,12 @@ from activities.lease_time.cutting import Life
 from activities.lease_time.written import Leased, Part, freed, inventoried
 from everloop.store import DeviceRow, LeaseMemberRow, LeaseRequestRow, LeaseRow
 
-HELD = ("offered", "active", "noticed", "killing")
-"""States of a lease whose members are not free."""
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def in_ms(moment: datetime) -> int:
     """Milliseconds since 1970."""
-    return int(moment.timestamp() * 1000)
+    return (moment - EPOCH) // timedelta(milliseconds=1)  # exact: a float of seconds is not
 
 
 def members_freed(session: Session, row: LeaseRow, at: datetime | None = None) -> None:
@@ -38,8 +37,14 @@ def devices_noted(session: Session, pool: str, at: datetime) -> None:
 
 def held_now(session: Session, pool: str, now: datetime) -> list[Leased]:
     """Leases whose members are not free, as they stand at *now*."""
-    rows = session.exec(select(LeaseRow).where(LeaseRow.pool == pool, col(LeaseRow.state).in_(HELD))).all()
-    return [leased(session, row, now) for row in rows if row.granted_at <= now]
+    return [leased(session, row, now) for row in held(session, pool) if row.granted_at <= now]
+
+
+def held(session: Session, pool: str) -> list[LeaseRow]:
+    """Leases of which a member is not free, by token: also ended ones whose processes are not proven dead."""
+    live = select(LeaseMemberRow.token).where(LeaseMemberRow.pool == pool, col(LeaseMemberRow.live).is_(True))
+    rows = select(LeaseRow).where(LeaseRow.pool == pool, col(LeaseRow.token).in_(live.distinct()))
+    return list(session.exec(rows.order_by(col(LeaseRow.token))).all())
 
 
 def leased(session: Session, row: LeaseRow, at: datetime | None = None) -> Leased:

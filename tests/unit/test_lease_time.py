@@ -178,11 +178,11 @@ def test_a_lease_of_the_ledger_is_told_by_its_jobs_and_sums_up_with_what_was_fre
     ledger.grant(store, POOL)
     token = rows_of(store, LeaseRow)[0].token
     ledger.accept(store, AcceptRequest(request_id="one", token=token), ADA)
-    began = ledger.now()
+    began = datetime.now(UTC)
     with store.write() as session:
         session.add(job_time(token, began, done=True))
     time.sleep(0.02)
-    until = ledger.now()
+    until = datetime.now(UTC)
     live = spent_until(store, until)
     ledger.end(store, POOL, token, "released")
     ended = spent_until(store, until)
@@ -204,7 +204,7 @@ def test_while_a_device_is_away_its_free_time_is_lost(store: Store) -> None:
     ledger.note_inventory(store, POOL, ("cpu0",))
     time.sleep(0.01)
 
-    found = spent_until(store, ledger.now())
+    found = spent_until(store, datetime.now(UTC))
 
     assert found.by_kind["lost"].core_ms >= 20
     assert found.by_kind["free"].core_ms >= 18

@@ -5,8 +5,8 @@ import sqlmodel
 from alembic import op
 
 
-revision = '0010_time'
-down_revision = '0007_leases'
+revision = '0011_time'
+down_revision = '0010_rearmed'
 branch_labels = None
 depends_on = None
 
