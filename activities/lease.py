@@ -185,9 +185,7 @@ class LeaseOnControl(LeaseActivities):
         noticed = await asyncio.to_thread(ledger.told_or_offered, self._store, pool, "noticed")
         for row in noticed:
             if self._noticed.get(row.token) != row.deadline_at:
-                notice = LeaseNotice(
-                    token=row.token, reason=row.why or row.notice, deadline=row.deadline_at, place=row.request_id
-                )
+                notice = LeaseNotice(token=row.token, reason=row.why or row.notice, deadline=row.deadline_at)
                 await self._notice(row.workflow_id, row.run_id, notice)
                 self._noticed[row.token] = row.deadline_at
                 self._holders[row.token] = (row.workflow_id, row.run_id)

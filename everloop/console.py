@@ -25,6 +25,7 @@ MARKS = {
     "failed": ("✗", "x", "red"),
     "skipped": ("-", "-", "yellow"),
     "paused": ("‖", "=", "yellow"),
+    "preempted": ("‖", "=", "yellow"),
     "ahead": ("·", ".", "bright_black"),
 }
 STYLES = {

@@ -37,6 +37,7 @@ from everloop.records import (
     Version,
     Window,
 )
+from everloop.resources import WHOLE_GPU
 from everloop.specs import LifecycleSpec, Monitor, Stage
 
 Short = Annotated[str, StringConstraints(max_length=names.MOST_CHARACTERS)]
@@ -240,16 +241,9 @@ class JournalActivities(ABC):
     async def append(self, request: AppendRequest) -> None: ...
 
 
-class LeaseRequest(Record):
-    """What the run that asks wants to lease. `id` is the idempotency key: asked again, it waits in its old place."""
+class Wants(Record):
+    """What a holder asks for. All defaults: one core, as before there were amounts."""
 
-    id: str
-    kind: Literal["batch", "check"] = "batch"
-    """A check uses the light slot, where there is one: it is reserved for checks."""
-    pool: str = names.DEFAULT_POOL
-    again: bool = False
-    """Asked before, and still waiting: a Reset may have left the request with the run before, or what was granted for
-    it was taken for others."""
     queue: Short = "default"
     priority: int = Field(default=50, ge=0, le=1000)
     preemptible: bool = True
@@ -265,6 +259,41 @@ class LeaseRequest(Record):
     """Declared by its owner; 0: not."""
     stage: Short = ""
     model: Short = ""
+
+    @classmethod
+    def of(cls, spec: LifecycleSpec, stage: str) -> "Wants":
+        """What a lifecycle's *stage* asks for."""
+        amounts = spec.resources.of(stage)
+        return cls(
+            queue=spec.queue,
+            priority=spec.priority,
+            preemptible=spec.preemptible,
+            cores=amounts.cpus,
+            memory_mib=amounts.memory or 0,
+            milli_gpu=None if amounts.gpus is None else round(amounts.gpus * WHOLE_GPU),
+            gpu_mib=amounts.gpu_memory or 0,
+            members=amounts.members or 1,
+            max_runtime_s=int(spec.max_runtime.total_seconds()) if spec.max_runtime else 0,
+            stage=stage,
+            model=spec.model,
+        )
+
+    @property
+    def amounts(self) -> tuple[int | None, ...]:
+        """What a lease must have so that it will do for this."""
+        return (self.cores, self.memory_mib, self.milli_gpu, self.gpu_mib, self.members)
+
+
+class LeaseRequest(Wants):
+    """What the run that asks wants to lease. `id` is the idempotency key: asked again, it waits in its old place."""
+
+    id: str
+    kind: Literal["batch", "check"] = "batch"
+    """A check uses the light slot, where there is one: it is reserved for checks."""
+    pool: str = names.DEFAULT_POOL
+    again: bool = False
+    """Asked before, and still waiting: a Reset may have left the request with the run before, or what was granted for
+    it was taken for others."""
 
 
 class LeaseAnswer(Record):
@@ -289,8 +318,6 @@ class LeaseNotice(Record):
     """In words; empty: the notice is taken back."""
     deadline: datetime | None = None
     """Then the lease is fenced and its processes are ended."""
-    place: Short = ""
-    """The request to ask with again, in its old place in the line."""
 
 
 class AcceptRequest(Record):

@@ -76,6 +76,16 @@ class StagePaused(Fact):
     reason: str = ""
 
 
+class StagePreempted(Fact):
+    """Its lease was taken for others: it goes on by itself, from its last checkpoint, with the next one."""
+
+    type: Literal["StagePreempted"] = "StagePreempted"
+    stage: Stage
+    device: str
+    token: int
+    reason: str
+
+
 class StageRetried(Fact):
     type: Literal["StageRetried"] = "StageRetried"
     stage: Stage
@@ -199,6 +209,7 @@ Event = Annotated[
     | StageFailed
     | StageSkipped
     | StagePaused
+    | StagePreempted
     | StageRetried
     | WaitBegan
     | WaitEnded

@@ -17,6 +17,7 @@ from pydantic import (
 
 from everloop.errors import InvalidSpec
 from everloop.requirements import MOST_CHARACTERS, Requirement
+from everloop.resources import MaxRuntime, Priority, Queue, Resources
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
 Column = Annotated[str, StringConstraints(min_length=1, max_length=500)]
@@ -52,6 +53,7 @@ FIRST_READ: dict[str, Stage] = {
     "inputs": "train",
     "training": "train",
     "metric": "evaluate",
+    **dict.fromkeys(("resources", "queue", "priority", "preemptible", "max_runtime"), "monitor"),
     "gate": "approve",
     "monitor": "monitor",
     "until": "monitor",
@@ -347,6 +349,17 @@ class LifecycleSpec(Strict):
     training: Training = Training()
     gate: Gate = Gate()
     monitor: Monitor | None = Monitor()
+    resources: Resources = Resources()
+    """Cores, memory and GPU of its jobs, for all stages and by stage."""
+    queue: Queue = "default"
+    """Of its pool: where it waits for them, and whose share it uses."""
+    priority: Priority = 50
+    """Within its queue; the higher one is served first, and may take what a lower preemptible one has."""
+    preemptible: bool = True
+    """May its lease be taken for others, after a notice? What is not preemptible has to fit into its queue's quota."""
+    max_runtime: MaxRuntime | None = None
+    """How long one of its leases lasts at most, by your word: it may then pass others who wait for more room. A lease
+    that lasts longer is the first to be taken."""
     until: Stage | None = None
     """End well after this stage, `register` at the latest; left out, it goes on to the release and the monitor."""
 

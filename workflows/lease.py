@@ -16,6 +16,7 @@ from everloop import names
 from everloop.contracts import (
     AcceptRequest,
     LeaseActivities,
+    LeaseNotice,
     LeaseRequest,
     MemberOfLease,
     Offer,
@@ -23,6 +24,7 @@ from everloop.contracts import (
     PoolStepRequest,
     ProofActivities,
     ProveRequest,
+    Wants,
 )
 from everloop.events import LeaseGranted, LeaseReturned
 from everloop.records import Slot, Wait
@@ -160,6 +162,16 @@ class Lease:
         self._lost: AcceptRequest | None = None
         self._why = ""
         """Why the request had to be queued again, for the wait's sentence."""
+        self.wants = Wants()
+        """What the next `take` must give."""
+        self._given = Wants()
+        """What the held lease was asked for with."""
+        self.notice: LeaseNotice | None = None
+        """The held lease is to be given back soon: others need what it has."""
+        self._place = ""
+        """Id of the request to ask with again, in its old place: its lease was taken for others."""
+        self._taken = ""
+        """Why it was."""
         self.slot: Slot | None = None
         self.last: Slot | None = None
         """Of the last grant, held or not: what a pointer written after the lease must carry."""
@@ -171,9 +183,27 @@ class Lease:
             self._seen.add(offer.token)
             self._offers.append(offer)
 
+    def noticed(self, notice: LeaseNotice) -> bool:
+        """Take note that the held lease is to be given back, or no more. Is it to?"""
+        if self._held is None or notice.token != self._held.token:
+            return False
+        self.notice = notice if notice.reason else None
+        return self.notice is not None
+
+    async def let_go(self) -> None:
+        """Give back what others need, and stand in the old place for more of it."""
+        notice, held = self.notice, self._held
+        await self.give_back()
+        if notice is not None and held is not None:
+            self._place, self._taken = held.request_id, notice.reason
+
     async def take(self) -> Slot:
-        """The slot of the held lease; waits for one when none is held."""
+        """The slot of the held lease; waits for one when none is held, or none that will do."""
         await self._let_go_of_the_lost()
+        if self.slot is not None and self.notice is not None:
+            await self.let_go()
+        if self.slot is not None and self._given.amounts != self.wants.amounts:
+            await self.give_back()
         while self.slot is None:
             self.slot = await self._one_grant()
         return self.slot
@@ -183,7 +213,7 @@ class Lease:
         await self._let_go_of_the_lost()
         if self.slot is None:
             return
-        slot, self.slot = self.slot, None
+        slot, self.slot, self.notice = self.slot, None, None
         taken = self._held or AcceptRequest(request_id="", token=slot.token)
         self._held = None
         self._journal.record(LeaseReturned(device=slot.device, token=slot.token))
@@ -191,6 +221,9 @@ class Lease:
 
     def lost(self) -> None:
         """Forget a lease whose token is fenced; the next `take` asks for another."""
+        if self.notice is not None and self._held is not None:
+            self._place, self._taken = self._held.request_id, self.notice.reason
+        self.notice = None
         self.slot, self._lost, self._held = None, self._held, None
 
     async def _let_go_of_the_lost(self) -> None:
@@ -201,9 +234,16 @@ class Lease:
 
     async def _one_grant(self) -> Slot | None:
         # Never the run's id here: a Reset replays this under another one, and the offer must still fit.
-        request = LeaseRequest(id=str(workflow.uuid4()), kind="check" if self._kind == "check" else "batch")
+        place, self._place = self._place, ""
+        request = LeaseRequest(
+            **dict(self.wants),
+            id=place or str(workflow.uuid4()),
+            kind="check" if self._kind == "check" else "batch",
+            again=bool(place),
+        )
         asked = workflow.now()
-        self._asked, self._offers, self._seen, self._why = request.id, [], set(), ""
+        self._asked, self._offers, self._seen, self._why = request.id, [], set(), self._taken
+        self._taken = ""
         await self._call(LeaseActivities.request, request, "ask for a slot")
         try:
             slot = await self._accepted(request)
@@ -214,6 +254,7 @@ class Lease:
             return None
         waited = (workflow.now() - asked).total_seconds()
         self._journal.record(LeaseGranted(device=slot.device, token=slot.token, waited_seconds=round(waited, 3)))
+        self._given = self.wants
         self.last, self._held = slot, AcceptRequest(request_id=request.id, token=slot.token)
         return slot
 
