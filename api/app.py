@@ -13,7 +13,7 @@ from starlette.staticfiles import StaticFiles
 from temporalio.client import Client
 
 from api import approval, cost, data, drift, fork, identity, kept, lifecycle, pages, pool, problems, release
-from api.bodies import body_schema, json_body, read_form
+from api.bodies import body_schema, describe, json_body, read_form
 from api.dependencies import Here, Parts, Person, ask
 from api.identity import Asker, Guard
 from everloop import settings as configuration
@@ -192,7 +192,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.mount("/static", StaticFiles(directory=pages.STATIC), name="static")
     app.add_middleware(Guard, settings=settings, store=store, port=settings.port(configuration.API))
     problems.install(app)
-    _describe_bodies(app)
+    describe(app, BODIES)
     return app
 
 
@@ -214,18 +214,3 @@ def _lifespan(settings: Settings, store: Store) -> Any:  # noqa: ANN401
         store.close()
 
     return run
-
-
-def _describe_bodies(app: FastAPI) -> None:
-    """Bodies are read by `bodies.parse`, not by FastAPI: their schemas are added to the description here."""
-    plain = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        document = plain()
-        schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        for kind in BODIES:
-            schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
-            schemas |= schema.pop("$defs", {}) | {kind.__name__: schema}
-        return document
-
-    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's own way to extend it

@@ -16,6 +16,7 @@ EverloopError
 │   ├── Diverged                 a training's loss is NaN or Inf, also at lower rates
 │   ├── IntegrityError
 │   ├── ParityFailed
+│   ├── GraphTooLarge            the exported model is larger than the spec allows
 │   ├── OutOfMemory              the job needs more memory than its lease has, also in smaller batches
 │   └── JobFailed                the stage's own code raised: the log says why
 └── Transient                    trying again helps
@@ -164,6 +165,10 @@ class IntegrityError(Permanent):
 
 class ParityFailed(Permanent):
     """The exported model answers differently from the trained one."""
+
+
+class GraphTooLarge(Permanent):
+    """The exported model is larger than the spec allows."""
 
 
 class OutOfMemory(Permanent):

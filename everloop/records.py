@@ -259,6 +259,10 @@ class Evaluation(Result):
     comparison: Comparison
     report: Blob
     """JSON: metrics, per-class or residual figures, feature importance."""
+    importance: dict[str, float] = {}
+    """The features that are worth most, as shares of what all are worth."""
+    importance_is: Literal["", "native", "permutation"] = ""
+    """How that was found: what the family says of itself, or by how much shuffling a feature raises the loss."""
 
 
 class Refitted(Result):

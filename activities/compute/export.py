@@ -25,7 +25,7 @@ from activities.compute.inference import Columns, Model
 from activities.compute.rows import opened
 from activities.compute.trainers import Fitted, Question, answers, trainer
 from everloop.contracts import ExportRequest
-from everloop.errors import DatasetTooSmall, ParityFailed, naming
+from everloop.errors import DatasetTooSmall, GraphTooLarge, ParityFailed, naming
 from everloop.records import Exported, Field, Parity, Signature
 from everloop.specs import LifecycleSpec
 
@@ -49,13 +49,33 @@ def export(request: ExportRequest, job: Job) -> Exported:
     pipeline = Pipeline.read(job.artifacts, request.refitted.pipeline)
     fitted = trainer(request.refitted.family).load(job.artifacts.get(request.refitted.model), pipeline)
     with opened(job.artifacts, request.snapshot) as table:
-        return _export(spec, pipeline, fitted, table, job)
+        return _export(spec, pipeline, fitted, table, job, request.refitted.family)
 
 
-def _export(spec: LifecycleSpec, pipeline: Pipeline, fitted: Fitted, table: Table, job: Job) -> Exported:
+def _must_fit(spec: LifecycleSpec, family: str, size: int) -> None:
+    if size <= spec.model_mib << 20:
+        return
+    hint = HINTS.get(family, "learn a smaller model") + ", or raise model_mib"
+    message = f"the graph of {family} takes {size / 2**20:.1f} MiB, more than model_mib allows ({spec.model_mib})"
+    raise GraphTooLarge(message, field="model_mib", hint=hint)
+
+
+HINTS = {
+    "lightgbm": "say fewer training.rounds or training.leaves",
+    "xgboost": "say fewer params.rounds or less params.max_depth",
+    "forest": "say fewer params.leaves",
+    "torch": "say fewer params.layers or less params.width",
+    "ensemble": "say fewer or smaller params.members",
+}
+
+
+def _export(  # noqa: PLR0917
+    spec: LifecycleSpec, pipeline: Pipeline, fitted: Fitted, table: Table, job: Job, family: str
+) -> Exported:
     graph = build(pipeline, fitted)
     onnx.checker.check_model(graph, full_check=False)
     data = graph.SerializeToString()
+    _must_fit(spec, family, len(data))
     signature = signature_of(spec, pipeline, table)
     print(f"one graph, {len(data):,} bytes, {len(signature.fields)} inputs")
     parity = prove(pipeline, fitted, Model(data, signature), table, seed=spec.training.seed)

@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from activities.jobs import surroundings, threads
 from activities.jobs.checkpoints import Checkpoints, Stopped
 from activities.jobs.context import BY_HAND, CHECKPOINT_SECONDS, NO_EVENTS, ThisJob
-from activities.jobs.reaper import NO_ROOM
+from activities.jobs.reaper import NO_ROOM, ROOM
 from everloop import disk, streams
 from everloop.artifacts import FLOOR_BYTES, Artifacts
 from everloop.errors import EverloopError, Invalid, JobFailed, NotFound, OutOfMemory, StorageLow, text, unknown
@@ -46,6 +46,7 @@ def main(folder: Path, events: int = NO_EVENTS) -> int:
         if not disk.is_full(error):
             raise
         traceback.print_exc()
+        (folder / ROOM).unlink(missing_ok=True)
         return NO_ROOM
 
 
@@ -126,7 +127,7 @@ def _log(error: BaseException) -> None:
 def _told(error: BaseException) -> dict[str, str]:
     """The error as the supervisor passes it on; one line, the rest is in the log."""
     if not isinstance(error, StorageLow) and disk.is_full(error):  # whatever a library made of it
-        error = StorageLow("the disk is full", hint=disk.HINT)
+        error = disk.elsewhere(error)
     if _out_of_memory(error) and not isinstance(error, EverloopError):
         said = (text(error).splitlines() or [""])[0][:500]
         return {"error": OutOfMemory.__name__, "message": said or type(error).__name__, "field": "", "hint": ""}

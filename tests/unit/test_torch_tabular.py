@@ -238,6 +238,19 @@ class StoppedJob(FolderJob):
         self.stop = step >= self.after
 
 
+def test_a_checkpoint_of_another_version_is_not_gone_on_from(
+    classes: Ready, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = classes.train()[1]
+    full = classes.other_job(due=True)
+    classes.train(full)
+    for strange in ({"format": 99}, {"weights": np.zeros(3, np.float32)}, {"weights": None}):
+        job = classes.other_job()
+        job.kept = [(full.kept[0][0], full.kept[0][1] | strange)]
+        assert classes.train(job)[1] == whole
+        assert "another version" in capsys.readouterr().out
+
+
 def test_a_training_that_is_told_to_stop_keeps_where_it_was_and_returns(classes: Ready) -> None:
     _, whole = classes.train()
     job = StoppedJob(classes.job.scratch.parent)
@@ -421,7 +434,7 @@ def test_a_job_that_was_ended_for_its_memory_learns_the_same_in_smaller_batches(
 
     assert less == asked
     assert job.values[1]["accumulation"] == 2  # noqa: PD011
-    assert job.shrinks == 3  # and may be ended for it again
+    assert job.shrinks == 7  # and may be ended for it again, down to one row
 
 
 def test_a_killed_job_goes_on_from_its_checkpoints_on_the_disk_to_the_same_bytes(

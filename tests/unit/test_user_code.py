@@ -227,6 +227,8 @@ def test_what_is_no_code_is_said(tmp_path: Path, artifacts: Artifacts) -> None:
         ({"trainer": "lightgbm", "requirements": ["idna"]}, "requirements"),
         ({"requirements": ["-r x"]}, "requirements.0"),
         ({"requirements": [f"package-{number:030}" for number in range(99)]}, "requirements"),
+        ({"params": {"words": "x" * 30_000}}, "params"),
+        ({"params": {"half": "\ud800"}}, "params"),
         ({"trainer": "no colon"}, "trainer"),
         ({"inputs": "both"}, "inputs"),
     ],
