@@ -11,6 +11,7 @@ from activities import lease_ledger as ledger
 from activities import lease_queues
 from activities.caller import caller
 from activities.lease import LeaseOnControl
+from activities.lease_ledger.rows import changed
 from everloop import names, orders, queues, signing
 from everloop.contracts import PoolActivities
 from everloop.errors import Conflict
@@ -49,6 +50,7 @@ def _queues(store: Store, order: PoolOrder) -> PoolOrdered:
                 hint="look at them again: `everloop queue list`",
             )
         lease_queues.replace(session, order.pool, after, order.person)
+        changed(session, order.pool)
     return PoolOrdered(done=f"the queues of pool {order.pool} are changed")
 
 

@@ -1,7 +1,9 @@
 """Leased time: whatever is told of jobs, every millisecond of every core is in one kind, and the sums are exact."""
 
+import asyncio
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,8 @@ from sqlmodel import select
 
 from activities import lease_ledger as ledger
 from activities.caller import Caller
+from activities.jobs.checkpoints import Checkpoints
+from activities.jobs.job_time import JobTime
 from activities.lease_time import (
     KINDS,
     Capacity,
@@ -251,3 +255,31 @@ def rows_of(store: Store, kind: type[Any]) -> list[Any]:
 def spent_until(store: Store, until: datetime) -> Totals:
     with store.read() as session:
         return spent(session, POOL, held_now(session, POOL, until), 0, in_ms(until))
+
+
+# --- what compute tells ------------------------------------------------------------------------------
+
+
+async def test_a_jobs_time_is_written_while_it_runs_with_its_newest_checkpoint_and_how_it_ended(
+    store: Store, tmp_path: Path
+) -> None:
+    checkpoints = Checkpoints(tmp_path, token=7)
+    checkpoints.write(1, {"round": 1})  # of an attempt before
+    await asyncio.sleep(0.02)
+    job = JobTime("run-1/train.2", 1, 7, tmp_path)
+    await job.note(store)
+    (before,) = rows_of(store, JobTimeRow)
+    checkpoints.write(2, {"round": 2})
+    job.done = True
+    await job.note_if_due(store)  # it has just been noted
+    await job.note(store, ended=True)
+    (after,) = rows_of(store, JobTimeRow)
+
+    assert (before.stage, before.checkpointed_ms, before.writing_ms, before.ended) == ("train", 0, 0, False)
+    assert before.from_ms == after.from_ms <= after.checkpointed_ms <= after.to_ms
+    assert after.writing_ms > 0
+    assert (after.done, after.ended) == (True, True)
+
+
+async def test_a_job_is_not_failed_by_a_store_that_takes_nothing(tmp_path: Path) -> None:
+    await JobTime("run-1/train.1", 1, 7, tmp_path).note(Store(f"sqlite:///{tmp_path}/no/such.db"), ended=True)
