@@ -65,9 +65,15 @@ def run(here: Settings, table: Path, records: Path, *, lifecycles: int, kills: i
     deadline = time.monotonic() + 60 + 60 * lifecycles
     store = Store(here.database)
     while statuses(store, keys) != {"done"}:
+        assert "needs_attention" not in statuses(store, keys), errors(store)
         assert time.monotonic() < deadline, statuses(store, keys)
         time.sleep(0.5)
     store.close()
+
+
+def errors(store: Store) -> list[str]:
+    with store.read() as session:
+        return [str(row.error) for row in session.exec(select(LifecycleRow)) if row.error]
 
 
 def statuses(store: Store, keys: list[str]) -> set[str]:

@@ -5,24 +5,16 @@ import threading
 import time
 from pathlib import Path
 
-import numpy as np
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline, make_pipeline
 
 from everloop.trainer import Training
 
 EVERY_SECONDS = 0.05
 
 
-class Constant:
-    """Answers the mean."""
-
-    def __init__(self, mean: float) -> None:
-        self.mean = mean
-
-    def predict_proba(self, rows: np.ndarray) -> np.ndarray:
-        return np.tile([1 - self.mean, self.mean], (len(rows), 1))
-
-
-def fit(training: Training) -> Constant:
+def fit(training: Training) -> Pipeline:
     member = training.lease.members[0]
     line = f"{os.getpid()} {training.lease.token} {member.device} {member.cores}"
     ends = threading.Event()
@@ -42,4 +34,5 @@ def fit(training: Training) -> Constant:
             break
     ends.set()
     writer.join()
-    return Constant(float(np.mean(training.train.y)))
+    model = make_pipeline(SimpleImputer(), LogisticRegression(max_iter=200))
+    return model.fit(training.train.numpy(), training.train.y)
