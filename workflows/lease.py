@@ -313,7 +313,7 @@ class Lease:
 
     def _wait(self, since: datetime) -> Wait:
         return Wait(
-            what="a free slot" + (f" ({self._why})" if self._why else ""),
+            what=names.A_FREE_SLOT + (f" ({self._why})" if self._why else ""),
             since=since,
             unblocks="it goes on by itself when a running job ends, in order of arrival",
         )
