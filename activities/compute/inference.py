@@ -61,6 +61,8 @@ class Predictions:
     def _classified(self, row: list[float]) -> dict[str, object]:
         classes = self.signature.classes
         best = max(range(len(row)), key=row.__getitem__)
+        if self.signature.threshold is not None:  # what the graph's output `decision` says
+            best = int(row[1] >= self.signature.threshold)
         answer: dict[str, object] = {"label": self.labels[best]}
         if self.signature.task == "binary":
             answer["probability"] = row[classes.index(self.signature.positive)]
