@@ -46,7 +46,6 @@ MOST_BESIDE = 1000
 
 def export(request: ExportRequest, job: Job) -> Exported:
     """Convert, prove, store. Raises `ParityFailed` when one row of the proof differs."""
-    spec = request.spec
     pipeline = Pipeline.read(job.artifacts, request.refitted.pipeline)
     fitted = trainer(request.refitted.family).load(job.artifacts.get(request.refitted.model), pipeline)
     with opened(job.artifacts, request.snapshot) as table:

@@ -173,10 +173,8 @@ def test_calibration_and_threshold_are_part_of_the_graph_and_of_its_answers(tmp_
     assert passed.exported.parity.mismatches == 0
     rows = frame.drop(columns="y").head(300).to_dict("records")
     columns = passed.model.check(rows)
-    probabilities, decided = passed.model.session.run(
-        None,
-        dict(zip(passed.model.inputs, (columns[f.name].reshape(-1, 1) for f in passed.signature.fields), strict=True)),
-    )
+    given = (columns[field.name].reshape(-1, 1) for field in passed.signature.fields)
+    probabilities, decided = passed.model.session.run(None, dict(zip(passed.model.inputs, given, strict=True)))
     told = passed.model.predict(columns).rows()
     assert [row["label"] for row in told] == [("no", "yes")[each] for each in decided[:, 0]]
     assert any(row["label"] == "yes" and row["probability"] < 0.5 for row in told)
@@ -197,10 +195,8 @@ def test_calibration_is_taken_where_it_lowers_the_loss_for_sure_and_not_otherwis
     spec = checked({"model": "m", "task": "binary", "target": "y", "source": {"path": "/x"}, "calibration": "auto"})
     honest = finish._logit(told[:, 1]) / 3
     fair = np.stack([1 / (1 + np.exp(honest)), 1 / (1 + np.exp(-honest))], axis=1)
-    wanted, pipeline = (
-        spec.model_copy(update={"metric": "log_loss"}),
-        Pipeline("binary", "y", None, None, "1", ("0", "1"), ()),
-    )
+    wanted = spec.model_copy(update={"metric": "log_loss"})
+    pipeline = Pipeline("binary", "y", None, None, "1", ("0", "1"), ())
 
     found = finish.finish_of(wanted, pipeline, classes.astype(float), told)
 
