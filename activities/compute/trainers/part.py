@@ -30,17 +30,19 @@ class Part:
 
     def begins(self) -> bool:
         """Keep that those before this one have ended, where a checkpoint is due."""
-        return self.whole.checkpoint(self.place * STEPS, self._state)
+        return self.whole.checkpoint(self.place * STEPS, self._state, at=f"part {self.place + 1}")
 
     def _state(self) -> dict[str, Any]:
         return {"part": self.place, "step": 0} | {f"held.{name}": each for name, each in self.held.items()}
 
-    def checkpoint(self, step: int, state: Mapping[str, Any] | Callable[[], Mapping[str, Any]]) -> bool:
+    def checkpoint(
+        self, step: int, state: Mapping[str, Any] | Callable[[], Mapping[str, Any]], *, at: str = ""
+    ) -> bool:
         def whole() -> dict[str, Any]:
             own = state() if callable(state) else state
             return self._state() | {"step": step} | {f"state.{name}": each for name, each in own.items()}
 
-        return self.whole.checkpoint(self.place * STEPS + step, whole)
+        return self.whole.checkpoint(self.place * STEPS + step, whole, at=f"part {self.place + 1}, {at or f'step {step}'}")
 
     def restore(self) -> Restored:
         if self._restored is None or int(self._restored[1]["part"]) != self.place:

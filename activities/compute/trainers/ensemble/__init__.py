@@ -76,6 +76,7 @@ class Fitted:
     """Members that have learned, and their weights."""
 
     file = "model.safetensors"
+    unit = "model"
     iterations = 1
 
     def __init__(self, members: list[Member], fitted: list[AnyFitted]) -> None:
