@@ -61,6 +61,7 @@ PLANTS: dict[int, tuple[str, tuple[tuple[str, str, str], ...]]] = {
                 '            _end(life, b"K")',
                 "            return REAPER_KILLED",
             ),
+            ("activities/jobs/supervisor.py", "if code == REAPER_KILLED:  # whatever", "if False:  # whatever"),
             ("activities/jobs/supervisor.py", "        os.close(life_w)  # whatever", "        pass  # whatever"),
             ("activities/jobs/supervisor.py", "        while os.read(status_r, 64):", "        while False:"),
             (
