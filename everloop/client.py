@@ -21,6 +21,7 @@ import httpx
 from everloop import errors, stack
 from everloop import settings as configuration
 from everloop.errors import EverloopError, InvalidSpec, NotAuthenticated, Unavailable
+from everloop.pool_calls import PoolCalls
 from everloop.settings import Settings
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ RUNNING = frozenset({"running", "waiting_approval", "needs_attention"})
 FAR_SECONDS = 10 * 365 * 86400.0
 
 
-class Client:
+class Client(PoolCalls):
     """A connection to one deployment as one person. Safe to share between threads; use as a context manager."""
 
     def __init__(

@@ -157,7 +157,7 @@ def _again_with_less(order: Order, job: Path, outcome: Outcome) -> bool:
     times = _shrunk(order)
     again = may_shrink(job, times)
     if not again and times > 1:
-        outcome["error"]["message"] += f"; also when it tried with less, {times - 1} times"
+        outcome["error"]["message"] += f"; tries with less: {times - 1}"
     with (Path(order["logs_dir"]) / order["log"]).open("a") as log:
         log.write(outcome["error"]["message"] + ("; it is run again with less\n" if again else "\n"))
     return again
@@ -307,7 +307,7 @@ def _relay(task: Task, events: int, life: int, status: int, *, log: Path, memory
             _end(life, reaper.NOW)
         if not task.ended and not task.wanted():
             task.ended = True
-            _end(life, b"K")
+            _end(life, _farewell(task.key))
         _go_on(memory.reaper)
         progress.flush(RELAY_SECONDS)
 
@@ -317,6 +317,20 @@ def _go_on(pid: int) -> None:
     if pid:
         with contextlib.suppress(OSError):
             os.kill(pid, signal.SIGCONT)
+
+
+_graces: dict[str, float] = {}
+"""Seconds of the jobs that are given more than the usual grace, by the keys of their tasks."""
+
+
+def allow(key: str, seconds: float) -> None:
+    """The job of the task *key*, which is cancelled next, may take *seconds* to keep what it has learned."""
+    _graces[key] = seconds
+
+
+def _farewell(key: str) -> bytes:
+    seconds = _graces.pop(key, 0.0)
+    return reaper.LONGER + b"%d" % int(seconds * 1000) if seconds else b"K"
 
 
 def _end(life: int, how: bytes) -> None:
