@@ -192,19 +192,19 @@ def test_a_stage_without_steps_says_how_long_it_took_the_last_time_for_this_mode
     )
 
 
-def test_a_hundred_thousand_steps_are_a_page_of_ordinary_size(served):
+def test_thousands_of_steps_are_a_page_of_ordinary_size(served):
     _, store, client = served
     lifecycle(store, "huge", ("train", "done"), status="released")
     with store.write() as session:
         session.add_all(
             MetricRow(job="run-of-huge/train.1", step=n, values={"validation_loss": 1 / n}, at=parts.NOW)
-            for n in range(1, 30_001)
+            for n in range(1, 6_001)
         )
 
     (curve,) = client.get("/api/v1/lifecycles/huge/curves").json()["items"]
 
     assert len(curve["steps"]) <= curves.MOST_POINTS + 1
-    assert curve["steps"][-1] == curve["best_step"] == 30_000
+    assert curve["steps"][-1] == curve["best_step"] == 6_000
     assert len(client.get("/lifecycles/huge").content) < 60_000
 
 
