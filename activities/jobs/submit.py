@@ -27,11 +27,12 @@ from sqlmodel import col, select
 from temporalio import activity
 
 from activities.jobs import progress
+from activities.jobs.job_time import JobTime
 from activities.jobs.mark import MARK
 from activities.jobs.scratch import chain
 from activities.jobs.security import security
 from activities.jobs.slot import GRACE_SECONDS, is_dead
-from activities.jobs.supervisor import Order, Outcome, supervise
+from activities.jobs.supervisor import Order, Outcome, allow, supervise
 from everloop import disk, errors
 from everloop.contracts import JobRequest, MemberOfLease
 from everloop.records import Lease, Ran, Result
@@ -51,6 +52,8 @@ CONNECT_SECONDS = 10.0
 BEAT_SECONDS = 1.0
 GONE_SECONDS = GRACE_SECONDS + 3.0
 PROVE_SECONDS = 20.0
+GIVE_BACK_SECONDS = 5.0
+"""Of a notice's grace, for what is done after the job has ended."""
 MOST_CRASHES = 3
 """Of one activity, over all its attempts and tokens."""
 SAFE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
@@ -64,11 +67,13 @@ class Watch:
     device: str
     job: str
     """`<run id>/<activity id>`, the key of its metrics."""
+    token: int = 0
     progress: dict[str, Any] = field(default_factory=dict)
     """The last line."""
     unwritten: dict[int, dict[str, float]] = field(default_factory=dict)
     """Step to values, for the metric table."""
     gone: asyncio.Event = field(default_factory=asyncio.Event)
+    time: JobTime | None = None
     kept: datetime | None = None
     """When its newest checkpoint was heard of, until that is written down."""
     future: Future | None = None
@@ -112,12 +117,14 @@ class Jobs:
             raise errors.LeaseLost("the slot belongs to an earlier run", hint=NEW_LEASE)
         if await asyncio.to_thread(_fenced, self._store, request.slot.token):
             raise errors.LeaseLost(FENCED, hint=NEW_LEASE)
-        watch = Watch(request.slot.device, f"{run_id}/{activity_id}")
+        watch = Watch(request.slot.device, f"{run_id}/{activity_id}", request.slot.token)
         order = self._order(function, request, watch.job, info.attempt)
-        async with self._beating(watch, request.slot.token):  # first: it also beats while Dask is out of reach
+        watch.time = JobTime(watch.job, info.attempt, watch.token, Path(order["checkpoints"]))
+        async with self._beating(watch):  # first: it also beats while Dask is out of reach
             # Dask keeps statistics for each first word of its keys, for ever.
             key = f"job-{info.attempt}-{watch.job}-{uuid.uuid4().hex[:8]}"
             outcome = await self._outcome(order, key, watch)
+            watch.time.done = "result" in outcome
         result = result_type.model_validate(_result(outcome))
         return result.model_copy(update={"ran": _ran(request, outcome, info.attempt)})
 
@@ -211,7 +218,7 @@ class Jobs:
         try:
             outcome: Outcome = await future
         except asyncio.CancelledError:
-            await asyncio.shield(_end(future, watch))
+            await asyncio.shield(self._end(client, future, watch))
             raise
         except FutureCancelledError as error:
             if watch.fenced:
@@ -226,9 +233,36 @@ class Jobs:
             raise errors.ComputeLost(f"{watch.device}: {_one_line(error)}") from None
         return outcome
 
+    async def _end(self, client: Client, future: Future, watch: Watch) -> None:
+        """End the job: when this returns, its tree is gone (or could not be reached in time)."""
+        details = activity.cancellation_details()
+        running = future.status == "pending"
+        shuts_down = details is not None and details.worker_shutdown
+        grace = 0.0
+        with contextlib.suppress(*LOST, FutureCancelledError):
+            if running and not shuts_down:
+                grace = await self._given_time(client, future, watch)
+            await future.cancel(reason="the activity was cancelled")
+        if not running or shuts_down:
+            return  # this process ends: its keys go with it, and every attempt waits for the slot's lock
+        await _gone(watch, grace)
+
+    async def _given_time(self, client: Client, future: Future, watch: Watch) -> float:
+        """Seconds that a job has to keep its work when its lease is to be given back: not more than its notice says."""
+        grace = await asyncio.to_thread(_grace, self._store, watch.token)
+        if grace <= GRACE_SECONDS:
+            return 0.0
+        told = client.submit(
+            allow, future.key, grace, workers=[watch.device], allow_other_workers=False, pure=False, retries=0
+        )
+        with contextlib.suppress(*LOST, FutureCancelledError):
+            await asyncio.wait_for(told, BEAT_SECONDS * 2)
+            return grace
+        return 0.0
+
     @contextlib.asynccontextmanager
-    async def _beating(self, watch: Watch, token: int) -> AsyncIterator[None]:
-        beating = asyncio.create_task(self._beat(watch, token))
+    async def _beating(self, watch: Watch) -> AsyncIterator[None]:
+        beating = asyncio.create_task(self._beat(watch))
         try:
             yield
         finally:
@@ -236,37 +270,41 @@ class Jobs:
             with contextlib.suppress(asyncio.CancelledError):
                 await beating
             await self._write(watch)
+            if watch.time is not None:
+                await asyncio.shield(watch.time.note(self._store, ended=True))
 
-    async def _beat(self, watch: Watch, token: int) -> None:
+    async def _beat(self, watch: Watch) -> None:
         for number in itertools.count(1):
             activity.heartbeat({"device": watch.device, "progress": watch.progress})
             await asyncio.sleep(BEAT_SECONDS)
             await self._write(watch)
-            await self._note_checkpoint(watch, token)
+            await self._note_checkpoint(watch)
+            if watch.time is not None:
+                await watch.time.note_if_due(self._store)
             if number % FENCE_BEATS == 0:
-                await self._end_if_fenced(watch, token)
+                await self._end_if_fenced(watch)
 
-    async def _end_if_fenced(self, watch: Watch, token: int) -> None:
+    async def _end_if_fenced(self, watch: Watch) -> None:
         """A job whose lease was taken away is ended here, and not first by whoever waits for its device."""
         future = watch.future
         if future is None or watch.fenced:
             return
         try:
-            watch.fenced = await asyncio.to_thread(_fenced, self._store, token)
+            watch.fenced = await asyncio.to_thread(_fenced, self._store, watch.token)
         except Exception:
             log.warning("the fence of %s could not be looked at", watch.job, exc_info=True)
         if watch.fenced:
-            log.warning("job %s is ended: its lease %s was taken away", watch.job, token)
+            log.warning("job %s is ended: its lease %s was taken away", watch.job, watch.token)
             with contextlib.suppress(*LOST, FutureCancelledError):
                 await future.cancel(reason=FENCED)
 
-    async def _note_checkpoint(self, watch: Watch, token: int) -> None:
+    async def _note_checkpoint(self, watch: Watch) -> None:
         """Who loses least is asked first to let go for others: the ledger has to know. Never fails a job."""
         kept, watch.kept = watch.kept, None
         if kept is None:
             return
         try:
-            await asyncio.to_thread(_note_kept, self._store, token, kept)
+            await asyncio.to_thread(_note_kept, self._store, watch.token, kept)
         except Exception:
             log.warning("the checkpoint of %s is not written down", watch.job, exc_info=True)
 
@@ -276,7 +314,7 @@ class Jobs:
         if not steps:
             return
         try:
-            await asyncio.to_thread(_write_steps, self._store, watch.job, steps)
+            await asyncio.to_thread(_write_steps, self._store, watch, steps)
         except Exception:
             log.warning("progress of %s is not written", watch.job, exc_info=True)
 
@@ -373,21 +411,19 @@ def _part(name: str, what: str) -> str:
     return name
 
 
-async def _end(future: Future, watch: Watch) -> None:
-    """End the job: when this returns, its tree is gone (or could not be reached in time)."""
-    details = activity.cancellation_details()
-    running = future.status == "pending"
-    with contextlib.suppress(*LOST, FutureCancelledError):
-        await future.cancel(reason="the activity was cancelled")
-    if not running or (details is not None and details.worker_shutdown):
-        return  # this process ends: its keys go with it, and every attempt waits for the slot's lock
-    await _gone(watch)
+def _grace(store: Store, token: int) -> float:
+    """Seconds that the notice of a lease leaves to its job; 0 without one."""
+    with store.read() as session:
+        row = session.exec(select(LeaseRow).where(LeaseRow.token == token)).first()
+    if row is None or row.state != "noticed" or row.deadline_at is None:
+        return 0.0
+    return max(0.0, (row.deadline_at - datetime.now(UTC)).total_seconds() - GIVE_BACK_SECONDS)
 
 
-async def _gone(watch: Watch) -> None:
+async def _gone(watch: Watch, grace: float = 0.0) -> None:
     """Until its tree is gone, or could not be reached in time: then the next job there waits for its lock."""
     try:
-        await asyncio.wait_for(watch.gone.wait(), GONE_SECONDS)
+        await asyncio.wait_for(watch.gone.wait(), GONE_SECONDS + grace)
     except TimeoutError:
         log.warning("job %s was cancelled, but its end was not heard of", watch.job)
 
@@ -404,7 +440,7 @@ def _result(outcome: Outcome) -> dict[str, Any]:
     if "result" in outcome:
         return outcome["result"]
     if "error" in outcome:
-        raise _error(**outcome["error"])
+        raise _error(**outcome["error"], kept=outcome.get("artifacts", []))
     if "crash" not in outcome:
         raise errors.ComputeLost("the job was ended because nobody waited for it any more")
     if outcome["crashes"] >= MOST_CRASHES:
@@ -415,9 +451,11 @@ def _result(outcome: Outcome) -> dict[str, Any]:
     raise errors.ComputeLost(f"the job was ended by {outcome['crash']}")
 
 
-def _error(error: str, message: str, field: str, hint: str) -> errors.EverloopError:
+def _error(error: str, message: str, field: str, hint: str, kept: list[dict[str, Any]]) -> errors.EverloopError:
     kind = errors.family().get(error, errors.JobFailed)
-    return kind(message, field=field, hint=hint)
+    made = kind(message, field=field, hint=hint)
+    made.kept = kept
+    return made
 
 
 def _ran(request: JobRequest, outcome: Outcome, attempt: int) -> Ran:
@@ -437,9 +475,13 @@ def _one_line(error: BaseException) -> str:
     return (str(error).splitlines() or [""])[0][:300] or type(error).__name__
 
 
-def _write_steps(store: Store, job: str, steps: dict[int, dict[str, float]]) -> None:
-    now = datetime.now(UTC)
+def _write_steps(store: Store, watch: Watch, steps: dict[int, dict[str, float]]) -> None:
+    """Unless the lease was taken away: then the steps are those of whoever has it now."""
+    now, job = datetime.now(UTC), watch.job
     with store.write() as session:
+        row = session.exec(select(LeaseRow).where(LeaseRow.token == watch.token)).first()
+        if row is not None and row.state in ("killing", "fenced"):
+            return
         for step, values in steps.items():
             finite = {name: value for name, value in values.items() if math.isfinite(value)}  # JSON has no NaN
             session.merge(MetricRow(job=job, step=step, values=finite, at=now))

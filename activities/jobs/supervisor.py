@@ -312,7 +312,7 @@ def _relay(task: Task, events: int, life: int, status: int, *, log: Path, memory
             _end(life, reaper.NOW)
         if not task.ended and not task.wanted():
             task.ended = True
-            _end(life, b"K")
+            _end(life, _farewell(task.key))
         _go_on(memory.reaper)
         progress.flush(RELAY_SECONDS)
 
@@ -322,6 +322,20 @@ def _go_on(pid: int) -> None:
     if pid:
         with contextlib.suppress(OSError):
             os.kill(pid, signal.SIGCONT)
+
+
+_graces: dict[str, float] = {}
+"""Seconds of the jobs that are given more than the usual grace, by the keys of their tasks."""
+
+
+def allow(key: str, seconds: float) -> None:
+    """The job of the task *key*, which is cancelled next, may take *seconds* to keep what it has learned."""
+    _graces[key] = seconds
+
+
+def _farewell(key: str) -> bytes:
+    seconds = _graces.pop(key, 0.0)
+    return reaper.LONGER + b"%d" % int(seconds * 1000) if seconds else b"K"
 
 
 def _end(life: int, how: bytes) -> None:
@@ -352,7 +366,9 @@ def _outcome(order: Order, job: Path, code: int, memory: Memory, *, unwanted: bo
     if lacked is not None:
         return _out_of_memory(lacked, memory)
     with contextlib.suppress(OSError, ValueError):
-        return _failed(order, json.loads((job / "error.json").read_text()), memory)
+        told = json.loads((job / "error.json").read_text())
+        kept = told.pop("artifacts", [])
+        return {**_failed(order, told, memory), "artifacts": kept}
     return _ended(order, code)
 
 
