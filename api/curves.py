@@ -3,6 +3,7 @@
 All of it is read from the steps that jobs report (`Context.report`). What they do not say is not guessed.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -22,6 +23,8 @@ UNITS = {"rounds": "round", "epochs": "epoch", "files": "file"}
 """A value that counts steps, and what one of them is called."""
 RISING = frozenset({"auc", "accuracy", "r2", "precision", "recall", "ndcg", "map", "f1"})
 """Words in the names of metrics of which more is better; of all others less is."""
+MOST_STEPS = 10**12
+"""More is no number of steps that anybody waits for."""
 MOST_POINTS = 200
 MOST_ROWS = 2000
 """Steps that are looked at: of more, every second, third and so on."""
@@ -136,10 +139,11 @@ def drawn(curve: Curve) -> Chart | None:
         return None
     low, high = min(values), max(values)
     first, last = curve.steps[0], curve.steps[-1]
+    scale = 1.0 if math.isfinite(high - low) else 4.0  # a loss that has exploded, both ways
 
     def point(step: int, value: float) -> tuple[float, float]:
         across = 640 * (step - first) / max(1, last - first)
-        up = 0.5 if high == low else (value - low) / (high - low)
+        up = 0.5 if high == low else (value / scale - low / scale) / (high / scale - low / scale)
         return round(across, 1), round(212 - 204 * up, 1)
 
     def line(series: list[float | None]) -> str:
@@ -196,7 +200,7 @@ def _by_steps(stage: str, steps: list[MetricRow], now: datetime) -> Progress:
     known = {name: value for row in reversed(steps) for name, value in row.values.items()}
     unit = next((word for name, word in UNITS.items() if name in known), "step")
     told = next((known[name] for name in MOST if name in known), 0)
-    most = int(told) if told >= newest.step else None
+    most = int(told) if newest.step <= told <= MOST_STEPS else None
     may_stop = any(name.startswith(VALIDATION) for name in known)
     pace = _pace(steps)
     left = None if pace is None or most is None else max(0.0, (most - newest.step) / pace)
