@@ -6,6 +6,7 @@ Only workflows that hold leases are served, each for its own requests (activitie
 import asyncio
 import contextlib
 import logging
+from datetime import datetime
 
 from temporalio import activity
 from temporalio.client import Client, WorkflowExecutionStatus
@@ -21,7 +22,9 @@ from everloop.contracts import (
     CommitRequest,
     LeaseActivities,
     LeaseAnswer,
+    LeaseNotice,
     LeaseRequest,
+    MemberOfLease,
     Offer,
     PoolStep,
     PoolStepRequest,
@@ -42,19 +45,31 @@ class LeaseOnControl(LeaseActivities):
     def __init__(self, store: Store, client: Client) -> None:
         self._store = store
         self._client = client
+        self._noticed: dict[int, datetime | None] = {}
+        """Tokens whose holders were told to let go, and by when."""
+        self._holders: dict[int, tuple[str, str]] = {}
 
     @activity.defn(name="everloop.lease.request")
     async def request(self, request: LeaseRequest) -> LeaseAnswer:
         """Put the request in the inbox and wake the pool. The same id again changes nothing."""
         asks = caller(*HOLDERS)
         reason = await asyncio.to_thread(ledger.enqueue, self._store, request, asks)
-        await self._wake(request.pool)
+        await self.wake(request.pool)
         return LeaseAnswer(reason=reason)
 
     @activity.defn(name="everloop.lease.accept")
     async def accept(self, request: AcceptRequest) -> Slot:
         """Make the offer a lease. Raises `LeaseLost` when it has lapsed, or was not made to this run."""
         return await asyncio.to_thread(ledger.accept, self._store, request, caller(*HOLDERS))
+
+    @activity.defn(name="everloop.lease.adopt")
+    async def adopt(self, request: AcceptRequest) -> Slot:
+        """The lease of this workflow's earlier run, which has closed, under a new token for the run that asks."""
+        asks = caller(*HOLDERS)
+        row = await asyncio.to_thread(ledger.held, self._store, request, asks)
+        if row is not None and row.run_id != asks.run_id and await self._lives(row.workflow_id, row.run_id):
+            raise Forbidden(f"the lease with token {row.token} is held by another run, which is open")
+        return await asyncio.to_thread(ledger.adopt, self._store, request, asks)
 
     @activity.defn(name="everloop.lease.commit")
     async def commit(self, request: CommitRequest) -> None:
@@ -71,14 +86,14 @@ class LeaseOnControl(LeaseActivities):
         if row.run_id != asks.run_id and await self._lives(row.workflow_id, row.run_id):
             raise Forbidden(f"the lease with token {row.token} is held by another run, which is open")
         await asyncio.to_thread(ledger.end, self._store, row.pool, row.token, "released")
-        await self._wake(row.pool)
+        await self.wake(row.pool)
 
     @activity.defn(name="everloop.lease.cancel")
     async def cancel(self, request_id: str) -> None:
         """Take the request back, and whatever was offered for it."""
         pool = await asyncio.to_thread(ledger.cancel, self._store, request_id, caller(*HOLDERS))
         if pool:
-            await self._wake(pool)
+            await self.wake(pool)
 
     @activity.defn(name="everloop.lease.pool_step")
     async def pool_step(self, request: PoolStepRequest) -> PoolStep:
@@ -88,20 +103,26 @@ class LeaseOnControl(LeaseActivities):
             raise Forbidden(f"{asks.workflow_id} does not decide for pool {request.pool}")
         if request.inventory is not None:
             await asyncio.to_thread(ledger.note_inventory, self._store, request.pool, request.inventory)
+        dead = [(member.token, member.rank) for member in request.proven]
+        await asyncio.to_thread(ledger.proven, self._store, request.pool, dead)
         await self._look_after_the_due(request.pool)
         granted = await asyncio.to_thread(ledger.grant, self._store, request.pool)
+        await self._signal_notices(request.pool)
         granted += await self._signal_offers(request.pool)
         waiting, wake = await asyncio.to_thread(ledger.outlook, self._store, request.pool)
-        return PoolStep(granted=granted, waiting=waiting, next_wake_seconds=wake)
+        left = await asyncio.to_thread(ledger.unproven, self._store, request.pool)
+        members = tuple(MemberOfLease(token=one.token, rank=one.rank, device=one.device) for one in left)
+        return PoolStep(granted=granted, waiting=waiting, next_wake_seconds=wake, unproven=members)
 
     async def ended(self, workflow_id: str, run_id: str) -> None:
         """A run has closed: what it held or waited for is free for others (a terminate gives nothing back)."""
         gone = Caller(workflow_id, run_id, "")
         for pool in await asyncio.to_thread(ledger.end_run, self._store, gone):
             log.warning("%s has ended and gave nothing back: its lease or request in pool %s ends", workflow_id, pool)
-            await self._wake(pool)
+            await self.wake(pool)
 
-    async def _wake(self, pool: str) -> None:
+    async def wake(self, pool: str) -> None:
+        """Let the pool look at the ledger now; start it where it does not run."""
         await self._client.start_workflow(
             names.GPU_POOL,
             pool,
@@ -117,7 +138,7 @@ class LeaseOnControl(LeaseActivities):
         handle = self._client.get_workflow_handle(names.pool_id(pool), run_id=run_id)
         with contextlib.suppress(RPCError):  # it has ended by itself
             await handle.terminate(reason=f"replaced: its workflow task failed ({why})")
-        await self._wake(pool)
+        await self.wake(pool)
         log.warning("pool %s is replaced: the workflow task of run %s failed (%s)", pool, run_id, why)
 
     async def _look_after_the_due(self, pool: str) -> None:
@@ -134,7 +155,7 @@ class LeaseOnControl(LeaseActivities):
 
     async def _fence(self, row: LeaseRow, why: str) -> None:
         log.warning("lease %s is fenced: %s", row.token, why)
-        await asyncio.to_thread(ledger.end, self._store, row.pool, row.token, "fenced")
+        await asyncio.to_thread(ledger.end, self._store, row.pool, row.token, "fenced", why=why)
 
     async def _lives(self, workflow_id: str, run_id: str) -> bool:
         try:
@@ -157,6 +178,35 @@ class LeaseOnControl(LeaseActivities):
                 return granted
             granted += await asyncio.to_thread(ledger.grant, self._store, pool)
 
+    async def _signal_notices(self, pool: str) -> None:
+        """Ask holders to let go, and tell those whose notice was withdrawn. Each hears of each notice once a process
+        of ours, so that a signal that was lost with a process is sent again.
+        """
+        noticed = await asyncio.to_thread(ledger.told_or_offered, self._store, pool, "noticed")
+        for row in noticed:
+            if self._noticed.get(row.token) != row.deadline_at:
+                notice = LeaseNotice(token=row.token, reason=row.why or row.notice, deadline=row.deadline_at)
+                await self._notice(row.workflow_id, row.run_id, notice)
+                self._noticed[row.token] = row.deadline_at
+                self._holders[row.token] = (row.workflow_id, row.run_id)
+        still = {row.token for row in noticed}
+        active = await asyncio.to_thread(ledger.told_or_offered, self._store, pool, "active")
+        for token in [token for token in self._noticed if token not in still]:
+            del self._noticed[token]
+            holder = self._holders.pop(token)
+            if any(row.token == token for row in active):
+                await self._notice(*holder, LeaseNotice(token=token))
+
+    async def _notice(self, workflow_id: str, run_id: str, notice: LeaseNotice) -> None:
+        """A holder that is gone, or that Temporal takes no signal for, loses its lease when the deadline has passed."""
+        handle = self._client.get_workflow_handle(workflow_id, run_id=run_id)
+        try:
+            await handle.signal(names.LEASE_NOTICED, notice)
+        except RPCError as error:
+            if error.status not in (RPCStatusCode.NOT_FOUND, RPCStatusCode.INVALID_ARGUMENT):
+                raise
+            log.warning("%s cannot be told to let go of lease %s: %s", workflow_id, notice.token, error)
+
     async def _told(self, row: LeaseRow) -> bool:
         """False, and the offer is taken back, when its holder is gone or can never be told: others wait behind it."""
         offer = Offer(request_id=row.request_id, device=row.device, token=row.token)
@@ -172,7 +222,7 @@ class LeaseOnControl(LeaseActivities):
             # Temporal takes 10,000 signals for a run and then no more, whoever sent them.
             reason = f"Temporal takes no offer for it: {error.message}; cancel it and submit it again"
             log.warning("lease %s is fenced: its holder %s cannot be told (%s)", row.token, row.workflow_id, error)
-            await asyncio.to_thread(ledger.end, self._store, row.pool, row.token, "fenced", reason)
+            await asyncio.to_thread(ledger.end, self._store, row.pool, row.token, "fenced", reason=reason)
             return False
         return True
 

@@ -25,6 +25,7 @@ MARKS = {
     "failed": ("✗", "x", "red"),
     "skipped": ("-", "-", "yellow"),
     "paused": ("‖", "=", "yellow"),
+    "preempted": ("‖", "=", "yellow"),
     "ahead": ("·", ".", "bright_black"),
 }
 STYLES = {
@@ -310,6 +311,17 @@ def data(found: Json) -> RenderableType:
     if found["rejected"]:
         parts.append(command(f"everloop data {found['lifecycle']} --rejected > rejected.csv"))
     return Group(*parts)
+
+
+def kept(rows: Sequence[Json], lifecycle: str) -> RenderableType:
+    """The files that jobs kept for people."""
+    if not rows:
+        return Text("no file was kept; a trainer keeps one with `log_artifact`")
+    made = table("stage", "start", "", "file", "bytes")
+    for row in rows:
+        size = "" if row["size_bytes"] is None else number(row["size_bytes"])
+        made.add_row(row["stage"], str(row["start"]), words(row["status"]), row["name"], size)
+    return Group(made, command(f"everloop kept {lifecycle} NAME -o OUT"))
 
 
 def read_as(column: Json) -> str:

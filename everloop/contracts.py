@@ -13,6 +13,7 @@ from temporalio import activity
 
 from everloop import names
 from everloop.events import Event, LifecycleSubmitted
+from everloop.orders import PoolOrdered, SignedPoolOrder
 from everloop.records import (
     Champion,
     Code,
@@ -36,6 +37,7 @@ from everloop.records import (
     Version,
     Window,
 )
+from everloop.resources import WHOLE_GPU
 from everloop.specs import LifecycleSpec, Monitor, Stage
 
 Short = Annotated[str, StringConstraints(max_length=names.MOST_CHARACTERS)]
@@ -239,15 +241,59 @@ class JournalActivities(ABC):
     async def append(self, request: AppendRequest) -> None: ...
 
 
-class LeaseRequest(Record):
-    """One CPU slot (or, later, GPUs) for the run that asks. `id` is the idempotency key."""
+class Wants(Record):
+    """What a holder asks for. All defaults: one core, as before there were amounts."""
+
+    queue: Short = "default"
+    priority: int = Field(default=50, ge=0, le=1000)
+    preemptible: bool = True
+    cores: int | None = Field(default=None, ge=1, le=1 << 20)
+    """Of each member, as the three below. None: as many as the device gives to who does not say it."""
+    memory_mib: int = Field(default=0, ge=0, le=1 << 30)
+    """0: its cores' part of the device."""
+    milli_gpu: int | None = Field(default=None, ge=0, le=1 << 20)
+    """None: a whole GPU where the pool has any."""
+    gpu_mib: int = Field(default=0, ge=0, le=1 << 30)
+    members: int = Field(default=1, ge=1, le=1024)
+    max_runtime_s: int = Field(default=0, ge=0, le=1 << 40)
+    """Declared by its owner; 0: not."""
+    stage: Short = ""
+    model: Short = ""
+
+    @classmethod
+    def of(cls, spec: LifecycleSpec, stage: str) -> "Wants":
+        """What a lifecycle's *stage* asks for."""
+        amounts = spec.resources.of(stage)
+        return cls(
+            queue=spec.queue,
+            priority=spec.priority,
+            preemptible=spec.preemptible,
+            cores=amounts.cpus,
+            memory_mib=amounts.memory or 0,
+            milli_gpu=None if amounts.gpus is None else round(amounts.gpus * WHOLE_GPU),
+            gpu_mib=amounts.gpu_memory or 0,
+            members=amounts.members or 1,
+            max_runtime_s=int(spec.max_runtime.total_seconds()) if spec.max_runtime else 0,
+            stage=stage,
+            model=spec.model,
+        )
+
+    @property
+    def amounts(self) -> tuple[int | None, ...]:
+        """What a lease must have so that it will do for this."""
+        return (self.cores, self.memory_mib, self.milli_gpu, self.gpu_mib, self.members)
+
+
+class LeaseRequest(Wants):
+    """What the run that asks wants to lease. `id` is the idempotency key: asked again, it waits in its old place."""
 
     id: str
     kind: Literal["batch", "check"] = "batch"
     """A check uses the light slot, where there is one: it is reserved for checks."""
     pool: str = names.DEFAULT_POOL
     again: bool = False
-    """Asked before, and still waiting: a Reset may have left the request with the run before."""
+    """Asked before, and still waiting: a Reset may have left the request with the run before, or what was granted for
+    it was taken for others."""
 
 
 class LeaseAnswer(Record):
@@ -262,6 +308,16 @@ class Offer(Record):
     request_id: Short
     device: Short
     token: int = Field(ge=0, lt=1 << 63)
+
+
+class LeaseNotice(Record):
+    """The holder is asked to write a checkpoint and let go. The signal `lease_noticed` carries it."""
+
+    token: int = Field(ge=0, lt=1 << 63)
+    reason: str = Field(default="", max_length=2000)
+    """In words; empty: the notice is taken back."""
+    deadline: datetime | None = None
+    """Then the lease is fenced and its processes are ended."""
 
 
 class AcceptRequest(Record):
@@ -279,10 +335,40 @@ class CommitRequest(Record):
     digest: str
 
 
+class MemberOfLease(Record):
+    """A part of a lease that was taken away: does anything of it still run?"""
+
+    token: int
+    rank: int
+    device: str
+
+
+class ProveRequest(Record):
+    """Members on devices that are there."""
+
+    members: tuple[MemberOfLease, ...]
+
+
+class ProveAnswer(Record):
+    """Those of which nothing runs any more."""
+
+    dead: tuple[MemberOfLease, ...]
+
+
+class ProofActivities(ABC):
+    """On compute's queue: only there the devices can be asked."""
+
+    @activity.defn(name="everloop.lease.prove")
+    @abstractmethod
+    async def prove(self, request: ProveRequest) -> ProveAnswer: ...
+
+
 class PoolStepRequest(Record):
     pool: str
     inventory: tuple[str, ...] | None = None
     """Names of the Dask workers that are there now, when compute has reported them."""
+    proven: tuple[MemberOfLease, ...] = ()
+    """Members of which compute has said that nothing runs any more."""
 
 
 class PoolRun(Record):
@@ -298,6 +384,8 @@ class PoolStep(Record):
     granted: int
     waiting: int
     next_wake_seconds: float | None
+    unproven: tuple[MemberOfLease, ...] = ()
+    """Members that are not free until compute has proven that nothing of them runs."""
 
 
 class LeaseActivities(ABC):
@@ -308,6 +396,10 @@ class LeaseActivities(ABC):
     @activity.defn(name="everloop.lease.accept")
     @abstractmethod
     async def accept(self, request: AcceptRequest) -> Slot: ...
+
+    @activity.defn(name="everloop.lease.adopt")
+    @abstractmethod
+    async def adopt(self, request: AcceptRequest) -> Slot: ...
 
     @activity.defn(name="everloop.lease.commit")
     @abstractmethod
@@ -489,6 +581,12 @@ class DriftActivities(ABC):
     @activity.defn(name="everloop.drift.trigger")
     @abstractmethod
     async def trigger(self, request: TriggerRequest) -> TriggerAnswer: ...
+
+
+class PoolActivities(ABC):
+    @activity.defn(name="everloop.pool.order")
+    @abstractmethod
+    async def order(self, request: SignedPoolOrder) -> PoolOrdered: ...
 
 
 # --- workflows' own inputs and answers -----------------------------------------------------------

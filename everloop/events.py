@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from everloop.records import Claim, Comparison, Evidence, Ran, Record, TriggerVerdict, Wait, Window
+from everloop.records import Blob, Claim, Comparison, Evidence, Ran, Record, TriggerVerdict, Wait, Window
 from everloop.specs import Stage
 
 UNSET = datetime.min.replace(tzinfo=UTC)
@@ -60,6 +60,8 @@ class StageFailed(Fact):
     field: str = ""
     hint: str = ""
     log: str = ""
+    kept: tuple[Blob, ...] = ()
+    """Files that its job kept for people before it failed."""
 
 
 class StageSkipped(Fact):
@@ -74,6 +76,16 @@ class StagePaused(Fact):
     stage: Stage
     person: str
     reason: str = ""
+
+
+class StagePreempted(Fact):
+    """Its lease was taken for others: it goes on by itself, from its last checkpoint, with the next one."""
+
+    type: Literal["StagePreempted"] = "StagePreempted"
+    stage: Stage
+    device: str
+    token: int
+    reason: str
 
 
 class StageRetried(Fact):
@@ -199,6 +211,7 @@ Event = Annotated[
     | StageFailed
     | StageSkipped
     | StagePaused
+    | StagePreempted
     | StageRetried
     | WaitBegan
     | WaitEnded

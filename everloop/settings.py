@@ -18,6 +18,8 @@ DEFAULT_PORT_BASE = 7700
 PRIVATE = 0o077
 """The umask of every process that writes into the data folder."""
 DISK_FLOOR_MIB = 256
+DEFAULT_SLOTS = 2
+"""Of a small machine."""
 CHECKPOINT_SECONDS = 30.0
 
 
@@ -34,9 +36,10 @@ class Settings:
     dask_address: str = ""
     serve_workers: int = 1
     """Processes that answer predictions, on one port."""
-    slots: int = 2
+    slots: int = 0
+    """Devices of this machine, each for one job of `slot_cores`. 0: by the machine, see workers/devices.py."""
     slot_cores: int = 1
-    """Threads of a job on one of them."""
+    """Threads of a job that asks for none."""
     disk_floor_mib: int = DISK_FLOOR_MIB
     """MiB that stay free on the disk: below this no job starts and no artifact is written, so that the
     databases beside them go on."""
@@ -44,6 +47,8 @@ class Settings:
     """How much of a training at most is done again after its process was killed."""
     job_memory_mib: int = 0
     """MiB that a job's processes may hold together. 0: the machine's, less 1 GiB, by the number of slots."""
+    metrics_port: int = 0
+    """Where control answers Prometheus on loopback; 0: nowhere."""
     session: str = ""
     """Names one life of the whole stack; worker identities carry it, so a takeover knows the dead."""
     person: str = ""
@@ -131,11 +136,12 @@ class Settings:
             "EVERLOOP_TEMPORAL_NAMESPACE": self.temporal_namespace,
             "EVERLOOP_DASK_ADDRESS": self.dask_address,
             "EVERLOOP_SERVE_WORKERS": str(self.serve_workers),
-            "EVERLOOP_SLOTS": str(self.slots),
+            "EVERLOOP_SLOTS": str(self.slots or ""),
             "EVERLOOP_SLOT_CORES": str(self.slot_cores),
             "EVERLOOP_DISK_FLOOR_MIB": str(self.disk_floor_mib),
             "EVERLOOP_CHECKPOINT_SECONDS": f"{self.checkpoint_seconds:g}",
             "EVERLOOP_JOB_MEMORY_MIB": str(self.job_memory_mib or ""),
+            "EVERLOOP_METRICS_PORT": str(self.metrics_port or ""),
             "EVERLOOP_SESSION": self.session,
             "EVERLOOP_PERSON": self.person,
             "EVERLOOP_USER_CODE": self.user_code,
@@ -193,11 +199,12 @@ def load(**overrides: object) -> Settings:
         "temporal_namespace": env.get("EVERLOOP_TEMPORAL_NAMESPACE") or "default",
         "dask_address": env.get("EVERLOOP_DASK_ADDRESS", ""),
         "serve_workers": _integer("EVERLOOP_SERVE_WORKERS", 1, range(1, 65)),
-        "slots": _integer("EVERLOOP_SLOTS", 2, range(1, 1025)),
+        "slots": _integer("EVERLOOP_SLOTS", 0, range(1025)),
         "slot_cores": _integer("EVERLOOP_SLOT_CORES", 1, range(1, 1025)),
         "disk_floor_mib": _integer("EVERLOOP_DISK_FLOOR_MIB", DISK_FLOOR_MIB, range(1 << 20)),
         "checkpoint_seconds": _seconds("EVERLOOP_CHECKPOINT_SECONDS", CHECKPOINT_SECONDS, 0, 86_400),
         "job_memory_mib": _integer("EVERLOOP_JOB_MEMORY_MIB", 0, range(1 << 30)),
+        "metrics_port": _integer("EVERLOOP_METRICS_PORT", 0, range(65536)),
         "session": env.get("EVERLOOP_SESSION") or "manual",
         "person": env.get("EVERLOOP_PERSON") or _user(),
         "user_code": _one_of("EVERLOOP_USER_CODE", ("owner", "all", "off")),

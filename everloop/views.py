@@ -33,6 +33,7 @@ from everloop.events import (
     StageFailed,
     StageFinished,
     StagePaused,
+    StagePreempted,
     StageRetried,
     StageSkipped,
     StageStarted,
@@ -300,6 +301,9 @@ def _apply_to_stages(workflow_id: str, stages: list[StageRow], entry: Entry) -> 
         case StagePaused():
             current.status, current.ended_at = "paused", event.at
             current.summary = f"paused by {event.person}" + (f": {event.reason}" if event.reason else "")
+        case StagePreempted():
+            current.status, current.ended_at = "preempted", event.at
+            current.summary = f"{event.device} was taken for others, it goes on by itself: {event.reason}"
         case StageSkipped():
             current.status = "skipped"
             current.summary = f"skipped by {event.person}" + (f": {event.reason}" if event.reason else "")

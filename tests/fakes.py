@@ -21,6 +21,8 @@ from everloop.contracts import (
     FeaturesActivities,
     JobRequest,
     PrepareRequest,
+    ProveAnswer,
+    ProveRequest,
     RefitRequest,
     SnapshotRequest,
     TrainingActivities,
@@ -149,6 +151,12 @@ class QuickCompute(
         await self._called("measure", request)
         return DriftReport(window=request.window, rows=500, reference_rows=500, columns=(), share=self.share)
 
+    @activity.defn(name="everloop.lease.prove")
+    async def prove(self, request: ProveRequest) -> ProveAnswer:
+        """Nothing runs after its activity here: all are dead."""
+        hook = self.hooks.get("prove")
+        return ProveAnswer(dead=request.members if hook is None else hook(request.members))
+
     @activity.defn(name="everloop.disk.room")
     async def room(self) -> None:
         hook = self.hooks.get("room")
@@ -166,6 +174,7 @@ class QuickCompute(
             self.export,
             self.measure,
             self.room,
+            self.prove,
         ]
 
 

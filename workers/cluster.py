@@ -1,4 +1,4 @@
-"""The Dask processes: one scheduler, and one single-slot worker per device.
+"""The Dask processes: one scheduler, and one worker per device, which runs as many jobs as its device has room for.
 
 TLS with one certificate per deployment: whoever holds it runs code. Both die with their parent, and end
 within two seconds of SIGTERM. When the scheduler is lost a slot ends with 1, so that its launcher starts it again.
@@ -7,7 +7,6 @@ within two seconds of SIGTERM. When the scheduler is lost a slot ends with 1, so
 import asyncio
 import contextlib
 import datetime as dt
-import fcntl
 import logging
 import os
 import shutil
@@ -20,8 +19,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import dask
+import distributed
 from distributed import Scheduler, Worker
 
+from activities.jobs import slot
 from activities.jobs.security import security
 from activities.jobs.slot import GRACE_SECONDS
 from everloop import logs
@@ -60,6 +61,10 @@ CONFIG = {
     "distributed.scheduler.http.routes": [],  # an open port tells every user of the machine what runs
     "distributed.worker.http.routes": [],
 }
+
+
+KEEPING = ("spans", "stealing")
+"""Parts of Dask: one keeps a record of each job for ever, 5 KB in the scheduler; the other is off, see above."""
 
 
 def create_certificates(folder: Path) -> Path:
@@ -119,7 +124,7 @@ def slot_main(settings: Settings, name: str) -> None:
     if name not in found:
         raise Invalid(f"there is no device {name!r} here", field="name", hint=f"one of {', '.join(found)}")
     code = _kept_running(lambda: asyncio.run(_slot(settings, found[name])))
-    _lock_free(settings.scratch_dir / "slots" / f"{name}.lock")
+    _locks_free(settings.scratch_dir / "slots" / name)
     sys.exit(code)
 
 
@@ -181,6 +186,10 @@ def _begin(role: str) -> None:
     dask.config.set(CONFIG)
 
 
+def _without_what_keeps(extensions: dict[str, type]) -> dict[str, type]:
+    return {name: kind for name, kind in extensions.items() if name not in KEEPING}
+
+
 class LightSleeper(Scheduler):  # type: ignore[misc]  # Dask has no types for us
     """A scheduler that takes no worker for dead because it has slept itself: then nobody could be heard.
 
@@ -219,6 +228,7 @@ async def _scheduler(settings: Settings) -> None:
         security=security(settings),
         dashboard=False,
         dashboard_address=f"{address.hostname}:0",  # it cannot be left out; it has no routes
+        extensions=_without_what_keeps(distributed.scheduler.DEFAULT_EXTENSIONS),
     )
     await scheduler
     await process.first_of(scheduler.mind_the_clock(), stop.wait())
@@ -235,8 +245,9 @@ async def _slot(settings: Settings, device: devices.Device) -> int:
     worker = Worker(
         settings.dask,
         name=device.name,
-        nthreads=1,
-        resources={"slot": 1} | ({"light": 1} if device.light else {}),
+        nthreads=device.threads,
+        resources={"slot": device.threads, **device.amounts} | ({"light": 1} if device.light else {}),
+        extensions=_without_what_keeps(distributed.worker.DEFAULT_EXTENSIONS),
         memory_limit=0,  # jobs are other processes, with limits of their own: nothing large is ever in this one
         dashboard=False,
         **_on_loopback(settings),
@@ -266,6 +277,7 @@ async def _tidied(settings: Settings) -> None:
     while True:
         await asyncio.to_thread(tidy, settings.scratch_dir / "jobs", time.time() - KEPT_SECONDS)
         await asyncio.to_thread(tidy, settings.checkpoints_dir, time.time() - CHECKPOINTS_SECONDS)
+        await asyncio.to_thread(slot.remove_old, settings.scratch_dir / "slots", time.time() - KEPT_SECONDS)
         for _ in range(int(TIDY_SECONDS / LOGS_SECONDS)):
             await asyncio.to_thread(logs.bound_all, settings.logs_dir / "jobs")
             await asyncio.sleep(LOGS_SECONDS)
@@ -288,16 +300,11 @@ async def _lost(worker: Worker) -> None:
     await worker.finished()
 
 
-def _lock_free(path: Path) -> None:
-    """Until the slot's last job is gone: who sees us end may count on it."""
-    if not path.exists():
-        return
-    with path.open("a") as lock:
-        for _ in range(int((GRACE_SECONDS + 1) / 0.05)):
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                time.sleep(0.05)
-            else:
-                return
-    log.warning("a job still holds %s", path)
+def _locks_free(folder: Path) -> None:
+    """Until the last jobs of the device are gone: who sees us end may count on it."""
+    deadline = time.monotonic() + GRACE_SECONDS + 1
+    while held := [path.name for path in folder.glob(f"*{slot.SUFFIX}") if slot.is_held(path)]:
+        if time.monotonic() > deadline:
+            log.warning("jobs still hold %s", ", ".join(held))
+            return
+        time.sleep(0.05)

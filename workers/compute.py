@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import socket
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -20,12 +21,13 @@ from activities.export import ExportJobs
 from activities.features import FeaturesJobs
 from activities.jobs import scratch
 from activities.jobs.submit import Jobs
+from activities.proof import ProofOnCompute
 from activities.training import TrainingJobs
 from everloop import names
 from everloop.errors import Unavailable
 from everloop.settings import Settings
 from everloop.store import Store
-from workers import admission, connect, sleep
+from workers import admission, connect, devices, sleep
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +37,7 @@ LOOK_SECONDS = 0.5
 TIDY_SECONDS = 10.0
 TELL_SECONDS = 60.0
 """The pool hears of its devices this often even without news: somebody may have told it something else, or ended it."""
+LOOPBACK = ("127.0.0.1", "::1", "localhost", "")
 MISSED_SECONDS = 5.0
 """A Dask worker that comes back sooner (its slot starts it again) was never reported as gone."""
 
@@ -80,6 +83,7 @@ def activities(jobs: Jobs, settings: Settings) -> Sequence[Callable[..., Any]]:
         export.export,
         DriftCompute(jobs).measure,
         DiskOnCompute(settings).room,
+        ProofOnCompute(jobs).prove,
     )
 
 
@@ -147,5 +151,10 @@ class Inventory:
 
 
 def _as_reported(worker: dict[str, Any]) -> str:
-    """The name the pool keeps; the slot that is reserved for checks says so by a resource."""
-    return str(worker["name"]) + (names.LIGHT_SUFFIX if "light" in worker["resources"] else "")
+    """The name the pool keeps, and what the device has, which its Dask worker says by its resources."""
+    has = worker["resources"]
+    light = names.LIGHT_SUFFIX if "light" in has else ""
+    amounts = "".join(f":{what}={int(has[what])}" for what in devices.AMOUNTS if what in has)
+    host = str(worker.get("host", ""))
+    node = socket.gethostname() if host in LOOPBACK else host
+    return f"{worker['name']}{light}:node={node.replace(':', '-')}{amounts}"

@@ -59,6 +59,7 @@ class Ends:
         return found
 
     async def _note(self, execution: WorkflowExecution) -> None:
-        await self._lease.ended(execution.id, execution.run_id)
+        if execution.status is not WorkflowExecutionStatus.CONTINUED_AS_NEW:  # its next run adopts what it holds
+            await self._lease.ended(execution.id, execution.run_id)
         if execution.status in UNSAID:
             await self._journal.archive(execution)

@@ -83,10 +83,13 @@ async def _report(handle: AsyncActivityHandle, attempt: PendingActivityInfo) -> 
 async def _old_jobs_gone(settings: Settings) -> None:
     """Until no slot's lock is held. Not longer than `LOCK_SECONDS`: the next attempt waits for the lock as well."""
     deadline = time.monotonic() + LOCK_SECONDS
-    for path in sorted((settings.scratch_dir / "slots").glob("*.lock")):
+    for path in sorted((settings.scratch_dir / "slots").rglob("*.lock")):
         while _held(path):
             if time.monotonic() > deadline:
-                log.warning("a job of the last run still holds %s; the next one there waits for it", path.name)
+                log.warning(
+                    "a job of the last run still holds %s; others get its part of the device when it ends",
+                    path.name,
+                )
                 break
             await asyncio.sleep(0.05)
 

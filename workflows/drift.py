@@ -4,7 +4,7 @@ from datetime import timedelta
 
 from temporalio import workflow
 from temporalio.common import SearchAttributePair, TypedSearchAttributes, WorkflowIDReusePolicy
-from temporalio.exceptions import ActivityError, ApplicationError, WorkflowAlreadyStartedError
+from temporalio.exceptions import ActivityError, ApplicationError, CancelledError, WorkflowAlreadyStartedError
 from temporalio.workflow import ParentClosePolicy
 
 from everloop import names, signing
@@ -13,19 +13,21 @@ from everloop.contracts import (
     DriftActivities,
     DriftComputeActivities,
     DriftRequest,
+    LeaseNotice,
     LifecycleAnswer,
     LifecycleRequest,
     NextWindow,
     Offer,
     TriggerAnswer,
     TriggerRequest,
+    Wants,
 )
 from everloop.events import DriftChecked
 from everloop.records import DriftReport, Window
 from workflows.disk import Room
 from workflows.journal import Journal, heed_a_cancel
 from workflows.lease import Lease
-from workflows.stage import LIGHT_TIMEOUT, RETRY, run_job
+from workflows.stage import LIGHT_TIMEOUT, RETRY, start_job
 
 MAXIMUM_WINDOWS = 200
 """Of one check: a longer backlog goes on at the schedule's next tick, in a history of its own."""
@@ -40,6 +42,9 @@ class DriftCheck:
         self._journal = Journal()
         self._lease = Lease(self._journal, kind="check")
         self._room = Room(self._journal, self._lease)
+        self._job: workflow.ActivityHandle[DriftReport] | None = None
+        self._told = False
+        """A notice has ended the job: it is begun again with another lease."""
 
     @workflow.run
     async def run(self, request: CheckRequest) -> int:
@@ -62,6 +67,12 @@ class DriftCheck:
     @workflow.signal(name=names.LEASE_OFFERED)
     def lease_offered(self, offer: Offer) -> None:
         self._lease.offered(offer)
+
+    @workflow.signal(name=names.LEASE_NOTICED)
+    def lease_noticed(self, notice: LeaseNotice) -> None:
+        if self._lease.noticed(notice) and self._job is not None:
+            self._told = True
+            self._job.cancel()
 
     async def _next(self, request: CheckRequest) -> NextWindow:
         return await workflow.execute_activity_method(
@@ -92,6 +103,9 @@ class DriftCheck:
             try:
                 return await self._measured(request, found, window, number), ""
             except ActivityError as error:
+                if self._was_told(error.cause):
+                    await self._lease.let_go()
+                    continue
                 if workflow.cancellation_reason() is not None or not isinstance(error.cause, ApplicationError):
                     raise
                 if error.cause.type == "StorageLow":
@@ -101,11 +115,17 @@ class DriftCheck:
                     return _nothing(window, 0), error.cause.message
                 self._lease.lost()
 
+    def _was_told(self, cause: BaseException | None) -> bool:
+        told, self._told = self._told, False
+        return told and isinstance(cause, CancelledError) and workflow.cancellation_reason() is None
+
     async def _measured(self, request: CheckRequest, found: NextWindow, window: Window, number: int) -> DriftReport:
         assert found.champion and found.monitor  # noqa: S101, PT018  # there whenever there is a window
+        self._lease.wants = Wants(model=request.model, stage="drift")
         slot = await self._lease.take()
         self._journal.say(f"Measuring drift in {window.start:%Y-%m-%d %H:%M} to {window.end:%Y-%m-%d %H:%M} UTC.")
-        return await run_job(
+        self._told = False
+        self._job = start_job(
             DriftComputeActivities.measure,
             DriftRequest(
                 project=request.project,
@@ -120,6 +140,10 @@ class DriftCheck:
             f"drift.{number}",
             f"drift of **{request.model}** since {window.start:%Y-%m-%d %H:%M}",
         )
+        try:
+            return await self._job
+        finally:
+            self._job = None
 
     async def _triggered(self, found: NextWindow, window: Window, report: DriftReport, failed: str) -> TriggerAnswer:
         assert found.champion and found.monitor and found.spec  # noqa: S101, PT018

@@ -10,7 +10,16 @@ from temporalio import workflow
 from temporalio.common import RetryPolicy
 
 from everloop.contracts import AppendRequest, JournalActivities
-from everloop.events import Event, StageFailed, StageFinished, StageSkipped, StageStarted, WaitBegan, WaitEnded
+from everloop.events import (
+    Event,
+    StageFailed,
+    StageFinished,
+    StagePreempted,
+    StageSkipped,
+    StageStarted,
+    WaitBegan,
+    WaitEnded,
+)
 from everloop.records import Wait
 
 APPEND_TIMEOUT = timedelta(seconds=30)
@@ -115,6 +124,8 @@ def _line(fact: Event) -> list[str]:
         return [f"- {fact.stage}: {fact.summary}"]
     if isinstance(fact, StageFailed):
         return [f"- {fact.stage} **failed**: {fact.message} {fact.hint}"]
+    if isinstance(fact, StagePreempted):
+        return [f"- {fact.stage}: {fact.device} was taken for others ({fact.reason}); it goes on by itself"]
     if isinstance(fact, StageSkipped):
         return [f"- {fact.stage}: skipped by {fact.person}"]
     return []

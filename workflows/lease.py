@@ -10,10 +10,22 @@ from typing import TypeVar
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
-from temporalio.exceptions import ActivityError, ApplicationError
+from temporalio.exceptions import ActivityError, ApplicationError, CancelledError
 
 from everloop import names
-from everloop.contracts import AcceptRequest, LeaseActivities, LeaseRequest, Offer, PoolRun, PoolStepRequest
+from everloop.contracts import (
+    AcceptRequest,
+    LeaseActivities,
+    LeaseNotice,
+    LeaseRequest,
+    MemberOfLease,
+    Offer,
+    PoolRun,
+    PoolStepRequest,
+    ProofActivities,
+    ProveRequest,
+    Wants,
+)
 from everloop.events import LeaseGranted, LeaseReturned
 from everloop.records import Slot, Wait
 from workflows.journal import Journal, until
@@ -25,6 +37,8 @@ STEP_TIMEOUT = timedelta(seconds=30)
 PATIENT = RetryPolicy(maximum_interval=timedelta(seconds=10), non_retryable_error_types=["LeaseLost"])
 QUIET_WAIT = timedelta(seconds=1)
 """A shorter wait for a slot is not worth a journal entry."""
+
+PROOF_TIMEOUT, PROVE_AGAIN = timedelta(seconds=30), timedelta(seconds=5)
 
 MOST_DEVICES = 100
 """Of a pool: what its step is given must fit into one payload."""
@@ -44,6 +58,9 @@ class GpuPool:
     def __init__(self) -> None:
         self._woken = True
         self._inventory: tuple[str, ...] | None = None
+        self._proven: tuple[MemberOfLease, ...] = ()
+        """Of leases that were taken away: compute has said that nothing of these runs any more."""
+        self._proving: asyncio.Task[None] | None = None
 
     @workflow.run
     async def run(self, given: str | PoolRun) -> None:
@@ -58,6 +75,8 @@ class GpuPool:
         while not self._must_continue_as_new():
             await self._until_woken(next_wake)
             next_wake = await self._step(pool)
+        if self._proving is not None:
+            await self._proving
         # The next run begins with a look at the ledger, so a wake that has just come is not lost.
         workflow.continue_as_new(pool if self._inventory is None else PoolRun(pool=pool, inventory=self._inventory))
 
@@ -95,15 +114,36 @@ class GpuPool:
 
     async def _step(self, pool: str) -> float | None:
         inventory, self._inventory, self._woken = self._inventory, None, False
+        proven, self._proven = self._proven, ()
         step = await workflow.execute_activity_method(
             LeaseActivities.pool_step,
-            PoolStepRequest(pool=pool, inventory=inventory),
+            PoolStepRequest(pool=pool, inventory=inventory, proven=proven),
             start_to_close_timeout=STEP_TIMEOUT,
             retry_policy=PATIENT,
             summary="look at the ledger and decide",
         )
         workflow.set_current_details(f"{step.waiting} waiting; {step.granted} granted by the last step.")
+        if step.unproven and self._proving is None:
+            self._proving = asyncio.create_task(self._prove(step.unproven))
         return step.next_wake_seconds
+
+    async def _prove(self, members: tuple[MemberOfLease, ...]) -> None:
+        """Beside the steps: compute may be away, and others are served meanwhile. Then the pool looks again."""
+        try:
+            answer = await workflow.execute_activity_method(
+                ProofActivities.prove,
+                ProveRequest(members=members),
+                task_queue=names.COMPUTE,
+                schedule_to_close_timeout=PROOF_TIMEOUT,
+                retry_policy=RetryPolicy(maximum_attempts=1),
+                summary=f"does anything of {len(members)} ended leases still run?",
+            )
+            self._proven = answer.dead
+            if not answer.dead:
+                await workflow.sleep(PROVE_AGAIN)
+        except ActivityError:
+            await workflow.sleep(PROVE_AGAIN)
+        self._proving, self._woken = None, True
 
 
 class Lease:
@@ -122,6 +162,17 @@ class Lease:
         self._lost: AcceptRequest | None = None
         self._why = ""
         """Why the request had to be queued again, for the wait's sentence."""
+        self.wants = Wants()
+        """What the next `take` must give."""
+        self._given = Wants()
+        """What the held lease was asked for with."""
+        self.notice: LeaseNotice | None = None
+        """The held lease is to be given back soon: others need what it has."""
+        self._place = ""
+        """Id of the request to ask with again, in its old place: its lease was taken for others."""
+        self._taken = ""
+        """Why it was."""
+        self._asking = self._withdrawn = False
         self.slot: Slot | None = None
         self.last: Slot | None = None
         """Of the last grant, held or not: what a pointer written after the lease must carry."""
@@ -133,9 +184,36 @@ class Lease:
             self._seen.add(offer.token)
             self._offers.append(offer)
 
+    def noticed(self, notice: LeaseNotice) -> bool:
+        """Take note that the held lease is to be given back, or no more. Is it to?"""
+        if self._held is None or notice.token != self._held.token:
+            return False
+        self.notice = notice if notice.reason else None
+        return self.notice is not None
+
+    async def let_go(self) -> None:
+        """Give back what others need, and stand in the old place for more of it."""
+        notice, held = self.notice, self._held
+        await self.give_back()
+        if notice is not None and held is not None:
+            self._place, self._taken = held.request_id, notice.reason
+
+    @property
+    def asks(self) -> bool:
+        """Does a `take` wait for a slot?"""
+        return self._asking
+
+    def withdraw(self) -> None:
+        """Take the request back: the `take` that waits raises `CancelledError`, unless its slot is on the way."""
+        self._withdrawn = True
+
     async def take(self) -> Slot:
-        """The slot of the held lease; waits for one when none is held."""
+        """The slot of the held lease; waits for one when none is held, or none that will do."""
         await self._let_go_of_the_lost()
+        if self.slot is not None and self.notice is not None:
+            await self.let_go()
+        if self.slot is not None and self._given.amounts != self.wants.amounts:
+            await self.give_back()
         while self.slot is None:
             self.slot = await self._one_grant()
         return self.slot
@@ -145,7 +223,7 @@ class Lease:
         await self._let_go_of_the_lost()
         if self.slot is None:
             return
-        slot, self.slot = self.slot, None
+        slot, self.slot, self.notice = self.slot, None, None
         taken = self._held or AcceptRequest(request_id="", token=slot.token)
         self._held = None
         self._journal.record(LeaseReturned(device=slot.device, token=slot.token))
@@ -153,6 +231,9 @@ class Lease:
 
     def lost(self) -> None:
         """Forget a lease whose token is fenced; the next `take` asks for another."""
+        if self.notice is not None and self._held is not None:
+            self._place, self._taken = self._held.request_id, self.notice.reason
+        self.notice = None
         self.slot, self._lost, self._held = None, self._held, None
 
     async def _let_go_of_the_lost(self) -> None:
@@ -163,21 +244,36 @@ class Lease:
 
     async def _one_grant(self) -> Slot | None:
         # Never the run's id here: a Reset replays this under another one, and the offer must still fit.
-        request = LeaseRequest(id=str(workflow.uuid4()), kind="check" if self._kind == "check" else "batch")
+        place, self._place = self._place, ""
+        request = LeaseRequest(
+            **dict(self.wants),
+            id=place or str(workflow.uuid4()),
+            kind="check" if self._kind == "check" else "batch",
+            again=bool(place),
+        )
         asked = workflow.now()
-        self._asked, self._offers, self._seen, self._why = request.id, [], set(), ""
-        await self._call(LeaseActivities.request, request, "ask for a slot")
+        self._asked, self._offers, self._seen, self._why = request.id, [], set(), self._taken
+        self._taken = ""
+        self._asking, self._withdrawn = True, False
         try:
-            slot = await self._accepted(request)
-        except asyncio.CancelledError:
-            await asyncio.shield(self._call(LeaseActivities.cancel, request.id, "take the request back"))
-            raise
+            await self._call(LeaseActivities.request, request, "ask for a slot")
+            slot = await self._accepted_or_taken_back(request)
+        finally:
+            self._asking = False
         if slot is None:
             return None
         waited = (workflow.now() - asked).total_seconds()
         self._journal.record(LeaseGranted(device=slot.device, token=slot.token, waited_seconds=round(waited, 3)))
+        self._given = self.wants
         self.last, self._held = slot, AcceptRequest(request_id=request.id, token=slot.token)
         return slot
+
+    async def _accepted_or_taken_back(self, request: LeaseRequest) -> Slot | None:
+        try:
+            return await self._accepted(request)
+        except (asyncio.CancelledError, CancelledError):
+            await asyncio.shield(self._call(LeaseActivities.cancel, request.id, "take the request back"))
+            raise
 
     async def _accepted(self, request: LeaseRequest) -> Slot | None:
         """The slot of the first offer that the ledger knows; a false one costs only the question.
@@ -198,10 +294,12 @@ class Lease:
 
     async def _offer_for(self, request: LeaseRequest) -> Offer:
         def offered() -> bool:
-            return bool(self._offers)
+            return bool(self._offers) or self._withdrawn
 
         if not await until(offered, QUIET_WAIT, "a free slot"):
             await self._wait_aloud(request, offered)
+        if self._withdrawn:
+            raise CancelledError("nobody wants the slot any more")
         return self._offers.pop(0)
 
     async def _wait_aloud(self, request: LeaseRequest, offered: Callable[[], bool]) -> None:
@@ -215,7 +313,7 @@ class Lease:
 
     def _wait(self, since: datetime) -> Wait:
         return Wait(
-            what="a free slot" + (f" ({self._why})" if self._why else ""),
+            what=names.A_FREE_SLOT + (f" ({self._why})" if self._why else ""),
             since=since,
             unblocks="it goes on by itself when a running job ends, in order of arrival",
         )

@@ -33,6 +33,7 @@ from everloop.contracts import (
     ExportActivities,
     ExportRequest,
     FeaturesActivities,
+    LeaseNotice,
     LifecycleActivities,
     LifecycleAnswer,
     LifecycleRequest,
@@ -174,6 +175,10 @@ class Lifecycle:
     @workflow.signal(name=names.LEASE_OFFERED, description="The pool's offer of a slot")
     def lease_offered(self, offer: Offer) -> None:
         self._lease.offered(offer)
+
+    @workflow.signal(name=names.LEASE_NOTICED, description="Others need the slot: let go at the next checkpoint")
+    def lease_noticed(self, notice: LeaseNotice) -> None:
+        self._stages.noticed(notice)
 
     @workflow.signal(name=names.GATE_OPENED, description="The approval can be decided now")
     def gate_opened(self) -> None:

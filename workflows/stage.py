@@ -21,10 +21,20 @@ from everloop.contracts import (
     JobRequest,
     KeptRequest,
     LeaseActivities,
+    LeaseNotice,
     PauseRequest,
+    Wants,
 )
 from everloop.errors import InvalidData, family
-from everloop.events import StageFailed, StageFinished, StagePaused, StageRetried, StageSkipped, StageStarted
+from everloop.events import (
+    StageFailed,
+    StageFinished,
+    StagePaused,
+    StagePreempted,
+    StageRetried,
+    StageSkipped,
+    StageStarted,
+)
 from everloop.records import Blob, Record, Result, Slot, Wait
 from everloop.specs import LAST_STAGES, SKIPPABLE, STAGES, Stage
 from workflows.disk import Room
@@ -83,6 +93,8 @@ class Stages:
         self._starts: dict[str, int] = {}
         self._parked: Stage | None = None
         self._attention: AttendRequest | None = None
+        self._preempted: LeaseNotice | None = None
+        """Why the running job was told to end, where others need what it has."""
 
     async def run(
         self,
@@ -181,6 +193,12 @@ class Stages:
         """What a person said about holding still."""
         self._pause.heed(request)
 
+    def noticed(self, notice: LeaseNotice) -> None:
+        """Others need what the lease has: the running job ends at a checkpoint, and goes on with another lease."""
+        if self._lease.noticed(notice) and self._pause.job is not None:
+            self._preempted = notice
+            self._pause.job.cancel()
+
     def attend(self, request: AttendRequest) -> None:
         """What a person decided about the parked stage."""
         self._attention = request
@@ -192,7 +210,9 @@ class Stages:
             )
         if self.fork is not None and stage in STAGES[: STAGES.index(self.fork.stage)]:
             return await self._kept(stage, method, request, self.fork)
+        self._lease.wants = Wants.of(request.spec, stage) if hasattr(request, "spec") else Wants()
         slot = await self._lease.take()
+        self._preempted = None
         if self._pause.by is not None:  # it came while there was no slot
             raise CancelledError("paused")
         job = start_job(method, request, slot, self._activity_id(stage), f"**{stage}** on {slot.device}")
@@ -220,7 +240,7 @@ class Stages:
 
     async def _may_go_on(self, stage: Stage, request: Record, cause: BaseException | None) -> bool:
         """May the stage be started again by itself? Waits for what it lacks."""
-        if self._was_paused(stage, cause):
+        if self._was_paused(stage, cause) or await self._was_preempted(stage, cause):
             return True
         if workflow.cancellation_reason() is not None or not isinstance(cause, ApplicationError):
             return False
@@ -242,6 +262,17 @@ class Stages:
         self._journal.record(StagePaused(stage=stage, person=by.person, reason=by.reason))
         return True
 
+    async def _was_preempted(self, stage: Stage, cause: BaseException | None) -> bool:
+        """Did a notice end it? Then its slot goes to others, and the stage goes on when there is another."""
+        notice, slot = self._preempted, self._lease.slot
+        ended = isinstance(cause, CancelledError) and workflow.cancellation_reason() is None
+        if notice is None or slot is None or not ended:
+            return False
+        self._preempted = None
+        self._journal.record(StagePreempted(stage=stage, device=slot.device, token=slot.token, reason=notice.reason))
+        await self._lease.let_go()
+        return True
+
     def _activity_id(self, stage: Stage) -> str:
         return f"{stage}.{self._starts[stage]}"
 
@@ -261,7 +292,13 @@ class Stages:
         log = f"jobs/{workflow.info().run_id}/{self._activity_id(stage)}"
         self._journal.record(
             StageFailed(
-                stage=stage, error=cause.type or "EverloopError", message=cause.message, field=field, hint=hint, log=log
+                stage=stage,
+                error=cause.type or "EverloopError",
+                message=cause.message,
+                field=field,
+                hint=hint,
+                log=log,
+                kept=_kept(cause),
             )
         )
         request = await self._parked_until_attended(stage)
@@ -292,13 +329,6 @@ class Stages:
         return self._attention
 
 
-async def run_job(
-    method: Callable[[Any, Q], Awaitable[R]], request: Q, slot: Slot, activity_id: str, summary: str
-) -> R:
-    """Run a compute activity on the leased *slot*. A cancelled job has ended when this returns."""
-    return await start_job(method, request, slot, activity_id, summary)
-
-
 def start_job(
     method: Callable[[Any, Q], Awaitable[R]], request: Q, slot: Slot, activity_id: str, summary: str
 ) -> workflow.ActivityHandle[R]:
@@ -324,6 +354,12 @@ def _mended_at_the_source(request: Record, cause: ApplicationError) -> bool:
 def _details(cause: ApplicationError) -> tuple[str, str]:
     field, hint = (*[str(detail) for detail in cause.details[:2]], "", "")[:2]
     return field, hint
+
+
+def _kept(cause: ApplicationError) -> tuple[Blob, ...]:
+    """Files that the failed job kept for people: the third detail, where there is one."""
+    told = cause.details[2] if len(cause.details) > 2 else ()  # noqa: PLR2004
+    return tuple(Blob.model_validate(each) for each in told)
 
 
 def _blobs(result: Record | None) -> dict[str, str]:

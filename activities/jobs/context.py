@@ -164,6 +164,9 @@ class ThisJob:
             print(f"no checkpoint after {step}: {error}")  # noqa: T201  # into the job's log
             return False
         self._kept_at = time.monotonic()
+        if self._events != NO_EVENTS:
+            with contextlib.suppress(OSError):  # as with a report
+                os.write(self._events, progress.kept_line(step))
         return True
 
     def _tell_resumed(self, kept: Kept | None) -> None:

@@ -70,8 +70,8 @@ class Memory:
 
 
 HINT = (
-    "give each job more (EVERLOOP_JOB_MEMORY_MIB), run fewer at one time (EVERLOOP_SLOTS), use a machine with more "
-    "memory, or ask for less: fewer rows or columns, a smaller model or batch"
+    "give the stage more (`resources: memory` in the spec, or EVERLOOP_JOB_MEMORY_MIB for all), run fewer at one time "
+    "(EVERLOOP_SLOTS), use a machine with more memory, or ask for less: fewer rows or columns, a smaller model or batch"
 )
 
 

@@ -21,6 +21,7 @@ LEAST_VALUE_BYTES = len('"a":1.0,')
 MOST_LINES = 500
 """In one message; the last ones are kept."""
 SHOWN = 60
+KEPT = "kept"
 
 
 # --- what goes in ---------------------------------------------------------------------------------
@@ -86,7 +87,17 @@ def _shown(value: object) -> str:
     return cut if isinstance(value, int | float) else f"the {type(value).__name__} {cut}"
 
 
+def kept_line(step: int) -> bytes:
+    """Says that a checkpoint of *step* is durable."""
+    return json.dumps({"step": step, "values": {}, KEPT: True}, separators=(",", ":")).encode() + b"\n"
+
+
 # --- what comes out -------------------------------------------------------------------------------
+
+
+def is_kept(line: Mapping[str, Any]) -> bool:
+    """Is it a `kept_line`, and no report?"""
+    return line.get(KEPT) is True and not line["values"]
 
 
 class Progress:
@@ -124,4 +135,6 @@ def _believed(line: bytes) -> dict[str, Any] | None:
     step, values = found["step"], found["values"]
     named = all(len(name) <= MOST_NAME and name.isprintable() for name in values)  # a lone surrogate cannot be sent on
     finite = all(type(value) is float and math.isfinite(value) for value in values.values())
-    return {"step": step, "values": values} if 0 <= step <= MOST_STEP and named and finite else None
+    if not (0 <= step <= MOST_STEP and named and finite):
+        return None
+    return {"step": step, "values": values} | ({KEPT: True} if is_kept(found) else {})

@@ -14,7 +14,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -27,8 +27,16 @@ FORKED = b"+%d;"
 """What the reaper says first: its own pid."""
 NOW = b"9"
 """On the lifeline: no grace."""
+LONGER = b"G"
+"""On the lifeline: it is followed by the milliseconds of a grace that is not the usual one."""
+MOST_TOLD = 16
 NO_ROOM = 75
 """Exit code of a job that could not even write down that the disk is full (EX_TEMPFAIL)."""
+ROOM = "room"
+"""A file in its folder that it then takes away, which needs no room: anybody can end a process with any code."""
+
+NONE = -1
+"""Instead of a file descriptor."""
 
 Prepare = Callable[[], None]
 
@@ -39,6 +47,8 @@ class Start(TypedDict):
     name: str
     folder: str
     grace_seconds: float
+    lease: NotRequired[str]
+    """The part of a lease that it is of (mark.py)."""
 
 
 class Pipes(NamedTuple):
@@ -53,6 +63,11 @@ class Pipes(NamedTuple):
     log: int
     status: int
     """The reaper writes `FORKED` with its pid when it begins, and the exit code when everything is gone."""
+    device: int = NONE
+    """The flock of the whole device, where the job has it."""
+
+    def given(self) -> list[int]:
+        return [fd for fd in self if fd != NONE]
 
 
 def become_parent() -> None:
@@ -87,15 +102,21 @@ def reap(start: Callable[[], int], life: int, events: int, grace: float) -> int:
     os.close(events)  # the supervisor sees the end of the events when the job's tree has closed them
     exited = os.pidfd_open(pid)
     ended = select.select([life, exited], [], [])[0]
-    if exited not in ended and os.read(life, 1) != NOW:
+    told = b"" if exited in ended else os.read(life, MOST_TOLD)
+    if exited not in ended and told != NOW:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGTERM)
-        select.select([exited], [], [], grace)
+        select.select([exited], [], [], _longer(told) or grace)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)  # before waiting for the leader: until then the group's number is ours
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     _end_adopted(time.monotonic() + ADOPTED_SECONDS)
     return status if status >= 0 else 128 - status
+
+
+def _longer(told: bytes) -> float:
+    """The grace in seconds that the lifeline has carried, or 0."""
+    return int(told[1:]) / 1000 if told[:1] == LONGER and told[1:].isdigit() else 0.0
 
 
 def _end_adopted(deadline: float) -> None:

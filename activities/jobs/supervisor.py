@@ -3,7 +3,7 @@
 The task holds nothing: whatever happens to this process, the reaper ends the job (lifeline), the slot's lock
 keeps the next attempt waiting until the old one is gone, and a finished result is found again on disk.
 
-    scratch/jobs/<run id>/<activity id>/crashes, shrunk    one line per crash, or per end for want of memory
+    scratch/jobs/<run id>/<activity id>/crashes, reaped, shrunk    a line for each
                                        /<token>/request.json, result.json or error.json, scratch/
 """
 
@@ -20,11 +20,12 @@ from typing import Any, TypedDict
 from distributed import get_worker
 from distributed.core import Status
 
-from activities.jobs import reaper, slot, threads, warming
-from activities.jobs.memory import HINT, SHRINKS, Memory, may_shrink, share
+from activities.jobs import reaper, threads, warming
+from activities.jobs.mark import BLANK, LEASE, MARK
+from activities.jobs.memory import HINT, MIB, SHRINKS, Memory, may_shrink, share
 from activities.jobs.numbered import numbered
 from activities.jobs.progress import Progress
-from activities.jobs.slot import MARK
+from activities.jobs.slot import Locks, Slot
 from everloop import disk, engine, logs
 from everloop.errors import JobFailed, OutOfMemory, StorageLow, TrainerFailed
 
@@ -56,7 +57,12 @@ class Order(TypedDict):
     digest: str
     """Of the function and the request without its slot: a kept result must be of the same question."""
     token: int
+    rank: int
     device: str
+    live: tuple[int, ...]
+    """Tokens of the leases that are live on the device."""
+    whole: bool
+    """It has the whole device, a GPU, to itself."""
     folder: str
     """`scratch/jobs/<run id>/<activity id>`."""
     log: str
@@ -102,34 +108,38 @@ def supervise(order: Order) -> Outcome:
     Waits for the slot's lock first: the child of a lost attempt may still be ending.
     """
     task = Task(order["topic"])
-    mark = order["environment"][MARK]
-    with slot.held(Path(order["slots_dir"]) / f"{order['device']}.lock", mark, task.wanted) as lock:
-        if lock is None:
+    slot = _slot(order)
+    with slot.held(task.wanted, whole=order.get("whole", False)) as locks:
+        if locks is None or not slot.others_gone(order.get("live", ()), task.wanted):
             return {"unwanted": True}
         kept = _kept(order)
         if kept is not None:
             return kept
-        slot.end_orphans(mark)
+        slot.end_orphans()
         shutil.rmtree(_job_folder(order) / "scratch", ignore_errors=True)  # it may be what fills the disk
         low = _low(order)
         if low is not None:
             return low
         try:
-            return _attempt(order, task, lock)
+            return _attempt(order, task, locks)
         except OSError as error:
             if disk.is_full(error):
                 return _no_room(order)
             raise
 
 
-def _attempt(order: Order, task: "Task", lock: int) -> Outcome:
+def _slot(order: Order) -> Slot:
+    return Slot(Path(order["slots_dir"]), order["environment"][MARK], order["token"], order.get("rank", 0))
+
+
+def _attempt(order: Order, task: "Task", locks: Locks) -> Outcome:
     while True:
         memory = Memory(order.get("memory_bytes") or share(order.get("slots", 1)))
-        job = _prepare(order)
+        job = _prepare(order, memory.limit)
         try:
-            code = _run(order, task, job, lock, memory)
+            code = _run(order, task, job, locks, memory)
             if code == REAPER_KILLED:  # whatever of the job is left has nobody above it, and may hold the slot's lock
-                slot.end_orphans(order["environment"][MARK])
+                _slot(order).end_orphans()
             outcome = _outcome(order, job, code, memory, unwanted=task.ended)
         finally:
             warming.cool_down_later()
@@ -144,7 +154,10 @@ def _again_with_less(order: Order, job: Path, outcome: Outcome) -> bool:
         return False
     with (Path(order["folder"]) / SHRUNK).open("a") as shrunk:
         shrunk.write(outcome["error"]["message"] + "\n")
-    again = may_shrink(job, _shrunk(order))
+    times = _shrunk(order)
+    again = may_shrink(job, times)
+    if not again and times > 1:
+        outcome["error"]["message"] += f"; tries with less: {times - 1}"
     with (Path(order["logs_dir"]) / order["log"]).open("a") as log:
         log.write(outcome["error"]["message"] + ("; it is run again with less\n" if again else "\n"))
     return again
@@ -214,20 +227,24 @@ def _kept(order: Order) -> Outcome | None:
     return None
 
 
-def _prepare(order: Order) -> Path:
-    """The folder of this token, with the request in it and nothing of a former attempt."""
+def _prepare(order: Order, limit: int) -> Path:
+    """The folder of this token, with the request in it and nothing of a former attempt. *limit*: in bytes."""
     job = _job_folder(order)
     shutil.rmtree(job / "scratch", ignore_errors=True)
     (job / "scratch").mkdir(parents=True)
     for left in ("error.json", "result.json", SHRINKS):
         (job / left).unlink(missing_ok=True)
     (Path(order["logs_dir"]) / order["log"]).parent.mkdir(parents=True, exist_ok=True)
+    (job / reaper.ROOM).touch()
     asked = {name: value for name, value in order.items() if name in TOLD}
+    if "lease" in asked:
+        members = [member | {"memory_mib": limit // MIB} for member in order["lease"]["members"]]
+        asked["lease"] = order["lease"] | {"members": members}
     (job / "request.json").write_text(json.dumps(asked | {"shrink": _shrunk(order)}))
     return job
 
 
-def _run(order: Order, task: Task, job: Path, lock: int, memory: Memory) -> int:
+def _run(order: Order, task: Task, job: Path, locks: Locks, memory: Memory) -> int:
     """Start reaper and job, relay events until both are gone. The job's exit code, or 128 + signal.
 
     `REAPER_KILLED` or `NEVER_BEGAN` when there is none.
@@ -239,10 +256,11 @@ def _run(order: Order, task: Task, job: Path, lock: int, memory: Memory) -> int:
     os.set_blocking(events_w, False)  # a slow reader must never stall the job
     log = os.open(Path(order["logs_dir"]) / order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     start: reaper.Start = {"name": order["function"], "folder": str(job), "grace_seconds": order["grace_seconds"]}
+    start["lease"] = _slot(order).text
     try:
         try:
             warm = warming.warm_up(order["root"], _environment(order["environment"]))
-            warm.send(start, reaper.Pipes(life_r, events_w, lock, log, status_w))
+            warm.send(start, reaper.Pipes(life_r, events_w, locks.part, log, status_w, locks.device))
         finally:
             for theirs in (life_r, events_w, log, status_w):
                 os.close(theirs)
@@ -261,7 +279,7 @@ def _environment(extra: dict[str, str]) -> dict[str, str]:
     ours = engine.environment()
     single = dict.fromkeys(threads.THREADS, "1")  # a job sets its lease's by call: activities/jobs/threads.py
     passed_on = {name: value for name, value in ours.items() if name in PASSED_ON or PASSED_ON_FOR.match(name)}
-    return passed_on | single | extra
+    return passed_on | single | {LEASE: BLANK} | extra
 
 
 def _relay(task: Task, events: int, life: int, status: int, *, log: Path, memory: Memory) -> int:
@@ -289,7 +307,7 @@ def _relay(task: Task, events: int, life: int, status: int, *, log: Path, memory
             _end(life, reaper.NOW)
         if not task.ended and not task.wanted():
             task.ended = True
-            _end(life, b"K")
+            _end(life, _farewell(task.key))
         _go_on(memory.reaper)
         progress.flush(RELAY_SECONDS)
 
@@ -299,6 +317,20 @@ def _go_on(pid: int) -> None:
     if pid:
         with contextlib.suppress(OSError):
             os.kill(pid, signal.SIGCONT)
+
+
+_graces: dict[str, float] = {}
+"""Seconds of the jobs that are given more than the usual grace, by the keys of their tasks."""
+
+
+def allow(key: str, seconds: float) -> None:
+    """The job of the task *key*, which is cancelled next, may take *seconds* to keep what it has learned."""
+    _graces[key] = seconds
+
+
+def _farewell(key: str) -> bytes:
+    seconds = _graces.pop(key, 0.0)
+    return reaper.LONGER + b"%d" % int(seconds * 1000) if seconds else b"K"
 
 
 def _end(life: int, how: bytes) -> None:
@@ -329,14 +361,16 @@ def _outcome(order: Order, job: Path, code: int, memory: Memory, *, unwanted: bo
     if lacked is not None:
         return _out_of_memory(lacked, memory)
     with contextlib.suppress(OSError, ValueError):
-        return _failed(order, json.loads((job / "error.json").read_text()), memory)
+        told = json.loads((job / "error.json").read_text())
+        kept = told.pop("artifacts", [])
+        return {**_failed(order, told, memory), "artifacts": kept}
     return _ended(order, code)
 
 
 def _failed(order: Order, error: dict[str, str], memory: Memory) -> Outcome:
     """What the job has written down, with the figures that only we know."""
     if error["error"] == StorageLow.__name__:
-        return _no_room(order)
+        return _low(order) or {"error": error}  # there is room where we look: it was another disk
     if error["error"] == OutOfMemory.__name__:
         return _out_of_memory(error["message"], memory)
     if error["error"] == JobFailed.__name__ and (low := _low(order)) is not None:
@@ -364,12 +398,12 @@ def _ended(order: Order, code: int) -> Outcome:
         return _crashed(order, "the end of its reaper")
     if code == NEVER_BEGAN:
         return _crashed(order, "the end of the process that it is forked from")
-    if code == reaper.NO_ROOM:
+    if code == reaper.NO_ROOM and not (_job_folder(order) / reaper.ROOM).exists():
         return _no_room(order)
     low = _low(order)
     if low is not None and (code < SIGNALLED or code == SIGNALLED + signal.SIGBUS):  # SIGBUS: a mapped file's page
         return low
-    if code > SIGNALLED:
+    if SIGNALLED < code <= SIGNALLED + signal.SIGRTMAX:
         return _crashed(order, _signal(code - SIGNALLED))
     return {"error": _gone(code, of_a_user=bool(order["request"].get("code")))}
 

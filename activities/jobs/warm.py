@@ -20,7 +20,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from activities.jobs import child, reaper
+from activities.jobs import child, mark, reaper
 from everloop import streams
 
 PR_SET_NAME = 15
@@ -63,7 +63,7 @@ def _waits(control: socket.socket) -> bool:
 
 def _next(control: socket.socket) -> bool:
     """Fork the next job; False when there will be none."""
-    message, fds, _, _ = socket.recv_fds(control, MESSAGE_BYTES, 5)
+    message, fds, _, _ = socket.recv_fds(control, MESSAGE_BYTES, len(reaper.Pipes._fields))
     if not message:
         return False
     if os.fork() == 0:
@@ -78,8 +78,9 @@ def _reaper(start: reaper.Start, fds: reaper.Pipes) -> int:
     """In the first fork: be the parent of one job until nothing of it is left."""
     os.setsid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for fd in fds:
+    for fd in fds.given():
         os.set_inheritable(fd, False)
+    mark.wear(start.get("lease", mark.BLANK))
     os.dup2(fds.log, 1)
     os.dup2(fds.log, 2)
     os.close(fds.log)

@@ -40,7 +40,7 @@ class Warm:
         return self._process.poll() is None and environment == self.environment
 
     def send(self, start: reaper.Start, fds: reaper.Pipes) -> None:
-        socket.send_fds(self._control, [json.dumps(start).encode()], fds)
+        socket.send_fds(self._control, [json.dumps(start).encode()], fds.given())
 
     def close(self) -> None:
         """It ends by itself; its jobs go on."""

@@ -164,7 +164,7 @@ async def test_who_lost_its_lease_gives_it_up_and_a_grant_that_nobody_takes_laps
     assert live(stack) == []
     assert stack.compute.stages().count("train") == 2
 
-    monkeypatch.setattr(lease_ledger, "OFFER_TTL", timedelta(seconds=0.2))
+    monkeypatch.setattr(lease_ledger.rows, "OFFER_TTL", timedelta(seconds=0.2))
     forgotten = requests_of(stack, handle.id)[0].model_copy(update={"id": "forgotten", "arrival": 9, "state": "queued"})
     with stack.store.write() as session:
         session.add(LeaseRequestRow(**forgotten.model_dump()))

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from temporalio import workflow
 from temporalio.client import WorkflowFailureError
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
+from activities.lease_ledger import devices
 from everloop import names
 from tests.faults import jobs_harness as harness
 from tests.faults.jobs_harness import alive, compute_process, entries, running, until
@@ -171,15 +173,19 @@ async def test_the_pool_is_told_of_dask_workers_at_the_start_and_when_that_chang
     handle = client.get_workflow_handle(names.pool_id(names.DEFAULT_POOL))
     try:
         async with control:
-            assert await heard(handle, 1) == [["cpu0"]]
+            ((first,),) = await heard(handle, 1)
+            device = devices.parsed(first)
+            assert (device.name, device.light, device.whole["cores"]) == ("cpu0", False, 1)
+            assert device.node == socket.gethostname()
+            assert device.whole["memory_mib"] > 500
 
             os.kill(dask.worker_pid("cpu0"), signal.SIGKILL)  # its slot starts it again: nothing to tell
             await asyncio.sleep(3)
             dask.kill("cpu0")
-            assert await heard(handle, 2) == [["cpu0"], []]
+            assert await heard(handle, 2) == [[first], []]
 
             dask.start("cpu0")
-            assert await heard(handle, 3) == [["cpu0"], [], ["cpu0"]]
+            assert await heard(handle, 3) == [[first], [], [first]]
 
             compute.send_signal(signal.SIGTERM)
             await until(lambda: compute.poll() is not None, 5, "the compute worker did not end")

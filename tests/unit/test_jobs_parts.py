@@ -195,14 +195,31 @@ def test_a_slot_whose_worker_is_killed_starts_another_and_ends_it_when_told(tmp_
 
 @pytest.mark.parametrize(("slots", "names", "light"), [(1, ["cpu0"], []), (3, ["cpu0", "cpu1", "cpu2"], ["cpu2"])])
 def test_the_last_of_several_cpu_slots_is_for_checks(settings, monkeypatch, slots, names, light):
-    monkeypatch.setattr(devices, "_gpu_uuids", tuple)
+    monkeypatch.setattr(devices, "_gpus", tuple)
 
     assert devices.slot_names(replace(settings, slots=slots)) == names
     assert devices.light_slots(replace(settings, slots=slots)) == light
 
 
+@pytest.mark.parametrize(
+    ("cores", "shares"), [(1, (1, 1)), (2, (1, 1)), (3, (1, 1)), (4, (2, 1)), (16, (14, 1)), (64, (62, 1))]
+)
+def test_without_a_word_the_default_pool_uses_the_machine(settings, cores, shares):
+    assert devices.shares(replace(settings, slots=0), cores) == shares
+    assert devices.shares(replace(settings, slots=3, slot_cores=4), cores) == (4, 4, 4)
+
+
+def test_the_memory_of_the_machine_is_shared_by_the_cores():
+    found = devices.CpuDevices((6, 2), 8000).slots()
+
+    assert [(device.name, device.cores, device.memory_mib, device.light) for device in found] == [
+        ("cpu0", 6, 6000, False),
+        ("cpu1", 2, 2000, True),
+    ]
+
+
 def test_a_gpu_slot_sees_its_own_gpu_and_the_check_slot_none():
-    slots = devices.NvmlDevices(("1a-2b",)).slots()
+    slots = devices.NvmlDevices((("1a-2b", 8000),)).slots()
 
     assert [(slot.name, slot.light) for slot in slots] == [("gpu-1a-2b", False), ("cpu0", True)]
     assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["GPU-1a-2b", ""]

@@ -40,7 +40,7 @@ MORE = {
     'device': [
         text('node'), text('state', 'ready'), moment('drain_by'), text('why'), number('cores', 1),
         *(number(name) for name in COUNTED[1:]), *(number(f'used_{name}') for name in COUNTED),
-        number('since_ms', kind=sa.BigInteger),
+        number('job_cores', 1),        number('since_ms', kind=sa.BigInteger),
     ],
     'lease': [
         text('queue', 'default'), moment('noticed_at'), moment('deadline_at'), text('notice'), text('beneficiary'),

@@ -1,0 +1,159 @@
+"""Many lifecycles on the real stack whose jobs write down where they run, and what is looked at after their end."""
+
+import asyncio
+import os
+import random
+import signal
+import time
+from collections import defaultdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sqlmodel import col, select
+
+from activities import lease_time
+from activities.jobs import mark, slot
+from everloop import names, stack
+from everloop.client import Client
+from everloop.settings import Settings
+from everloop.store import DeviceRow, DeviceTimeRow, LeaseMemberRow, LeaseRow, LeaseTimeRow, LifecycleRow, Store
+from tests.faults.test_kill_each_stage import spec_of
+from workers import connect
+
+RECORDER = Path(__file__).parent / "recorder"
+PROCESSES = ("control", "compute", "scheduler", "slot cpu0", "slot cpu1", "api", "serve")
+"""Each is killed in turn; the launcher starts it again."""
+
+
+def wake(here: Settings) -> None:
+    """The pool looks at its ledger now, as after whatever a door has written."""
+
+    async def tell() -> None:
+        client = await connect.connect(here, "test", wait_seconds=30)
+        await client.get_workflow_handle(names.pool_id(names.DEFAULT_POOL)).signal(names.POOL_WAKE)
+
+    asyncio.run(tell())
+
+
+def recording(table: Path, model: str, records: Path, *, cpus: int, seconds: float) -> dict[str, Any]:
+    """A lifecycle whose training runs on *cpus* cores for *seconds* and writes down where."""
+    trainer = {"trainer": "recorded:fit", "code": str(RECORDER), "inputs": "features", "until": "train"}
+    params = {"params": {"records": str(records), "seconds": seconds}}
+    return spec_of(table, model) | trainer | params | {"resources": {"stages": {"train": {"cpus": cpus}}}}
+
+
+def kill(here: Settings, name: str) -> bool:
+    """kill -9 of the process whose command ends with *name*. Was it there?"""
+    found = [each for each in stack.members(here) if each.command.endswith(name)]
+    for each in found[:1]:
+        os.kill(each.pid, signal.SIGKILL)
+    return bool(found)
+
+
+def run(here: Settings, table: Path, records: Path, *, lifecycles: int, kills: int, seed: int) -> None:
+    """Submit *lifecycles* of several sizes, kill processes meanwhile, and wait for the end of all."""
+    numbers = random.Random(seed)
+    keys = [f"job-{number}" for number in range(lifecycles)]
+    with Client(data_dir=here.data_dir) as client:
+        for key in keys:
+            cpus, seconds = numbers.choice((1, 1, 2)), numbers.uniform(0.5, 2)
+            client.submit(recording(table, key, records, cpus=cpus, seconds=seconds), key)
+    for number in range(kills):
+        time.sleep(numbers.uniform(2, 6))
+        kill(here, PROCESSES[number % len(PROCESSES)])
+    deadline = time.monotonic() + 60 + 60 * lifecycles
+    store = Store(here.database)
+    while statuses(store, keys) != {"done"}:
+        assert "needs_attention" not in statuses(store, keys), errors(store)
+        assert time.monotonic() < deadline, statuses(store, keys)
+        time.sleep(0.5)
+    store.close()
+
+
+def errors(store: Store) -> list[str]:
+    with store.read() as session:
+        return [str(row.error) for row in session.exec(select(LifecycleRow)) if row.error]
+
+
+def statuses(store: Store, keys: list[str]) -> set[str]:
+    with store.read() as session:
+        found = session.exec(select(LifecycleRow.status).where(col(LifecycleRow.id).in_(keys))).all()
+    return {*found, *(["missing"] if len(found) < len(keys) else [])}
+
+
+def spans(records: Path) -> list[tuple[float, float, str, int]]:
+    """Of each process that ran: from when to when by its own word, on which device, with how many cores."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for line in records.read_text().splitlines():
+        at, who = line.split(" ", 1)
+        found[who].append(float(at))
+    return sorted((min(at), max(at), who.split()[2], int(who.split()[3])) for who, at in found.items())
+
+
+def overlaps(records: Path, cores: int) -> list[str]:
+    """Moments at which more cores of a device were used than its *cores*, by the jobs' own records."""
+    ran, found = spans(records), []
+    for begin, _, device, _ in ran:
+        used = sum(one[3] for one in ran if one[2] == device and one[0] <= begin <= one[1])
+        if used > cores:
+            found.append(f"{used} cores of {device} at {begin:.3f}")
+    return found
+
+
+def leaks(here: Settings) -> list[str]:
+    """What is still held, counted or running after all have ended."""
+    store = Store(here.database)
+    with store.read() as session:
+        leases = session.exec(select(LeaseRow).where(col(LeaseRow.state).in_(("offered", "active", "noticed")))).all()
+        members = session.exec(select(LeaseMemberRow).where(col(LeaseMemberRow.live))).all()
+        devices = session.exec(select(DeviceRow)).all()
+    store.close()
+    used = [f"{row.name} counts {row.used_cores} cores" for row in devices if row.used_cores or row.used_memory_mib]
+    locks = [str(path) for path in (here.scratch_dir / "slots").rglob(f"*{slot.SUFFIX}") if slot.is_held(path)]
+    running = [
+        f"process {pid} of {row.device}"
+        for row in leases_of(here)
+        for pid in mark.carriers(f"{here.scratch_dir}/{row.device}", mark.part(row.token, 0))
+    ]
+    return [
+        *(f"lease {row.token}" for row in leases),
+        *(f"part of {row.token}" for row in members),
+        *used,
+        *locks,
+        *running,
+    ]
+
+
+def leases_of(here: Settings) -> list[LeaseRow]:
+    store = Store(here.database)
+    with store.read() as session:
+        found = list(session.exec(select(LeaseRow).order_by(col(LeaseRow.token))).all())
+    store.close()
+    return found
+
+
+def unaccounted(here: Settings) -> list[str]:
+    """Where the account of time is not all there was: members without a gap or overlap, kinds that sum up."""
+    store = Store(here.database)
+    now = datetime.now(UTC)
+    with store.read() as session:
+        rows = session.exec(select(LeaseTimeRow)).all()
+        members = session.exec(select(LeaseMemberRow)).all()
+        there = session.exec(select(DeviceTimeRow).where(DeviceTimeRow.kind == "there")).all()
+        live = lease_time.held_now(session, "default", now)
+        found = lease_time.spent(session, "default", live, 0, lease_time.in_ms(now))  # raises where they overlap
+    store.close()
+    assert not live
+    problems = []
+    for member in members:
+        own = sorted(
+            (row.from_ms, row.to_ms) for row in rows if row.token == member.token and row.device == member.device
+        )
+        at = member.since_ms
+        for from_ms, to_ms in own:
+            problems += [f"{member.device}, lease {member.token}: {from_ms - at} ms"] if from_ms != at else []
+            at = to_ms
+    whole = sum(row.cores * ((row.to_ms or lease_time.in_ms(now)) - row.from_ms) for row in there)
+    said = sum(spent.core_ms for spent in found.by_kind.values())
+    return problems + ([f"{said} core-ms of {whole}"] if said != whole else [])

