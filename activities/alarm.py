@@ -18,7 +18,10 @@ from everloop.store import AlarmRow, Store
 
 log = logging.getLogger(__name__)
 
-TYPES = (names.LIFECYCLE, names.APPROVAL, names.RELEASE, names.ROLL_BACK, names.DRIFT_CHECK, names.GPU_POOL)
+TYPES = (
+    *(names.LIFECYCLE, names.APPROVAL, names.RELEASE, names.ROLL_BACK),
+    *(names.DRIFT_CHECK, names.GPU_POOL, names.POOL_ORDER),
+)
 QUERY = (
     "ExecutionStatus = 'Running' AND TemporalReportedProblems IS NOT NULL "
     f"AND TaskQueue = '{names.CONTROL}' AND WorkflowType IN ({', '.join(map(repr, TYPES))})"

@@ -54,7 +54,7 @@ class LeaseOnControl(LeaseActivities):
         """Put the request in the inbox and wake the pool. The same id again changes nothing."""
         asks = caller(*HOLDERS)
         reason = await asyncio.to_thread(ledger.enqueue, self._store, request, asks)
-        await self._wake(request.pool)
+        await self.wake(request.pool)
         return LeaseAnswer(reason=reason)
 
     @activity.defn(name="everloop.lease.accept")
@@ -86,14 +86,14 @@ class LeaseOnControl(LeaseActivities):
         if row.run_id != asks.run_id and await self._lives(row.workflow_id, row.run_id):
             raise Forbidden(f"the lease with token {row.token} is held by another run, which is open")
         await asyncio.to_thread(ledger.end, self._store, row.pool, row.token, "released")
-        await self._wake(row.pool)
+        await self.wake(row.pool)
 
     @activity.defn(name="everloop.lease.cancel")
     async def cancel(self, request_id: str) -> None:
         """Take the request back, and whatever was offered for it."""
         pool = await asyncio.to_thread(ledger.cancel, self._store, request_id, caller(*HOLDERS))
         if pool:
-            await self._wake(pool)
+            await self.wake(pool)
 
     @activity.defn(name="everloop.lease.pool_step")
     async def pool_step(self, request: PoolStepRequest) -> PoolStep:
@@ -119,9 +119,10 @@ class LeaseOnControl(LeaseActivities):
         gone = Caller(workflow_id, run_id, "")
         for pool in await asyncio.to_thread(ledger.end_run, self._store, gone):
             log.warning("%s has ended and gave nothing back: its lease or request in pool %s ends", workflow_id, pool)
-            await self._wake(pool)
+            await self.wake(pool)
 
-    async def _wake(self, pool: str) -> None:
+    async def wake(self, pool: str) -> None:
+        """Let the pool look at the ledger now; start it where it does not run."""
         await self._client.start_workflow(
             names.GPU_POOL,
             pool,
@@ -137,7 +138,7 @@ class LeaseOnControl(LeaseActivities):
         handle = self._client.get_workflow_handle(names.pool_id(pool), run_id=run_id)
         with contextlib.suppress(RPCError):  # it has ended by itself
             await handle.terminate(reason=f"replaced: its workflow task failed ({why})")
-        await self._wake(pool)
+        await self.wake(pool)
         log.warning("pool %s is replaced: the workflow task of run %s failed (%s)", pool, run_id, why)
 
     async def _look_after_the_due(self, pool: str) -> None:

@@ -12,8 +12,8 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse
 from starlette.staticfiles import StaticFiles
 from temporalio.client import Client
 
-from api import approval, data, drift, fork, identity, kept, lifecycle, pages, problems, release
-from api.bodies import body_schema, json_body, read_form
+from api import approval, cost, data, drift, fork, identity, kept, lifecycle, pages, pool, problems, release
+from api.bodies import body_schema, describe, json_body, read_form
 from api.dependencies import Here, Parts, Person, ask
 from api.identity import Asker, Guard
 from everloop import settings as configuration
@@ -70,6 +70,7 @@ BODIES: tuple[type[BaseModel], ...] = (
     fork.ForkAsked,
     approval.DecisionRequest,
     release.RollBackRequest,
+    *pool.BODIES,
     CredentialRequest,
 )
 
@@ -165,14 +166,33 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=_lifespan(settings, store),
         responses={"default": {"model": Problem, "description": "What went wrong, and what to do"}},
     )
-    for router in (fork.router, lifecycle.router, approval.router, drift.router, release.router, session):
+    for router in (
+        fork.router,
+        lifecycle.router,
+        approval.router,
+        drift.router,
+        release.router,
+        pool.router,
+        cost.router,
+        session,
+    ):
         app.include_router(router, prefix=VERSION)
-    for router in (lifecycle.page, approval.page, data.page, kept.page, drift.page, release.page, page):
+    for router in (
+        lifecycle.page,
+        approval.page,
+        data.page,
+        kept.page,
+        drift.page,
+        release.page,
+        pool.page,
+        cost.page,
+        page,
+    ):
         app.include_router(router)
     app.mount("/static", StaticFiles(directory=pages.STATIC), name="static")
     app.add_middleware(Guard, settings=settings, store=store, port=settings.port(configuration.API))
     problems.install(app)
-    _describe_bodies(app)
+    describe(app, BODIES)
     return app
 
 
@@ -194,18 +214,3 @@ def _lifespan(settings: Settings, store: Store) -> Any:  # noqa: ANN401
         store.close()
 
     return run
-
-
-def _describe_bodies(app: FastAPI) -> None:
-    """Bodies are read by `bodies.parse`, not by FastAPI: their schemas are added to the description here."""
-    plain = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        document = plain()
-        schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        for kind in BODIES:
-            schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
-            schemas |= schema.pop("$defs", {}) | {kind.__name__: schema}
-        return document
-
-    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's own way to extend it

@@ -4,13 +4,13 @@ import asyncio
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 import orjson
 import pydantic
-from fastapi import Request
+from fastapi import FastAPI, Request
 from starlette.requests import ClientDisconnect
 
 from api import problems
@@ -58,6 +58,21 @@ def body_schema(kind: type[pydantic.BaseModel], *examples: dict[str, Any], requi
     if examples:
         content["examples"] = {f"example {n}": {"value": value} for n, value in enumerate(examples, 1)}
     return {"requestBody": {"required": required, "content": {"application/json": content}}}
+
+
+def describe(app: FastAPI, kinds: Iterable[type[pydantic.BaseModel]]) -> None:
+    """Add the bodies that `json_body` reads to what *app* says of itself: FastAPI does not know them."""
+    plain = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = plain()
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        for kind in kinds:
+            schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas |= schema.pop("$defs", {}) | {kind.__name__: schema}
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's own way to extend it
 
 
 async def read_form(request: Request, limit_bytes: int = 1 << 16) -> dict[str, str]:

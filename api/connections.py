@@ -114,14 +114,13 @@ class Doors:
 
 
 class Joined(asyncio.Transport):
-    """Sends the head of an answer together with its body, where that comes in the same turn of the loop.
+    """Sends the head of an answer of known length together with its body.
 
     uvicorn writes them one after the other: two system calls, and a client that wakes up for half an answer.
     """
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
-        self._loop = loop
         self._held = b""
         self.get_extra_info = transport.get_extra_info  # type: ignore[method-assign]
         self.is_closing = transport.is_closing  # type: ignore[method-assign]
@@ -133,14 +132,13 @@ class Joined(asyncio.Transport):
         if self._held:
             held, self._held = self._held, b""
             self._transport.write(held + data)
-        elif data.startswith(b"HTTP/1."):
-            self._held = data
-            self._loop.call_soon(self.flush)
+        elif data.startswith(b"HTTP/1.") and b"\ncontent-length: " in data:
+            self._held = data  # its body, or its end, follows
         else:
             self._transport.write(data)
 
     def flush(self) -> None:
-        """Send what is held."""
+        """Send what is held: there is no body to wait for."""
         if self._held:
             held, self._held = self._held, b""
             self._transport.write(held)
@@ -160,7 +158,7 @@ class Patience:
     doors: Doors
     # Of uvicorn's protocols, which both have them:
     loop: asyncio.AbstractEventLoop
-    transport: asyncio.Transport
+    transport: Joined
     cycle: Any
     flow: Any
     client: tuple[str, int] | None
@@ -176,7 +174,7 @@ class Patience:
     _gone = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:
-        _next(self).connection_made(Joined(transport, self.loop))
+        _next(self).connection_made(Joined(transport))
         self.peer = self.client[0] if self.client else ""
         self.doors.open += 1
         self._enter(State.WAITING)
@@ -198,6 +196,7 @@ class Patience:
         self._look()
 
     def on_response_complete(self) -> None:
+        self.transport.flush()
         _next(self).on_response_complete()
         if self.transport.is_closing():
             self._enter(State.CLOSING)

@@ -116,15 +116,16 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def _framework(request: Request, error: HTTPException) -> Response:
+        told = _translated(error, request.app.openapi_url)
         if error.status_code != HTTPStatus.METHOD_NOT_ALLOWED:
-            return answer(_translated(error), request.scope)
-        problem = body(_translated(error), request_id(request)) | {"status": 405, "code": "method_not_allowed"}
+            return answer(told, request.scope)
+        problem = body(told, request_id(request)) | {"status": 405, "code": "method_not_allowed"}
         return JSONResponse(problem, 405, error.headers, MEDIA_TYPE)
 
 
-def _translated(error: HTTPException) -> EverloopError:
+def _translated(error: HTTPException, openapi: str) -> EverloopError:
     if error.status_code == HTTPStatus.NOT_FOUND:
-        return errors.NotFound("there is no such address", hint="the addresses are in /api/v1/openapi.json")
+        return errors.NotFound("there is no such address", hint=f"the addresses are in {openapi}")
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         return errors.Invalid("this address does not answer that method")
     return errors.Invalid(str(error.detail))

@@ -9,9 +9,9 @@ from typing import Self
 OWN = ("Private_Clean", "Private_Dirty", "Private_Hugetlb")
 
 
-def said(name: str, value: float, limit: float, *, exact: bool = False) -> bool:
-    """Print `NAME VALUE goal LIMIT met|missed`. A goal is at most *limit*, or exactly it."""
-    met = value == limit if exact else value <= limit
+def said(name: str, value: float, limit: float, *, exact: bool = False, least: bool = False) -> bool:
+    """Print `NAME VALUE goal LIMIT met|missed`. A goal is at most *limit*, exactly it, or at least it."""
+    met = value == limit if exact else value >= limit if least else value <= limit
     print(f"{name} {value:.4g} goal {limit:g} {'met' if met else 'missed'}", flush=True)
     return met
 

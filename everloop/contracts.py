@@ -13,6 +13,7 @@ from temporalio import activity
 
 from everloop import names
 from everloop.events import Event, LifecycleSubmitted
+from everloop.orders import PoolOrdered, SignedPoolOrder
 from everloop.records import (
     Champion,
     Code,
@@ -580,6 +581,12 @@ class DriftActivities(ABC):
     @activity.defn(name="everloop.drift.trigger")
     @abstractmethod
     async def trigger(self, request: TriggerRequest) -> TriggerAnswer: ...
+
+
+class PoolActivities(ABC):
+    @activity.defn(name="everloop.pool.order")
+    @abstractmethod
+    async def order(self, request: SignedPoolOrder) -> PoolOrdered: ...
 
 
 # --- workflows' own inputs and answers -----------------------------------------------------------

@@ -1,6 +1,8 @@
 """Room on the disk: how much there must be, and which errors mean that there is none."""
 
+import contextlib
 import errno
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -8,6 +10,11 @@ from pathlib import Path
 
 from everloop.errors import StorageLow, text
 
+FEWEST_FILES = 64
+LEAST_BYTES = 1 << 20
+"""A disk with less free is full, whatever the floor is."""
+WRITTEN = ("ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "zfs", "overlay", "tmpfs", "vfat", "exfat", "ntfs3")
+"""Kinds of disks of this machine: one on another may not answer."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
 SAID = re.compile(
     r"no space left on device|database or disk is full|disk quota exceeded|errno[ :=]*28\b"
@@ -27,12 +34,41 @@ def is_full(error: BaseException) -> bool:
 
 
 def low(folders: list[Path], floor_bytes: int, size_bytes: int = 0) -> StorageLow | None:
-    """What is wrong when less than *floor_bytes* would stay free below one of *folders* after *size_bytes* more."""
+    """What is wrong when less than *floor_bytes* would stay free below one of *folders* after *size_bytes* more.
+
+    Or hardly a file more: some disks hold so many and no more.
+    """
     for folder in folders:
         free = shutil.disk_usage(_there(folder)).free
         if free - size_bytes < floor_bytes:
             return short(folder, free, floor_bytes + size_bytes)
+        if floor_bytes and (left := _files_left(folder)) < FEWEST_FILES:
+            return StorageLow(f"the disk at {folder} holds only {left} files more, however small", hint=HINT)
     return None
+
+
+def _files_left(folder: Path) -> int:
+    """How many more the disk can hold; many where it sets no limit."""
+    told = os.statvfs(_there(folder))
+    return told.f_favail if told.f_files else FEWEST_FILES
+
+
+def elsewhere(error: BaseException) -> StorageLow:
+    """For a write of a job that found no room: it need not be a disk of ours, so it says which ones are full."""
+    said, found = (text(error).splitlines() or [""])[0][:300], list(_full_disks())
+    return StorageLow(f"{said}: full is {', '.join(found[:5])}" if found else f"a disk is full: {said}", hint=HINT)
+
+
+def _full_disks() -> Iterator[str]:
+    """Where the disks of this machine that can be written and are full are mounted."""
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        _, place, kind, options = line.split()[:4]
+        if kind not in WRITTEN or "ro" in options.split(","):
+            continue
+        with contextlib.suppress(OSError):
+            told = os.statvfs(place)
+            if told.f_blocks and told.f_bavail * told.f_frsize < LEAST_BYTES:
+                yield place
 
 
 def short(folder: Path, free_bytes: int, needed_bytes: int) -> StorageLow:

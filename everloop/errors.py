@@ -16,6 +16,7 @@ EverloopError
 │   ├── Diverged                 a training's loss is NaN or Inf, also at lower rates
 │   ├── IntegrityError
 │   ├── ParityFailed
+│   ├── GraphTooLarge            the exported model is larger than the spec allows
 │   ├── OutOfMemory              the job needs more memory than its lease has, also in smaller batches
 │   └── JobFailed                the stage's own code raised: the log says why
 └── Transient                    trying again helps
@@ -41,6 +42,8 @@ class EverloopError(Exception):
         super().__init__(message or (type(self).__doc__ or "").strip())
         self.field = field
         self.hint = hint
+        self.kept: list[dict[str, Any]] = []
+        """Files that a failed job kept for people, each a `records.Blob`."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_rebuild, (type(self), str(self), self.field, self.hint))
@@ -164,6 +167,10 @@ class IntegrityError(Permanent):
 
 class ParityFailed(Permanent):
     """The exported model answers differently from the trained one."""
+
+
+class GraphTooLarge(Permanent):
+    """The exported model is larger than the spec allows."""
 
 
 class OutOfMemory(Permanent):

@@ -18,6 +18,7 @@ RELEASE = "everloop.Release"
 ROLL_BACK = "everloop.RollBack"
 DRIFT_CHECK = "everloop.DriftCheck"
 GPU_POOL = "everloop.GpuPool"
+POOL_ORDER = "everloop.PoolOrder"
 
 # The activity whose inputs are the journal: `project` finds it in a history by this name.
 JOURNAL_APPEND = "everloop.journal.append"
@@ -34,6 +35,9 @@ PAUSE = "pause"  # API -> Lifecycle: hold still, or go on
 
 A_RESUME = "a resume"
 """How the wait of a paused lifecycle begins."""
+
+A_FREE_SLOT = "a free slot"
+"""How the wait of a lifecycle begins that waits for a lease."""
 
 MOST_CHARACTERS = 256  # of a name that comes in by a signal or an update
 
@@ -97,3 +101,8 @@ def retrain_id(project: str, model: str, window_start: datetime, window_end: dat
 def pool_id(pool: str) -> str:
     """Workflow id of the decision maker of a device pool."""
     return f"pool/{pool}"
+
+
+def pool_order_id(pool: str, unique: str) -> str:
+    """Workflow id of one order of an operator to a pool."""
+    return f"order/{pool}/{unique}"

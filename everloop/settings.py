@@ -47,6 +47,8 @@ class Settings:
     """How much of a training at most is done again after its process was killed."""
     job_memory_mib: int = 0
     """MiB that a job's processes may hold together. 0: the machine's, less 1 GiB, by the number of slots."""
+    metrics_port: int = 0
+    """Where control answers Prometheus on loopback; 0: nowhere."""
     session: str = ""
     """Names one life of the whole stack; worker identities carry it, so a takeover knows the dead."""
     person: str = ""
@@ -139,6 +141,7 @@ class Settings:
             "EVERLOOP_DISK_FLOOR_MIB": str(self.disk_floor_mib),
             "EVERLOOP_CHECKPOINT_SECONDS": f"{self.checkpoint_seconds:g}",
             "EVERLOOP_JOB_MEMORY_MIB": str(self.job_memory_mib or ""),
+            "EVERLOOP_METRICS_PORT": str(self.metrics_port or ""),
             "EVERLOOP_SESSION": self.session,
             "EVERLOOP_PERSON": self.person,
             "EVERLOOP_USER_CODE": self.user_code,
@@ -201,6 +204,7 @@ def load(**overrides: object) -> Settings:
         "disk_floor_mib": _integer("EVERLOOP_DISK_FLOOR_MIB", DISK_FLOOR_MIB, range(1 << 20)),
         "checkpoint_seconds": _seconds("EVERLOOP_CHECKPOINT_SECONDS", CHECKPOINT_SECONDS, 0, 86_400),
         "job_memory_mib": _integer("EVERLOOP_JOB_MEMORY_MIB", 0, range(1 << 30)),
+        "metrics_port": _integer("EVERLOOP_METRICS_PORT", 0, range(65536)),
         "session": env.get("EVERLOOP_SESSION") or "manual",
         "person": env.get("EVERLOOP_PERSON") or _user(),
         "user_code": _one_of("EVERLOOP_USER_CODE", ("owner", "all", "off")),

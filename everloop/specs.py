@@ -6,8 +6,6 @@ from datetime import timedelta
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     StringConstraints,
     ValidationError,
@@ -15,9 +13,12 @@ from pydantic import (
     model_validator,
 )
 
+from everloop import families
 from everloop.errors import InvalidSpec
+from everloop.families import FAMILIES
 from everloop.requirements import MOST_CHARACTERS, Requirement
 from everloop.resources import MaxRuntime, Priority, Queue, Resources
+from everloop.strict import Strict
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
 Column = Annotated[str, StringConstraints(min_length=1, max_length=500)]
@@ -52,8 +53,13 @@ FIRST_READ: dict[str, Stage] = {
     "params": "train",
     "inputs": "train",
     "training": "train",
+    "validation": "train",
+    "calibration": "train",
+    "decision": "train",
+    "class_weight": "train",
     "metric": "evaluate",
     **dict.fromkeys(("resources", "queue", "priority", "preemptible", "max_runtime"), "monitor"),
+    "model_mib": "export",
     "gate": "approve",
     "monitor": "monitor",
     "until": "monitor",
@@ -73,8 +79,6 @@ METRICS: dict[Task, tuple[str, ...]] = {
 HIGHER_IS_BETTER = frozenset({"auc", "accuracy", "r2"})
 
 
-FAMILIES = ("lightgbm", "torch")
-"""Trainers of ours; each is a file or a folder of activities/compute/trainers."""
 TRAINER = rf"^({'|'.join(FAMILIES)}|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*)$"
 
 SPEC_BYTES = 24 << 10
@@ -82,12 +86,6 @@ SPEC_BYTES = 24 << 10
 
 
 CODE = re.compile(r"sha256:[0-9a-f]{64}|/[^\x00]+")
-
-
-class Strict(BaseModel):
-    """A part of a spec: no unknown fields, no NaN, immutable."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Source(Strict):
@@ -194,60 +192,25 @@ class Training(Strict):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
 
-class LightgbmParams(Strict):
-    """`params:` of `trainer: lightgbm`, by LightGBM's own names. What is left out is as the size of the data asks."""
+class Validation(Strict):
+    """How a training is judged while it learns. Rows are never shuffled where there is a time column."""
 
-    bagging_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Share of the rows that a tree learns from."""
-    bagging_freq: Annotated[int, Field(ge=1, le=1000)] | None = None
-    """Every how many rounds those rows are drawn anew; 1 where only the share is given."""
-    feature_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Share of the features that a tree may look at."""
-    feature_fraction_bynode: Annotated[float, Field(gt=0, le=1)] | None = None
-    lambda_l1: Annotated[float, Field(ge=0, le=1e6)] | None = None
-    lambda_l2: Annotated[float, Field(ge=0, le=1e6)] | None = None
-    max_bin: Annotated[int, Field(ge=2, le=255)] | None = None
-    max_depth: Annotated[int, Field(ge=1, le=64)] | None = None
-    min_data_in_leaf: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
-    min_gain_to_split: Annotated[float, Field(ge=0, le=1e9)] | None = None
-    min_sum_hessian_in_leaf: Annotated[float, Field(ge=0, le=1e9)] | None = None
-    path_smooth: Annotated[float, Field(ge=0, le=1e6)] | None = None
-    cat_smooth: Annotated[float, Field(ge=0, le=1e6)] | None = None
-    cat_l2: Annotated[float, Field(ge=0, le=1e6)] | None = None
-    max_cat_threshold: Annotated[int, Field(ge=1, le=1024)] | None = None
-    extra_trees: bool | None = None
-    """Draw thresholds instead of looking for the best."""
-
-    def told(self) -> dict[str, Any]:
-        """What LightGBM is told."""
-        said = self.model_dump(exclude_none=True)
-        return {"bagging_freq": 1} | said if "bagging_fraction" in said else said
+    method: Literal["holdout", "folds", "auto"] = "holdout"
+    """holdout: on the validation part. folds: each row by a model that has not learned it (with a time column: each
+    stretch of time by what was before it). auto: folds, but where there are more than 50,000 rows."""
+    folds: Annotated[int, Field(ge=2, le=20)] = 5
+    repeats: Annotated[int, Field(ge=1, le=10)] | None = None
+    """With other folds each time. Left out: 3 below 1,000 rows, 2 below 3,000, else 1."""
 
 
-class TorchParams(Strict):
-    """`params:` of `trainer: torch`: embeddings of the categories, then blocks of layers, learned with AdamW."""
+class Decision(Strict):
+    """What a wrong answer to a binary question costs, in any unit. The threshold with the least cost is part of the
+    version: its label is the positive class from that probability on.
+    """
 
-    architecture: Literal["resnet", "mlp"] = "resnet"
-    """resnet: each layer is a block of two beside what it was given; mlp: one layer after the other."""
-    layers: Annotated[int, Field(ge=1, le=16)] = 2
-    width: Annotated[int, Field(ge=4, le=2048)] = 128
-    """Numbers between two layers."""
-    embedding: Annotated[int, Field(ge=1, le=64)] = 8
-    """Numbers that stand for a category's value."""
-    dropout: Annotated[float, Field(ge=0, le=0.9)] = 0.1
-    learning_rate: Annotated[float, Field(gt=0, le=10)] = 0.001
-    """The highest: it rises over the first epoch and falls to nothing as a cosine over `epochs`."""
-    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
-    batch: Annotated[int, Field(ge=1, le=65_536)] | None = None
-    """Rows in memory at once; left out, from 64 to 2,048 by the number of rows."""
-    accumulation: Annotated[int, Field(ge=1, le=1024)] = 1
-    """Batches whose gradients are summed before the weights change."""
-    epochs: Annotated[int, Field(ge=1, le=5000)] = 60
-    """At most."""
-    patience: Annotated[int, Field(ge=1, le=1000)] = 12
-    """Epochs without a better validation loss after which training stops."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the products while it learns; auto: bfloat16 on a GPU that has it. Answers are always float32."""
+    false_positive: Annotated[float, Field(gt=0, le=1e12)] = 1.0
+    """The positive class was answered and is not true."""
+    false_negative: Annotated[float, Field(gt=0, le=1e12)] = 1.0
 
 
 class Gate(Strict):
@@ -331,14 +294,22 @@ class LifecycleSpec(Strict):
     """Column with the event time: the split follows it, and drift windows use it."""
     key: Column | None = None
     """Column that identifies a row; kept beside predictions, never a feature."""
+    group: Column | None = None
+    """Column of what must not be torn apart, such as a customer: all its rows are in one part and one fold. Never a
+    feature. A time column comes first: then the parts are by time."""
+    weight: Column | None = None
+    """Column of numbers from 0: how much each row counts while a model learns. What is measured counts rows alike."""
+    class_weight: Literal["balanced"] | dict[str, Annotated[float, Field(ge=0, le=1e6)]] | None = None
+    """How much each class counts, by its label (1 where left out); balanced: each as much as any other."""
     features: Features = Features()
     split: Split = Split()
     metric: str = ""
     """The objective the challenger must win on; by default the task's first metric."""
     trainer: Annotated[str, StringConstraints(pattern=TRAINER)] = "lightgbm"
-    """What learns: `lightgbm`, `torch`, or a function of yours, `package.module:function`."""
+    """What learns: a family of ours (`lightgbm`, `xgboost`, `linear`, `forest`, `torch`, or an `ensemble` of them), or
+    a function of yours, `package.module:function`."""
     params: dict[str, Any] = {}
-    """For the trainer: of LightGBM its own parameters, of torch those of `TorchParams`, of your function your own."""
+    """For the trainer: of a family of ours what its file in everloop/families has, of your function your own."""
     code: Annotated[str, StringConstraints(max_length=4096)] = ""
     """Where your trainer is: absolute path of a folder or a wheel, which is kept with the snapshot; or `sha256:...`,
     code that was kept before. Left out: it is installed beside Everloop, or comes with `requirements`."""
@@ -347,6 +318,14 @@ class LifecycleSpec(Strict):
     inputs: Literal["raw", "features"] = "raw"
     """What your trainer learns from: the columns as they are, or the numbers that our preparation makes of them."""
     training: Training = Training()
+    validation: Validation = Validation()
+    calibration: Literal["none", "auto", "sigmoid", "isotonic"] = "none"
+    """Make probabilities honest, inside the graph. auto: with the kind that lowers the log loss for sure, where the
+    metric is log_loss or a `decision` needs it."""
+    decision: Decision | None = None
+    """Costs of errors, of a binary target: they say from which probability on the positive class is answered."""
+    model_mib: Annotated[int, Field(ge=1, le=1024)] = 20
+    """What the exported graph may take, in MiB: a larger one is refused."""
     gate: Gate = Gate()
     monitor: Monitor | None = Monitor()
     resources: Resources = Resources()
@@ -363,6 +342,14 @@ class LifecycleSpec(Strict):
     until: Stage | None = None
     """End well after this stage, `register` at the latest; left out, it goes on to the release and the monitor."""
 
+    @field_validator("trainer", mode="before")
+    @classmethod
+    def _known(cls, trainer: object) -> object:
+        if isinstance(trainer, str) and not re.match(TRAINER, trainer):
+            listed = ", ".join(FAMILIES)
+            raise ValueError(f"{trainer[:60]!r} is none of {listed}, and no function such as package.module:function")
+        return trainer
+
     @field_validator("code")
     @classmethod
     def _reachable(cls, code: str) -> str:
@@ -377,8 +364,8 @@ class LifecycleSpec(Strict):
                 raise ValueError(f"{name}: only a trainer of yours has it, `trainer: package.module:function`")
         if sum(map(len, self.requirements)) > MOST_CHARACTERS:
             raise ValueError(f"requirements: more than {MOST_CHARACTERS:,} letters; put a requirements.txt into `code`")
-        if self.trainer in PARAMS:
-            _check_params(self.params, PARAMS[self.trainer])
+        if not self.own_trainer:
+            families.check(self.trainer, self.params)
         return self
 
     @model_validator(mode="after")
@@ -387,15 +374,21 @@ class LifecycleSpec(Strict):
             raise ValueError(f"metric: {self.metric!r} is not one of {', '.join(METRICS[self.task])}")
         if self.positive is not None and self.task != "binary":
             raise ValueError("positive: only a binary task has a positive class")
-        if self.target in (self.time, self.key):
-            raise ValueError("target: must not be the time or the key column")
+        if self.target in (self.time, self.key, self.group, self.weight):
+            raise ValueError("target: must not be the time, key, group or weight column")
+        if self.decision and self.task != "binary":
+            raise ValueError("decision: only a binary task has one threshold")
+        if self.calibration != "none" and self.task == "regression":
+            raise ValueError("calibration: a regression has no probabilities")
+        if self.class_weight and self.task == "regression":
+            raise ValueError("class_weight: a regression has no classes")
         if self.until is not None and self.until not in LAST_STAGES:
             raise ValueError(
                 f"until: must be one of {', '.join(LAST_STAGES)}; without it the lifecycle goes to its end"
             )
         if self.features.include is not None and self.target in self.features.include:
             raise ValueError("features.include: must not name the target")
-        if (size := len(self.model_dump_json().encode())) > SPEC_BYTES:
+        if (size := len(_as_json(self))) > SPEC_BYTES:
             raise ValueError(f"{_largest(self)}: the spec takes {size:,} bytes, more than {SPEC_BYTES:,}; name fewer")
         return self
 
@@ -410,27 +403,22 @@ class LifecycleSpec(Strict):
         return self.metric or METRICS[self.task][0]
 
 
-PARAMS: dict[str, type[Strict]] = {"lightgbm": LightgbmParams, "torch": TorchParams}
-"""What trainers of ours may be given as `params:`."""
-
-
-def _check_params(params: dict[str, Any], known: type[Strict]) -> None:
-    """Raises `ValueError` with the first of *params* that is unknown or out of its range."""
+def _as_json(spec: LifecycleSpec) -> bytes:
+    """Raises `ValueError` in our words for what JSON cannot say: half a character, or a value inside itself."""
     try:
-        known.model_validate(params)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        listed = f"; known are {', '.join(known.model_fields)}" if first["type"] == "extra_forbidden" else ""
-        raise ValueError(f"params.{name}: {first['msg']}{listed}") from None
+        return spec.model_dump_json().encode()
+    except ValueError as error:
+        why = str(error).removeprefix("Error serializing to JSON: ").partition(": ")[2] or str(error)
+        raise ValueError(f"params: cannot be written as JSON: {why[:200]}") from None
 
 
 def _largest(spec: LifecycleSpec) -> str:
-    """The list of columns that takes most room."""
+    """The field that takes most room, of those that may take any."""
     lists = {
         "features.include": spec.features.include,
         "features.exclude": spec.features.exclude,
         "columns": spec.columns,
+        "params": spec.params,
     }
     return max(lists, key=lambda name: len(str(lists[name] or "")))
 

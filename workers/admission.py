@@ -19,6 +19,7 @@ SERVES = {
     "everloop.lease.pool_step": frozenset({names.GPU_POOL}),
     "everloop.lease.prove": frozenset({names.GPU_POOL}),
     "everloop.lease.": HOLDERS,
+    "everloop.pool.": frozenset({names.POOL_ORDER}),
     "everloop.registry.": frozenset({names.LIFECYCLE}),
     "everloop.release.roll_back": frozenset({names.RELEASE, names.ROLL_BACK}),
     "everloop.release.": frozenset({names.RELEASE}),
@@ -73,5 +74,7 @@ def _own_id(caller: Execution) -> bool:
             return caller.workflow_id.startswith("release/")
         case names.GPU_POOL:
             return caller.workflow_id.startswith("pool/")
+        case names.POOL_ORDER:
+            return caller.workflow_id.startswith("order/")
         case _:
             return True

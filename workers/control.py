@@ -15,6 +15,7 @@ from activities.fork import ForkOnControl
 from activities.journal import JournalOnControl
 from activities.lease import LeaseOnControl
 from activities.lifecycle import LifecycleOnControl
+from activities.pool import PoolOnControl
 from activities.registry import RegistryOnControl
 from activities.release import ReleaseOnControl
 from everloop import names
@@ -28,11 +29,12 @@ from workflows.drift import DriftCheck
 from workflows.inputs import Inputs
 from workflows.lease import GpuPool
 from workflows.lifecycle import Lifecycle
+from workflows.pool import PoolOrdering
 from workflows.release import Release, RollBack
 
 log = logging.getLogger(__name__)
 
-WORKFLOWS = (Lifecycle, Approval, Release, RollBack, DriftCheck, GpuPool)
+WORKFLOWS = (Lifecycle, Approval, Release, RollBack, DriftCheck, GpuPool, PoolOrdering)
 SWEEP_SECONDS = 5.0
 STICKY_TIMEOUT = timedelta(seconds=2)
 """After kill -9 of this process its cached workflows wait this long for it (the SDK's default is 10 s)."""
@@ -53,7 +55,9 @@ async def main(settings: Settings) -> None:
     ends = Ends(client, journal, LeaseOnControl(store, client))
     alarms = Alarms(store, client, LeaseOnControl(store, client))
     async with worker(client, activities(client, store, artifacts, settings, journal)):
-        await connect.first_of(_sweep(journal.sweep), _sweep(alarms.sweep), ends.watch(), stop.wait())
+        await connect.first_of(
+            _sweep(journal.sweep), _sweep(alarms.sweep), ends.watch(), *_metrics(settings, store), stop.wait()
+        )
     store.close()
 
 
@@ -90,10 +94,20 @@ def activities(
         LifecycleOnControl(store, client, settings.keys_dir).admit,
         ForkOnControl(client).kept,
         *(lease.request, lease.accept, lease.adopt, lease.commit, lease.release, lease.cancel, lease.pool_step),
+        PoolOnControl(store, lease, settings.keys_dir).order,
         *(registry.champion, registry.register, registry.evidence),
         *(release.route, release.observe, release.roll_back),
         *(drift.watch, drift.next_window, drift.trigger),
     )
+
+
+def _metrics(settings: Settings, store: Store) -> list[Awaitable[None]]:
+    """What answers Prometheus, where a port is set. Only then is a web server loaded here."""
+    if not settings.metrics_port:
+        return []
+    from workers import metrics
+
+    return [metrics.serve(settings, store)]
 
 
 async def _sweep(sweep: Callable[[], Awaitable[object]]) -> None:

@@ -19,12 +19,16 @@ from everloop.specs import HIGHER_IS_BETTER, METRICS, LifecycleSpec, Task
 SMALLEST = 1e-15
 """Probabilities are kept this far from 0 and 1 before their logarithm is taken."""
 MOST_IMPORTANT = 30
+MOST_SHOWN, SHOWN = 10, 200
+"""Of them, on pages, and letters of their names: they travel with the result through Temporal."""
 CHAMPION_ROWS = 250_000
 """Rows that the champion is asked about at once."""
 
 
 def evaluate(request: EvaluateRequest, job: Job) -> Evaluation:
     """Metrics on the test part, and the comparison with the champion on its fresh rows."""
+    from activities.compute.finish import calibrated, mean_cost
+    from activities.compute.importance import permuted
     from activities.compute.trainers import answers_of_rows, raw_columns, trainer
 
     spec, prepared = request.spec, request.prepared
@@ -34,6 +38,12 @@ def evaluate(request: EvaluateRequest, job: Job) -> Evaluation:
         test = np.flatnonzero(stored.part == TEST)
         values, fresh, rows = stored.y[test], stored.fresh[test], stored.rows[test]
         answers = answers_of_rows(fitted, pipeline, stored, test, raw)
+        worth, how = fitted.importance(pipeline), "native"
+        if not worth and len(test):
+            columns = raw if spec.own_trainer and spec.inputs == "raw" else None
+            worth, how = permuted(fitted, pipeline, stored, test, raw=columns, seed=spec.training.seed), "permutation"
+    answers = calibrated(request.trained.finish, answers)
+    importance = _importance(worth)
     metrics = score(pipeline, values, answers)
     comparison = _compare(request, job, pipeline, values[fresh], answers[fresh], rows[fresh])
     report = {
@@ -41,25 +51,36 @@ def evaluate(request: EvaluateRequest, job: Job) -> Evaluation:
         "rows": len(values),
         "metrics": metrics,
         "comparison": comparison.model_dump(mode="json"),
-        "importance": _importance(fitted.importance(pipeline)),
+        "importance": [{"feature": name, "share": share} for name, share in importance],
+        "importance_is": how,
+        "said": dict(getattr(fitted, "said", {})),
         "not_used": {column.name: column.reason for column in pipeline.dropped},
         "added": {entry.name: f"{entry.rule}: {entry.reason}" for entry in pipeline.added},
     } | _figures(pipeline, values, answers)
+    if spec.decision and request.trained.finish and (threshold := request.trained.finish.threshold) is not None:
+        costs = {
+            name: mean_cost(spec.decision, values == 1, answers[:, 1], at)
+            for name, at in (("cost", threshold), ("cost_at_half", 0.5))
+        }
+        report["decision"] = {"threshold": threshold} | costs
+        print(f"at the threshold {threshold:.4f} errors cost {costs['cost']:.4f} a row")
     print(f"test, {len(values):,} rows: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
     print(comparison.reason)
     return Evaluation(
         metrics=metrics,
         rows=len(values),
         comparison=comparison,
+        importance={name[:SHOWN]: share for name, share in importance[:MOST_SHOWN]},
+        importance_is=how,
         report=job.artifacts.put(json.dumps(report, indent=1).encode(), "evaluation.json"),
     )
 
 
-def _importance(worth: Mapping[str, float]) -> list[dict[str, object]]:
+def _importance(worth: Mapping[str, float]) -> list[tuple[str, float]]:
     """The features that are worth most, as shares."""
     total = sum(worth.values()) or 1.0
     best = sorted(worth.items(), key=lambda each: -each[1])[:MOST_IMPORTANT]
-    return [{"feature": name, "share": value / total} for name, value in best if value]
+    return [(name, value / total) for name, value in best if value]
 
 
 def _figures(pipeline: Pipeline, values: Floats, answers: Floats) -> dict[str, object]:

@@ -6,6 +6,8 @@ from pathlib import Path
 LEAST_MIB, MOST_MIB = 256, 1024
 SHARE = 32
 """Without a word from its lease, what a job buffers is this part of the machine's memory, within the two above."""
+LEASE_SHARE, SMALLEST_MIB = 4, 32
+"""And never more than this part of what the lease allows: the libraries and the rows need the rest."""
 
 
 def _share_mib() -> int:
@@ -25,5 +27,7 @@ class Resources:
     @classmethod
     def of(cls, job: object) -> "Resources":
         """Those of *job*'s lease, where it says so; else one thread, and a share of the machine's memory."""
-        said = {"threads": getattr(job, "cores", None), "memory_mib": getattr(job, "memory_mib", None)}
-        return cls(**{name: value for name, value in said.items() if value})
+        threads, lease = getattr(job, "cores", 1), getattr(job, "lease", None)
+        allowed = lease.members[0].memory_mib if lease is not None else 0
+        buffered = _share_mib()
+        return cls(threads, min(buffered, max(SMALLEST_MIB, allowed // LEASE_SHARE)) if allowed else buffered)

@@ -65,6 +65,8 @@ class About(BaseModel, strict=True):
     at: str = ""
     attempt: str
     seconds: float
+    writing: float = 0.0
+    """Of them, so many with writing checkpoints."""
     sha256: dict[str, str]
 
 
@@ -77,6 +79,22 @@ class Resume(BaseModel, strict=True):
     seconds_again: float
 
 
+def newest_of(folder: Path, token: int, attempt_began_ms: int) -> tuple[int, int]:
+    """When the newest checkpoint of *token* was written that is not older than its attempt, and how long the attempt
+    has been writing checkpoints by then, in milliseconds; (0, 0) where there is none. Nothing is claimed or removed.
+    """
+    found = (0, 0)
+    with contextlib.suppress(OSError):
+        for path in (folder / str(token)).iterdir():
+            with contextlib.suppress(OSError, ValueError):
+                about = path / DIGESTS
+                written = int(about.stat().st_mtime * 1000)
+                if path.name.isdigit() and written >= max(attempt_began_ms, found[0]):
+                    told = About.model_validate_json(about.read_bytes())
+                    found = (written, max(0, int(1000 * told.writing)))
+    return found
+
+
 class Checkpoints:
     """Those of one stage, as the holder of one token sees them. For one thread."""
 
@@ -85,6 +103,7 @@ class Checkpoints:
         self.folder, self.token, self.floor_bytes = folder, token, floor_bytes
         self.attempt = uuid.uuid4().hex[:12]
         self._began = time.monotonic()
+        self._writing, self._write_began = 0.0, 0.0
         self._own = folder / str(token)
         self._claimed = False
         self._progress: int | None = None
@@ -133,6 +152,7 @@ class Checkpoints:
         """
         if step < 0:  # its folder would never be found again
             raise Invalid(f"a checkpoint's step must be 0 or more, not {step}", field="step")
+        self._write_began = time.monotonic()
         self.claim()
         arrays: dict[str, Any] = {}
         text = json.dumps(_plain(dict(state), "state", arrays)).encode()
@@ -149,6 +169,7 @@ class Checkpoints:
             shutil.rmtree(staged, ignore_errors=True)
         self._drop_above(step)
         self._thin_out()
+        self._writing += time.monotonic() - self._write_began
 
     def _stage(self, staged: Path, step: int, at: str, text: bytes, arrays: dict[str, Any]) -> None:
         from safetensors.numpy import save_file
@@ -162,6 +183,7 @@ class Checkpoints:
             at=at,
             attempt=self.attempt,
             seconds=self.seconds(),
+            writing=self._writing + time.monotonic() - self._write_began,
             sha256={name: _digest(staged / name) for name in (STATE, ARRAYS)},
         )
         (staged / DIGESTS).write_text(about.model_dump_json())

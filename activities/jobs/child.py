@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from activities.jobs import surroundings, threads
 from activities.jobs.checkpoints import Checkpoints, Stopped
 from activities.jobs.context import BY_HAND, CHECKPOINT_SECONDS, NO_EVENTS, ThisJob
-from activities.jobs.reaper import NO_ROOM
+from activities.jobs.reaper import NO_ROOM, ROOM
 from everloop import disk, streams
 from everloop.artifacts import FLOOR_BYTES, Artifacts
 from everloop.errors import EverloopError, Invalid, JobFailed, NotFound, OutOfMemory, StorageLow, text, unknown
@@ -46,12 +46,14 @@ def main(folder: Path, events: int = NO_EVENTS) -> int:
         if not disk.is_full(error):
             raise
         traceback.print_exc()
+        (folder / ROOM).unlink(missing_ok=True)
         return NO_ROOM
 
 
 def _run(folder: Path, events: int) -> int:
     order = json.loads((folder / "request.json").read_text())
     started = time.monotonic()
+    job: ThisJob | None = None
     try:
         if code := order["request"].get("code"):
             kept = Artifacts(order["artifacts"], order.get("floor_bytes", FLOOR_BYTES))
@@ -66,11 +68,11 @@ def _run(folder: Path, events: int) -> int:
         return STOPPED  # as somebody asked for: neither a result nor an error
     except BaseException as error:  # noqa: BLE001  # SystemExit of a library is a failed job too
         _log(error)
-        _leave(folder / "error.json", _told(error))
+        _leave(folder / "error.json", {**_told(error), "artifacts": _kept(job)})
         return 0
     left = {"result": result, "digest": order["digest"], "log": order["log"], "seconds": time.monotonic() - started}
     left["resumed"] = job.resumed.model_dump(mode="json") if job.resumed else None
-    left["artifacts"] = [blob.model_dump(mode="json") for blob in job.logged]
+    left["artifacts"] = _kept(job)
     _leave(folder / "result.json", left)
     job.ended()
     return 0
@@ -87,6 +89,11 @@ def _job(folder: Path, order: dict[str, Any], events: int) -> ThisJob:
         checkpoint_seconds=order.get("checkpoint_seconds", CHECKPOINT_SECONDS),
         lease=Lease.model_validate(order["lease"]) if "lease" in order else BY_HAND,
     )
+
+
+def _kept(job: ThisJob | None) -> list[dict[str, Any]]:
+    """The files that it kept for people."""
+    return [blob.model_dump(mode="json") for blob in job.logged] if job else []
 
 
 def find(root: str, function: str) -> Callable[..., Any]:
@@ -126,7 +133,7 @@ def _log(error: BaseException) -> None:
 def _told(error: BaseException) -> dict[str, str]:
     """The error as the supervisor passes it on; one line, the rest is in the log."""
     if not isinstance(error, StorageLow) and disk.is_full(error):  # whatever a library made of it
-        error = StorageLow("the disk is full", hint=disk.HINT)
+        error = disk.elsewhere(error)
     if _out_of_memory(error) and not isinstance(error, EverloopError):
         said = (text(error).splitlines() or [""])[0][:500]
         return {"error": OutOfMemory.__name__, "message": said or type(error).__name__, "field": "", "hint": ""}

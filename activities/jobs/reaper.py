@@ -32,6 +32,8 @@ LONGER = b"G"
 MOST_TOLD = 16
 NO_ROOM = 75
 """Exit code of a job that could not even write down that the disk is full (EX_TEMPFAIL)."""
+ROOM = "room"
+"""A file in its folder that it then takes away, which needs no room: anybody can end a process with any code."""
 
 NONE = -1
 """Instead of a file descriptor."""

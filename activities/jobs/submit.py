@@ -27,6 +27,7 @@ from sqlmodel import col, select
 from temporalio import activity
 
 from activities.jobs import progress
+from activities.jobs.job_time import JobTime
 from activities.jobs.mark import MARK
 from activities.jobs.scratch import chain
 from activities.jobs.security import security
@@ -72,6 +73,7 @@ class Watch:
     unwritten: dict[int, dict[str, float]] = field(default_factory=dict)
     """Step to values, for the metric table."""
     gone: asyncio.Event = field(default_factory=asyncio.Event)
+    time: JobTime | None = None
     kept: datetime | None = None
     """When its newest checkpoint was heard of, until that is written down."""
     future: Future | None = None
@@ -117,10 +119,12 @@ class Jobs:
             raise errors.LeaseLost(FENCED, hint=NEW_LEASE)
         watch = Watch(request.slot.device, f"{run_id}/{activity_id}", request.slot.token)
         order = self._order(function, request, watch.job, info.attempt)
+        watch.time = JobTime(watch.job, info.attempt, watch.token, Path(order["checkpoints"]))
         async with self._beating(watch):  # first: it also beats while Dask is out of reach
             # Dask keeps statistics for each first word of its keys, for ever.
             key = f"job-{info.attempt}-{watch.job}-{uuid.uuid4().hex[:8]}"
             outcome = await self._outcome(order, key, watch)
+            watch.time.done = "result" in outcome
         result = result_type.model_validate(_result(outcome))
         return result.model_copy(update={"ran": _ran(request, outcome, info.attempt)})
 
@@ -266,6 +270,8 @@ class Jobs:
             with contextlib.suppress(asyncio.CancelledError):
                 await beating
             await self._write(watch)
+            if watch.time is not None:
+                await asyncio.shield(watch.time.note(self._store, ended=True))
 
     async def _beat(self, watch: Watch) -> None:
         for number in itertools.count(1):
@@ -273,6 +279,8 @@ class Jobs:
             await asyncio.sleep(BEAT_SECONDS)
             await self._write(watch)
             await self._note_checkpoint(watch)
+            if watch.time is not None:
+                await watch.time.note_if_due(self._store)
             if number % FENCE_BEATS == 0:
                 await self._end_if_fenced(watch)
 
@@ -432,7 +440,7 @@ def _result(outcome: Outcome) -> dict[str, Any]:
     if "result" in outcome:
         return outcome["result"]
     if "error" in outcome:
-        raise _error(**outcome["error"])
+        raise _error(**outcome["error"], kept=outcome.get("artifacts", []))
     if "crash" not in outcome:
         raise errors.ComputeLost("the job was ended because nobody waited for it any more")
     if outcome["crashes"] >= MOST_CRASHES:
@@ -443,9 +451,11 @@ def _result(outcome: Outcome) -> dict[str, Any]:
     raise errors.ComputeLost(f"the job was ended by {outcome['crash']}")
 
 
-def _error(error: str, message: str, field: str, hint: str) -> errors.EverloopError:
+def _error(error: str, message: str, field: str, hint: str, kept: list[dict[str, Any]]) -> errors.EverloopError:
     kind = errors.family().get(error, errors.JobFailed)
-    return kind(message, field=field, hint=hint)
+    made = kind(message, field=field, hint=hint)
+    made.kept = kept
+    return made
 
 
 def _ran(request: JobRequest, outcome: Outcome, attempt: int) -> Ran:

@@ -3,7 +3,7 @@
 The task holds nothing: whatever happens to this process, the reaper ends the job (lifeline), the slot's lock
 keeps the next attempt waiting until the old one is gone, and a finished result is found again on disk.
 
-    scratch/jobs/<run id>/<activity id>/crashes, shrunk    one line per crash, or per end for want of memory
+    scratch/jobs/<run id>/<activity id>/crashes, reaped, shrunk    a line for each
                                        /<token>/request.json, result.json or error.json, scratch/
 """
 
@@ -22,7 +22,7 @@ from distributed.core import Status
 
 from activities.jobs import reaper, threads, warming
 from activities.jobs.mark import BLANK, LEASE, MARK
-from activities.jobs.memory import HINT, SHRINKS, Memory, may_shrink, share
+from activities.jobs.memory import HINT, MIB, SHRINKS, Memory, may_shrink, share
 from activities.jobs.numbered import numbered
 from activities.jobs.progress import Progress
 from activities.jobs.slot import Locks, Slot
@@ -135,7 +135,7 @@ def _slot(order: Order) -> Slot:
 def _attempt(order: Order, task: "Task", locks: Locks) -> Outcome:
     while True:
         memory = Memory(order.get("memory_bytes") or share(order.get("slots", 1)))
-        job = _prepare(order)
+        job = _prepare(order, memory.limit)
         try:
             code = _run(order, task, job, locks, memory)
             if code == REAPER_KILLED:  # whatever of the job is left has nobody above it, and may hold the slot's lock
@@ -154,7 +154,10 @@ def _again_with_less(order: Order, job: Path, outcome: Outcome) -> bool:
         return False
     with (Path(order["folder"]) / SHRUNK).open("a") as shrunk:
         shrunk.write(outcome["error"]["message"] + "\n")
-    again = may_shrink(job, _shrunk(order))
+    times = _shrunk(order)
+    again = may_shrink(job, times)
+    if not again and times > 1:
+        outcome["error"]["message"] += f"; tries with less: {times - 1}"
     with (Path(order["logs_dir"]) / order["log"]).open("a") as log:
         log.write(outcome["error"]["message"] + ("; it is run again with less\n" if again else "\n"))
     return again
@@ -224,15 +227,19 @@ def _kept(order: Order) -> Outcome | None:
     return None
 
 
-def _prepare(order: Order) -> Path:
-    """The folder of this token, with the request in it and nothing of a former attempt."""
+def _prepare(order: Order, limit: int) -> Path:
+    """The folder of this token, with the request in it and nothing of a former attempt. *limit*: in bytes."""
     job = _job_folder(order)
     shutil.rmtree(job / "scratch", ignore_errors=True)
     (job / "scratch").mkdir(parents=True)
     for left in ("error.json", "result.json", SHRINKS):
         (job / left).unlink(missing_ok=True)
     (Path(order["logs_dir"]) / order["log"]).parent.mkdir(parents=True, exist_ok=True)
+    (job / reaper.ROOM).touch()
     asked = {name: value for name, value in order.items() if name in TOLD}
+    if "lease" in asked:
+        members = [member | {"memory_mib": limit // MIB} for member in order["lease"]["members"]]
+        asked["lease"] = order["lease"] | {"members": members}
     (job / "request.json").write_text(json.dumps(asked | {"shrink": _shrunk(order)}))
     return job
 
@@ -354,14 +361,16 @@ def _outcome(order: Order, job: Path, code: int, memory: Memory, *, unwanted: bo
     if lacked is not None:
         return _out_of_memory(lacked, memory)
     with contextlib.suppress(OSError, ValueError):
-        return _failed(order, json.loads((job / "error.json").read_text()), memory)
+        told = json.loads((job / "error.json").read_text())
+        kept = told.pop("artifacts", [])
+        return {**_failed(order, told, memory), "artifacts": kept}
     return _ended(order, code)
 
 
 def _failed(order: Order, error: dict[str, str], memory: Memory) -> Outcome:
     """What the job has written down, with the figures that only we know."""
     if error["error"] == StorageLow.__name__:
-        return _no_room(order)
+        return _low(order) or {"error": error}  # there is room where we look: it was another disk
     if error["error"] == OutOfMemory.__name__:
         return _out_of_memory(error["message"], memory)
     if error["error"] == JobFailed.__name__ and (low := _low(order)) is not None:
@@ -389,12 +398,12 @@ def _ended(order: Order, code: int) -> Outcome:
         return _crashed(order, "the end of its reaper")
     if code == NEVER_BEGAN:
         return _crashed(order, "the end of the process that it is forked from")
-    if code == reaper.NO_ROOM:
+    if code == reaper.NO_ROOM and not (_job_folder(order) / reaper.ROOM).exists():
         return _no_room(order)
     low = _low(order)
     if low is not None and (code < SIGNALLED or code == SIGNALLED + signal.SIGBUS):  # SIGBUS: a mapped file's page
         return low
-    if code > SIGNALLED:
+    if SIGNALLED < code <= SIGNALLED + signal.SIGRTMAX:
         return _crashed(order, _signal(code - SIGNALLED))
     return {"error": _gone(code, of_a_user=bool(order["request"].get("code")))}
 

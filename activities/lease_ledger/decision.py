@@ -23,6 +23,7 @@ from activities.lease_policy.state import (
     Usage,
     Withdraw,
 )
+from activities.lease_timing import COMMIT, DECIDE, EXAMINED
 from everloop.errors import Unavailable
 from everloop.store import (
     LEASE_TOKENS,
@@ -52,7 +53,9 @@ def grant(store: Store, pool: str) -> int:
         with store.read() as session:
             row = session.get(PoolRow, pool)
             version, state, rules = row.version if row else 0, read(session, pool, now_ms), policy(session, pool)
-        decisions = decide(state, now_ms, rules, FUEL)
+        with DECIDE.time():
+            decisions = decide(state, now_ms, rules, FUEL)
+        EXAMINED.observe(min(len(state.waiting), FUEL))
         acts = [one for one in decisions if not isinstance(one, Explain | Reserve)]
         if not acts or _committed(store, pool, version, record.Decided(state, rules, now_ms, decisions)):
             explain(store, [one for one in decisions if isinstance(one, Explain)])
@@ -68,6 +71,7 @@ def look(store: Store, pool: str) -> tuple[PoolState, Policy, tuple[Decision, ..
     return state, rules, decide(state, now_ms, rules, FUEL)
 
 
+@COMMIT.time()
 def _committed(store: Store, pool: str, version: int, made: record.Decided) -> bool:
     with store.write() as session:
         row = session.get(PoolRow, pool, with_for_update=True) or PoolRow(id=pool)
@@ -90,7 +94,7 @@ def _do(session: Session, pool: str, one: Decision, now_ms: int) -> None:
         case Notice():
             _notice(session, pool, one, now_ms)
         case Withdraw():
-            _withdraw(session, pool, one.token, now_ms)
+            _withdraw(session, pool, one.token)
         case Kill():
             _kill(session, pool, one.token, now_ms)
         case Resize():
@@ -135,7 +139,6 @@ def _notice(session: Session, pool: str, told: Notice, now_ms: int) -> None:
     row = session.get(LeaseRow, (pool, told.token))
     if row is None or row.state not in ("offered", "active"):  # given back a moment ago
         return
-    capacity.account(session, row, now_ms)
     row.state, row.notice, row.beneficiary = "noticed", told.reason, told.beneficiary
     row.noticed_at, row.deadline_at = rows.moment(now_ms), rows.moment(told.deadline_ms)
     row.why = _why(session, told)
@@ -160,11 +163,10 @@ def _why(session: Session, told: Notice) -> str:
     return sentences.get(told.reason, told.reason)
 
 
-def _withdraw(session: Session, pool: str, token: int, now_ms: int) -> None:
+def _withdraw(session: Session, pool: str, token: int) -> None:
     row = session.get(LeaseRow, (pool, token))
     if row is None or row.state != "noticed":
         return
-    capacity.account(session, row, now_ms)
     request = session.get(LeaseRequestRow, row.request_id)
     if request is not None and row.notice in FOR_OTHERS:
         request.preempted_ms = request.preempted_ms[:-1]
@@ -183,7 +185,6 @@ def _kill(session: Session, pool: str, token: int, now_ms: int) -> None:
         ended(session, row, "fenced", "its device was drained before it was taken")
         request_ends(session, row, "lapsed", f"{row.device} is drained")
         return
-    capacity.lost(session, row, now_ms)
     row.state, row.expires_at, row.ended_at = "killing", None, rows.moment(now_ms)
     session.add(row)
     request_ends(session, row, "done")

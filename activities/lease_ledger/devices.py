@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from sqlmodel import Session, col, select
 
-from activities.lease_ledger import capacity, rows
+from activities import lease_time
+from activities.lease_ledger import rows
 from everloop import names
 from everloop.errors import Conflict, NotFound
 from everloop.store import DeviceRow, LeaseMemberRow, LeaseRow, Store
@@ -50,17 +51,18 @@ def note_inventory(store: Store, pool: str, inventory: Iterable[str]) -> None:
     with store.write() as session:
         known = session.exec(select(DeviceRow).where(DeviceRow.pool == pool).order_by(DeviceRow.name)).all()
         gone = [row.name for row in known if row.present and row.name not in found]
-        changes = [_noted(session, row, found.pop(row.name, None), rows.ms(at)) for row in known]
+        changes = [_noted(session, row, found.pop(row.name, None)) for row in known]
         for device in found.values():
             session.add(_new(pool, device, rows.ms(at)))
         for lease in session.exec(rows.working(pool).where(col(LeaseRow.device).in_(gone))).all():
             lease.expires_at = min(lease.expires_at or at, at + rows.AWAY_TTL)
             session.add(lease)
         if found or any(changes):
+            lease_time.devices_noted(session, pool, at)
             rows.changed(session, pool)
 
 
-def _noted(session: Session, row: DeviceRow, device: Reported | None, at_ms: int) -> bool:
+def _noted(session: Session, row: DeviceRow, device: Reported | None) -> bool:
     """Is anything of *row* not as it was? What leases use of a device that has become smaller is still there."""
     facts: dict[str, object] = {"present": device is not None}
     if device is not None:
@@ -68,7 +70,6 @@ def _noted(session: Session, row: DeviceRow, device: Reported | None, at_ms: int
         facts |= {what: max(device.whole[what], getattr(row, f"used_{what}")) for what in COUNTED}
     if all(getattr(row, name) == value for name, value in facts.items()):
         return False
-    capacity.free_until(session, row, at_ms)
     row.sqlmodel_update(facts)
     session.add(row)
     return True
@@ -113,7 +114,6 @@ def _set(store: Store, pool: str, target: str, facts: Mapping[str, object]) -> l
         if not found:
             raise NotFound(f"pool {pool} has no device and no node {target!r}", hint="`everloop node list` shows them")
         for row in found:
-            capacity.free_until(session, row, rows.ms(rows.now()))
             session.add(row.sqlmodel_update(dict(facts)))
         rows.changed(session, pool)
         return [row.name for row in found]
@@ -131,7 +131,6 @@ def revoke(store: Store, token: int, *, by: str, reason: str, grace: timedelta) 
         if row.state not in ("offered", "active"):
             raise Conflict(f"the lease with token {token} is {row.state}")
         at = rows.now()
-        capacity.account(session, row, rows.ms(at))
         row.state, row.notice, row.noticed_at, row.deadline_at = "noticed", "revoke", at, at + grace
         row.why, row.beneficiary = f"{by} took it away" + (f": {reason}" if reason else ""), ""
         session.add(row)

@@ -35,8 +35,6 @@ def ended(session: Session, row: LeaseRow, state: str, why: str = "") -> None:
     at = rows.now()
     if state == "released" or row.state == "offered":
         capacity.give_back(session, row, rows.ms(at))
-    else:
-        capacity.lost(session, row, rows.ms(at))
     row.state, row.expires_at, row.ended_at, row.why = state, None, at, why or row.why
     session.add(row)
 

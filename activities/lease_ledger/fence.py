@@ -3,6 +3,7 @@
 from sqlmodel import Session, col, select
 
 from activities.lease_ledger import rows
+from activities.lease_timing import REFUSED
 from everloop.errors import LeaseLost
 from everloop.records import Slot
 from everloop.store import LeaseRow
@@ -16,6 +17,7 @@ def check_token(session: Session, slot: Slot) -> None:
     row = session.exec(select(LeaseRow).where(LeaseRow.token == slot.token, LeaseRow.holder == slot.holder)).first()
     if row is not None and (row.state in rows.WORKING or (row.state == "released" and _is_last(session, row))):
         return
+    REFUSED.inc()
     raise LeaseLost(f"token {slot.token} of {slot.holder} is fenced", hint="the stage takes a new lease by itself")
 
 

@@ -33,7 +33,6 @@ def accept(store: Store, request: AcceptRequest, asks: Caller) -> Slot:
             raise LeaseLost(f"token {request.token} is no offer to {asks.holder} for request {request.request_id}")
         if row.state == "offered":
             at = rows.now()
-            capacity.account(session, row, rows.ms(at))
             row.state, row.expires_at, row.renewals = "active", at + rows.LEASE_TTL, 0
             session.add(row)
         return slot_of(session, row)
@@ -68,10 +67,6 @@ def commit(store: Store, request: CommitRequest, asks: Caller) -> None:
         raise Forbidden(f"the lease of {request.slot.holder} is not one of {asks.workflow_id}")
     with store.write() as session:
         check_token(session, request.slot)
-        at = rows.now()
-        row = rows.lease(session, request.slot.token, asks.workflow_id)
-        if row is not None and row.state in rows.WORKING:  # what was used until now was for this stage
-            capacity.account(session, row, rows.ms(at), stage=request.stage)
         session.merge(
             ResultRow(
                 workflow_id=asks.workflow_id,
@@ -79,7 +74,7 @@ def commit(store: Store, request: CommitRequest, asks: Caller) -> None:
                 stage=request.stage,
                 token=request.slot.token,
                 digest=request.digest,
-                at=at,
+                at=rows.now(),
             )
         )
 

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from sqlmodel import Session, col, select
 from sqlmodel.sql.expression import SelectOfScalar
 
+from activities.lease_time.rows import EPOCH, in_ms
 from everloop.store import LeaseMemberRow, LeaseRequestRow, LeaseRow, PoolRow
 
 WORKING = ("offered", "active", "noticed")
@@ -30,11 +31,11 @@ def now() -> datetime:
 
 def ms(at: datetime | None) -> int:
     """Milliseconds since 1970; 0 for none."""
-    return int(at.timestamp() * 1000) if at else 0
+    return in_ms(at) if at else 0
 
 
 def moment(at_ms: int) -> datetime:
-    return datetime.fromtimestamp(at_ms / 1000, UTC)
+    return EPOCH + timedelta(milliseconds=at_ms)
 
 
 def working(pool: str) -> SelectOfScalar[LeaseRow]:

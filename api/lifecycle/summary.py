@@ -3,13 +3,14 @@
 from typing import Any
 from urllib.parse import quote
 
-from sqlmodel import Session, col, select
+from sqlmodel import Session, select
 
 from api import alarm, journal
 from api.dependencies import Parts
 from api.kept import kept_of
 from api.lifecycle.answers import LifecycleSummary, StageView
 from api.lifecycle.links import approval_url
+from api.pool.seen import explained_by
 from everloop import disk, names
 from everloop.errors import StorageLow
 from everloop.records import Wait
@@ -48,27 +49,23 @@ def _wait(session: Session, row: LifecycleRow, low: StorageLow | None) -> str:
     if low is not None and row.status == "running":  # on a disk that is quite full the wait cannot be written down
         since = row.wait_since if row.wait_what == ROOM and row.wait_since else row.updated_at
         return Wait(what=ROOM, since=since, unblocks=f"{low}; it goes on by itself when there is room").sentence()
-    if row.wait_what and row.wait_since:
+    if row.wait_what and row.wait_since and not row.wait_what.startswith(names.A_FREE_SLOT):
         return Wait(what=row.wait_what, since=row.wait_since, unblocks=row.wait_unblocks).sentence()
     return _queued(session, row)
 
 
 def _queued(session: Session, row: LifecycleRow) -> str:
-    """The place in the queue for a slot, where the lifecycle stands in one."""
+    """Why it waits in its queue, where it stands in one; else what it says itself."""
     mine = session.exec(
         select(LeaseRequestRow).where(LeaseRequestRow.workflow_id == row.id, LeaseRequestRow.state == "queued")
     ).first()
     if mine is None:
-        return ""
-    before = session.exec(
-        select(LeaseRequestRow.id).where(
-            LeaseRequestRow.pool == mine.pool,
-            LeaseRequestRow.state == "queued",
-            col(LeaseRequestRow.arrival) < mine.arrival,
-        )
-    ).all()
-    unblocks = f"{len(before)} before it in pool {mine.pool}; it goes on when a slot is free"
-    return Wait(what="a slot", since=mine.requested_at, unblocks=unblocks).sentence()
+        own = Wait(what=row.wait_what, since=row.wait_since, unblocks=row.wait_unblocks) if row.wait_since else None
+        return own.sentence() if own else ""
+    why, unblocks = explained_by(mine)
+    again = row.wait_what.removeprefix(names.A_FREE_SLOT)  # why it had to ask again
+    what = why.removeprefix("waits for ").removeprefix("waits: ") + again
+    return Wait(what=what, since=mine.requested_at, unblocks=unblocks).sentence()
 
 
 def stage_view(row: StageRow) -> StageView:
@@ -91,7 +88,7 @@ def error_of(here: Parts, session: Session, row: LifecycleRow) -> dict[str, Any]
     if not row.error:
         return {}
     path = journal.log_path(session, row, str(row.error.get("stage", "")), here.settings.logs_dir)
-    return row.error | {"log_tail": journal.tail_of(path, journal.FAILURE_LINES) if path else []}
+    return row.error | {"log_tail": journal.tail_of(path, journal.FAILURE_LINES, journal.WIDTH) if path else []}
 
 
 def gate_of(row: ApprovalRow | None) -> dict[str, Any] | None:

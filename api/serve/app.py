@@ -8,11 +8,13 @@ from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp
 
 from api import problems
+from api.bodies import describe
 from api.identity import JSON_HEADERS, KNOWN_SECONDS, Asker, Guard
 from api.serve import routes
 from api.serve.door import Door
 from api.serve.fleet import Fleet
 from api.serve.metrics import Measures
+from api.serve.requests import PredictRequest
 from api.serve.siblings import Siblings
 from everloop import settings as configuration
 from everloop.artifacts import Artifacts
@@ -62,5 +64,6 @@ def create_app(settings: Settings | None = None, siblings: Siblings | None = Non
 
     app.add_middleware(guarded)
     problems.install(app)
+    describe(app, (PredictRequest,))
     door = Door(app, guarded(app), app.state.measures)
     return door

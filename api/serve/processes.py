@@ -32,11 +32,14 @@ GIVE_UP_AFTER = 5
 """Ends in a row, each soon after its start, after which all end."""
 FIRST_PAUSE_SECONDS = 0.1
 BACKLOG = 2048
+SWITCH_SECONDS = 0.001
+"""How long a thread that loads a version may keep the interpreter from the one that answers. (Python: 0.005.)"""
 _PR_SET_PDEATHSIG = 1
 
 
 def run(settings: Settings, limits: connections.Limits) -> int:
     """Serve until SIGTERM or SIGINT; the exit code."""
+    sys.setswitchinterval(SWITCH_SECONDS)
     gc.collect()
     gc.freeze()  # what is loaded stays: the collector need not look through it while somebody waits
     if settings.serve_workers == 1:

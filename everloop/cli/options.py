@@ -18,6 +18,12 @@ app = typer.Typer(
 journal = typer.Typer(help="The journal of domain events against Temporal's histories.", no_args_is_help=True)
 keys = typer.Typer(help="The keys that decisions are signed with.", no_args_is_help=True)
 worker = typer.Typer(help="Run one worker process here, as `everloop up` does.", no_args_is_help=True)
+queue = typer.Typer(help="The queues of a pool: what each gets, may have, and has.", no_args_is_help=True)
+lease = typer.Typer(help="Who holds what of a pool, and why somebody waits.", no_args_is_help=True)
+node = typer.Typer(help="The machines of a pool.", no_args_is_help=True)
+app.add_typer(queue, name="queue")
+app.add_typer(lease, name="lease")
+app.add_typer(node, name="node")
 app.add_typer(journal, name="journal")
 app.add_typer(keys, name="keys")
 app.add_typer(worker, name="worker")
@@ -36,3 +42,8 @@ Project = Annotated[str, typer.Option("--project", help="Project of the model.")
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Comment = Annotated[str, typer.Option("--comment", "-m", help="Written on the decision, for everybody to read.")]
 Reason = Annotated[str, typer.Option("--reason", help="Written on the record.")]
+Pool = Annotated[str, typer.Option("--pool", help="Name of the pool.")]
+Grace = Annotated[
+    int,
+    typer.Option("--grace", min=0, max=86_400, help="Seconds for a checkpoint; then it is ended.", metavar="SECONDS"),
+]

@@ -32,6 +32,7 @@ from everloop.store.lifecycle import LifecycleRow, StageRow
 from everloop.store.metric import MetricRow
 from everloop.store.registry import VersionRow
 from everloop.store.release import ReleaseRow, RouteChangeRow, RouteRow
+from everloop.store.time import DeviceTimeRow, JobTimeRow
 
 READ_MODELS: tuple[type[SQLModel], ...] = (LifecycleRow, StageRow, ApprovalRow, ReleaseRow, DriftRow)
 
@@ -45,8 +46,10 @@ __all__ = [
     "CounterRow",
     "CredentialRow",
     "DeviceRow",
+    "DeviceTimeRow",
     "DriftRow",
     "HistoryRow",
+    "JobTimeRow",
     "JournalRow",
     "LeaseMemberRow",
     "LeaseRequestRow",

@@ -91,7 +91,7 @@ class DeviceRow(SQLModel, table=True):
     used_milli_gpu: int = 0
     used_gpu_mib: int = 0
     since_ms: int = big()
-    """Since when what nobody uses is as it is now: until then `lease_time` has it. 0: from its first change on."""
+    """When something of it was last given back: no lease on it begins before."""
 
 
 class QueueRow(SQLModel, table=True):
@@ -229,37 +229,39 @@ class LeaseMemberRow(SQLModel, table=True):
     gpu_mib: int = 0
     live: bool = True
     since_ms: int = big()
-    """Until then `lease_time` has what it used."""
+    """When it began, ms since 1970; 0: with its lease."""
 
 
 class LeaseTimeRow(SQLModel, table=True):
-    """Who used how much of a device from when to when. Append-only.
+    """What a part of a device was leased for, for a stretch of time. Append-only: written once, when it is free again.
 
-    At each moment the rows of a device, and what its live members and its free part have used since their `since_ms`,
-    sum to all its cores and GPU: without gap or overlap.
+    Of one moment the rows of a device never sum to more than it has; what they leave was free (activities/lease_time).
     """
 
     __tablename__ = "lease_time"
-    __table_args__ = (Index("lease_time_from", "pool", "from_ms"), Index("lease_time_workflow", "workflow_id"))
+    __table_args__ = (
+        Index("lease_time_to", "pool", "to_ms"),
+        Index("lease_time_token", "pool", "token"),
+        Index("lease_time_workflow", "workflow_id"),
+    )
 
     id: int | None = Field(default=None, primary_key=True)
     pool: str
     token: int = big()
-    """0: of no lease (`free`, `away`)."""
     device: str
     queue: str = ""
     workflow_id: str = ""
     model: str = ""
     stage: str = ""
+    """Whose job ran; empty where none did."""
     from_ms: int = big()
     to_ms: int = big()
     cores: int = 0
     milli_gpu: int = 0
     kind: str
-    """`useful`, `redone`, `checkpoint`, `held_idle`, `notice`, `free`, `reserved_idle`, `quarantined`, `lost`, `away`
-    (its Dask worker is not there, or it is closed to new leases)."""
+    """`useful`, `redone`, `checkpoint`, `held_idle`, `notice`, `quarantined`."""
     charged_to: str = ""
-    """Queue that pays: of wasted time the beneficiary's."""
+    """Queue that pays: of what was wasted the beneficiary's."""
 
 
 class PoolDecisionRow(SQLModel, table=True):

@@ -223,3 +223,15 @@ def test_a_server_takes_as_many_files_as_it_may():
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert raised > 512 or hard == 512
     assert limits.connections <= raised - connections.OWN_FILES
+
+
+def test_the_head_of_an_answer_is_sent_also_where_no_body_follows(servers):
+    """It is held back for its body: a HEAD of a file says how long one would be."""
+    whole = servers.pages.get("/static/everloop.css")
+
+    head = servers.pages.head("/static/everloop.css", timeout=10)
+    unchanged = servers.pages.get("/static/everloop.css", headers={"If-None-Match": whole.headers["etag"]}, timeout=10)
+
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-length"] == str(len(whole.content))
+    assert (unchanged.status_code, unchanged.content) == (304, b"")

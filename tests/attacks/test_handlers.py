@@ -236,7 +236,11 @@ async def test_workflows_started_by_hand_with_input_they_cannot_read_end_with_a_
             await started.result()
         cause = caught.value.cause
         assert isinstance(cause, ApplicationError), cause
-        expected = {names.GPU_POOL: "str", names.ROLL_BACK: "SignedRollBack"}.get(name, "Request")
+        expected = {
+            names.GPU_POOL: "str",
+            names.ROLL_BACK: "SignedRollBack",
+            names.POOL_ORDER: "SignedPoolOrder",
+        }.get(name, "Request")
         assert expected in cause.message, cause.message
         assert len(cause.message) < 700
 

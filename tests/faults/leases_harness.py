@@ -6,16 +6,18 @@ import random
 import signal
 import time
 from collections import defaultdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from sqlmodel import col, select
 
+from activities import lease_time
 from activities.jobs import mark, slot
 from everloop import names, stack
 from everloop.client import Client
 from everloop.settings import Settings
-from everloop.store import DeviceRow, LeaseMemberRow, LeaseRow, LifecycleRow, Store
+from everloop.store import DeviceRow, DeviceTimeRow, LeaseMemberRow, LeaseRow, LeaseTimeRow, LifecycleRow, Store
 from tests.faults.test_kill_each_stage import spec_of
 from workers import connect
 
@@ -129,3 +131,29 @@ def leases_of(here: Settings) -> list[LeaseRow]:
         found = list(session.exec(select(LeaseRow).order_by(col(LeaseRow.token))).all())
     store.close()
     return found
+
+
+def unaccounted(here: Settings) -> list[str]:
+    """Where the account of time is not all there was: members without a gap or overlap, kinds that sum up."""
+    store = Store(here.database)
+    now = datetime.now(UTC)
+    with store.read() as session:
+        rows = session.exec(select(LeaseTimeRow)).all()
+        members = session.exec(select(LeaseMemberRow)).all()
+        there = session.exec(select(DeviceTimeRow).where(DeviceTimeRow.kind == "there")).all()
+        live = lease_time.held_now(session, "default", now)
+        found = lease_time.spent(session, "default", live, 0, lease_time.in_ms(now))  # raises where they overlap
+    store.close()
+    assert not live
+    problems = []
+    for member in members:
+        own = sorted(
+            (row.from_ms, row.to_ms) for row in rows if row.token == member.token and row.device == member.device
+        )
+        at = member.since_ms
+        for from_ms, to_ms in own:
+            problems += [f"{member.device}, lease {member.token}: {from_ms - at} ms"] if from_ms != at else []
+            at = to_ms
+    whole = sum(row.cores * ((row.to_ms or lease_time.in_ms(now)) - row.from_ms) for row in there)
+    said = sum(spent.core_ms for spent in found.by_kind.values())
+    return problems + ([f"{said} core-ms of {whole}"] if said != whole else [])

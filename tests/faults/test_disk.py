@@ -24,15 +24,27 @@ from tests.faults import jobs_harness as harness
 SIZE_MIB, FLOOR_MIB = 24, 2
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory) -> Iterator[Path]:
-    """A disk of 24 MiB."""
-    folder = tmp_path_factory.mktemp("small")
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={SIZE_MIB}m", "tmpfs", str(folder)]
+@contextlib.contextmanager
+def mounted(folder: Path, size: str) -> Iterator[Path]:
+    mount = ["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(folder)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
         missing("the right to mount a tmpfs")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Iterator[Path]:
+    """A disk of 24 MiB."""
+    with mounted(tmp_path_factory.mktemp("small"), f"size={SIZE_MIB}m") as folder:
+        yield folder
+
+
+@pytest.fixture
+def other(tmp_path) -> Iterator[Path]:
+    """A disk of 1 MiB where nothing of ours lies, and with room for few files."""
+    with mounted(tmp_path, "size=1m,nr_inodes=20") as folder:
+        yield folder
 
 
 def fill(ballast: Path) -> None:
@@ -55,6 +67,18 @@ def dask(settings):
     started.start_all()
     yield started
     started.stop()
+
+
+async def test_a_job_that_fills_a_disk_which_is_none_of_ours_says_which(settings, dask, other):
+    async with harness.bridge(settings, dask, compute=False) as bridge:
+        with pytest.raises(StorageLow, match=f"No space left on device: full is .*{other}"):
+            await bridge.jobs_as("run-other", "trial.gorge", token=1, way="plain", place=str(other / "ballast"))
+
+
+def test_a_disk_that_holds_no_more_files_is_full_however_much_is_free(other):
+    assert "holds only" in str(disk.low([other], 1))
+    assert disk.low([other], 0) is None
+    assert disk.low([other.parent], 1) is None
 
 
 async def test_a_job_on_a_full_disk_waits_for_room_however_it_is_told(settings, dask, small):

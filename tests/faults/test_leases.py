@@ -82,6 +82,7 @@ def test_jobs_of_several_sizes_never_use_more_than_a_device_has_and_leave_nothin
     assert harness.overlaps(records, cores=2) == []
     assert len(harness.spans(records)) >= 6
     assert eventually(lambda: not harness.leaks(here), 60), harness.leaks(here)
+    assert harness.unaccounted(here) == []
 
 
 @pytest.mark.timeout(600)

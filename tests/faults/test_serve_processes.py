@@ -38,7 +38,6 @@ class Server:
         self.release(1)
         environment = os.environ | self.settings.environment() | {"EVERLOOP_SERVE_WORKERS": str(WORKERS)}
         self.parent = subprocess.Popen([sys.executable, "-m", "api", "serve"], env=environment)
-        self.wait(lambda: self.status() == 1)
 
     def release(self, seq):
         signer = signing.Signer(self.settings.keys_dir)
@@ -74,9 +73,13 @@ class Server:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     made = Server(tmp_path_factory.mktemp("processes"))
-    yield made
-    made.parent.terminate()
-    assert made.parent.wait(30) == 0
+    try:
+        made.wait(lambda: made.status() == 1)
+        yield made
+    finally:
+        made.parent.terminate()
+        code = made.parent.wait(60)
+    assert code == 0
 
 
 def test_a_release_counts_only_once_every_process_serves_it(server):

@@ -16,8 +16,9 @@ from sqlmodel import select
 from everloop import settings as configuration
 from everloop import stack
 from everloop.client import Client
+from everloop.errors import Invalid
 from everloop.settings import Settings
-from everloop.store import LifecycleRow, Store
+from everloop.store import DeviceTimeRow, LifecycleRow, Store
 from tests.conftest import free_port_base
 
 READY_SECONDS = 60
@@ -212,6 +213,40 @@ def test_a_lifecycle_is_paused_followed_and_resumed_from_the_command_line(runnin
     assert "binary_logloss" in shown.stdout
 
 
+def test_an_operator_looks_changes_the_queues_and_takes_a_lease_back(running, here, spec):
+    slow = spec.with_name("revoked.yaml")
+    slow.write_text(
+        spec.read_text().replace("model: churn", "model: revoked")
+        + "training: {rounds: 4000, early_stopping: 1000, learning_rate: 0.0001}\n"
+    )
+    tree = spec.with_name("queues.yaml")
+    tree.write_text("queues: {vision: {weight: 2}}\n")
+    assert everloop(here, "submit", str(slow), "--key", "revoked").returncode == 0
+    with Client(data_dir=here.data_dir) as client:
+        client.wait("revoked", until=lambda now: now["stage"] == "train", timeout=120, every=0.05)
+        (held,) = (lease for lease in client.leases() if lease["lifecycle"] == "revoked")
+        assert held["queue"] == "default"
+        applied = json.loads(everloop(here, "queue", "apply", str(tree), "--yes", "--json").stdout)
+        assert applied["changes"] == ["queue vision is added: quota none, limit none, weight 2"]
+
+        told = everloop(here, "lease", "revoke", str(held["token"]), "--reason", "a test", "--grace", "20")
+        assert told.returncode == 0, told.stderr
+        client.wait(
+            "revoked",
+            until=lambda _: any(
+                one["lifecycle"] == "revoked" and one["token"] > held["token"] for one in client.leases()
+            ),
+            timeout=90,
+        )
+        assert client.wait("revoked", until="gate", timeout=120)["status"] == "waiting_approval"
+        assert {queue["id"] for queue in client.pool()["queues"]} == {"default", "vision"}
+        with pytest.raises(Invalid, match="below each other"):
+            client.apply_queues({"queues": {"a": {"parent": "b"}, "b": {"parent": "a"}}})
+    shown = everloop(here, "pool")
+    assert "held now" in shown.stdout and "vision" in shown.stdout, shown.stderr
+    assert "a test" in everloop(here, "lease", "explain", str(held["token"])).stdout
+
+
 def test_a_second_up_is_refused_with_the_url_of_the_first(running, here):
     second = everloop(here, "up")
 
@@ -280,6 +315,26 @@ def test_after_kill_9_of_everything_the_next_up_goes_on_with_the_same_lifecycle(
     finished = [stage["stage"] for stage in found["stages"] if stage["status"] == "done"]
     assert len(finished) == len(set(finished))  # no stage was done twice
     assert everloop(here, "journal", "verify").returncode == 0
+
+
+def test_after_all_of_it_what_the_time_was_for_sums_up_to_all_there_was(here):
+    """Real runs, one of them killed with everything else by kill -9: capacity times time, to the millisecond."""
+    with Client(data_dir=here.data_dir) as client:
+        found = client.cost("lifecycle", "1d")
+        cores = {device["name"]: device["whole"]["cores"] for device in client.pool()["devices"]}
+    store = Store(here.database)
+    with store.read() as session:
+        rows = session.exec(select(DeviceTimeRow).where(DeviceTimeRow.kind == "there")).all()
+    store.close()
+
+    until, since = found["to_ms"], found["from_ms"]
+    there = sum(row.cores * (min(row.to_ms or until, until) - max(row.from_ms, since)) for row in rows)
+    assert found["problem"] == ""
+    assert found["capacity"]["core_ms"] == there > 0
+    assert sum(kind["core_ms"] for kind in found["kinds"].values()) == there
+    assert found["kinds"]["useful"]["core_ms"] > 0
+    assert {"first", "killed", "slow"} <= {row["name"] for row in found["rows"]}
+    assert sum(cores.values()) == sum(row.cores for row in rows if not row.to_ms)
 
 
 def test_kill_9_of_the_launcher_alone_leaves_nothing_and_down_says_so(here):

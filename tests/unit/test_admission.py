@@ -36,6 +36,7 @@ IDS = {
     names.RELEASE: ("release/default/credit", "one"),
     names.ROLL_BACK: ("release/default/credit", ""),
     names.GPU_POOL: ("pool/default", ""),
+    names.POOL_ORDER: ("order/default/one", ""),
 }
 
 

@@ -16,7 +16,8 @@ import pytest
 from activities.jobs import child, context
 from activities.jobs.checkpoints import Checkpoints, Stopped
 from activities.jobs.context import ThisJob
-from activities.jobs.supervisor import _crashed
+from activities.jobs.reaper import NO_ROOM, ROOM
+from activities.jobs.supervisor import MARK, REAPED_AS_ONE, REAPER_KILLED, _crashed, _ended
 from everloop import engine
 from everloop.contracts import TrainRequest
 from everloop.errors import Invalid, LeaseLost
@@ -345,6 +346,29 @@ def test_a_crash_after_more_was_kept_is_counted_anew(tmp_path, artifacts):
     job(tmp_path, artifacts).checkpoint(5, {})
 
     assert [_crashed(order, "SIGKILL")["crashes"] for _ in range(2)] == [1, 2]
+
+
+def test_a_job_that_ends_its_own_reaper_or_by_a_code_that_means_something_does_not_run_for_ever(tmp_path):
+    order = {
+        "folder": str(tmp_path),
+        "token": 1,
+        "environment": {MARK: str(tmp_path / "nobody")},
+        "request": {"code": {"archive": None}},
+    }
+    order |= {"artifacts": "", "logs_dir": str(tmp_path)}
+    ends = [_ended(order, REAPER_KILLED) for _ in range(3 * REAPED_AS_ONE)]
+    assert [end["crashes"] for end in ends][REAPED_AS_ONE - 2 :: REAPED_AS_ONE] == [0, 1, 2]
+    assert ends[-1] == {"crash": "the end of its reaper", "crashes": 3}
+
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / ROOM).touch()
+    for code in (NO_ROOM, 200):
+        said = _ended(order, code)["error"]
+        assert (said["error"], said["field"]) == ("TrainerFailed", "trainer")
+        assert f"exit code {code}" in said["message"]
+    assert _ended(order, 128 + 9) == {"crash": "SIGKILL", "crashes": 1}
+    (tmp_path / "1" / ROOM).unlink()  # as our own code does where the disk is full
+    assert _ended(order, NO_ROOM)["error"]["error"] == "StorageLow"
 
 
 FUNCTIONS = """

@@ -16,7 +16,7 @@ from activities.compute.features.goals import Goal
 from activities.compute.features.table import Writer
 from activities.compute.resources import Resources
 from everloop import contracts
-from everloop.records import Prepared
+from everloop.records import Lease, Member, Prepared
 from tests.unit.test_compute_stages import SLOT, FolderJob, Passed, csv, spec_of
 
 ROWS = 5000
@@ -257,3 +257,6 @@ def test_threads_and_memory_come_from_the_job(job: FolderJob) -> None:
     assert Resources.of(job).threads == 3
     assert Resources.of(object()).threads == 1  # a job that says nothing has one slot's
     assert 256 <= Resources.of(job).memory_mib <= 1024
+
+    job.lease = Lease(token=1, holder="", members=(Member(device="cpu0", memory_mib=600),))
+    assert Resources.of(job).memory_mib == 150  # what it buffers does not end it for its memory

@@ -24,7 +24,7 @@ from activities.jobs.checkpoints import Checkpoints
 from activities.jobs.context import NO_EVENTS, ThisJob
 from everloop import contracts, engine
 from everloop.errors import ComputeLost, Diverged, IntegrityError, InvalidSpec, OutOfMemory, TargetUnusable
-from everloop.records import Blob, Prepared, Snapshot, Trained
+from everloop.records import Blob, Lease, Member, Prepared, Snapshot, Trained
 from everloop.specs import LifecycleSpec, checked
 from tests.job import FolderJob
 from tests.unit.test_compute_stages import SLOT, Passed, csv, hostile, real, spec_of, table
@@ -238,6 +238,19 @@ class StoppedJob(FolderJob):
         self.stop = step >= self.after
 
 
+def test_a_checkpoint_of_another_version_is_not_gone_on_from(
+    classes: Ready, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = classes.train()[1]
+    full = classes.other_job(due=True)
+    classes.train(full)
+    for strange in ({"format": 99}, {"weights": np.zeros(3, np.float32)}, {"weights": None}):
+        job = classes.other_job()
+        job.kept = [(full.kept[0][0], full.kept[0][1] | strange)]
+        assert classes.train(job)[1] == whole
+        assert "another version" in capsys.readouterr().out
+
+
 def test_a_training_that_is_told_to_stop_keeps_where_it_was_and_returns(classes: Ready) -> None:
     _, whole = classes.train()
     job = StoppedJob(classes.job.scratch.parent)
@@ -412,6 +425,15 @@ def test_a_training_that_fits_in_no_batch_is_for_a_person_with_the_bytes_it_take
     assert "a smaller `batch`" in told
 
 
+def test_a_training_whose_weights_are_more_than_the_lease_is_for_a_person_at_once(classes: Ready) -> None:
+    job = classes.other_job()
+    job.lease = Lease(token=1, holder="", members=(Member(device="cpu0", memory_mib=16),))
+
+    with pytest.raises(OutOfMemory, match=r"weights of this .* take [\d,]{10,} bytes, .* allows 16,777,216"):
+        classes.train(job, width=512)
+    assert job.shrinks == 0  # no batch is small enough
+
+
 def test_a_job_that_was_ended_for_its_memory_learns_the_same_in_smaller_batches(classes: Ready) -> None:
     job, plain = classes.other_job(), classes.other_job()
     job.shrunk = 1
@@ -421,7 +443,7 @@ def test_a_job_that_was_ended_for_its_memory_learns_the_same_in_smaller_batches(
 
     assert less == asked
     assert job.values[1]["accumulation"] == 2  # noqa: PD011
-    assert job.shrinks == 3  # and may be ended for it again
+    assert job.shrinks == 7  # and may be ended for it again, down to one row
 
 
 def test_a_killed_job_goes_on_from_its_checkpoints_on_the_disk_to_the_same_bytes(

@@ -309,6 +309,12 @@ MUTE = """class Mute(Exception):
     __str__ = __repr__ = lambda self: 1 / 0
 def fit(t): raise Mute()"""
 
+SEVERAL = """
+def fit(t):
+    from sklearn.tree import DecisionTreeClassifier
+    return DecisionTreeClassifier().fit(t.train.numpy(), np.stack([t.train.y, t.train.y], 1))
+"""
+
 WRONG = [
     ("def fit(t): return None", "fit returned nothing", "predict_proba"),
     ("def fit(t): return {'a': 1}", "returned a builtins.dict", "torch.nn.Module"),
@@ -327,6 +333,15 @@ WRONG = [
     (PIPELINE.replace("t.train.y)", "t.train.y + 5)"), "learned the classes 5, 6", "0 to 1 stand for no, yes"),
     (TINY.format("x[:, :1].repeat(1, 3)"), "with 3 numbers", "2 are expected, the probabilities of 'no', 'yes'"),
     (TINY.format("torch.softmax(x[:, :2], 1)"), "gives probabilities, and logits are expected", "probabilities=True"),
+    (TINY.format("torch.sigmoid(x[:, :1]).squeeze(1)"), "gives probabilities, and logits are", "probabilities=True"),
+    (TINY.format("{'y': x}"), "answers a builtins.dict, no tensor", "one tensor"),
+    (TINY.format("x[:, :9] @ torch.ones(9, 2)"), "cannot answer features [rows, ", "retry"),
+    (PIPELINE.replace(".fit(t.train.numpy(), t.train.y)", ""), "returned a Pipeline that has not learned", "call its"),
+    (PIPELINE.replace("return", "model.predict_proba = lambda rows: None; return"),
+     "fit answers a builtins.NoneType that is no array of numbers", ""),
+    (SEVERAL, "learned the classes [0, 1], [0, 1]", "0 to 1 stand for no, yes"),
+    ("class Own(BaseException): pass\ndef fit(t): raise Own('odd')", "fit: Own: odd (of_a_user", "retry"),
+    ("def fit(t)\n    return 1", "SyntaxError: expected ':' (of_a_user", "retry"),
     (TINY.format("x[:, :1] / 0 * 0"), "not probabilities that sum to 1, for instance for the row {'x'", "production"),
 ]  # fmt: skip
 
@@ -355,6 +370,7 @@ def test_what_is_wrong_with_a_trainer_is_said_and_the_field_is_trainer(  # noqa:
     ("line", "says", "hint"),
     [
         ("t.report(10**30, loss=1.0)", "a step must be 0 or more and have at most 64 bits, unlike 1000000", "retry"),
+        ("t.report(float('nan'))", "a step must be a whole number, not nan", "retry"),
         ("t.report(1, loss='low')", "the reported loss must be a number, not the str 'low'", "retry"),
         (
             "t.report(1, **{'x' * (1 << 20): 1.0})",
@@ -365,7 +381,7 @@ def test_what_is_wrong_with_a_trainer_is_said_and_the_field_is_trainer(  # noqa:
         ("t.checkpoint(1, {'a': {1}})", "a checkpoint cannot keep a set (state.a)", "it keeps numbers, texts"),
         ("t.log_artifact('../x', b'')", "'../x' cannot be an artifact's name", "letters, digits"),
     ],
-    ids=["a step", "a value", "a name", "a step to keep", "a state", "a file's name"],
+    ids=["a step", "no step", "a value", "a name", "a step to keep", "a state", "a file's name"],
 )
 def test_what_a_training_refuses_is_said_with_the_line_that_asked_for_it(  # noqa: PLR0917
     tmp_path: Path, module: Write, small_stages: Stages, line: str, says: str, hint: str
@@ -400,6 +416,52 @@ def fit(t):
         told.append((stages.trained.iterations, stages.trained.unit))
 
     assert told == [(5, "tree"), (5, "step")]
+
+
+AMONG = """
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+def fit(t):
+    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, 1])
+    told = helper.make_tensor_value_info("p", TensorProto.FLOAT, [None, 1])
+    over = numpy_helper.from_array(np.array([0], np.int64), "over")
+    nodes = [helper.make_node("ReduceMean", ["x", "over"], ["mean"]), helper.make_node("Sub", ["x", "mean"], ["d"])]
+    nodes += [helper.make_node("Sigmoid", ["d" if t.params["mean"] else "x"], ["p"])]
+    made = helper.make_graph(nodes, "g", [given], [told], initializer=[over])
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+"""
+
+
+def test_a_graph_that_answers_a_row_by_its_neighbours_is_refused(tmp_path: Path, module: Write) -> None:
+    """A prediction is asked for alone: minus its own mean every row would be answered 0.5."""
+    given: dict[str, Any] = {"target": "y", "task": "binary", "trainer": f"{module(AMONG)}:fit"}
+    (tmp_path / "a").mkdir()
+    Stages(tmp_path / "a", small(), params={"mean": False}, **given).train()
+
+    with pytest.raises(TrainerFailed, match=r"by the rows that are asked with it: alone \[0.5, 0.5\], among 64 \["):
+        Stages(tmp_path, small(), params={"mean": True}, **given).train()
+
+
+def test_our_own_imports_survive_what_a_trainer_takes_away(tmp_path: Path, module: Write) -> None:
+    text = PIPELINE.replace("def fit(t):", "import sys\ndef fit(t):").replace(
+        "return model", "sys.path = []; sys.meta_path.clear(); return model"
+    )
+    before, finders = sys.path, list(sys.meta_path)
+    stages = Stages(tmp_path, small(), target="y", task="binary", trainer=f"{module(text)}:fit", inputs="features")
+    try:
+        stages.train()
+        assert set(before) <= set(sys.path)
+        assert set(map(id, finders)) <= set(map(id, sys.meta_path))
+    finally:
+        sys.path, sys.meta_path[:] = before, finders
+
+
+def test_whole_numbers_of_numpy_count_iterations(tmp_path: Path, module: Write) -> None:
+    text = PIPELINE + "first = fit\nfit = lambda t: Learned(first(t), iterations=np.int64(7))"
+    stages = Stages(tmp_path, small(), target="y", task="binary", trainer=f"{module(text)}:fit", inputs="features")
+    stages.train()
+    assert stages.trained.iterations == 7
 
 
 def test_a_fork_that_returns_from_the_function_ends_there(module: Write, small_stages: Stages) -> None:

@@ -1,7 +1,9 @@
 """What learns. One file per family; `train`, `refit`, `evaluate` and `export` know a family by this protocol alone.
 
 A family's file is a module with the functions of `Trainer`. It is loaded when a job asks for it: torch alone would
-put 200 MB into every warm process.
+put 200 MB into every warm process. Its words (`params:`, the space of a search) are the file of the same name in
+everloop/families, which a search reads without its library. No family learns in a warm process before its fork:
+OpenMP's threads do not survive one.
 """
 
 import importlib
@@ -22,13 +24,16 @@ from activities.compute.inference import Columns
 from activities.compute.rows import opened
 from everloop.artifacts import Artifacts
 from everloop.errors import JobFailed
+from everloop.families import FAMILIES
 from everloop.records import Snapshot
-from everloop.specs import FAMILIES, LifecycleSpec
+from everloop.specs import LifecycleSpec
 
 USER = "user"
 """The file that calls functions of users."""
 FILES = {"torch": "torch_tabular"}
 """Of families that are not called as their file is."""
+SMALLEST = 1e-15
+"""Probabilities are kept this far from 0 before their logarithm is taken."""
 
 
 class Raw:
@@ -40,6 +45,15 @@ class Raw:
     def __call__(self, names: list[str], rows: NDArray[np.int64]) -> Columns:
         """Columns as a model's graph takes them: {name: [rows]}."""
         return self.table().arrays(names, rows)
+
+
+class Rungs(Protocol):
+    """Who looks at a training while it runs, and may end it: a search's pruner."""
+
+    def reached(self, step: int, loss: float) -> None:
+        """The validation rows' loss after *step* rounds, epochs or trees: log loss, or the root of the mean squared
+        error in standard deviations of the target. The same of every family. Raises `Pruned` to end the training.
+        """
 
 
 @dataclass(frozen=True)
@@ -59,6 +73,18 @@ class Examples:
     """Of the same snapshot; its row numbers are `rows.rows`."""
     iterations: int | None = None
     """Learn exactly so many rounds or epochs."""
+    weights: Floats | None = None
+    """Of every row: how much it counts while a family learns. None: each as 1. What is measured counts rows alike."""
+    rungs: Rungs | None = None
+
+    def weight(self, places: NDArray[np.int64]) -> Floats:
+        """Of rows by their places."""
+        return np.ones(len(places)) if self.weights is None else self.weights[places]
+
+    def reached(self, step: int, loss: float) -> None:
+        """Tell the rungs, where somebody looks at them. Raises `Pruned`."""
+        if self.rungs is not None:
+            self.rungs.reached(step, loss)
 
 
 @dataclass
@@ -107,7 +133,9 @@ class Fitted(Protocol):
         """
 
     def importance(self, pipeline: Pipeline) -> Mapping[str, float]:
-        """What each feature is worth to the model, in any unit; empty where it does not say."""
+        """What each feature is worth to the model, in any unit; empty where it does not say: then evaluation finds
+        out by permuting features, and calls what is said here native.
+        """
 
     def thresholds(self) -> Mapping[int, list[float]]:
         """Feature places to values at which the answer jumps: the export is compared on both sides of each."""
@@ -121,6 +149,21 @@ class Trainer(Protocol):
 
     def load(self, dumped: bytes, pipeline: Pipeline) -> Fitted:
         """The model that `dump` has written."""
+
+
+def loss_of(pipeline: Pipeline, goal: Floats, told: Floats) -> float:
+    """Of answers as `Fitted.predict` gives them: log loss, or the root of the mean squared error. NaN of no rows."""
+    if not len(goal):
+        return float("nan")
+    if pipeline.task == "regression":
+        return float(np.sqrt(np.mean((told - goal) ** 2)))
+    of_truth = told[np.arange(len(goal)), goal.astype(np.int64)]
+    return float(-np.mean(np.log(np.clip(of_truth, SMALLEST, 1.0))))
+
+
+def learned_with(fitted: Fitted, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The `params` that repeat *fitted* on other rows: as given, but where a family has found more (`settled`)."""
+    return dict(getattr(fitted, "settled", None) or params)
 
 
 def trainer(name: str) -> Trainer:

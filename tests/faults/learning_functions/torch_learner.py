@@ -13,7 +13,7 @@ from activities.compute.features import Matrix
 from activities.compute.trainers.torch_tabular.learning import CHECK_STEPS, Learning, Task
 from activities.compute.trainers.torch_tabular.network import Scaling, Shape
 from activities.jobs.context import ThisJob
-from everloop.specs import TorchParams
+from everloop.families.torch import Params as TorchParams
 from learning_functions.diary import Diary
 
 ROWS, HELD_OUT, NUMBERS, BATCH = 3000, 500, 8, 250

@@ -4,8 +4,9 @@ Inputs are float32: the exported graph compares float32 with its thresholds, and
 on the same values can be converted exactly.
 """
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from activities.compute.trainers import Examples, Question
 from activities.compute.trainers.lightgbm.conversion import converted
 from activities.compute.trainers.lightgbm.learning import Course, Learner
 from activities.compute.trainers.lightgbm.parameters import Part, dataset, parameters
+from everloop.families.lightgbm import Params
 
 with without(*UNUSED_BY_LIGHTGBM):
     import lightgbm
@@ -28,14 +30,24 @@ def fit(examples: Examples, params: Mapping[str, Any], context: Context) -> "Fit
     """Trees for the train rows; early stopping looks at the validation rows. Goes on from the context's checkpoint."""
     spec, pipeline, rows = examples.spec, examples.pipeline, examples.rows
     chosen = parameters(spec, pipeline, len(examples.train), params, cores=context.cores)
-    data = dataset(rows, examples.train, examples.goal[examples.train], pipeline, chosen)
+    weights = None if examples.weights is None else examples.weights[examples.train]
+    data = dataset(rows, examples.train, examples.goal[examples.train], pipeline, chosen, weights)
     course = Course.of(context.restore())
     if examples.iterations is not None:
         Learner(data, None, chosen, context).take(course, examples.iterations)
         return Fitted(course.booster(), pipeline, course.rounds)
     held_out = lightgbm.Dataset(Part(rows, examples.validation), examples.goal[examples.validation], reference=data)
-    Learner(data, held_out, chosen, context, spec.training.early_stopping).take(course, spec.training.rounds)
+    most = Params.model_validate(dict(params)).num_iterations or spec.training.rounds
+    learner = Learner(data, held_out, chosen, context, spec.training.early_stopping, _rung(examples))
+    learner.take(course, most)
     return Fitted(course.booster(), pipeline, course.best or course.rounds)
+
+
+def _rung(examples: Examples) -> Callable[[int, float], None]:
+    """Tells the loss of a round as every family does: LightGBM's of numbers is squared."""
+    if examples.pipeline.task == "regression":
+        return lambda rounds, loss: examples.reached(rounds, math.sqrt(loss))
+    return examples.reached
 
 
 def load(dumped: bytes, pipeline: Pipeline) -> "Fitted":
@@ -68,11 +80,14 @@ class Fitted:
         """The trees as one node after the pipeline's nodes."""
         node = converted(self.booster, len(pipeline.names))
         node.input[:] = [pipeline.in_graph(graph)]
+        other = sum(each.op_type == node.op_type for each in graph.nodes)  # other members of an ensemble
+        last = str(other) if other else ""
+        node.name += last
         if pipeline.task == "regression":
-            node.output[:] = [graph.free("everloop:learned")]
+            node.output[:] = [graph.free(f"everloop:learned{last}")]
             graph.nodes.append(node)
             return str(node.output[0])
-        node.output[:] = [graph.free("everloop:label"), graph.free("everloop:told")]
+        node.output[:] = [graph.free(f"everloop:label{last}"), graph.free(f"everloop:told{last}")]
         graph.nodes.append(node)
         return str(node.output[1])
 

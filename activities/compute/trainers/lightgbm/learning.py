@@ -6,6 +6,7 @@ those, not the sum that a prediction would make. Where segments begin depends on
 """
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,6 +89,8 @@ class Learner:
     context: Context
     patience: int = 0
     """Rounds without a better validation loss after which it stops."""
+    reached: Callable[[int, float], None] = lambda rounds, loss: None  # noqa: ARG005
+    """Is told the validation loss of each round; may raise to end the training."""
 
     def take(self, course: Course, most: int) -> None:
         """Take *course* to *most* rounds, or to where it stops early."""
@@ -140,6 +143,8 @@ class Learner:
             told = [*judged, *booster.eval_train()]
             losses = {f"{'train' if name == 'training' else name}_{metric}": value for name, metric, value, _ in told}
             self.context.report(course.rounds, rounds=course.rounds, most=most, **losses)
+        if judged:
+            self.reached(course.rounds, float(loss))
 
 
 def segment_rounds(rows: int, features: int, classes: int) -> int:

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from activities.compute import UNUSED_BY_LIGHTGBM, without
 from activities.compute.features import Floats, Pipeline, PreparedRows, smallest_leaf
-from everloop.specs import LifecycleSpec, LightgbmParams
+from everloop.families.lightgbm import Params
+from everloop.specs import LifecycleSpec
 
 with without(*UNUSED_BY_LIGHTGBM):
     import lightgbm
@@ -36,7 +37,7 @@ def parameters(
     }
     if spec.task == "multiclass":
         params["num_class"] = len(pipeline.classes)
-    return params | LightgbmParams.model_validate(asked).told()
+    return params | Params.model_validate(asked).told()
 
 
 class Part(lightgbm.Sequence):  # type: ignore[misc]  # LightGBM has no types for us
@@ -58,12 +59,22 @@ class Part(lightgbm.Sequence):  # type: ignore[misc]  # LightGBM has no types fo
         return self._rows.matrix(self._places[index]).astype(np.float64)
 
 
-def dataset(
-    rows: PreparedRows, places: NDArray[np.int64], goal: Floats, pipeline: Pipeline, params: Mapping[str, Any]
+def dataset(  # noqa: PLR0917
+    rows: PreparedRows,
+    places: NDArray[np.int64],
+    goal: Floats,
+    pipeline: Pipeline,
+    params: Mapping[str, Any],
+    weights: Floats | None = None,
 ) -> "lightgbm.Dataset":
     """Rows by their places (ascending) to learn *goal* from. Only bins of them are kept in memory."""
     names = [f"f{place}" for place in range(rows.features)]  # column names may hold what LightGBM refuses
     categorical = pipeline.categorical
     return lightgbm.Dataset(
-        Part(rows, places), goal, feature_name=names, categorical_feature=categorical, params=dict(params)
+        Part(rows, places),
+        goal,
+        weight=weights,
+        feature_name=names,
+        categorical_feature=categorical,
+        params=dict(params),
     )

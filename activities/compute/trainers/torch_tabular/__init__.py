@@ -1,7 +1,7 @@
 # ruff: noqa: T201  # what a job prints is its log
 """torch: a network for tables, learned until the validation rows say stop, exported node by node.
 
-`params:` are those of `everloop.specs.TorchParams`. Of `training:` it takes the seed.
+`params:` are those of `everloop.families.torch.Params`. Of `training:` it takes the seed.
 """
 
 import json
@@ -22,7 +22,7 @@ from activities.compute.trainers.torch_tabular import faults, network
 from activities.compute.trainers.torch_tabular.learning import JUDGED_ROWS, Learning, Network, Task, bytes_of, lost
 from activities.compute.trainers.torch_tabular.network import InGraph, Scaling, Shape
 from everloop.errors import IntegrityError, OutOfMemory, TargetUnusable
-from everloop.specs import TorchParams
+from everloop.families.torch import Params as TorchParams
 
 IMPORTANCE = 3
 """The stream of random numbers that importance is drawn from."""
@@ -49,8 +49,11 @@ def fit(examples: Examples, params: Mapping[str, Any], context: Context) -> "Fit
         validation=examples.validation,
         counts=found.counts,
         iterations=examples.iterations,
+        weights=None if examples.weights is None else examples.weights / examples.weights[examples.train].mean(),
+        reached=examples.reached,
     )
     try:
+        faults.check_room(bytes_of(task.shape), context.lease.members[0].memory_mib << 20)
         with faults.named(f"this training, whose weights alone take {bytes_of(task.shape):,} bytes"):
             return _learned(task, context)
     except OutOfMemory:

@@ -39,6 +39,14 @@ def too_large(error: BaseException, what: str) -> OutOfMemory:
     return OutOfMemory(f"the memory does not hold {what}{refused}", field="params", hint=hint)
 
 
+def check_room(needed: int, allowed: int) -> None:
+    """Raise `OutOfMemory` where the weights alone take more bytes than the lease allows; 0 allows any."""
+    if allowed and needed > allowed:
+        hint = "say a smaller `width` or fewer `layers` under `params`, or give the slots more memory"
+        message = f"the weights of this training alone take {needed:,} bytes, and its lease allows {allowed:,}"
+        raise OutOfMemory(message, field="params", hint=hint)
+
+
 @contextmanager
 def named(what: str) -> Iterator[None]:
     """Errors of torch in the block as errors of ours. *what* is to be held in memory there."""

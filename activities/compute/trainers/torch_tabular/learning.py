@@ -7,7 +7,7 @@ is written out because torch's own takes 3 seconds to import.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from activities.compute.features import Floats, PreparedRows
 from activities.compute.trainers.torch_tabular.faults import bytes_asked, is_out_of_memory, too_large
 from activities.compute.trainers.torch_tabular.network import CHUNK_CELLS, InTorch, Scaling, Shape, Tensor, body
 from everloop.errors import Diverged
-from everloop.specs import TorchParams
+from everloop.families.torch import Params as TorchParams
 
 WEIGHTS, ORDER, DROPOUT = 0, 1, 2
 """What is drawn: each has its own stream of random numbers."""
@@ -62,6 +62,10 @@ class Task:
     """How often the train rows have each code, per category."""
     iterations: int | None
     """Learn exactly so many epochs."""
+    weights: Floats | None = None
+    """Of every row; of the train rows 1 on average. They count in what is learned, not in what is judged."""
+    reached: Callable[[int, float], None] = lambda epoch, loss: None  # noqa: ARG005
+    """Is told the validation loss of each epoch; may raise to end the training."""
 
     @property
     def bfloat16(self) -> bool:
@@ -77,10 +81,10 @@ class Feed:
     def __init__(self, task: Task, places: NDArray[np.int64]) -> None:
         self._task, self._places = task, places
         self._start = self._end = 0
-        self._held: tuple[Tensor, Tensor, Tensor]
+        self._held: tuple[Tensor, Tensor, Tensor, Tensor]
 
-    def get(self, low: int, high: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Numbers, codes and goal of the rows from *low* to before *high* in the order."""
+    def get(self, low: int, high: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Numbers, codes, goal and weight of the rows from *low* to before *high* in the order."""
         if low < self._start or high > self._end:
             self._read(low, max(high, low + CHUNK_CELLS // self._task.rows.features))
         return tuple(each[low - self._start : high - self._start] for each in self._held)
@@ -94,7 +98,8 @@ class Feed:
         goal = torch.from_numpy(task.goal[some]).to(task.device)
         goal = goal.long() if task.shape.outputs > 1 else goal.float()
         order = torch.from_numpy(back).to(task.device)
-        self._held = numbers[order], codes[order], goal
+        weights = np.ones(len(some)) if task.weights is None else task.weights[some]
+        self._held = numbers[order], codes[order], goal, torch.from_numpy(weights).float().to(task.device)
         self._start, self._end = low, low + len(some)
 
 
@@ -152,6 +157,10 @@ class Network:
                 table[start + unseen] = shares @ table[start : start + len(held)]
 
 
+FORMAT = 1
+"""Of the state in a checkpoint."""
+
+
 class Learning:
     """A training as it goes on."""
 
@@ -162,7 +171,7 @@ class Learning:
         self.steps = -(-len(task.train) // rows)
         self.pieces = -(-rows // at_once)
         """Batches whose gradients are summed in one step."""
-        self._shrink(context.shrink())
+        self._shrink(context.shrink(at_once.bit_length()))
         self.network = Network.drawn(task.shape, task.seed, task.device)
         self._decayed = self.network.decayed()
         flat = self.network.flat
@@ -245,11 +254,11 @@ class Learning:
         total = torch.zeros_like(self.loss)
         for piece in range(min(self.pieces, count)):
             first, last = (low + count * each // min(self.pieces, count) for each in (piece, piece + 1))
-            numbers, codes, goal = feed.get(first, last)
+            numbers, codes, goal, weight = feed.get(first, last)
             do = InTorch(self.network.parts(flat), [mask[first - low : last - low] for mask in masks], kept)
             with torch.autocast(task.device, torch.bfloat16, enabled=task.bfloat16):
                 told = body(do, task.shape, do.entered(numbers, codes))
-            loss = lost(task.shape, told.float(), goal)
+            loss = lost(task.shape, told.float(), goal, weight if task.weights is not None else None)
             (loss / count).backward()
             total += loss.detach()
         return flat.grad, total
@@ -326,6 +335,9 @@ class Learning:
             accumulation=self.pieces,
             **told,
         )
+        if task.iterations is None:
+            loss = told["validation_loss"]
+            task.reached(self.epoch, loss if task.shape.outputs > 1 else math.sqrt(loss))
         self._keep()
         return True
 
@@ -337,7 +349,7 @@ class Learning:
         task, total = self.task, 0.0
         feed = Feed(task, task.validation)
         for low in range(0, len(task.validation), JUDGED_ROWS):
-            numbers, codes, goal = feed.get(low, min(low + JUDGED_ROWS, len(task.validation)))
+            numbers, codes, goal, _ = feed.get(low, min(low + JUDGED_ROWS, len(task.validation)))
             # float64: a value far from those that were learned is no reason for Inf
             told, goal = (
                 self.network.answers(numbers, codes).double(),
@@ -375,6 +387,7 @@ class Learning:
         good = {f"good_{name}": each for name, each in zip(names, self.good, strict=True)} if self.step else {}
         vectors = now | good | ({"best": self.best} if self.best_epoch else {})
         return {
+            "format": FORMAT,
             "epoch": self.epoch,
             "step": self.step,
             "taken": self.taken,
@@ -392,6 +405,12 @@ class Learning:
         if kept is None:
             return
         state: Mapping[str, Any] = kept[1]
+        if (
+            state.get("format", FORMAT) != FORMAT
+            or np.asarray(state.get("weights", ())).shape != self.network.flat.shape
+        ):
+            print("the checkpoint is of another version of Everloop: the training begins again")
+            return
         for name, held in (("weights", self.network.flat), ("mean", self.mean), ("square", self.square)):
             held.copy_(torch.from_numpy(np.array(state[name])))
         self.good = self._vectors()
@@ -414,8 +433,12 @@ def bytes_of(shape: Shape) -> int:
     return VECTORS * 4 * sum(map(math.prod, shape.parameters().values()))
 
 
-def lost(shape: Shape, told: Tensor, goal: Tensor) -> Tensor:
+def lost(shape: Shape, told: Tensor, goal: Tensor, weight: Tensor | None = None) -> Tensor:
     """The loss, summed over rows: of classes the log loss, of numbers the squared error."""
+    if weight is not None:
+        if shape.outputs > 1:
+            return (torch.nn.functional.cross_entropy(told, goal, reduction="none") * weight).sum()
+        return (torch.nn.functional.mse_loss(told[:, 0], goal, reduction="none") * weight).sum()
     if shape.outputs > 1:
         return torch.nn.functional.cross_entropy(told, goal, reduction="sum")
     return torch.nn.functional.mse_loss(told[:, 0], goal, reduction="sum")

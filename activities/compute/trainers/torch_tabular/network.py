@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from activities.compute.features import Matrix, Pipeline, PreparedRows
 from activities.compute.features.categories import FIRST
 from activities.compute.features.graph import FLOAT, INT64, Graph
-from everloop.specs import TorchParams
+from everloop.families.torch import Params as TorchParams
 
 T = TypeVar("T")
 Tensor = Any

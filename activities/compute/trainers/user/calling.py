@@ -6,23 +6,25 @@ import inspect
 import random
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
 import activities
+from activities.jobs.checkpoints import Stopped
 from everloop import disk, streams
 from everloop.errors import ComputeLost, EverloopError, Invalid, TrainerFailed, text
 
+IMPORTING = importlib.__file__
 OURS = str(Path(str(activities.__file__)).parent)
 AGAIN = "its log has the whole trace; mend the code and retry: it is read again, where `code` is a folder or a wheel"
 OUT_OF_MEMORY = ("OutOfMemoryError", "OutOfMemoryException")
 """As torch and DuckDB call it."""
 LEFT = (SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError)
 """What ends a process, raised by code that is only a guest there."""
-ENDS = (Exception, *LEFT)
 MOST_CHARACTERS = 600
 MOST_NAMES = 8
 
@@ -49,7 +51,7 @@ def function_of(name: str) -> Callable[[Any], object]:
 def _module(name: str) -> Any:  # noqa: ANN401  # a module
     _forget_lightgbm()
     try:
-        with streams.guest():
+        with streams.guest(), _still_importing():
             return importlib.import_module(name)
     except ModuleNotFoundError as error:
         missing = error.name or ""
@@ -60,7 +62,7 @@ def _module(name: str) -> Any:  # noqa: ANN401  # a module
         raise TrainerFailed(
             f"{name} needs the module {missing!r}, which is not installed", field="trainer", hint=hint
         ) from None
-    except ENDS as error:
+    except BaseException as error:
         _if_no_bug(error)
         raise _failed(f"{name} cannot be imported", error) from error
 
@@ -74,11 +76,25 @@ def _forget_lightgbm() -> None:
 def call(name: str, function: Callable[..., Any], *given: object) -> Any:  # noqa: ANN401  # whatever the user's code gives
     """Call the user's *function*. Raises `TrainerFailed` for what it raises, but see `_if_no_bug`."""
     try:
-        with streams.guest():
+        with streams.guest(), _still_importing():
             return function(*given)
-    except ENDS as error:
+    except BaseException as error:  # a user may define one of their own
         _if_no_bug(error)
         raise _failed(name, error) from error
+
+
+@contextmanager
+def _still_importing() -> Iterator[None]:
+    """What could be imported before the block can be after it, whatever it took away: our own code loads more."""
+    kept = {name: list(getattr(sys, name)) for name in ("path", "meta_path", "path_hooks")}
+    try:
+        yield
+    finally:
+        for name, before in kept.items():
+            now = getattr(sys, name, None)
+            if not isinstance(now, list):
+                setattr(sys, name, now := [])
+            now.extend(each for each in before if each not in now)
 
 
 def _if_no_bug(error: BaseException) -> None:
@@ -86,7 +102,7 @@ def _if_no_bug(error: BaseException) -> None:
 
     To blame it is for `Invalid` itself: so the training refuses what it was asked.
     """
-    if isinstance(error, EverloopError | MemoryError) and type(error) is not Invalid:
+    if isinstance(error, EverloopError | MemoryError | Stopped) and type(error) is not Invalid:
         raise error
     if type(error).__name__ in OUT_OF_MEMORY or disk.is_full(error):
         raise error
@@ -112,7 +128,7 @@ def seed_everything(seed: int, cores: int) -> None:
 def _failed(what: str, error: BaseException) -> TrainerFailed:
     """One line for people. The trace goes to the log, without the frames that are ours."""
     frames = traceback.extract_tb(error.__traceback__)
-    while frames and (frames[0].filename.startswith(OURS) or frames[0].filename.startswith("<frozen importlib")):
+    while frames and frames[0].filename.startswith((OURS, IMPORTING, "<frozen importlib")):
         frames.pop(0)
     shown = [*traceback.format_list(frames), *traceback.format_exception_only(error)]
     print("Traceback of the trainer (most recent call last):", "".join(shown), sep="\n", flush=True)  # noqa: T201

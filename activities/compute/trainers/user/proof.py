@@ -9,12 +9,13 @@ from activities.compute.inference import Model as Ready
 from activities.compute.trainers import Examples, Question
 from activities.compute.trainers.user.calling import call
 from activities.compute.trainers.user.given import GivenRows
-from activities.compute.trainers.user.returned import Model, wide
+from activities.compute.trainers.user.returned import Model, numbers, wide
 from activities.compute.trainers.user.stored import Fitted
 from everloop.errors import ParityFailed, TrainerFailed
 from everloop.trainer import Learned
 
 COMPARED_ROWS = 10_000
+ASKED_ALONE = 64
 SUM_TOLERANCE = 1e-3
 
 
@@ -33,10 +34,31 @@ def prove(fitted: Fitted, learned: Model, said: Learned, examples: Examples, nam
     try:
         export.prove(pipeline, _Checked(fitted, learned, name), graph, table, seed=examples.spec.training.seed)
     except ParityFailed as error:
-        hint = "leave scalers off in front of trees, which need none; or return ONNX of your own"
+        hint = "in front of trees leave scalers off, and fill in what is missing; or return ONNX of your own"
         raise ParityFailed(f"what {name} returned and its ONNX: {error}", field="trainer", hint=hint) from None
     if said.predict is not None and learned.live is None:
         _compare_with_own(fitted, said, examples, name)
+    names = [entry.name for entry in pipeline.inputs]
+    _each_row_by_itself(graph, table.arrays(names, np.arange(min(len(table), ASKED_ALONE))), pipeline, name)
+
+
+def _each_row_by_itself(graph: Ready, columns: Columns, pipeline: Pipeline, name: str) -> None:
+    """Raise `TrainerFailed` where a row is answered otherwise alone than among others: predictions come one by one."""
+    from activities.compute.export import TOLERANCE
+
+    rows = len(next(iter(columns.values())))
+    together = graph.predict(columns).values.reshape(rows, -1)
+    for place in range(rows):
+        one = {column: values[place : place + 1] for column, values in columns.items()}
+        alone, among = graph.predict(one).values.reshape(-1), together[place]
+        if np.allclose(alone, among, rtol=TOLERANCE, atol=TOLERANCE * pipeline.scale):
+            continue
+        raise TrainerFailed(
+            f"{name} answers a row by the rows that are asked with it: alone {_shown(alone)}, among {rows:,} "
+            f"{_shown(among)}, for the row {_row(columns, place)}",
+            field="trainer",
+            hint="take no mean and no rank over the rows of a batch: learn them, and keep them in the model",
+        )
 
 
 class _Checked:
@@ -83,7 +105,7 @@ def _compare_with_own(fitted: Fitted, said: Learned, examples: Examples, name: s
         places = np.sort(random.choice(places, COMPARED_ROWS, replace=False))
     given = GivenRows(examples, places)
     assert said.predict is not None  # noqa: S101  # the caller has looked
-    own = wide(np.asarray(call(name, said.predict, given), np.float64), pipeline)
+    own = wide(numbers(call(name, said.predict, given), f"the predict of {name}"), pipeline)
     if pipeline.task == "regression" and given.raw:
         own = (own - pipeline.center) / pipeline.scale
     names = [entry.name for entry in pipeline.inputs]

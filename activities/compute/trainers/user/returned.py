@@ -1,7 +1,10 @@
 """What a user's function may return: ONNX, a torch module, an estimator. Each becomes ONNX and something to ask."""
 
+import contextlib
+import importlib
+import operator
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,6 +22,9 @@ from everloop.trainer import Learned
 EXPECTED = "return ONNX (bytes or a ModelProto), a torch.nn.Module, or an estimator with predict_proba or predict"
 OPSETS = {"": 18, "ai.onnx.ml": 3}
 BATCH_ROWS = 8192
+MOST_ITERATIONS = 10**9
+PASSING = frozenset(("Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten"))
+"""Operators that leave numbers as they are."""
 
 
 @dataclass
@@ -41,11 +47,21 @@ class Model:
 def said_by(given: object, training: Given) -> Learned:
     """*given* with what goes without saying."""
     said = given if isinstance(given, Learned) else Learned(given)
-    if said.iterations is not None and (not isinstance(said.iterations, int) or said.iterations < 1):
+    iterations = training.steps if said.iterations is None else _iterations(said.iterations)
+    return Learned(said.model, iterations, said.predict, said.probabilities)
+
+
+def _iterations(given: object) -> int:
+    try:
+        found = operator.index(given)  # type: ignore[arg-type]  # NumPy's whole numbers too
+    except TypeError:
+        found = 0
+    if not 1 <= found <= MOST_ITERATIONS or isinstance(given, bool):
+        most = f"{MOST_ITERATIONS:,}"
         raise TrainerFailed(
-            f"Learned.iterations must be a whole number from 1, not {said.iterations!r}", field="trainer"
+            f"Learned.iterations must be a whole number from 1 to {most}, not {given!r}"[:200], field="trainer"
         )
-    return said if said.iterations else Learned(said.model, training.steps, said.predict, said.probabilities)
+    return found
 
 
 def model_of(said: Learned, examples: Examples, name: str) -> Model:
@@ -58,7 +74,7 @@ def model_of(said: Learned, examples: Examples, name: str) -> Model:
     is_module = torch is not None and isinstance(model, torch.nn.Module)
     asks = "predict" if examples.spec.task == "regression" else "predict_proba"
     if not is_module and not callable(getattr(model, asks, None)):
-        what = "nothing" if model is None else f"a {type(model).__module__}.{type(model).__qualname__}"
+        what = "nothing" if model is None else f"a {_kind(model)}"
         lacks = f", which has no {asks}" if callable(getattr(model, "predict", None)) else ""
         raise TrainerFailed(f"{name} returned {what}{lacks}", field="trainer", hint=EXPECTED)
     if isinstance(model, type):
@@ -70,6 +86,10 @@ def model_of(said: Learned, examples: Examples, name: str) -> Model:
             f"{name} returned a {what}, which must have learned from features", field="trainer", hint=hint
         )
     return _module(said, examples, name) if is_module else _estimator(model, examples, name)
+
+
+def _kind(value: object) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
 def bounds_of(examples: Examples) -> NDArray[np.float32]:
@@ -118,6 +138,10 @@ def _module(said: Learned, examples: Examples, name: str) -> Model:
 
     module: Any = call(name, lambda: copy.deepcopy(said.model).cpu().float().eval())  # type: ignore[attr-defined]
     example = torch.from_numpy(examples.rows.matrix(examples.train[:3]))
+    told = call(f"{name}: the module cannot answer features [rows, {example.shape[1]}]", module, example)
+    if not isinstance(told, torch.Tensor):
+        hint = "its forward takes float features [rows, features] and returns one tensor [rows, answers]"
+        raise TrainerFailed(f"the module of {name} answers a {_kind(told)}, no tensor", field="trainer", hint=hint)
     made = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -142,13 +166,21 @@ def _module(said: Learned, examples: Examples, name: str) -> Model:
         answer: Floats = told.numpy()
         return wide(answer, examples.pipeline)
 
+    graph = onnx.load_from_string(made.getvalue())
     if logits:
-        _must_be_logits(module(example).detach().numpy(), name)
-    return Model(onnx.load_from_string(made.getvalue()), "features", live, logits=logits, bounds=bounds)
+        _must_be_logits(graph.graph, told.detach().numpy(), name)
+    return Model(graph, "features", live, logits=logits, bounds=bounds)
 
 
-def _must_be_logits(told: NDArray[Any], name: str) -> None:
-    if told.ndim == 2 and told.shape[1] > 1 and (told >= 0).all() and np.allclose(told.sum(axis=1), 1, atol=1e-4):  # noqa: PLR2004
+def _must_be_logits(graph: Any, told: NDArray[Any], name: str) -> None:  # noqa: ANN401  # a GraphProto
+    """By the last operator that does something, and by the numbers: of one column those alone do not tell."""
+    columns = np.atleast_1d(told).reshape(np.atleast_1d(told).shape[0], -1)
+    sums_to_1 = columns.shape[1] > 1 and (told >= 0).all() and np.allclose(columns.sum(axis=1), 1, atol=1e-4)
+    made_by = {output: node for node in graph.node for output in node.output}
+    last = made_by.get(graph.output[0].name)
+    while last is not None and last.op_type in PASSING:
+        last = made_by.get(last.input[0])
+    if sums_to_1 or (last is not None and last.op_type in ("Sigmoid", "Softmax")):
         hint = "return Learned(module, probabilities=True), or leave the last Softmax off"
         raise TrainerFailed(
             f"the module of {name} gives probabilities, and logits are expected", field="trainer", hint=hint
@@ -160,15 +192,14 @@ def _must_be_logits(told: NDArray[Any], name: str) -> None:
 
 def _estimator(model: Any, examples: Examples, name: str) -> Model:  # noqa: ANN401
     pipeline, bounds = examples.pipeline, bounds_of(examples)
+    _must_have_learned(model, name)
     places = _places(model, pipeline, name)
 
     def live(matrix: Matrix) -> Floats:
         parts = [within(bounds, part) for part in _parts(matrix)]
         if pipeline.task == "regression":
-            return np.concatenate(
-                [np.asarray(call(name, model.predict, part), np.float64).reshape(-1) for part in parts]
-            )
-        told = np.concatenate([np.asarray(call(name, model.predict_proba, part), np.float64) for part in parts])
+            return np.concatenate([numbers(call(name, model.predict, part), name).reshape(-1) for part in parts])
+        told = np.concatenate([numbers(call(name, model.predict_proba, part), name) for part in parts])
         every = np.zeros((len(told), len(pipeline.classes)))
         every[:, list(places)] = told
         return every
@@ -179,6 +210,26 @@ def _estimator(model: Any, examples: Examples, name: str) -> Model:  # noqa: ANN
     return Model(graph, "features", live, classes=places, bounds=bounds, importance=worth)
 
 
+def _must_have_learned(model: Any, name: str) -> None:  # noqa: ANN401
+    from sklearn.base import BaseEstimator
+    from sklearn.exceptions import NotFittedError
+    from sklearn.utils.validation import check_is_fitted
+
+    if not isinstance(model, BaseEstimator):
+        return
+    fitted = True
+    with contextlib.suppress(Exception):  # of one that cannot say it
+        try:
+            check_is_fitted(model)
+        except NotFittedError:
+            fitted = False
+    if not fitted:
+        hint = "call its `fit` with the rows of `training.train`, and return what that returns"
+        raise TrainerFailed(
+            f"{name} returned a {type(model).__name__} that has not learned", field="trainer", hint=hint
+        )
+
+
 def _places(model: Any, pipeline: Pipeline, name: str) -> tuple[int, ...]:  # noqa: ANN401
     """Which of our classes the estimator's columns stand for."""
     every = tuple(range(len(pipeline.classes)))
@@ -186,10 +237,9 @@ def _places(model: Any, pipeline: Pipeline, name: str) -> tuple[int, ...]:  # no
     if pipeline.task == "regression" or said is None:
         return every
     learned: list[Any] = np.asarray(said).tolist()
-    labels = {label: place for place, label in enumerate(pipeline.classes)}
-    found = [
-        labels.get(each) if isinstance(each, str) else {place: place for place in every}.get(each) for each in learned
-    ]
+    labels: dict[Any, int] = {label: place for place, label in enumerate(pipeline.classes)}
+    known = labels | {place: place for place in every}
+    found = [known.get(each) if isinstance(each, Hashable) else None for each in learned]
     if None in found:
         hint = f"learn `Rows.y`: 0 to {len(every) - 1} stand for {', '.join(pipeline.classes[:10])}"
         shown = ", ".join(map(repr, learned[:10]))
@@ -200,6 +250,9 @@ def _places(model: Any, pipeline: Pipeline, name: str) -> tuple[int, ...]:  # no
 
 
 def _converted(model: Any, features: int, name: str) -> Any:  # noqa: ANN401  # a ModelProto
+    call(
+        f"{name}: skl2onnx cannot be imported", importlib.import_module, "skl2onnx"
+    )  # a file of theirs may be called so
     from skl2onnx import to_onnx
     from skl2onnx.common.data_types import FloatTensorType
     from skl2onnx.common.exceptions import MissingConverter, MissingShapeCalculator
@@ -251,6 +304,18 @@ def _with_xgboost() -> None:
     update_registered_converter(
         xgboost.XGBRegressor, "XGBRegressor", shapes.calculate_linear_regressor_output_shapes, convert_xgboost
     )
+
+
+def numbers(told: object, name: str) -> Floats:
+    """What the user's own code answers. Raises `TrainerFailed` where that is no array [rows] or [rows, numbers]."""
+    try:
+        found: Floats = np.asarray(told, np.float64)
+    except (TypeError, ValueError):
+        found = np.zeros(())
+    if found.ndim not in (1, 2):
+        what = f"an array {list(found.shape)}" if found.ndim else f"a {_kind(told)} that is no array of numbers"
+        raise TrainerFailed(f"{name} answers {what}; [rows] or [rows, numbers] is expected", field="trainer")
+    return found
 
 
 def wide(told: Floats, pipeline: Pipeline) -> Floats:

@@ -174,7 +174,7 @@ def _shape(entry: Any) -> tuple[int, int | None]:  # noqa: ANN401  # a ValueInfo
 def _from_features(graph: Graph, inputs: list[Any], learned: Model, pipeline: Pipeline) -> list[Any]:
     """Keep the features within what is known (see `returned.bounds_of`) and give them to the one input."""
     if len(inputs) != 1 or _shape(inputs[0])[0] not in (FLOAT, DOUBLE):
-        shown = ", ".join(entry.name.removeprefix("user:") for entry in inputs)
+        shown = ", ".join(entry.name.removeprefix("user:") for entry in inputs) or "none"
         message = (
             f"with `inputs: features` the ONNX must have one input, float [rows, {len(pipeline.names)}]; it has {shown}"
         )

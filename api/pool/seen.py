@@ -1,0 +1,327 @@
+"""A pool's rows as people read them: devices, queues, leases, and why each request waits."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from urllib.parse import quote
+
+from sqlmodel import Session, col, func, select
+
+from activities import lease_queues, lease_time
+from activities.lease_ledger.state import policy as policy_of
+from activities.lease_ledger.state import read
+from activities.lease_policy import sentence, standing, unblocks
+from activities.lease_policy.state import Explain, Standing
+from api.pool.answers import (
+    Amounts,
+    Counted,
+    DeviceView,
+    Explained,
+    LeaseView,
+    MemberView,
+    NodeView,
+    Notice,
+    PoolView,
+    QueueList,
+    QueueView,
+    WaitingView,
+)
+from everloop import names, orders
+from everloop.errors import NotFound
+from everloop.queues import NO_LIMIT, Queue, document
+from everloop.store import DeviceRow, LeaseMemberRow, LeaseRequestRow, LeaseRow, LifecycleRow, PoolRow
+
+WORKING = ("offered", "active", "noticed")
+"""States of a lease whose holder may work."""
+HINDRANCE = ("away", "quarantined", "draining", "cordoned", "ready")
+"""States of a device: the one that hinders most first."""
+
+
+def pool(session: Session, name: str, limit: int) -> PoolView:
+    """The pool as it is now. Raises `NotFound`."""
+    _must_be_there(session, name)
+    waiting = _queued(session, name, limit)
+    return PoolView(
+        pool=name,
+        devices=devices(session, name),
+        queues=queue_views(session, name),
+        leases=leases(session, name, 0),
+        waiting=[waiting_view(row) for row in waiting],
+        waiting_in_all=sum(_pending(session, name).values()),
+        links={"self": f"/api/v1/pools/{quote(name)}", "page": f"/pool?pool={quote(name)}"},
+    )
+
+
+def _must_be_there(session: Session, name: str) -> None:
+    if name == names.DEFAULT_POOL or session.get(PoolRow, name) is not None:
+        return
+    known = select(DeviceRow.name).where(DeviceRow.pool == name).limit(1)
+    if session.exec(known).first() is None:
+        raise NotFound(f"there is no pool {name[:63]}", field="pool", hint=f"the usual one is {names.DEFAULT_POOL}")
+
+
+# --- devices and nodes
+
+
+def devices(session: Session, pool: str) -> list[DeviceView]:
+    rows = session.exec(select(DeviceRow).where(DeviceRow.pool == pool).order_by(col(DeviceRow.name))).all()
+    return [_device(row) for row in rows]
+
+
+def _device(row: DeviceRow) -> DeviceView:
+    return DeviceView(
+        name=row.name,
+        node=row.node or "-",
+        state=row.state if row.present else "away",
+        why=row.why,
+        light=row.light,
+        whole=Amounts(cores=row.cores, memory_mib=row.memory_mib, milli_gpu=row.milli_gpu, gpu_mib=row.gpu_mib),
+        used=Amounts(
+            cores=row.used_cores,
+            memory_mib=row.used_memory_mib,
+            milli_gpu=row.used_milli_gpu,
+            gpu_mib=row.used_gpu_mib,
+        ),
+    )
+
+
+def nodes(session: Session, pool: str) -> list[NodeView]:
+    _must_be_there(session, pool)
+    by_node: dict[str, list[DeviceView]] = defaultdict(list)
+    for device in devices(session, pool):
+        by_node[device.node].append(device)
+    live = select(LeaseMemberRow.token, LeaseMemberRow.device).where(
+        LeaseMemberRow.pool == pool, col(LeaseMemberRow.live).is_(True)
+    )
+    on_device: dict[str, set[int]] = defaultdict(set)
+    for token, device_name in session.exec(live).all():
+        on_device[device_name].add(token)
+    found = []
+    for node, mine in sorted(by_node.items()):
+        tokens = set().union(*(on_device[device.name] for device in mine))
+        found.append(NodeView(node=node, state=_state_of(mine, tokens), devices=mine, leases=len(tokens)))
+    return found
+
+
+def _state_of(mine: Sequence[DeviceView], tokens: set[int]) -> str:
+    state = min((device.state for device in mine), key=HINDRANCE.index)
+    return "drained" if state == "draining" and not tokens else state
+
+
+# --- queues
+
+
+def queues(session: Session, pool: str) -> QueueList:
+    _must_be_there(session, pool)
+    tree = lease_queues.tree(session, pool)
+    return QueueList(items=queue_views(session, pool), tree=document(tree), digest=orders.tree_digest(tree))
+
+
+def queue_views(session: Session, pool: str) -> list[QueueView]:
+    tree = lease_queues.tree(session, pool)
+    standings = {each.queue: each for each in _standings(session, pool)}
+    pending = _pending(session, pool)
+    depths: dict[str, int] = {"": -1}
+    found = []
+    for queue in tree:
+        depths[queue.id] = depths[queue.parent] + 1
+        below = _below(tree, queue.id)
+        found.append(
+            _queue(queue, depths[queue.id], standings.get(queue.id), sum(pending.get(one, 0) for one in below))
+        )
+    return found
+
+
+def _standings(session: Session, pool: str) -> Sequence[Standing]:
+    now_ms = lease_time.in_ms(datetime.now(UTC))
+    return standing(read(session, pool, now_ms), now_ms, policy_of(session, pool))
+
+
+def _below(tree: Sequence[Queue], name: str) -> set[str]:
+    """It and all queues below it."""
+    found = {name}
+    for queue in tree:  # parents first
+        if queue.parent in found:
+            found.add(queue.id)
+    return found
+
+
+def _queue(queue: Queue, depth: int, standing: Standing | None, pending: int) -> QueueView:
+    use = standing.allocated if standing else (0, 0)
+    over = any(used > 0 and (quota == NO_LIMIT or used > quota) for used, quota in zip(use, queue.quota, strict=True))
+    return QueueView(
+        id=queue.id,
+        parent=queue.parent,
+        depth=depth,
+        quota=_counted(queue.quota),
+        limit=_counted(queue.limit),
+        weight=queue.weight,
+        priority=queue.priority,
+        share=_counted(standing.share) if standing else None,
+        use=_counted(use),
+        pending=pending,
+        over_quota=over and queue.quota != (NO_LIMIT, NO_LIMIT),
+        scaled=standing.scaled if standing else False,
+    )
+
+
+def _counted(values: Sequence[int]) -> Counted:
+    return Counted(cores=values[0], milli_gpu=values[1])
+
+
+def _pending(session: Session, pool: str) -> dict[str, int]:
+    query = select(LeaseRequestRow.queue, func.count()).where(
+        LeaseRequestRow.pool == pool, LeaseRequestRow.state == "queued"
+    )
+    return dict(session.exec(query.group_by(LeaseRequestRow.queue)).all())
+
+
+# --- leases
+
+
+def lease_row(session: Session, token: int) -> LeaseRow:
+    """The latest lease with *token*. Raises `NotFound`."""
+    query = select(LeaseRow).where(LeaseRow.token == token).order_by(col(LeaseRow.granted_at).desc())
+    row = session.exec(query).first()
+    if row is None:
+        raise NotFound(f"there is no lease {token}", field="token", hint="`everloop lease list` shows who holds what")
+    return row
+
+
+def leases(session: Session, pool: str, ended: int) -> list[LeaseView]:
+    """Live ones by token, then the latest *ended* ones."""
+    _must_be_there(session, pool)
+    rows = lease_time.held(session, pool)
+    if ended:
+        past = select(LeaseRow).where(LeaseRow.pool == pool, col(LeaseRow.token).not_in([row.token for row in rows]))
+        rows += session.exec(past.order_by(col(LeaseRow.token).desc()).limit(ended)).all()
+    over = {queue.id for queue in queue_views(session, pool) if queue.over_quota} if rows else set()
+    return [lease_view(session, row, over) for row in rows]
+
+
+def lease_view(session: Session, row: LeaseRow, over: Iterable[str] = ()) -> LeaseView:
+    request = session.get(LeaseRequestRow, row.request_id)
+    lifecycle = session.get(LifecycleRow, row.workflow_id)
+    members = session.exec(
+        select(LeaseMemberRow)
+        .where(LeaseMemberRow.pool == row.pool, LeaseMemberRow.token == row.token)
+        .order_by(col(LeaseMemberRow.rank))
+    ).all()
+    preemptible = request.preemptible if request else False
+    working = row.state in WORKING
+    return LeaseView(
+        token=row.token,
+        request=row.request_id,
+        lifecycle=row.workflow_id,
+        model=(lifecycle.model if lifecycle else "") or (request.model if request else ""),
+        stage=lifecycle.stage if lifecycle and working else request.stage if request else "",
+        queue=row.queue,
+        priority=request.priority if request else 0,
+        preemptible=preemptible,
+        state="killing" if not working and any(each.live for each in members) else row.state,
+        members=[_member(each) for each in members],
+        granted_at=row.granted_at,
+        ended_at=row.ended_at,
+        notice=_notice(session, row),
+        reclaimable=preemptible and row.queue in over and working,
+    )
+
+
+def _member(row: LeaseMemberRow) -> MemberView:
+    amounts = Amounts(cores=row.cores, memory_mib=row.memory_mib, milli_gpu=row.milli_gpu, gpu_mib=row.gpu_mib)
+    return MemberView(rank=row.rank, device=row.device, amounts=amounts)
+
+
+def _notice(session: Session, row: LeaseRow) -> Notice | None:
+    if row.noticed_at is None:
+        return None
+    other = session.get(LeaseRequestRow, row.beneficiary) if row.beneficiary else None
+    by = f"{other.workflow_id} in queue {other.queue}" if other else ""
+    return Notice(reason=row.notice, why=row.why, by=by, deadline=row.deadline_at)
+
+
+# --- who waits
+
+
+def _queued(session: Session, pool: str, limit: int) -> Sequence[LeaseRequestRow]:
+    query = select(LeaseRequestRow).where(LeaseRequestRow.pool == pool, LeaseRequestRow.state == "queued")
+    order = (col(LeaseRequestRow.queue), col(LeaseRequestRow.position), col(LeaseRequestRow.arrival))
+    return session.exec(query.order_by(*order).limit(limit)).all()
+
+
+def waiting_view(row: LeaseRequestRow) -> WaitingView:
+    told = explained_by(row)
+    return WaitingView(
+        request=row.id,
+        lifecycle=row.workflow_id,
+        queue=row.queue,
+        priority=row.priority,
+        since=row.requested_at,
+        needs=Amounts(cores=row.cores, memory_mib=row.memory_mib, milli_gpu=row.milli_gpu, gpu_mib=row.gpu_mib),
+        members=row.members_min,
+        position=row.position,
+        ahead=row.ahead,
+        code=row.code or "not_looked_at",
+        sentence=told[0],
+        unblocks=told[1],
+    )
+
+
+def explained_by(row: LeaseRequestRow) -> tuple[str, str]:
+    """Why it waits, and what unblocks it, as of the pool's last step."""
+    if not row.code:
+        return "the pool has not looked at it yet", "it is looked at within seconds"
+    said = Explain(row.id, row.code, row.position, row.ahead, tuple((name, value) for name, value in row.detail))
+    return sentence(said, row.queue), unblocks(said)
+
+
+def explained(session: Session, of: str) -> Explained:
+    """Of a lifecycle, a request or a token. Raises `NotFound`."""
+    if of.isdecimal() and len(of) < 19:  # noqa: PLR2004  # a token of 64 bits
+        return _of_lease(session, lease_row(session, int(of)))
+    request = session.get(LeaseRequestRow, of) or _latest_of(session, of)
+    if request is None:
+        raise NotFound(
+            f"{of[:200]} has asked for no lease, and is none",
+            field="of",
+            hint="name a lifecycle, a request, or a lease's token (`everloop lease list`)",
+        )
+    if request.state == "queued":
+        view = waiting_view(request)
+        return Explained(waiting=view, sentence=_sentence(view))
+    live = select(LeaseRow).where(LeaseRow.request_id == request.id).order_by(col(LeaseRow.token).desc())
+    row = session.exec(live).first()
+    if row is not None:
+        return _of_lease(session, row)
+    return Explained(sentence=f"{request.workflow_id} does not wait: its request is {request.state}. {request.reason}")
+
+
+def _latest_of(session: Session, workflow_id: str) -> LeaseRequestRow | None:
+    query = select(LeaseRequestRow).where(LeaseRequestRow.workflow_id == workflow_id)
+    return session.exec(query.order_by(col(LeaseRequestRow.requested_at).desc())).first()
+
+
+def _sentence(view: WaitingView) -> str:
+    since = f"{view.since.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    return (
+        f"{view.lifecycle} is number {view.position} in queue {view.queue} since {since}: {view.sentence}. "
+        f"{view.unblocks[:1].upper()}{view.unblocks[1:]}".rstrip(" .")
+        + "."
+    )
+
+
+def _of_lease(session: Session, row: LeaseRow) -> Explained:
+    view = lease_view(session, row)
+    what = ", ".join(f"{m.amounts.cores} core{'s' * (m.amounts.cores != 1)} on {m.device}" for m in view.members)
+    until = f" until {_time(row.ended_at)}" if row.ended_at else ""
+    told = f"; told to let go: {row.why or row.notice}" if row.noticed_at else ""
+    by = f" by {_time(row.deadline_at)}" if row.noticed_at and row.deadline_at and not row.ended_at else ""
+    sentence = (
+        f"{view.lifecycle} {'held' if row.ended_at else 'holds'} lease {row.token} ({what}) in queue {row.queue} since "
+        f"{_time(row.granted_at)}{until}, {row.state}{told}{by}."
+    )
+    return Explained(lease=view, sentence=sentence)
+
+
+def _time(moment: datetime) -> str:
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"

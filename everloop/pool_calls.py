@@ -1,0 +1,101 @@
+"""What a client asks of a pool: who holds what, who waits, the queue tree, nodes, and what leased time was for."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from everloop import names
+from everloop.errors import Invalid
+
+Json = dict[str, Any]
+
+
+class PoolCalls(ABC):
+    """The part of `Client` that speaks of pools. Amounts are cores, MiB and thousandths of a GPU."""
+
+    @abstractmethod
+    def _api(self, method: str, path: str, **request: Any) -> Any: ...  # noqa: ANN401
+
+    def pool(self, pool: str = names.DEFAULT_POOL) -> Json:
+        """Devices, queues with quota, share and use, leases, and who waits with one true reason each."""
+        return dict(self._api("GET", f"/pools/{quote(pool, safe='')}"))
+
+    def queues(self, pool: str = names.DEFAULT_POOL) -> Json:
+        """The queue tree: `items`, and `tree` as `apply_queues` takes it."""
+        return dict(self._api("GET", f"/pools/{quote(pool, safe='')}/queues"))
+
+    def set_queue(
+        self, queue: str, changes: Mapping[str, Any], *, only_try: bool = False, pool: str = names.DEFAULT_POOL
+    ) -> Json:
+        """Change a queue, or add it: `{"quota": {"cores": 2}, "weight": 3, "parent": "research", "remove": True}`.
+
+        Answers what that does to running leases; with *only_try* nothing is changed. Raises `Invalid` for a tree that
+        makes no sense.
+        """
+        path = f"/pools/{quote(pool, safe='')}/queues/{quote(queue, safe='')}"
+        return dict(self._api("PATCH", path, json=dict(changes), params={"try": only_try}))
+
+    def apply_queues(
+        self, tree: Mapping[str, Any] | str | Path, *, only_try: bool = False, pool: str = names.DEFAULT_POOL
+    ) -> Json:
+        """Make the queue tree as a file (YAML or JSON) or a mapping says. Queues that it does not name are removed.
+
+        Raises `Invalid` with the place of what makes no sense, and `Conflict` where work waits in a removed queue.
+        """
+        body = dict(tree) if isinstance(tree, Mapping) else read_tree(Path(tree))
+        path = f"/pools/{quote(pool, safe='')}/queues"
+        return dict(self._api("PUT", path, json=body, params={"try": only_try}))
+
+    def leases(self, pool: str = names.DEFAULT_POOL, *, ended: int = 0) -> list[Json]:
+        """Who holds what, and the latest *ended* leases."""
+        found = self._api("GET", "/leases", params={"pool": pool, "ended": ended})
+        return list(found["items"])
+
+    def explain(self, of: str) -> Json:
+        """Why a lifecycle or a request waits, or how the lease stands that it has. *of*: its id, or a lease's token."""
+        return dict(self._api("GET", f"/leases/explain/{quote(str(of), safe='/')}"))
+
+    def revoke(self, token: int, reason: str, grace_seconds: int = 60) -> Json:
+        """Take a lease back: its holder writes a checkpoint within the grace, lets go, and waits at its old place."""
+        body = {"reason": reason, "grace_seconds": grace_seconds}
+        return dict(self._api("POST", f"/leases/{token}/revoke", json=body))
+
+    def nodes(self, pool: str = names.DEFAULT_POOL) -> list[Json]:
+        """Machines with their devices."""
+        return list(self._api("GET", "/nodes", params={"pool": pool})["items"])
+
+    def drain(self, node: str, reason: str = "", grace_seconds: int = 60, pool: str = names.DEFAULT_POOL) -> Json:
+        """Give a node (or one device) no new leases, and tell those that it has to let go within the grace."""
+        body = {"reason": reason, "grace_seconds": grace_seconds}
+        return dict(self._api("POST", f"/nodes/{quote(node, safe='')}/drain", json=body, params={"pool": pool}))
+
+    def undrain(self, node: str, pool: str = names.DEFAULT_POOL) -> Json:
+        """Let a node have leases again."""
+        return dict(self._api("POST", f"/nodes/{quote(node, safe='')}/undrain", json={}, params={"pool": pool}))
+
+    def cost(self, by: str = "queue", since: str | datetime = "7d", pool: str = names.DEFAULT_POOL) -> Json:
+        """What core and GPU time was for, in kinds that sum up to capacity times time exactly.
+
+        *by*: `lifecycle`, `model`, `queue` or `stage`. *since*: a moment, or how long ago (`90m`, `12h`, `7d`).
+        """
+        asked = since.isoformat() if isinstance(since, datetime) else since
+        return dict(self._api("GET", "/cost", params={"by": by, "since": asked, "pool": pool}))
+
+
+def read_tree(path: Path) -> Json:
+    """A queue file as JSON, checked as far as that goes without the pool. Raises `Invalid`."""
+    import yaml
+
+    from everloop import queues
+
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "not text"
+        raise Invalid(f"cannot read {path}: {why}", field="FILE") from None
+    except yaml.YAMLError as error:
+        raise Invalid(f"{path} is not YAML: {' '.join(str(error).split())}", field="FILE") from None
+    return queues.document(queues.read(content))
