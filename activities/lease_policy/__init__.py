@@ -24,7 +24,7 @@ from activities.lease_policy.tree import counted
 from activities.lease_policy.usage import decay, used_by
 
 ROUNDS = 3
-"""A reservation or a notice may open a way for others: so often they are asked again in one decision."""
+"""A reservation or a notice may open a way for others: at most so often all are asked in one decision."""
 TRIAL_TOKENS = 1 << 62
 """Of grants while it is not known what the ledger calls them."""
 
@@ -43,7 +43,7 @@ def decide(state: PoolState, now_ms: int, policy: Policy, fuel: int) -> tuple[De
         done += acts
         fuel = max(fuel - len(pool.grants), 0)
         state = apply(state, acts, now_ms, TRIAL_TOKENS + (number << 32))
-        if not (pool.reserving or pool.notices):
+        if not (pool.reserving or pool.notices or pool.killed or pool.withdrawn):
             break
     return (*done, *sorted(pool.reserved.values()), *explain(pool))
 

@@ -10,7 +10,7 @@ from heapq import heapify, heappop, heappush
 from activities.lease_policy.pool import Line, Pool, Shape
 from activities.lease_policy.reserve import consider, ends_before_reservations
 from activities.lease_policy.state import Amount, Grant, Part, Request
-from activities.lease_policy.tree import BOTH, over_firm, over_limit, over_quota
+from activities.lease_policy.tree import BOTH, over_firm, over_limit, within_quota
 
 Turn = tuple[int, tuple[int, ...], int, str]
 
@@ -37,8 +37,7 @@ def turn(line: Line, shape: Shape) -> Turn:
         if shape.need[r]:
             saturation = max(saturation, leaf.allocated[r] * 10**6 // max(leaf.share[r], 1))
             above |= leaf.allocated[r] >= leaf.share[r]
-    within = over_quota(leaf, shape.need) is None
-    return (0 if within else 2 if above else 1, leaf.rank, saturation, leaf.id)
+    return (0 if within_quota(leaf, shape.need) else 2 if above else 1, leaf.rank, saturation, leaf.id)
 
 
 def _serve(pool: Pool, line: Line, shape: Shape | None) -> Shape | None:

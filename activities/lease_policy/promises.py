@@ -21,16 +21,22 @@ def keep(pool: Pool) -> None:
     for held in pool.held:
         if held.beneficiary and held.state in ("noticed", "killing"):
             victims.setdefault(held.beneficiary, []).append(held)
-    for name in sorted(victims, key=lambda name: (max(held.deadline_ms for held in victims[name]), name)):
+    for name in sorted(victims, key=lambda name: _age(name, victims[name])):
         if name in pool.requests:
             _keep_one(pool, *pool.requests[name], [held for held in victims[name] if _counts(pool, held)])
         else:
             _withdraw(pool, victims[name])
 
 
+def _age(name: str, victims: Iterable[Held]) -> tuple[bool, int, str]:
+    """Who waits for one that is being killed already was promised before all whose victims still have time."""
+    killing = any(held.state == "killing" for held in victims)
+    return not killing, max(held.deadline_ms for held in victims), name
+
+
 def _counts(pool: Pool, held: Held) -> bool:
     """A lease whose end cannot be proven for too long is counted on no more."""
-    return held.state == "noticed" or pool.now_ms <= held.deadline_ms + 2 * pool.policy.grace_s * 1000
+    return held.state == "noticed" or pool.now_ms <= held.deadline_ms
 
 
 def _keep_one(pool: Pool, request: Request, line: Line, shape: Shape, victims: list[Held]) -> None:

@@ -9,7 +9,7 @@ backfill). A lease without a declared run time is not counted on; where that lea
 from activities.lease_policy.pool import Line, Pool, Shape
 from activities.lease_policy.room import NOTHING, Four, fit, minus, plus, tightness, times
 from activities.lease_policy.state import NO_LIMIT, Part, Request, Reserve
-from activities.lease_policy.tree import BOTH, over_quota
+from activities.lease_policy.tree import BOTH, within_quota
 
 End = tuple[int, int, tuple[Part, ...]]
 
@@ -33,7 +33,7 @@ def _is_entitled(line: Line, shape: Shape) -> bool:
         return False
     if all(leaf.quota[r] == NO_LIMIT for r in BOTH if shape.need[r]):
         return all(leaf.allocated[r] + shape.need[r] <= leaf.share[r] for r in BOTH if shape.need[r])
-    return over_quota(leaf, shape.need) is None
+    return within_quota(leaf, shape.need)
 
 
 def consider(pool: Pool, line: Line, request: Request, shape: Shape) -> None:

@@ -33,7 +33,7 @@ def candidates(pool: Pool) -> list[Held]:
 
     Not before their minimum run time, not more often than allowed in a day, and never what is not preemptible.
     """
-    spared = {one.token for one in pool.withdrawn} | {one.token for one in pool.notices}
+    spared = {one.token for told in (pool.withdrawn, pool.notices, pool.killed) for one in told}
     return sorted(
         (held for held in pool.held if held.state == "active" and held.token not in spared and _may(pool, held)),
         key=lambda held: lost_work(pool, held),
