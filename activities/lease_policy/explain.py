@@ -41,7 +41,7 @@ def _of_line(pool: Pool, line: Line, free: "_Free", before: int) -> list[Explain
             number, until_ms = pool.beneficiaries[request.id]
             code, detail = "waits_for_notice", (("victims", str(number)), ("until_ms", str(until_ms)))
         else:
-            key = (id(shape), bool(wanting))
+            key = (shape.number, bool(wanting))
             if key not in known:
                 known[key] = _reason(line, shape, free, wanting)
             code, detail = known[key]
@@ -101,16 +101,16 @@ class _Free:
 
     def wants(self, shape: Shape) -> Detail:
         """What it needs, and what of that is free."""
-        if id(shape) not in self._wants:
+        if shape.number not in self._wants:
             total, on_one = self._free_of(light=shape.light and bool(self._pool.light.free))
             members = (("members", str(shape.count)),) if shape.count > 1 else ()
-            self._wants[id(shape)] = (
+            self._wants[shape.number] = (
                 ("needs", said(times(shape.member, shape.count))),
                 *members,
                 ("free", said(total, like=shape.member)),
                 ("free_on_one_device", said(on_one, like=shape.member)),
             )
-        return self._wants[id(shape)]
+        return self._wants[shape.number]
 
     def _free_of(self, *, light: bool) -> tuple[Four, Four]:
         """Free in all, and per resource the most on one device."""

@@ -11,10 +11,11 @@ from activities.lease_policy.state import Held, Kill, Notice
 def kill_the_overdue(pool: Pool) -> None:
     """After `keep`: a notice that nobody needs any more is withdrawn and not carried out."""
     spared = {one.token for one in pool.withdrawn}
-    for held in pool.held:
+    until = pool.now_ms + 2 * pool.policy.grace_s * 1000
+    for held in sorted(pool.held, key=lambda held: (held.deadline_ms, held.token)):
         overdue = held.state == "noticed" and held.deadline_ms <= pool.now_ms and held.token not in spared
         if overdue or (held.state in LIVE and 0 < _drain_by(pool, held) <= pool.now_ms):
-            pool.killed.append(Kill(held.token, pool.now_ms + 2 * pool.policy.grace_s * 1000))
+            pool.killed.append(Kill(held.token, until + len(pool.killed)))  # in the order of their notices
 
 
 def empty_the_drained(pool: Pool) -> None:

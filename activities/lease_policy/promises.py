@@ -22,8 +22,8 @@ def keep(pool: Pool) -> None:
         if held.beneficiary and held.state in ("noticed", "killing"):
             victims.setdefault(held.beneficiary, []).append(held)
     for name in sorted(victims, key=lambda name: _age(name, victims[name])):
-        if name in pool.requests:
-            _keep_one(pool, *pool.requests[name], [held for held in victims[name] if _counts(pool, held)])
+        if name in pool.asking:
+            _keep_one(pool, *pool.asking[name], [held for held in victims[name] if _counts(pool, held)])
         else:
             _withdraw(pool, victims[name])
 
@@ -45,6 +45,7 @@ def _keep_one(pool: Pool, request: Request, line: Line, shape: Shape, victims: l
         grant(pool, line, request, shape)
     elif not stands(pool, line, shape, victims):
         _withdraw(pool, victims)
+        pool.coming[request.id] = [held for held in victims if held.state == "killing"]
     else:
         needed = put_back(pool, line, shape, victims)
         _withdraw(pool, [held for held in victims if held not in needed])
@@ -57,7 +58,7 @@ def _withdraw(pool: Pool, victims: Iterable[Held]) -> None:
 
 def promise(pool: Pool, name: str, victims: Sequence[Held], until_ms: int) -> None:
     """Keep for it what it will use of what is free, first on the devices where its victims are."""
-    _, line, shape = pool.requests[name]
+    _, line, shape = pool.asking[name]
     pool.beneficiaries[name] = (len(victims), until_ms)
     for held in victims:
         node = pool.tree.by_id.get(held.request.queue)

@@ -149,13 +149,15 @@ class Rights:
         """It is not taken after all."""
 
 
-def choose(pool: Pool, line: Line, shape: Shape, among: Sequence[Held], rights: Rights) -> list[Held]:
-    """The victims for a request, or none where they do not suffice.
+def choose(  # noqa: PLR0917
+    pool: Pool, line: Line, shape: Shape, among: Sequence[Held], rights: Rights, coming: Sequence[Held]
+) -> list[Held]:
+    """The victims for a request, besides those that are *coming*, or none where they do not suffice.
 
     Device by device, the cheapest first, each with just the leases that make way for one more member: half a place on
     ten devices helps nobody. Then whoever is not needed is put back.
     """
-    chosen: list[Held] = []
+    chosen = list(coming)
     on_device: dict[str, list[Held]] = {}
     for held in among:
         for name in freed(pool, [held]):
@@ -173,7 +175,7 @@ def choose(pool: Pool, line: Line, shape: Shape, among: Sequence[Held], rights: 
         ]
         best = min((option for option in options if option), default=None, key=lambda option: _cost(pool, option))
         if best is None:
-            return _none(chosen, rights)
+            return []
         for held in best:
             rights.lose(held)
         chosen += best
@@ -183,9 +185,9 @@ def choose(pool: Pool, line: Line, shape: Shape, among: Sequence[Held], rights: 
         if held not in chosen and rights.may(held):
             rights.lose(held)
             chosen.append(held)
-    if not chosen or not stands(pool, line, shape, chosen):
-        return _none(chosen, rights)
-    return put_back(pool, line, shape, chosen)
+    if not stands(pool, line, shape, chosen):
+        return []
+    return [held for held in put_back(pool, line, shape, chosen) if held not in coming]
 
 
 def _one_more(shape: Shape, free: Four, here: Sequence[tuple[Held, Four]], rights: Rights) -> list[Held]:
@@ -209,9 +211,3 @@ def _cost(pool: Pool, option: Sequence[Held]) -> tuple[tuple[int, int, int], int
     costs = [lost_work(pool, held) for held in option]
     worst = max(costs)
     return worst[:3], sum(cost[3] for cost in costs), worst
-
-
-def _none(chosen: Iterable[Held], rights: Rights) -> list[Held]:
-    for held in chosen:
-        rights.undo(held)
-    return []

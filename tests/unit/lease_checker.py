@@ -285,7 +285,7 @@ def _reclaimed(
             if not lost[r]:
                 continue
             left, had = stays(last, queue, promised, now)[r], stays(first, queue, earlier, now)[r]
-            if 0 <= quota_of(first, queue, r) and left < quota_of(first, queue, r):
+            if quota_of(first, queue, r) >= 0 and left < quota_of(first, queue, r):
                 found.append(f"I16: {one} takes {queue} below its quota ({left})")
             if need(asks)[r] and had <= shares[queue].share[r]:
                 found.append(f"I16: {one} takes from {queue}, which is not over its share")

@@ -96,7 +96,7 @@ class Pool(RuleBasedStateMachine):
         times=st.sampled_from((1, 2, 4, 8)),
     )
     def submit(self, queue, member, priority, preemptible, light, members, runtime, times) -> None:
-        for _ in range(times):
+        for _ in range(min(times, 24 - len(self.state.waiting))):
             self.number += 1
             fresh = Request(
                 f"r{self.number:03}", self.number, self.now, queue, member, priority, preemptible, light, *members,
