@@ -70,14 +70,20 @@ class Line:
 class Pool:
     """A state, sorted, with the sums that all steps need. Broken states are read as far as they make sense."""
 
-    def __init__(self, state: PoolState, now_ms: int, policy: Policy, fuel: int) -> None:
+    def __init__(
+        self, state: PoolState, now_ms: int, policy: Policy, fuel: int, *, before: "Pool | None" = None
+    ) -> None:
+        """*before*: of the same decision, with what it did done to *state*; who waits is not sorted again."""
         self.now_ms, self.policy, self.fuel = now_ms, policy, fuel
         devices = (one._replace(open=one.open and one.drain_by_ms <= 0) for one in sorted(state.devices, reverse=True))
         self.devices = {device.name: device for device in devices}
         self.held = sorted({held.token: held for held in sorted(state.held, reverse=True)}.values())
         self.tree = Tree(state.queues)
         self._measure()
-        self._line_up(state.waiting)
+        if before is None:
+            self._line_up(state.waiting)
+        else:
+            self._line_up_again(before)
 
         self.usages: list[Usage] = []
         self.withdrawn: list[Withdraw] = []
@@ -92,6 +98,7 @@ class Pool:
         """Top queues that have their reservation."""
         self.beneficiaries: dict[str, tuple[int, int]] = {}
         """For whom others were told to let go: how many, and by when."""
+        self.costs: dict[int, tuple[int, int, int, int, int, int]] = {}
         self.coming: dict[str, list[Held]] = {}
         """Being killed for a request which they are not enough for."""
 
@@ -148,14 +155,16 @@ class Pool:
         self.asking: dict[str, tuple[Request, Line, Shape]] = {}
         """Of whom more is to be known: beneficiaries, and who is granted, promised or reserved something."""
         beneficiaries = {held.beneficiary for held in self.held if held.beneficiary}
-        shapes: dict[tuple[Amount, tuple[object, ...]], Shape] = {}
         self.light_line = Line(None)
+        self.shapes: list[Shape] = []
+        shapes: dict[tuple[Amount, tuple[object, ...]], Shape] = {}
         for request in _each_once(waiting):
             key = (request.member, request[6:11])
             shape = shapes.get(key)
             if shape is None:
                 shape = shapes[key] = Shape(request, len(shapes))
                 shape.feasible = shape.sound and self.would_fit(shape)
+                self.shapes.append(shape)
             line = None if shape.light else self.lines.get(request.queue)
             if line is None:
                 line = self._line(request)
@@ -170,6 +179,28 @@ class Pool:
                 add(line.leaf.asked, shape.at_most)
 
         self.light_line.waiting.sort(key=lambda one: _order(one[0])[1:])
+
+    def _line_up_again(self, before: "Pool") -> None:
+        """Those who still wait: devices and queues are as before."""
+        self.odd, self.shapes = before.odd, before.shapes
+        for shape in self.shapes:
+            shape.refused = shape.unreserved = False
+        self.light_line = Line(None)
+        self.light_line.waiting = before.light_line.waiting
+        self.lines = {}
+        for name, earlier in before.lines.items():
+            line = self.lines[name] = Line(self.tree.leaf(name))
+            line.waiting = earlier.waiting
+            if line.leaf is not None:
+                add(
+                    line.leaf.asked,
+                    (sum(s.at_most[0] for _, s in line.waiting), sum(s.at_most[1] for _, s in line.waiting)),
+                )
+        self.asking = {
+            name: (request, self.light_line if line.leaf is None else self.lines[line.leaf.id], shape)
+            for name, (request, line, shape) in before.asking.items()
+            if name not in before.grants
+        }
 
     def _line(self, request: Request) -> Line | None:
         if request.light and self.light.free:
