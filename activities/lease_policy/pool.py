@@ -99,6 +99,7 @@ class Pool:
         self.beneficiaries: dict[str, tuple[int, int]] = {}
         """For whom others were told to let go: how many, and by when."""
         self.costs: dict[int, tuple[int, int, int, int, int, int]] = {}
+        self.given: dict[int, Two] = {}
         self.coming: dict[str, list[Held]] = {}
         """Being killed for a request which they are not enough for."""
 

@@ -63,7 +63,7 @@ def promise(pool: Pool, name: str, victims: Sequence[Held], until_ms: int) -> No
     for held in victims:
         node = pool.tree.by_id.get(held.request.queue)
         for each in node.path if node else ():
-            add(each.leaving, gives_counted(held))
+            add(each.leaving, gives_counted(pool, held))
     if line.leaf is None:
         return
     for each in line.leaf.path:

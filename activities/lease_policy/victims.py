@@ -75,7 +75,15 @@ def gives(held: Held) -> tuple[Part, ...]:
     return held.members[held.request.members_min :] if has_surplus(held) else held.members
 
 
-def gives_counted(held: Held) -> Two:
+def gives_counted(pool: Pool, held: Held) -> Two:
+    """What counts in queues of that, worked out once."""
+    known = pool.given.get(held.token)
+    if known is None:
+        known = pool.given[held.token] = _counted(held)
+    return known
+
+
+def _counted(held: Held) -> Two:
     cores = milli_gpu = 0
     for part in gives(held):
         cores, milli_gpu = cores + part.amount[CORES], milli_gpu + part.amount[MILLI_GPU]
@@ -113,7 +121,7 @@ def within_limits(pool: Pool, line: Line, shape: Shape, victims: Sequence[Held])
         for held in victims:
             other = pool.tree.by_id.get(held.request.queue)
             if other is not None and node in other.path:
-                cores, milli_gpu = gives_counted(held)
+                cores, milli_gpu = gives_counted(pool, held)
                 gone = [gone[0] + cores, gone[1] + milli_gpu]
         for r, limit in enumerate(node.limit):
             if shape.need[r] and 0 <= limit < node.allocated[r] + node.promised[r] + shape.need[r] - gone[r]:
@@ -192,9 +200,7 @@ def choose(  # noqa: PLR0917
 class _Options:
     """Per device, the cheapest leases that make way for one more member there."""
 
-    def __init__(
-        self, pool: Pool, shape: Shape, among: Sequence[Held], rights: Rights, chosen: Sequence[Held]
-    ) -> None:
+    def __init__(self, pool: Pool, shape: Shape, among: Sequence[Held], rights: Rights, chosen: Sequence[Held]) -> None:
         self._pool, self._shape, self._rights = pool, shape, rights
         self.chosen = list(chosen)
         self._leaves = {held.token: freed(pool, [held]) for held in (*among, *chosen)}
