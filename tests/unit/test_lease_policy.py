@@ -1,6 +1,5 @@
 """`decide` holds its invariants whatever happens to a pool (gpu.md 2.5), by a checker that shares no code with it."""
 
-import ast
 import hashlib
 import os
 import random
@@ -33,6 +32,7 @@ from activities.lease_policy.state import (
 )
 from tests.faults.proof_leases import PLANTS, planted
 from tests.unit.lease_machine import Pool
+from tests.unit.lease_records import digest, plain
 
 NOW = 1_700_000_000_000
 LATER = NOW + 700_000
@@ -122,7 +122,7 @@ def test_who_ignores_its_notice_is_killed_and_its_part_is_not_free_before_the_pr
 
 def test_small_work_does_not_pass_a_starving_gang_for_ever_and_what_ends_before_its_start_passes() -> None:
     running = lease(1, request("h1", max_runtime_ms=3_600_000), "d0")
-    gang = request("r2", "a", Amount(2), members_min=2, members_max=2)
+    gang = request("r2", "a", Amount(2), members_min=2, members_max=2, submitted_ms=NOW - 20_000_000)
     long, short = request("r3", "a"), request("r4", "a", max_runtime_ms=600_000)
     state = PoolState(devices(2, 2), TWO[:1], (gang, long, short), (running,))
 
@@ -226,7 +226,7 @@ def test_recorded_decisions_come_out_the_same_in_another_process_and_hash_seed()
     mine = hashlib.sha256("\n".join(digest(state) for state in records).encode()).hexdigest()
 
     for seed in ("1", "4242"):
-        code_ = "import sys; from tests.unit.test_lease_policy import replayed; print(replayed(sys.stdin.read()))"
+        code_ = "import sys; from tests.unit.lease_records import replayed; print(replayed(sys.stdin.read()))"
         told = subprocess.run(
             [sys.executable, "-c", code_],
             input=text,
@@ -237,42 +237,6 @@ def test_recorded_decisions_come_out_the_same_in_another_process_and_hash_seed()
             check=True,
         )
         assert told.stdout.strip() == mine
-
-
-def replayed(text: str) -> str:
-    """In the other process: the states from their texts, and the digest of all decisions."""
-    states_ = [read(ast.literal_eval(line)) for line in text.splitlines()]
-    return hashlib.sha256("\n".join(digest(state) for state in states_).encode()).hexdigest()
-
-
-def digest(state: PoolState) -> str:
-    return hashlib.sha256(repr(decide(state, LATER, Policy(), 1000)).encode()).hexdigest()
-
-
-def plain(value: object) -> object:
-    return tuple(plain(each) for each in value) if isinstance(value, tuple) else value
-
-
-def read(text: tuple) -> PoolState:
-    devices_, queues, waiting, held = text
-    return PoolState(
-        tuple(Device(*one)._replace(whole=Amount(*one[2])) for one in devices_),
-        tuple(
-            Queue(*one)._replace(quota=Counted(*one[2]), limit=Counted(*one[3]), usage=Counted(*one[6]))
-            for one in queues
-        ),
-        tuple(_request(one) for one in waiting),
-        tuple(
-            Held(*one)._replace(
-                request=_request(one[1]), members=tuple(Part(name, Amount(*amount)) for name, amount in one[2])
-            )
-            for one in held
-        ),
-    )
-
-
-def _request(one: tuple) -> Request:
-    return Request(*one)._replace(member=Amount(*one[4]))
 
 
 def scene(numbers: random.Random) -> PoolState:
