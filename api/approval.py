@@ -17,7 +17,7 @@ from api.dependencies import RPC_TIMEOUT, Here, Parts, Person, ask, soon
 from api.lifecycle import approval_url, page_url, temporal_url
 from everloop import names
 from everloop.errors import EvidenceChanged, GateClosed, Invalid, NotFound
-from everloop.records import Claim, Decision, Evidence, Verdict
+from everloop.records import Claim, Decision, Evidence, Verdict, Version
 from everloop.signing import canonical, digest_of
 from everloop.specs import HIGHER_IS_BETTER, METRICS
 from everloop.store import ApprovalRow, DriftRow, LifecycleRow, VersionRow
@@ -310,6 +310,7 @@ def _page(
         evidence=evidence,
         decisions=[Claim.model_validate(decision) for decision in row.decisions],
         table=_table(session, evidence),
+        version=_version(session, evidence),
         drift=_drift(session, row.lifecycle),
         view=_view(here, row),
         own=person == evidence.submitted_by,
@@ -317,6 +318,12 @@ def _page(
         comment=comment,
         comment_limit=COMMENT_LIMIT,
     )
+
+
+def _version(session: Session, evidence: Evidence) -> Version | None:
+    """What is to be released, as it was registered."""
+    row = session.get(VersionRow, (evidence.project, evidence.model, evidence.version))
+    return Version.model_validate_json(row.record) if row else None
 
 
 def _table(session: Session, evidence: Evidence) -> list[dict[str, Any]]:

@@ -31,6 +31,11 @@ class ForkAsked(BaseModel):
     """Fields of the spec by their dotted names: `{"training.rounds": 800}`."""
 
 
+def _hint(lacking: Stage) -> str:
+    otherwise = f"fork it from {lacking}" if lacking in FORKABLE else "submit its spec again"
+    return f"{otherwise}, or wait until {lacking} is done"
+
+
 @router.post(
     "/lifecycles/{id:path}/fork",
     status_code=202,
@@ -55,7 +60,7 @@ async def fork(
         raise Conflict(
             f"{id} has not done {lacking[0]}, which comes before {body.stage}",
             field="stage",
-            hint=f"fork it from {lacking[0]}, or wait until it is done",
+            hint=_hint(lacking[0]),
         )
     kept = Fork(lifecycle=row.id, run_id=row.run_id, stage=body.stage)
     return await begin(here, person, spec, idempotency_key, fork=kept)

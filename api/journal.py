@@ -19,6 +19,8 @@ from everloop.store import JournalRow, LifecycleRow, MetricRow, StageRow
 router = APIRouter(tags=["journal"])
 
 LOG_BYTES = 1 << 20
+WIDTH = 2000
+"""Of a line of a log, where a few of them are shown beside other things: every look would carry all of it."""
 """No more of a log than its last MiB is looked at."""
 FAILURE_LINES = 20
 
@@ -139,22 +141,32 @@ def job_of(session: Session, row: LifecycleRow, stage: str) -> str | None:
 def log_path(session: Session, row: LifecycleRow, stage: str, logs_dir: Path) -> Path | None:
     """Where the log is, or None. The path comes from a row, so it is held below *logs_dir* all the same."""
     rows = [found for found in stage_rows(session, row.id) if not stage or found.stage == stage]
-    for found in reversed(rows):
+    for place, found in reversed(list(enumerate(rows))):
         if found.status == "running":
             return _newest(logs_dir, row.run_id, found.stage)
         named = str(found.error.get("log") or found.ran.get("log") or "")
         if named:
             return _log_at(logs_dir, named)
+        tried = sum(each.stage == found.stage for each in rows[: place + 1])
+        # It ended without an end of its own: cancelled, paused, or begun again.
+        if (log := _log_at(logs_dir, f"jobs/{row.run_id}/{found.stage}.{tried}")) is not None:
+            return log
     return None
 
 
-def tail_of(path: Path, lines: int) -> list[str]:
-    """The last *lines* lines, without what a terminal would obey."""
+def tail_of(path: Path, lines: int, width: int | None = None) -> list[str]:
+    """The last *lines* lines, without what a terminal would obey; of a line longer than *width* both ends."""
     with path.open("rb") as source:
         size = source.seek(0, 2)
         source.seek(max(0, size - LOG_BYTES))
         text = source.read(LOG_BYTES).lstrip(b"\0").decode("utf-8", "replace")  # zeros: what was dropped
-    return [plain(line) for line in deque(text.splitlines(), maxlen=lines)]
+    return [plain(_short(line, width)) for line in deque(text.splitlines(), maxlen=lines)]
+
+
+def _short(line: str, width: int | None) -> str:
+    if width is None or len(line) <= width:
+        return line
+    return f"{line[: width // 2]} [{len(line) - width:,} characters] {line[len(line) - width // 2 :]}"
 
 
 def _log_at(logs_dir: Path, name: str) -> Path | None:

@@ -116,7 +116,7 @@ def tail(session: Session, row: LifecycleRow, logs_dir: Path) -> LogPiece | None
     if not found:
         return None
     newest = found[-1]
-    lines = journal.tail_of(newest.path, files.LAST_WORDS)
+    lines = journal.tail_of(newest.path, files.LAST_WORDS, journal.WIDTH)
     return LogPiece(stage=newest.stage, attempt=newest.attempt, text="\n".join(lines))
 
 

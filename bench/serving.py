@@ -200,8 +200,6 @@ async def swapped(server: Server, released: Released) -> tuple[list[float], int]
     lines += [f"{name}: {value}" for name, value in server.headers.items()]
     request = "\r\n".join([*lines, f"Content-Length: {len(server.body)}", "", server.body]).encode()
     free: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
-    for _ in range(CONNECTIONS):
-        free.put_nowait(await asyncio.open_connection(host, int(port)))
     took: list[float] = []
     errors = 0
 
@@ -220,6 +218,8 @@ async def swapped(server: Server, released: Released) -> tuple[list[float], int]
     swapping = context.Process(target=swap, args=(released.settings, released.made, released.seq, ready))
     swapping.start()
     await asyncio.to_thread(ready.wait)
+    for _ in range(CONNECTIONS):
+        free.put_nowait(await asyncio.open_connection(host, int(port)))
     asked, began = [], time.perf_counter()
     while swapping.is_alive():
         due = began + len(asked) / RATE

@@ -28,7 +28,7 @@ from tests.faults.sleeping import SLACK_SECONDS, Launcher, Slept, sleep_while_tr
 
 TABLE = Path(__file__).parent.parent / "docs" / "proof" / "sleep.csv"
 COPIED = ("everloop", "workflows", "activities", "api", "workers", "temporal-dev", "examples")
-EARLY, LATE, PLANTED = (100_000, 1.0, 25.0), (1_500_000, 40.0, 75.0), (60_000, 1.0, 3.0)
+EARLY, LATE, PLANTED = (100_000, 1.0, 25.0), (800_000, 40.0, 75.0), (60_000, 1.0, 3.0)
 """Rows of the table, and the earliest and latest moment of the training at which it falls asleep, in seconds. The
 first run sleeps before a checkpoint is due, so that all depends on the one that is made on notice; the others when a
 whole interval between two checkpoints is behind them."""

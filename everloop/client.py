@@ -145,13 +145,18 @@ class Client(PoolCalls):
         """
         return str(self._api("GET", f"/lifecycles/{_part(lifecycle)}/rejected"))
 
-    def artifact(self, lifecycle: str, stage: str, name: str) -> bytes:
+    def kept(self, lifecycle: str) -> Rows:
+        """The files that its jobs kept for people (`log_artifact`), each with stage, start of the stage and size."""
+        return _items(self._api("GET", f"/lifecycles/{_part(lifecycle)}/kept"))
+
+    def artifact(self, lifecycle: str, stage: str, name: str, start: int | None = None) -> bytes:
         """A file that a stage kept: what its trainer gave to `log_artifact`, or `environment.json`.
 
-        `show` lists them as `kept` of each stage. Raises `NotFound`.
+        Of its latest start that kept one of this name, or of the one with the number *start*; `kept` lists them all.
+        Raises `NotFound`.
         """
         path = f"/lifecycles/{_part(lifecycle)}/artifacts/{quote(stage, safe='')}/{quote(name, safe='')}"
-        content: bytes = self._api("GET", path)
+        content: bytes = self._api("GET", path, params=_given(start=start))
         return content
 
     def _follow(self, lifecycle: str, stage: str | None, tail: int | None) -> Iterator[Json]:

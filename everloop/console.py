@@ -313,6 +313,17 @@ def data(found: Json) -> RenderableType:
     return Group(*parts)
 
 
+def kept(rows: Sequence[Json], lifecycle: str) -> RenderableType:
+    """The files that jobs kept for people."""
+    if not rows:
+        return Text("no file was kept; a trainer keeps one with `log_artifact`")
+    made = table("stage", "start", "", "file", "bytes")
+    for row in rows:
+        size = "" if row["size_bytes"] is None else number(row["size_bytes"])
+        made.add_row(row["stage"], str(row["start"]), words(row["status"]), row["name"], size)
+    return Group(made, command(f"everloop kept {lifecycle} NAME -o OUT"))
+
+
 def read_as(column: Json) -> str:
     """How a column's texts became values: `number, decimal comma, without %`."""
     read = column["read"] or {"type": column["kind"]}

@@ -42,6 +42,8 @@ class EverloopError(Exception):
         super().__init__(message or (type(self).__doc__ or "").strip())
         self.field = field
         self.hint = hint
+        self.kept: list[dict[str, Any]] = []
+        """Files that a failed job kept for people, each a `records.Blob`."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_rebuild, (type(self), str(self), self.field, self.hint))

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from everloop.records import Claim, Comparison, Evidence, Ran, Record, TriggerVerdict, Wait, Window
+from everloop.records import Blob, Claim, Comparison, Evidence, Ran, Record, TriggerVerdict, Wait, Window
 from everloop.specs import Stage
 
 UNSET = datetime.min.replace(tzinfo=UTC)
@@ -60,6 +60,8 @@ class StageFailed(Fact):
     field: str = ""
     hint: str = ""
     log: str = ""
+    kept: tuple[Blob, ...] = ()
+    """Files that its job kept for people before it failed."""
 
 
 class StageSkipped(Fact):

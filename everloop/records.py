@@ -218,6 +218,25 @@ class Prepared(Result):
     """Columns that are not read as they were for the champion: then no row counts as one it has never seen."""
 
 
+class Curve(Record):
+    """How one class's probability is calibrated. sigmoid: slope and shift of its log odds; isotonic: places and
+    values, lines between them.
+    """
+
+    where: tuple[float, ...]
+    value: tuple[float, ...]
+
+
+class Finish(Record):
+    """What is done with a model's probabilities; part of the version and of its graph."""
+
+    calibration: Literal["", "sigmoid", "isotonic"] = ""
+    curves: tuple[Curve, ...] = ()
+    """Of each class; of a binary target of the positive one alone."""
+    threshold: float | None = None
+    """The probability from which the positive class is answered; none: the likelier class."""
+
+
 class Trained(Result):
     """A fitted model on the train part."""
 
@@ -234,6 +253,10 @@ class Trained(Result):
     """What it was fitted with, beyond the spec's `training`."""
     code: Code | None = None
     """The user's code that was called: a refit calls the same."""
+    folds: int = 0
+    """That `metrics` are of, each row by a model that has not learned it; 0: of the validation part."""
+    finish: Finish | None = None
+    """Calibration and threshold, where the spec asks for them: a refit and the export keep them."""
     environment: Blob | None = None
     """JSON: Python, platform, seed and installed packages, where a user's code learned."""
 
@@ -280,6 +303,7 @@ class Refitted(Result):
     parameters: dict[str, Any] = {}
     code: Code | None = None
     environment: Blob | None = None
+    finish: Finish | None = None
 
 
 class Parity(Record):
@@ -330,6 +354,8 @@ class Signature(Record):
     """What labels are answered as; text where nothing is said."""
     encoding: str = ""
     """Of the table's text files, where it was not UTF-8: so is a CSV file of rows to predict that is not UTF-8."""
+    threshold: float | None = None
+    """The probability from which the positive class is the label, which is also the graph's output `decision`."""
     time_read: ReadColumn | None = None
     key_read: ReadColumn | None = None
 

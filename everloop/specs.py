@@ -53,6 +53,10 @@ FIRST_READ: dict[str, Stage] = {
     "params": "train",
     "inputs": "train",
     "training": "train",
+    "validation": "train",
+    "calibration": "train",
+    "decision": "train",
+    "class_weight": "train",
     "metric": "evaluate",
     **dict.fromkeys(("resources", "queue", "priority", "preemptible", "max_runtime"), "monitor"),
     "model_mib": "export",
@@ -188,6 +192,27 @@ class Training(Strict):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
 
+class Validation(Strict):
+    """How a training is judged while it learns. Rows are never shuffled where there is a time column."""
+
+    method: Literal["holdout", "folds", "auto"] = "holdout"
+    """holdout: on the validation part. folds: each row by a model that has not learned it (with a time column: each
+    stretch of time by what was before it). auto: folds, but where there are more than 50,000 rows."""
+    folds: Annotated[int, Field(ge=2, le=20)] = 5
+    repeats: Annotated[int, Field(ge=1, le=10)] | None = None
+    """With other folds each time. Left out: 3 below 1,000 rows, 2 below 3,000, else 1."""
+
+
+class Decision(Strict):
+    """What a wrong answer to a binary question costs, in any unit. The threshold with the least cost is part of the
+    version: its label is the positive class from that probability on.
+    """
+
+    false_positive: Annotated[float, Field(gt=0, le=1e12)] = 1.0
+    """The positive class was answered and is not true."""
+    false_negative: Annotated[float, Field(gt=0, le=1e12)] = 1.0
+
+
 class Gate(Strict):
     """Who must say yes before a release. Quorum 1 for now: one signed decision settles it."""
 
@@ -269,6 +294,13 @@ class LifecycleSpec(Strict):
     """Column with the event time: the split follows it, and drift windows use it."""
     key: Column | None = None
     """Column that identifies a row; kept beside predictions, never a feature."""
+    group: Column | None = None
+    """Column of what must not be torn apart, such as a customer: all its rows are in one part and one fold. Never a
+    feature. A time column comes first: then the parts are by time."""
+    weight: Column | None = None
+    """Column of numbers from 0: how much each row counts while a model learns. What is measured counts rows alike."""
+    class_weight: Literal["balanced"] | dict[str, Annotated[float, Field(ge=0, le=1e6)]] | None = None
+    """How much each class counts, by its label (1 where left out); balanced: each as much as any other."""
     features: Features = Features()
     split: Split = Split()
     metric: str = ""
@@ -286,6 +318,12 @@ class LifecycleSpec(Strict):
     inputs: Literal["raw", "features"] = "raw"
     """What your trainer learns from: the columns as they are, or the numbers that our preparation makes of them."""
     training: Training = Training()
+    validation: Validation = Validation()
+    calibration: Literal["none", "auto", "sigmoid", "isotonic"] = "none"
+    """Make probabilities honest, inside the graph. auto: with the kind that lowers the log loss for sure, where the
+    metric is log_loss or a `decision` needs it."""
+    decision: Decision | None = None
+    """Costs of errors, of a binary target: they say from which probability on the positive class is answered."""
     model_mib: Annotated[int, Field(ge=1, le=1024)] = 20
     """What the exported graph may take, in MiB: a larger one is refused."""
     gate: Gate = Gate()
@@ -336,8 +374,14 @@ class LifecycleSpec(Strict):
             raise ValueError(f"metric: {self.metric!r} is not one of {', '.join(METRICS[self.task])}")
         if self.positive is not None and self.task != "binary":
             raise ValueError("positive: only a binary task has a positive class")
-        if self.target in (self.time, self.key):
-            raise ValueError("target: must not be the time or the key column")
+        if self.target in (self.time, self.key, self.group, self.weight):
+            raise ValueError("target: must not be the time, key, group or weight column")
+        if self.decision and self.task != "binary":
+            raise ValueError("decision: only a binary task has one threshold")
+        if self.calibration != "none" and self.task == "regression":
+            raise ValueError("calibration: a regression has no probabilities")
+        if self.class_weight and self.task == "regression":
+            raise ValueError("class_weight: a regression has no classes")
         if self.until is not None and self.until not in LAST_STAGES:
             raise ValueError(
                 f"until: must be one of {', '.join(LAST_STAGES)}; without it the lifecycle goes to its end"

@@ -30,6 +30,10 @@ class Rows(Protocol):
         answers is turned back by us.
         """
 
+    @property
+    def weights(self) -> Any:  # noqa: ANN401  # a NumPy array
+        """How much each row counts [rows], float64, by `weight` and `class_weight` of the spec; without them 1."""
+
     def arrow(self) -> Any:  # noqa: ANN401
         """A `pyarrow.Table`. Raw columns have their own types: int64, double, decimal128, bool, timestamp[us, UTC],
         string, and a category as a dictionary of strings; missing is null. Features are float, missing is NaN.

@@ -19,6 +19,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import dask
+import distributed
 from distributed import Scheduler, Worker
 
 from activities.jobs import slot
@@ -60,6 +61,10 @@ CONFIG = {
     "distributed.scheduler.http.routes": [],  # an open port tells every user of the machine what runs
     "distributed.worker.http.routes": [],
 }
+
+
+KEEPING = ("spans", "stealing")
+"""Parts of Dask: one keeps a record of each job for ever, 5 KB in the scheduler; the other is off, see above."""
 
 
 def create_certificates(folder: Path) -> Path:
@@ -181,6 +186,10 @@ def _begin(role: str) -> None:
     dask.config.set(CONFIG)
 
 
+def _without_what_keeps(extensions: dict[str, type]) -> dict[str, type]:
+    return {name: kind for name, kind in extensions.items() if name not in KEEPING}
+
+
 class LightSleeper(Scheduler):  # type: ignore[misc]  # Dask has no types for us
     """A scheduler that takes no worker for dead because it has slept itself: then nobody could be heard.
 
@@ -219,6 +228,7 @@ async def _scheduler(settings: Settings) -> None:
         security=security(settings),
         dashboard=False,
         dashboard_address=f"{address.hostname}:0",  # it cannot be left out; it has no routes
+        extensions=_without_what_keeps(distributed.scheduler.DEFAULT_EXTENSIONS),
     )
     await scheduler
     await process.first_of(scheduler.mind_the_clock(), stop.wait())
@@ -237,6 +247,7 @@ async def _slot(settings: Settings, device: devices.Device) -> int:
         name=device.name,
         nthreads=device.threads,
         resources={"slot": device.threads, **device.amounts} | ({"light": 1} if device.light else {}),
+        extensions=_without_what_keeps(distributed.worker.DEFAULT_EXTENSIONS),
         memory_limit=0,  # jobs are other processes, with limits of their own: nothing large is ever in this one
         dashboard=False,
         **_on_loopback(settings),

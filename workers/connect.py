@@ -78,8 +78,14 @@ class _ErrorsCross(ActivityInboundInterceptor):
 
 def as_failure(error: EverloopError) -> ApplicationError:
     """The error as Temporal carries it; `errors.by_name(type, message, field=, hint=)` is the way back."""
+    kept = [error.kept] if error.kept else []
     return ApplicationError(
-        str(error), error.field, error.hint, type=type(error).__name__, non_retryable=isinstance(error, Permanent)
+        str(error),
+        error.field,
+        error.hint,
+        *kept,
+        type=type(error).__name__,
+        non_retryable=isinstance(error, Permanent),
     )
 
 

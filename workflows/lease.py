@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
-from temporalio.exceptions import ActivityError, ApplicationError
+from temporalio.exceptions import ActivityError, ApplicationError, CancelledError
 
 from everloop import names
 from everloop.contracts import (
@@ -172,6 +172,7 @@ class Lease:
         """Id of the request to ask with again, in its old place: its lease was taken for others."""
         self._taken = ""
         """Why it was."""
+        self._asking = self._withdrawn = False
         self.slot: Slot | None = None
         self.last: Slot | None = None
         """Of the last grant, held or not: what a pointer written after the lease must carry."""
@@ -196,6 +197,15 @@ class Lease:
         await self.give_back()
         if notice is not None and held is not None:
             self._place, self._taken = held.request_id, notice.reason
+
+    @property
+    def asks(self) -> bool:
+        """Does a `take` wait for a slot?"""
+        return self._asking
+
+    def withdraw(self) -> None:
+        """Take the request back: the `take` that waits raises `CancelledError`, unless its slot is on the way."""
+        self._withdrawn = True
 
     async def take(self) -> Slot:
         """The slot of the held lease; waits for one when none is held, or none that will do."""
@@ -244,12 +254,12 @@ class Lease:
         asked = workflow.now()
         self._asked, self._offers, self._seen, self._why = request.id, [], set(), self._taken
         self._taken = ""
-        await self._call(LeaseActivities.request, request, "ask for a slot")
+        self._asking, self._withdrawn = True, False
         try:
-            slot = await self._accepted(request)
-        except asyncio.CancelledError:
-            await asyncio.shield(self._call(LeaseActivities.cancel, request.id, "take the request back"))
-            raise
+            await self._call(LeaseActivities.request, request, "ask for a slot")
+            slot = await self._accepted_or_taken_back(request)
+        finally:
+            self._asking = False
         if slot is None:
             return None
         waited = (workflow.now() - asked).total_seconds()
@@ -257,6 +267,13 @@ class Lease:
         self._given = self.wants
         self.last, self._held = slot, AcceptRequest(request_id=request.id, token=slot.token)
         return slot
+
+    async def _accepted_or_taken_back(self, request: LeaseRequest) -> Slot | None:
+        try:
+            return await self._accepted(request)
+        except (asyncio.CancelledError, CancelledError):
+            await asyncio.shield(self._call(LeaseActivities.cancel, request.id, "take the request back"))
+            raise
 
     async def _accepted(self, request: LeaseRequest) -> Slot | None:
         """The slot of the first offer that the ledger knows; a false one costs only the question.
@@ -277,10 +294,12 @@ class Lease:
 
     async def _offer_for(self, request: LeaseRequest) -> Offer:
         def offered() -> bool:
-            return bool(self._offers)
+            return bool(self._offers) or self._withdrawn
 
         if not await until(offered, QUIET_WAIT, "a free slot"):
             await self._wait_aloud(request, offered)
+        if self._withdrawn:
+            raise CancelledError("nobody wants the slot any more")
         return self._offers.pop(0)
 
     async def _wait_aloud(self, request: LeaseRequest, offered: Callable[[], bool]) -> None:

@@ -11,6 +11,9 @@ from everloop.records import Wait
 from workflows.journal import Journal
 from workflows.lease import Lease
 
+LEAVES_THE_QUEUE = "pause-leaves-the-queue"
+"""Before, a lifecycle that was paused while it waited for a slot waited on, and said so."""
+
 
 class Pause:
     """Whether a lifecycle is to hold still, and the job that a pause has to end."""
@@ -35,6 +38,8 @@ class Pause:
         self._by = request
         if self.job is not None:
             self.job.cancel()
+        elif self._lease.asks and workflow.patched(LEAVES_THE_QUEUE):
+            self._lease.withdraw()
 
     def check_resume(self) -> None:
         """Refuse a resume of what is not paused. Read-only."""

@@ -292,7 +292,13 @@ class Stages:
         log = f"jobs/{workflow.info().run_id}/{self._activity_id(stage)}"
         self._journal.record(
             StageFailed(
-                stage=stage, error=cause.type or "EverloopError", message=cause.message, field=field, hint=hint, log=log
+                stage=stage,
+                error=cause.type or "EverloopError",
+                message=cause.message,
+                field=field,
+                hint=hint,
+                log=log,
+                kept=_kept(cause),
             )
         )
         request = await self._parked_until_attended(stage)
@@ -348,6 +354,12 @@ def _mended_at_the_source(request: Record, cause: ApplicationError) -> bool:
 def _details(cause: ApplicationError) -> tuple[str, str]:
     field, hint = (*[str(detail) for detail in cause.details[:2]], "", "")[:2]
     return field, hint
+
+
+def _kept(cause: ApplicationError) -> tuple[Blob, ...]:
+    """Files that the failed job kept for people: the third detail, where there is one."""
+    told = cause.details[2] if len(cause.details) > 2 else ()  # noqa: PLR2004
+    return tuple(Blob.model_validate(each) for each in told)
 
 
 def _blobs(result: Record | None) -> dict[str, str]:

@@ -27,6 +27,7 @@ CHAMPION_ROWS = 250_000
 
 def evaluate(request: EvaluateRequest, job: Job) -> Evaluation:
     """Metrics on the test part, and the comparison with the champion on its fresh rows."""
+    from activities.compute.finish import calibrated, mean_cost
     from activities.compute.importance import permuted
     from activities.compute.trainers import answers_of_rows, raw_columns, trainer
 
@@ -41,6 +42,7 @@ def evaluate(request: EvaluateRequest, job: Job) -> Evaluation:
         if not worth and len(test):
             columns = raw if spec.own_trainer and spec.inputs == "raw" else None
             worth, how = permuted(fitted, pipeline, stored, test, raw=columns, seed=spec.training.seed), "permutation"
+    answers = calibrated(request.trained.finish, answers)
     importance = _importance(worth)
     metrics = score(pipeline, values, answers)
     comparison = _compare(request, job, pipeline, values[fresh], answers[fresh], rows[fresh])
@@ -55,6 +57,13 @@ def evaluate(request: EvaluateRequest, job: Job) -> Evaluation:
         "not_used": {column.name: column.reason for column in pipeline.dropped},
         "added": {entry.name: f"{entry.rule}: {entry.reason}" for entry in pipeline.added},
     } | _figures(pipeline, values, answers)
+    if spec.decision and request.trained.finish and (threshold := request.trained.finish.threshold) is not None:
+        costs = {
+            name: mean_cost(spec.decision, values == 1, answers[:, 1], at)
+            for name, at in (("cost", threshold), ("cost_at_half", 0.5))
+        }
+        report["decision"] = {"threshold": threshold} | costs
+        print(f"at the threshold {threshold:.4f} errors cost {costs['cost']:.4f} a row")
     print(f"test, {len(values):,} rows: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
     print(comparison.reason)
     return Evaluation(

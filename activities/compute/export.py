@@ -21,12 +21,13 @@ from activities.compute.features import DAY, FIRST_SECOND, LAST_SECOND, Floats, 
 from activities.compute.features.graph import Graph
 from activities.compute.features.inputs import Terms
 from activities.compute.features.terms import OPSET as TEXT_OPSET
+from activities.compute.finish import calibrated, decided_in_graph, in_graph
 from activities.compute.inference import Columns, Model
 from activities.compute.rows import opened
 from activities.compute.trainers import Fitted, Question, answers, trainer
 from everloop.contracts import ExportRequest
 from everloop.errors import DatasetTooSmall, GraphTooLarge, ParityFailed, naming
-from everloop.records import Exported, Field, Parity, Signature
+from everloop.records import Exported, Field, Finish, Parity, Signature
 from everloop.specs import LifecycleSpec
 
 OPSET, IR_VERSION = 18, 9
@@ -45,11 +46,10 @@ MOST_BESIDE = 1000
 
 def export(request: ExportRequest, job: Job) -> Exported:
     """Convert, prove, store. Raises `ParityFailed` when one row of the proof differs."""
-    spec = request.spec
     pipeline = Pipeline.read(job.artifacts, request.refitted.pipeline)
     fitted = trainer(request.refitted.family).load(job.artifacts.get(request.refitted.model), pipeline)
     with opened(job.artifacts, request.snapshot) as table:
-        return _export(spec, pipeline, fitted, table, job, request.refitted.family)
+        return _export(request, pipeline, fitted, table, job)
 
 
 def _must_fit(spec: LifecycleSpec, family: str, size: int) -> None:
@@ -69,16 +69,15 @@ HINTS = {
 }
 
 
-def _export(  # noqa: PLR0917
-    spec: LifecycleSpec, pipeline: Pipeline, fitted: Fitted, table: Table, job: Job, family: str
-) -> Exported:
-    graph = build(pipeline, fitted)
+def _export(request: ExportRequest, pipeline: Pipeline, fitted: Fitted, table: Table, job: Job) -> Exported:
+    spec, family, finish = request.spec, request.refitted.family, request.refitted.finish
+    graph = build(pipeline, fitted, finish)
     onnx.checker.check_model(graph, full_check=False)
     data = graph.SerializeToString()
     _must_fit(spec, family, len(data))
-    signature = signature_of(spec, pipeline, table)
+    signature = signature_of(spec, pipeline, table, finish)
     print(f"one graph, {len(data):,} bytes, {len(signature.fields)} inputs")
-    parity = prove(pipeline, fitted, Model(data, signature), table, seed=spec.training.seed)
+    parity = prove(pipeline, fitted, Model(data, signature), table, seed=spec.training.seed, finish=finish)
     print(f"{parity.rows:,} rows and {parity.edge_rows:,} edge rows: largest difference {parity.max_difference:.2g}")
     return Exported(
         model=job.artifacts.put(data, "model.onnx"),
@@ -93,7 +92,7 @@ def _encoding(table: Table) -> str:
     return "" if found.replace("_", "-").lower() in ("utf-8", "utf-8-sig", "utf8", "ascii") else found
 
 
-def signature_of(spec: LifecycleSpec, pipeline: Pipeline, table: Table) -> Signature:
+def signature_of(spec: LifecycleSpec, pipeline: Pipeline, table: Table, finish: Finish | None = None) -> Signature:
     """What predict requests must bring, in the order of the graph's inputs."""
     names = {entry.name for entry in pipeline.inputs} | {spec.target, spec.time, spec.key}
     return Signature(
@@ -115,6 +114,7 @@ def signature_of(spec: LifecycleSpec, pipeline: Pipeline, table: Table) -> Signa
         target=spec.target,
         classes=pipeline.classes,
         positive=pipeline.positive,
+        threshold=finish.threshold if finish else None,
         target_type=target_of(table, spec).type,
         time=spec.time,
         time_layouts=time_layouts(table, spec.time) if spec.time else (),
@@ -146,17 +146,17 @@ def _sample(rows: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:
 # --- the graph ----------------------------------------------------------------------------------
 
 
-def build(pipeline: Pipeline, fitted: Fitted) -> Any:  # noqa: ANN401  # a ModelProto
+def build(pipeline: Pipeline, fitted: Fitted, finish: Finish | None = None) -> Any:  # noqa: ANN401  # a ModelProto
     """The graph of preprocessing and model. Its inputs are [rows, 1], in the order of the pipeline's inputs."""
     graph = Graph(frozenset(entry.name for entry in pipeline.inputs))
-    output = _output(graph, pipeline, fitted.onnx(graph, pipeline))
+    outputs = _outputs(graph, pipeline, fitted.onnx(graph, pipeline), finish)
     inputs = [
         helper.make_tensor_value_info(
             entry.name, TensorProto.STRING if entry.kind in TEXTS else TensorProto.DOUBLE, ["rows", 1]
         )
         for entry in pipeline.inputs
     ]
-    made = helper.make_graph(graph.nodes, "everloop", inputs, [output], initializer=graph.constants)
+    made = helper.make_graph(graph.nodes, "everloop", inputs, outputs, initializer=graph.constants)
     opsets = [
         helper.make_opsetid("", max(graph.opset, TEXT_OPSET if pipeline.terms else OPSET)),
         *(helper.make_opsetid(domain, version) for domain, version in graph.domains.items()),
@@ -165,21 +165,29 @@ def build(pipeline: Pipeline, fitted: Fitted) -> Any:  # noqa: ANN401  # a Model
     return helper.make_model(made, opset_imports=opsets, ir_version=ir_version, producer_name="everloop")
 
 
-def _output(graph: Graph, pipeline: Pipeline, learned: str) -> Any:  # noqa: ANN401  # a ValueInfoProto
-    """The graph's answer, made of what the model's nodes give."""
+def _outputs(graph: Graph, pipeline: Pipeline, learned: str, finish: Finish | None) -> list[Any]:
+    """The graph's answer, made of what the model's nodes give: ValueInfoProto."""
     if pipeline.task == "regression":
         wide = graph.add("Cast", learned, to=TensorProto.DOUBLE)
         spread = graph.add("Mul", wide, graph.constant(pipeline.scale, np.float64))
         value = graph.add("Add", spread, graph.constant(pipeline.center, np.float64), outputs=[graph.free("value")])
-        return helper.make_tensor_value_info(value, TensorProto.DOUBLE, ["rows", 1])
-    probabilities = graph.add("Identity", learned, outputs=[graph.free("probabilities")])
-    return helper.make_tensor_value_info(probabilities, TensorProto.FLOAT, ["rows", len(pipeline.classes)])
+        return [helper.make_tensor_value_info(value, TensorProto.DOUBLE, ["rows", 1])]
+    told = in_graph(graph, finish, learned)
+    probabilities = graph.add("Identity", told, outputs=[graph.free("probabilities")])
+    found = [helper.make_tensor_value_info(probabilities, TensorProto.FLOAT, ["rows", len(pipeline.classes)])]
+    if finish is not None and finish.threshold is not None:
+        decided = decided_in_graph(graph, finish.threshold, probabilities)
+        decision = graph.add("Identity", decided, outputs=[graph.free("decision")])
+        found.append(helper.make_tensor_value_info(decision, TensorProto.INT64, ["rows", 1]))
+    return found
 
 
 # --- the proof ----------------------------------------------------------------------------------
 
 
-def prove(pipeline: Pipeline, fitted: Fitted, model: Model, table: Table, *, seed: int) -> Parity:
+def prove(
+    pipeline: Pipeline, fitted: Fitted, model: Model, table: Table, *, seed: int, finish: Finish | None = None
+) -> Parity:
     """Compare the graph with the trained model on real rows and on edges, by probability or value.
 
     Real rows: all up to 50,000; fewer than 10,000 are filled up by drawing each column on its own.
@@ -195,7 +203,7 @@ def prove(pipeline: Pipeline, fitted: Fitted, model: Model, table: Table, *, see
     edges = _edges(pipeline, fitted, real, random)
     worst, mismatches, first = 0.0, 0, ""
     for batch in (*_batches(filled), *_batches(edges)):
-        differences = _differences(pipeline, fitted, model, batch)
+        differences = _differences(pipeline, fitted, model, batch, finish)
         wrong = ~(differences <= TOLERANCE)  # NaN is wrong too
         mismatches += int(wrong.sum())
         worst = max(worst, float(np.nanmax(differences)))
@@ -223,10 +231,10 @@ def _batches(columns: Columns) -> Iterator[Columns]:
         yield {name: values[start : start + step] for name, values in columns.items()}
 
 
-def _differences(pipeline: Pipeline, fitted: Fitted, model: Model, columns: Columns) -> Floats:
+def _differences(pipeline: Pipeline, fitted: Fitted, model: Model, columns: Columns, finish: Finish | None) -> Floats:
     told = model.predict(columns).values
     true = answers(fitted, pipeline, Question(lambda: pipeline.transform(columns), lambda: columns))
-    apart: Floats = np.abs(told - true)
+    apart: Floats = np.abs(told - calibrated(finish, true))
     return apart / pipeline.scale if pipeline.task == "regression" else apart.max(axis=1)
 
 

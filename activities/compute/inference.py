@@ -56,9 +56,10 @@ class Predictions:
         classes, labels = self.signature.classes, self.labels
         if self.signature.task == "binary":
             positive = classes.index(self.signature.positive)
+            threshold = self.signature.threshold  # what the graph's output `decision` says
             return [
                 {
-                    "label": labels[row.index(max(row))],
+                    "label": labels[row.index(max(row)) if threshold is None else int(row[1] >= threshold)],
                     "probability": row[positive],
                     "probabilities": dict(zip(classes, row, strict=True)),
                 }

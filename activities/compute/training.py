@@ -6,17 +6,34 @@ import importlib.metadata
 import json
 import platform
 import sys
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from activities.compute import Context
 from activities.compute.data import Table, check_spec, event_seconds, moment, target_of
 from activities.compute.data.seen import keep_seen
 from activities.compute.evaluation import score
-from activities.compute.features import TRAIN, VALIDATION, Pipeline, fit, opened_rows, prepared_rows, write
+from activities.compute.features import (
+    TEST,
+    TRAIN,
+    VALIDATION,
+    Floats,
+    Pipeline,
+    PreparedRows,
+    fit,
+    opened_rows,
+    prepared_rows,
+    write,
+)
+from activities.compute.finish import finish_of
+from activities.compute.folds import cross, plan, wants_folds
 from activities.compute.resources import Resources
 from activities.compute.rows import opened
-from activities.compute.trainers import Examples, Raw, answers_of_rows, raw_columns, trainer
+from activities.compute.trainers import Examples, Fitted, Raw, answers_of_rows, learned_with, raw_columns, trainer
+from activities.compute.trainers.part import Part
+from activities.compute.weights import weights_of
 from everloop import steps
 from everloop.contracts import RefitRequest, TrainRequest
 from everloop.records import Blob, Code, Refitted, Trained
@@ -30,29 +47,67 @@ def train(request: TrainRequest, job: Context) -> Trained:
     spec = request.spec
     pipeline = Pipeline.read(job.artifacts, request.prepared.pipeline)
     with prepared_rows(job.artifacts, request.prepared) as rows, raw_columns(job.artifacts, request.snapshot) as raw:
-        judged = np.flatnonzero(rows.part == VALIDATION)
         examples = Examples(
             spec=spec,
             pipeline=pipeline,
             rows=rows,
             train=np.flatnonzero(rows.part == TRAIN),
-            validation=judged,
+            validation=np.flatnonzero(rows.part == VALIDATION),
             goal=(rows.y - pipeline.center) / pipeline.scale,
             raw=raw,
+            weights=weights_of(spec, pipeline, raw.table() if spec.weight else None, rows.rows, rows.y),
         )
-        fitted = trainer(spec.trainer).fit(examples, spec.params, job)
-        metrics = score(pipeline, rows.y[judged], answers_of_rows(fitted, pipeline, rows, judged, raw))
+        learned = _in_folds(examples, job) if wants_folds(spec, _learnable(rows)) else _held_out(examples, job)
+        judged, told = learned.judged, learned.answers
+        metrics = score(pipeline, rows.y[judged], told)
+        finish = finish_of(spec, pipeline, rows.y[judged], told)
+    fitted = learned.fitted
     print(f"{steps.count(fitted.iterations, fitted.unit)}; validation: {_told(metrics)}")
     return Trained(
         model=job.artifacts.put(fitted.dump(), fitted.file),
         iterations=max(1, fitted.iterations),
+        folds=learned.folds,
+        finish=finish,
         metrics=metrics,
         family=spec.trainer,
         unit=fitted.unit,
-        parameters=dict(spec.params),
+        parameters=learned_with(fitted, spec.params),
         code=request.code,
         environment=_environment(request.code, spec, job),
     )
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A model, and answers to rows that none who gave them has learned."""
+
+    fitted: Fitted
+    judged: NDArray[np.int64]
+    """Places of those rows."""
+    answers: Floats
+    folds: int = 0
+
+
+def _learnable(rows: PreparedRows) -> int:
+    return int((rows.part != TEST).sum())
+
+
+def _held_out(examples: Examples, job: Context) -> Learned:
+    """The validation part says when to stop, and how good it is."""
+    spec, judged = examples.spec, examples.validation
+    fitted = trainer(spec.trainer).fit(examples, spec.params, job)
+    return Learned(fitted, judged, answers_of_rows(fitted, examples.pipeline, examples.rows, judged, examples.raw))
+
+
+def _in_folds(examples: Examples, job: Context) -> Learned:
+    """Folds say how long to learn, and how good it is; then all of their rows are learned so long."""
+    folds = plan(examples)
+    crossed = cross(examples, examples.spec.params, job, folds)
+    every = np.flatnonzero(examples.rows.part != TEST)
+    own = replace(examples, train=every, validation=EMPTY, iterations=crossed.iterations)
+    part = Part(job, len(folds), crossed.held, job.restore())
+    fitted = trainer(examples.spec.trainer).fit(own, crossed.parameters, part)
+    return Learned(fitted, crossed.judged, crossed.answers[crossed.judged], len(folds))
 
 
 def refit(request: RefitRequest, job: Context) -> Refitted:
@@ -83,6 +138,7 @@ def _refit(request: RefitRequest, job: Context, table: Table) -> Refitted:
             validation=EMPTY,
             goal=(target.of(rows) - pipeline.center) / pipeline.scale,
             raw=Raw(lambda: table),
+            weights=weights_of(spec, pipeline, table, rows, target.of(rows)),
             iterations=trained.iterations,
         )
         fitted = trainer(trained.family).fit(examples, trained.parameters, job)
@@ -102,6 +158,7 @@ def _refit(request: RefitRequest, job: Context, table: Table) -> Refitted:
         family=trained.family,
         unit=fitted.unit,
         parameters=trained.parameters,
+        finish=trained.finish,
         code=request.code,
         environment=_environment(request.code, spec, job),
     )

@@ -53,6 +53,7 @@ def main(folder: Path, events: int = NO_EVENTS) -> int:
 def _run(folder: Path, events: int) -> int:
     order = json.loads((folder / "request.json").read_text())
     started = time.monotonic()
+    job: ThisJob | None = None
     try:
         if code := order["request"].get("code"):
             kept = Artifacts(order["artifacts"], order.get("floor_bytes", FLOOR_BYTES))
@@ -67,11 +68,11 @@ def _run(folder: Path, events: int) -> int:
         return STOPPED  # as somebody asked for: neither a result nor an error
     except BaseException as error:  # noqa: BLE001  # SystemExit of a library is a failed job too
         _log(error)
-        _leave(folder / "error.json", _told(error))
+        _leave(folder / "error.json", {**_told(error), "artifacts": _kept(job)})
         return 0
     left = {"result": result, "digest": order["digest"], "log": order["log"], "seconds": time.monotonic() - started}
     left["resumed"] = job.resumed.model_dump(mode="json") if job.resumed else None
-    left["artifacts"] = [blob.model_dump(mode="json") for blob in job.logged]
+    left["artifacts"] = _kept(job)
     _leave(folder / "result.json", left)
     job.ended()
     return 0
@@ -88,6 +89,11 @@ def _job(folder: Path, order: dict[str, Any], events: int) -> ThisJob:
         checkpoint_seconds=order.get("checkpoint_seconds", CHECKPOINT_SECONDS),
         lease=Lease.model_validate(order["lease"]) if "lease" in order else BY_HAND,
     )
+
+
+def _kept(job: ThisJob | None) -> list[dict[str, Any]]:
+    """The files that it kept for people."""
+    return [blob.model_dump(mode="json") for blob in job.logged] if job else []
 
 
 def find(root: str, function: str) -> Callable[..., Any]:

@@ -440,7 +440,7 @@ def _result(outcome: Outcome) -> dict[str, Any]:
     if "result" in outcome:
         return outcome["result"]
     if "error" in outcome:
-        raise _error(**outcome["error"])
+        raise _error(**outcome["error"], kept=outcome.get("artifacts", []))
     if "crash" not in outcome:
         raise errors.ComputeLost("the job was ended because nobody waited for it any more")
     if outcome["crashes"] >= MOST_CRASHES:
@@ -451,9 +451,11 @@ def _result(outcome: Outcome) -> dict[str, Any]:
     raise errors.ComputeLost(f"the job was ended by {outcome['crash']}")
 
 
-def _error(error: str, message: str, field: str, hint: str) -> errors.EverloopError:
+def _error(error: str, message: str, field: str, hint: str, kept: list[dict[str, Any]]) -> errors.EverloopError:
     kind = errors.family().get(error, errors.JobFailed)
-    return kind(message, field=field, hint=hint)
+    made = kind(message, field=field, hint=hint)
+    made.kept = kept
+    return made
 
 
 def _ran(request: JobRequest, outcome: Outcome, attempt: int) -> Ran:

@@ -157,7 +157,7 @@ def _again_with_less(order: Order, job: Path, outcome: Outcome) -> bool:
     times = _shrunk(order)
     again = may_shrink(job, times)
     if not again and times > 1:
-        outcome["error"]["message"] += f"; also when it tried with less, {times - 1} times"
+        outcome["error"]["message"] += f"; tries with less: {times - 1}"
     with (Path(order["logs_dir"]) / order["log"]).open("a") as log:
         log.write(outcome["error"]["message"] + ("; it is run again with less\n" if again else "\n"))
     return again
@@ -361,7 +361,9 @@ def _outcome(order: Order, job: Path, code: int, memory: Memory, *, unwanted: bo
     if lacked is not None:
         return _out_of_memory(lacked, memory)
     with contextlib.suppress(OSError, ValueError):
-        return _failed(order, json.loads((job / "error.json").read_text()), memory)
+        told = json.loads((job / "error.json").read_text())
+        kept = told.pop("artifacts", [])
+        return {**_failed(order, told, memory), "artifacts": kept}
     return _ended(order, code)
 
 

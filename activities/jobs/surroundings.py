@@ -36,6 +36,8 @@ SHOWN_LINES = 6
 SHOWN_CHARACTERS = 900
 SECRET = re.compile(r"PIP_|(HTTPS?|ALL|FTP)_PROXY$", re.IGNORECASE)
 """In a job's environment for pip alone: an index's address may hold a password."""
+CRASH = "ERROR: Exception:"
+"""What pip says before the trace of an exception of its own: the trace's last line tells why."""
 PIP = ("-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--progress-bar", "off")
 
 
@@ -124,6 +126,18 @@ def _install(room: Path, wanted: Sequence[str]) -> None:
     if importlib.util.find_spec("pip") is None:  # where something else installed us
         _said([python, "-m", "ensurepip"], outside, wanted)
     _said([python, *PIP, *wanted], outside, wanted)
+    _starts(python)
+
+
+def _starts(python: str) -> None:
+    """Raise `TrainerFailed` where *python* cannot even run a job: that process could not say why by itself."""
+    tried = subprocess.run(
+        [python, "-c", f"import {MODULE}"],
+        env=engine.environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if tried.returncode:
+        print(tried.stderr, flush=True)
+        raise _conflict((tried.stderr.strip().splitlines() or [f"exit code {tried.returncode}"])[-1])
 
 
 def _said(command: list[str], environment: dict[str, str], wanted: Sequence[str]) -> None:
@@ -141,7 +155,7 @@ def _said(command: list[str], environment: dict[str, str], wanted: Sequence[str]
     text = "\n".join(last)
     if disk.SAID.search(text):
         raise disk.full(Path(command[0]), 0)
-    errors = [line for line in last if line.startswith("ERROR")] or [line for line in last if line]
+    errors = [line for line in last if line.startswith("ERROR") and line != CRASH] or [line for line in last if line]
     raise TrainerFailed(
         f"pip cannot install {', '.join(wanted)}: {' '.join(errors[-SHOWN_LINES:])[-SHOWN_CHARACTERS:]}",
         field="requirements",
@@ -168,6 +182,10 @@ def _must_start(module: str) -> None:
     try:
         importlib.import_module(module)
     except Exception as error:
-        hint = "leave the versions of packages open that Everloop has too, or take others"
-        message = f"Everloop does not start with these requirements: {type(error).__name__}: {text(error)}"
-        raise TrainerFailed(message[:SHOWN_CHARACTERS], field="requirements", hint=hint) from error
+        raise _conflict(f"{type(error).__name__}: {text(error)}") from error
+
+
+def _conflict(why: str) -> TrainerFailed:
+    hint = "leave the versions of packages open that Everloop has too, or take others"
+    message = f"Everloop does not start with these requirements: {why}"
+    return TrainerFailed(message[:SHOWN_CHARACTERS], field="requirements", hint=hint)

@@ -88,7 +88,7 @@ def error_of(here: Parts, session: Session, row: LifecycleRow) -> dict[str, Any]
     if not row.error:
         return {}
     path = journal.log_path(session, row, str(row.error.get("stage", "")), here.settings.logs_dir)
-    return row.error | {"log_tail": journal.tail_of(path, journal.FAILURE_LINES) if path else []}
+    return row.error | {"log_tail": journal.tail_of(path, journal.FAILURE_LINES, journal.WIDTH) if path else []}
 
 
 def gate_of(row: ApprovalRow | None) -> dict[str, Any] | None:

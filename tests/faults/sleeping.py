@@ -38,7 +38,7 @@ AGAIN_SECONDS = 25.0
 """From the wake to the next step: less than a heartbeat timeout, on a machine that is busy too."""
 FLUSHED_SECONDS = 1.5
 """What the job had told before the sleep is written down within this time after it."""
-GATE_SECONDS = 1500.0
+GATE_SECONDS = 3000.0
 MOST_FOUND = 5
 """Overlaps that are written down."""
 

@@ -67,6 +67,10 @@ async def test_what_a_job_s_descendants_hold_counts_and_the_job_beside_it_goes_o
     assert (await bridge.call("trial.echo", hello="again")).values["hello"] == "again"  # the slot works on
 
 
+async def test_a_job_is_told_what_it_may_hold(bridge):
+    assert (await bridge.call("trial.surroundings")).values["memory_mib"] == LIMIT_MIB
+
+
 async def test_mapped_files_and_what_forks_share_do_not_count(bridge):
     tried = await bridge.call("trial.shared", mib=120)  # 120 of its own, 120 mapped, and three forks
 
@@ -93,6 +97,7 @@ async def test_a_job_that_cannot_do_with_less_enough_is_left_to_a_person(bridge,
     error = await failure(bridge, "trial.halved", mib=4000, most=1, diary=str(tmp_path / "diary"))
 
     assert error.type == "OutOfMemory"
+    assert error.message.endswith("; tries with less: 1")
     assert (tmp_path / "diary").read_text() == "xx"
 
 

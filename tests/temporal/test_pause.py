@@ -3,12 +3,14 @@
 import asyncio
 
 import pytest
+from sqlmodel import col, select
 from temporalio import activity
 from temporalio.client import WorkflowUpdateFailedError
 
 from everloop import names
 from everloop.contracts import PauseRequest
 from everloop.errors import ParityFailed
+from everloop.store import LeaseRequestRow
 from tests.temporal.conftest import Stack, eventually
 from tests.temporal.test_stage import failing, live_leases
 
@@ -60,6 +62,33 @@ async def test_a_pause_ends_the_job_frees_the_slot_and_a_resume_goes_on_with_tha
     rows = [(row.stage, row.status) for row in stack.stage_rows(handle.id) if row.stage == "train"]
     assert rows == [("train", "paused"), ("train", "done")]
     assert (await stack.verified()).differences == []
+
+
+async def test_who_is_paused_while_it_waits_for_a_slot_leaves_the_queue_and_says_so(stack: Stack) -> None:
+    begun, _ = holding(stack, "train")
+    busy = await stack.submit("busy", model=f"busy-{stack.prefix}")
+    await begun.wait()
+    handle = await stack.submit()
+    await eventually(lambda: (row := stack.row(handle.id)) and row.wait_what == "a free slot")
+
+    await tell(stack, handle.id, "pause", "not today")
+    row = await eventually(lambda: (row := stack.row(handle.id)) and row.wait_what.startswith(names.A_RESUME) and row)
+    assert row.wait_what == "a resume (ada paused it: not today)"
+    assert await eventually(lambda: queued(stack) == 0)
+
+    await busy.cancel()
+    await stack.status(busy.id, "cancelled")
+    await tell(stack, handle.id, "resume")
+    await stack.gate(handle.id)
+    rows = [(row.stage, row.status) for row in stack.stage_rows(handle.id)][:2]
+    assert rows == [("snapshot", "paused"), ("snapshot", "done")]
+    assert (await stack.verified()).differences == []
+
+
+def queued(stack: Stack) -> int:
+    with stack.store.read() as session:
+        waiting = select(LeaseRequestRow).where(col(LeaseRequestRow.state) == "queued")
+        return len(session.exec(waiting).all())
 
 
 async def test_a_pause_lasts_until_a_resume_and_a_cancel_ends_it_too(stack: Stack) -> None:

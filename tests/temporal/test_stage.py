@@ -44,13 +44,16 @@ def live_leases(stack: Stack) -> int:
 
 
 async def test_a_permanent_failure_parks_the_lifecycle_without_its_slot_and_says_what_helps(stack: Stack) -> None:
-    stack.compute.hooks["validate"] = failing(TargetUnusable("class 'x' has one row", field="status", hint="drop it"))
+    error = TargetUnusable("class 'x' has one row", field="status", hint="drop it")
+    error.kept = [stack.artifacts.put(b"drawn before it failed", "rows.png").model_dump()]
+    stack.compute.hooks["validate"] = failing(error)
 
     handle = await stack.submit()
     row = await stack.status(handle.id, "needs_attention")
 
     assert row.error["error"] == "TargetUnusable"
     assert (row.error["field"], row.error["hint"]) == ("status", "drop it")
+    assert row.error["kept"] == error.kept
     assert (
         row.wait_unblocks
         == f"`everloop retry {handle.id}`, `everloop skip {handle.id}` or `everloop abort {handle.id}`"

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.bodies import parse
-from everloop.errors import Invalid, Malformed
+from api.bodies import parse, parse_plain
+from everloop.errors import EverloopError, Invalid, Malformed
 
 JSON = st.recursive(
     st.none()
@@ -77,3 +77,78 @@ def test_a_key_of_control_characters_is_shown_harmless():
     with pytest.raises(Malformed) as caught:
         parse(b'{"\\u001b[31m": 1, "\\u001b[31m": 2}')
     assert "\x1b" not in str(caught.value)
+
+
+def told(read, data):
+    """What it returns, with types and signs, or how it is refused."""
+    try:
+        return repr(read(data))
+    except EverloopError as error:
+        return type(error), str(error), error.field, error.hint
+
+
+@given(JSON)
+def test_the_faster_reader_reads_the_same(value):
+    for ascii_only in (True, False):
+        data = json.dumps({"row": value}, ensure_ascii=ascii_only).encode()
+        assert told(parse_plain, data) == told(parse, data)
+
+
+PIECES = st.sampled_from(
+    [
+        *'{}[]:,"\\ \n',
+        '"a"',
+        '"b":',
+        '"a":1',
+        '"a:b"',
+        "\\u003a",
+        "\\ud800",
+        "1e99",
+        "1e400",
+        "-0",
+        "0.1",
+        "true",
+        "NaN",
+        "9223372036854775807",
+        "9223372036854775808",
+        "123456789012345678901234567890",
+        "\ufeff",
+        "\x01",
+        "\x7f",
+        "é",
+        "🙂",
+    ]
+)
+
+
+@given(st.lists(PIECES, max_size=12).map("".join))
+def test_the_faster_reader_refuses_the_same(text):
+    for data in (text.encode(), b'{"row": ' + text.encode() + b"}", b"{" + text.encode() + b"}"):
+        assert told(parse_plain, data) == told(parse, data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"a": 1, "a": 2}',
+        b'{"a": 1, "a": "x:y"}',
+        b'{"a": "x:y", "a": 1}',
+        b'{"a:b": 1, "a:b": 2}',
+        b'{"row": {"a": 1, "a": 2, "b": "\\u003a"}}',
+        b'{"row": {"a": {"b": 1, "b": 2}}}',
+        b'{"rows": [{"a": 1}, {"b": 1, "b": 2}]}',
+        b'{"a": 9223372036854775808}',
+        b'{"a": -9223372036854775809}',
+        b'{"a": 1E+0400}',
+        b'{"a": "\xff"}',
+        b'{"a": "\xed\xa0\x80"}',
+        b'\xef\xbb\xbf{"a": 1}',
+        b'{"a": "b\x00"}',
+        b"[1]",
+        b"7",
+        b"",
+        b"[" * 2000,
+    ],
+)
+def test_the_faster_reader_refuses_what_it_does_not_know_of(data):
+    assert told(parse_plain, data) == told(parse, data)

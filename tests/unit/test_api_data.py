@@ -1,21 +1,26 @@
 """The data of a lifecycle: what was really read, what the rules changed, and the rejected values to download."""
 
+import contextlib
 import io
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
 from activities.compute import data
 from api.app import create_app
 from everloop import console, contracts
 from everloop.artifacts import Artifacts
+from everloop.cli import app
 from everloop.client import Client
-from everloop.errors import NotFound
+from everloop.errors import Invalid, NotFound
 from everloop.records import Snapshot
 from everloop.settings import Settings
-from everloop.store import Store
+from everloop.store import LifecycleRow, Store
 from tests import api_parts as parts
 from tests.unit.test_compute_stages import SLOT, FolderJob, spec_of
 from workflows.stage import _blobs as blobs_of
@@ -139,7 +144,7 @@ def test_files_that_a_trainer_kept_are_listed_and_downloaded_as_nothing_a_browse
     answer = served.http.get("/artifacts/kept/1/train/my%20plot.png")
 
     assert [file["name"] for file in train["kept"]] == ["<b>x.html", "my plot.png", "environment.json"]
-    assert 'href="/artifacts/kept/1/train/my%20plot.png"' in html
+    assert 'href="/artifacts/kept/1/train/my%20plot.png?start=1"' in html
     assert "&lt;b&gt;x.html" in html and "<b>x" not in html
     assert answer.content == shape
     assert answer.headers["content-type"] == "application/octet-stream"
@@ -153,6 +158,76 @@ def test_files_that_a_trainer_kept_are_listed_and_downloaded_as_nothing_a_browse
             served.client.artifact("kept/1", stage, name)
     path = "/api/v1/lifecycles/kept/1/artifacts/train/environment.json"
     assert served.http.get(path, headers={"Authorization": "Bearer no"}).status_code == 401
+
+
+@pytest.fixture
+def twice(served: Served) -> str:
+    """A lifecycle whose training kept a file before a bug of its, and again when it was mended."""
+    store = Artifacts(served.settings.artifacts)
+    first, second = store.put(b"before the bug", "loss.txt"), store.put(b"mended", "loss.txt")
+    blobs = {"environment": store.put(b"{}", "environment.json").sha256}
+    with served.store.write() as session:
+        if session.get(LifecycleRow, "twice") is None:
+            session.add(parts.lifecycle("twice", status="released", stage="release"))
+            for place, stage, status, more in (
+                (0, "train", "failed", {"error": {"message": "a bug", "kept": [first.model_dump()]}}),
+                (1, "snapshot", "done", {}),
+                (2, "train", "done", {"ran": {"artifacts": [second.model_dump()]}, "blobs": blobs}),
+                (3, "refit", "done", {"blobs": blobs}),
+            ):
+                session.add(parts.stage(stage, place, status, lifecycle="twice", **more))
+    return "twice"
+
+
+def test_every_start_of_a_stage_lists_what_it_kept_and_each_can_be_had(served: Served, twice: str) -> None:
+    rows = served.client.kept(twice)
+    html = served.http.get(f"/lifecycles/{twice}").text
+
+    assert [(row["stage"], row["start"], row["status"], row["name"], row["size_bytes"]) for row in rows] == [
+        ("train", 1, "failed", "loss.txt", 14),
+        ("train", 2, "done", "loss.txt", 6),
+        ("train", 2, "done", "environment.json", None),
+        ("refit", 1, "done", "environment.json", None),
+    ]
+    assert served.client.artifact(twice, "train", "loss.txt") == b"mended"
+    assert served.client.artifact(twice, "train", "loss.txt", start=1) == b"before the bug"
+    for start in (1, 2):
+        assert f'href="/artifacts/twice/train/loss.txt?start={start}"' in html
+    assert served.http.get("/artifacts/twice/train/loss.txt?start=1").content == b"before the bug"
+    assert '<span class="dim">start 1 of train, failed</span>' in html
+    with pytest.raises(NotFound, match="by start 3 of train"):
+        served.client.artifact(twice, "train", "loss.txt", start=3)
+    assert served.http.get("/api/v1/lifecycles/twice/artifacts/train/loss.txt?start=0").status_code == 422
+    assert "no file was kept" in _printed(console.kept(served.client.kept("failed/9"), "failed/9"))
+
+
+def test_a_kept_file_is_fetched_from_the_command_line(
+    served: Served, twice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextlib.contextmanager
+    def connected(_: Path | None) -> Iterator[Client]:
+        yield served.client
+
+    monkeypatch.setattr("everloop.cli.kept.connected", connected)
+    monkeypatch.chdir(tmp_path)
+    runner = CliRunner()
+
+    def run(*words: str) -> Any:
+        return runner.invoke(app, ["kept", twice, *words])
+
+    listed, fetched, again = run(), run("loss.txt"), run("loss.txt", "-o", "loss.txt")
+    first, piped = run("loss.txt", "--start", "1", "--output", "first.txt", "--json"), run("loss.txt", "-o", "-")
+
+    assert "loss.txt" in listed.stdout and "failed" in listed.stdout
+    assert fetched.stdout == "wrote loss.txt: 6 bytes, kept by start 2 of train\n"
+    assert (tmp_path / "loss.txt").read_bytes() == b"mended" == piped.stdout_bytes
+    assert isinstance(again.exception, Invalid) and "loss.txt exists" in str(again.exception)
+    assert (tmp_path / "first.txt").read_bytes() == b"before the bug"
+    assert json.loads(first.stdout)["start"] == 1
+    both, nobody = run("environment.json"), run("nothing.txt")
+    assert isinstance(both.exception, Invalid) and "train and refit kept" in str(both.exception)
+    assert isinstance(nobody.exception, NotFound) and "everloop kept twice" in nobody.exception.hint
+    assert run("environment.json", "--stage", "refit").exit_code == 0
 
 
 def test_before_the_snapshot_has_ended_it_says_when_there_will_be_something(served: Served) -> None:

@@ -100,6 +100,31 @@ def test_a_log_that_is_cut_while_it_is_followed_loses_no_line_that_was_not_read(
     assert len("\n".join(kept)) > 49_000
 
 
+def test_a_stage_that_ended_without_an_end_of_its_own_has_its_log(served):
+    """Cancelled, paused, or begun again when there was room: such a row names no log."""
+    settings, store, http = served
+    lifecycle(store, "ended", ("prepare", "done"), ("train", "failed"), ("train", "cancelled"), status="cancelled")
+    log_of(settings, "ended", "train.1").write_text("the first start\n")
+    log_of(settings, "ended", "train.2", 3).write_text("the second start\n")
+
+    for asked in ({}, {"stage": "train"}):
+        answer = http.get("/api/v1/lifecycles/ended/logs", params=asked)
+        assert (answer.status_code, answer.text) == (200, "the second start\n")
+    assert http.get("/api/v1/lifecycles/ended/logs", params={"stage": "prepare"}).status_code == 404
+
+
+def test_a_line_without_end_is_shown_by_its_ends_beside_a_failure_and_whole_as_a_log(served):
+    settings, store, http = served
+    line = "a" * 300_000 + "z" * 300_000
+    lifecycle(store, "endless", ("train", "failed"), status="needs_attention")
+    log_of(settings, "endless", "train.1").write_text(line + "\nthe last\n")
+    update(store, "endless", error={"stage": "train", "message": "no", "log": "jobs/run-of-endless/train.1"})
+
+    shown = http.get("/api/v1/lifecycles/endless").json()["error"]["log_tail"]
+    assert shown == ["a" * 1000 + " [598,000 characters] " + "z" * 1000, "the last"]
+    assert http.get("/api/v1/lifecycles/endless/logs").text == line + "\nthe last\n"
+
+
 def test_it_begins_with_the_last_lines_when_asked(served):
     settings, store, http = served
     lifecycle(store, "old", ("prepare", "done"), ("train", "done"), status="released")

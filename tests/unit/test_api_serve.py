@@ -22,7 +22,7 @@ from everloop.predictions import PredictionLog
 from everloop.reading import ReadColumn
 from everloop.records import Signature, Verdict, Window
 from everloop.settings import SERVE
-from everloop.store import RouteRow, Store
+from everloop.store import CredentialRow, RouteRow, Store
 from tests import api_parts as parts
 
 ALWAYS = Window(start=datetime(1970, 1, 1, tzinfo=UTC), end=datetime(2100, 1, 1, tzinfo=UTC))
@@ -192,6 +192,31 @@ def test_nothing_but_healthz_answers_without_a_key(server):
         for path in ("/status", "/models/credit/predict", "/openapi.json", "/"):
             assert stranger.get(path).status_code == 401
         assert stranger.get("/healthz", headers={"Host": "evil.test"}).status_code == 421
+
+
+def test_a_key_that_is_taken_back_is_refused_two_seconds_later(server):
+    key = identity.issue(server.store, "grace")
+    headers = {"Authorization": f"Bearer {key}"}
+
+    def ask():
+        return server.client.post("/models/credit/predict", json={"row": ROW}, headers=headers).status_code
+
+    assert ask() == ask() == 200
+    with server.store.write() as session:
+        session.delete(session.get(CredentialRow, identity.digest(key)))
+    taken_back = time.monotonic()
+    while time.monotonic() < taken_back + identity.KNOWN_SECONDS:  # it is in use all the time
+        ask()
+
+    assert ask() == 401
+
+
+def test_an_answer_has_no_headers_of_a_page(server):
+    answers = [server.predict({"row": ROW}), server.predict({"row": {}}), server.client.get("/status")]
+
+    for answer in answers:
+        assert len(answer.headers["x-request-id"]) == 32
+        assert not {"content-security-policy", "referrer-policy", "cross-origin-opener-policy"} & answer.headers.keys()
 
 
 def test_swaps_under_load_lose_nothing_and_every_answer_names_its_version(server):

@@ -11,7 +11,9 @@ import pytest
 
 from activities.compute import data, evaluation, export, features, training
 from activities.compute.features import TRAIN, VALIDATION, Pipeline, prepared_rows
-from activities.compute.trainers import Examples, Question, ensembles, forest, trainer, xgboost
+from activities.compute.features.graph import Graph
+from activities.compute.trainers import Examples, Question, forest, splits, trainer, xgboost
+from activities.compute.trainers.ensemble.selection import Candidate, select
 from everloop import contracts, families
 from everloop.errors import GraphTooLarge, IntegrityError, InvalidSpec
 from everloop.records import Member, Prepared, Snapshot
@@ -24,6 +26,15 @@ QUICK: dict[str, dict[str, Any]] = {
     "forest": {"trees": 20, "leaves": 30},
     "torch": {"layers": 1, "width": 16, "epochs": 25, "batch": 32, "learning_rate": 0.01},
     "lightgbm": {"num_iterations": 60, "num_leaves": 7},
+}
+QUICK["ensemble"] = {
+    "members": [
+        {"family": "xgboost", "params": QUICK["xgboost"], "weight": 2},
+        {"family": "lightgbm", "params": QUICK["lightgbm"], "weight": 3},
+        {"family": "lightgbm", "params": QUICK["lightgbm"] | {"extra_trees": True}, "weight": 1},
+        {"family": "forest", "params": QUICK["forest"], "weight": 1},
+        {"family": "linear"},
+    ]
 }
 """Smaller than by default, so that this is quick; a family that is not named is tested as it is."""
 
@@ -101,8 +112,10 @@ TASKS = ("binary", "multiclass", "regression")
 LEAST = {"binary": ("auc", 0.8), "multiclass": ("accuracy", 0.55), "regression": ("r2", 0.5)}
 
 
-@pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("family", families.LEARNERS)
+@pytest.mark.parametrize(
+    ("family", "task"),
+    [(family, task) for family in families.FAMILIES for task in TASKS if (family, task) != ("ensemble", "binary")],
+)
 def test_a_family_goes_from_prepared_rows_to_a_graph_that_is_proven_equal(
     ready: Callable[[str], Ready], family: str, task: str
 ) -> None:
@@ -123,10 +136,10 @@ def test_a_family_goes_from_prepared_rows_to_a_graph_that_is_proven_equal(
     assert trained.family == refitted.family == family
     best = max(found.importance, key=lambda name: found.importance[name])
     assert best in ("x", "few", "many") and 0.1 < found.importance[best] <= 1
-    assert found.importance_is == ("permutation" if family == "linear" else "native")
+    assert found.importance_is == ("permutation" if family in ("linear", "ensemble") else "native")
 
 
-@pytest.mark.parametrize("family", families.LEARNERS)
+@pytest.mark.parametrize("family", families.FAMILIES)
 def test_the_same_bytes_each_time_also_from_the_middle_and_through_load(
     ready: Callable[[str], Ready], family: str, tmp_path: Path
 ) -> None:
@@ -262,19 +275,17 @@ def test_the_leaves_of_a_forest_are_bounded_so_that_its_graph_stays_below_20_mb(
     pipeline = replace(ready("multiclass").pipeline, classes=tuple("abc"))
     leaves = forest.most_leaves(pipeline, trees)
     nodes = 2 * leaves - 1
-    one = ensembles.Trees(
+    one = splits.Trees(
         starts=np.zeros(1, np.int64),
-        feature=np.where(np.arange(nodes) < leaves - 1, 60, ensembles.LEAF).astype(np.int32),
+        feature=np.where(np.arange(nodes) < leaves - 1, 60, splits.LEAF).astype(np.int32),
         threshold=np.full(nodes, 0.123456, np.float32),
         left=np.full(nodes, nodes - 1, np.int32),
         right=np.full(nodes, nodes - 1, np.int32),
         missing_left=np.ones(nodes, bool),
         value=np.full((nodes, 3), 0.123, np.float32),
     )
-    from activities.compute.features.graph import Graph
-
     graph = Graph(frozenset())
-    ensembles.in_graph(graph, "features", one, mode="BRANCH_LEQ", targets=3)
+    splits.in_graph(graph, "features", one, mode="BRANCH_LEQ", targets=3)
 
     assert graph.nodes[0].ByteSize() * trees < 20_000_000
 
@@ -294,3 +305,65 @@ def test_xgboost_learns_on_the_gpu_of_its_lease_alone(monkeypatch: pytest.Monkey
 def test_bytes_that_are_no_model_are_refused(ready: Callable[[str], Ready], family: str) -> None:
     with pytest.raises(IntegrityError):
         trainer(family).load(b"\x10" + b"\x00" * 7 + b"{}", ready("binary").pipeline)
+
+
+def test_an_ensemble_is_one_graph_with_one_preprocessing_and_repeats_in_a_refit_what_its_members_found(
+    ready: Callable[[str], Ready],
+) -> None:
+    held = ready("binary")
+    spec = held.of("ensemble")
+    trained = training.train(contracts.TrainRequest(spec=spec, prepared=held.prepared, slot=SLOT), held.job)
+    fitted = trainer("ensemble").load(held.job.artifacts.get(trained.model), held.pipeline)
+    matrix = held.matrix()
+
+    graph = Graph(frozenset(entry.name for entry in held.pipeline.inputs))
+    fitted.onnx(graph, held.pipeline)
+
+    kinds = [node.op_type for node in graph.nodes]
+    assert kinds.count("LabelEncoder") == len(held.pipeline.of("category"))
+    assert sum(kind.startswith("TreeEnsemble") for kind in kinds) == 4
+    members = trained.parameters["members"]
+    assert [each["iterations"] for each in members] == [each.iterations for each in fitted.fitted]
+    assert members[0]["iterations"] > 1 and members[4]["iterations"] == 1
+    parts = [each.predict(Question(lambda: matrix, dict)) for each in fitted.fitted]
+    mean = np.average(parts, axis=0, weights=[2, 3, 1, 1, 1])
+    assert np.allclose(fitted.predict(Question(lambda: matrix, dict)), mean, atol=1e-12)
+
+
+def answers_of(seed: int, noise: float, rows: int = 400) -> tuple[np.ndarray, np.ndarray]:
+    truth = np.random.default_rng(0).normal(size=rows)
+    return truth, truth + np.random.default_rng(seed).normal(size=rows) * noise
+
+
+def test_the_greedy_selection_averages_what_errs_apart_and_leaves_out_what_does_not_help() -> None:
+    truth, first = answers_of(1, 1.0)
+    candidates = [Candidate(first), Candidate(answers_of(2, 1.1)[1]), Candidate(answers_of(3, 30.0)[1])]
+    candidates.append(Candidate(np.full(len(truth), np.nan)))
+
+    def loss(told: np.ndarray) -> float:
+        return float(np.sqrt(np.mean((told - truth) ** 2)))
+
+    weights = select(candidates, loss)
+
+    assert set(weights) == {0, 1} and sum(weights.values()) == pytest.approx(1)
+    assert 0.4 < weights[0] < 0.7  # the best mean of two independent errors weighs them by their variance: 0.55
+    mixed = sum(weight * candidates[place].answers for place, weight in weights.items())
+    assert loss(mixed) < 0.8 * min(loss(candidates[0].answers), loss(candidates[1].answers))
+    assert select(candidates, loss) == weights
+
+
+def test_the_selection_keeps_the_limits_of_size_time_and_number() -> None:
+    truth, first = answers_of(1, 1.0)
+    others = [Candidate(answers_of(seed, 1.1)[1], bytes=9, milliseconds=0.6) for seed in range(2, 6)]
+    candidates = [Candidate(first, bytes=12, milliseconds=0.3), *others]
+
+    def loss(told: np.ndarray) -> float:
+        return float(np.mean((told - truth) ** 2))
+
+    assert len(select(candidates, loss)) == 5
+    assert len(select(candidates, loss, members=2)) == 2
+    assert set(select(candidates, loss, most_bytes=25)) != set(select(candidates, loss))
+    assert sum(candidates[place].bytes for place in select(candidates, loss, most_bytes=25)) <= 25
+    assert set(select(candidates, loss, most_milliseconds=0.5)) == {0}
+    with pytest.raises(ValueError, match="no candidate"):
+        select(candidates, loss, most_bytes=3)

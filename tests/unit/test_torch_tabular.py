@@ -24,7 +24,7 @@ from activities.jobs.checkpoints import Checkpoints
 from activities.jobs.context import NO_EVENTS, ThisJob
 from everloop import contracts, engine
 from everloop.errors import ComputeLost, Diverged, IntegrityError, InvalidSpec, OutOfMemory, TargetUnusable
-from everloop.records import Blob, Prepared, Snapshot, Trained
+from everloop.records import Blob, Lease, Member, Prepared, Snapshot, Trained
 from everloop.specs import LifecycleSpec, checked
 from tests.job import FolderJob
 from tests.unit.test_compute_stages import SLOT, Passed, csv, hostile, real, spec_of, table
@@ -423,6 +423,15 @@ def test_a_training_that_fits_in_no_batch_is_for_a_person_with_the_bytes_it_take
         r"OutOfMemory: .* whose weights alone take 7\d\d,\d{3},\d{3} bytes; [\d,]+ bytes more were refused", told
     )
     assert "a smaller `batch`" in told
+
+
+def test_a_training_whose_weights_are_more_than_the_lease_is_for_a_person_at_once(classes: Ready) -> None:
+    job = classes.other_job()
+    job.lease = Lease(token=1, holder="", members=(Member(device="cpu0", memory_mib=16),))
+
+    with pytest.raises(OutOfMemory, match=r"weights of this .* take [\d,]{10,} bytes, .* allows 16,777,216"):
+        classes.train(job, width=512)
+    assert job.shrinks == 0  # no batch is small enough
 
 
 def test_a_job_that_was_ended_for_its_memory_learns_the_same_in_smaller_batches(classes: Ready) -> None:

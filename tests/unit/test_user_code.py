@@ -81,6 +81,17 @@ def test_code_that_was_kept_is_named_by_its_digest(tmp_path: Path, artifacts: Ar
         codes.keep(spec(code=f"sha256:{'0' * 64}"), artifacts)
 
 
+def test_a_requirements_file_may_begin_as_windows_writes_it_and_pips_own_exception_is_told(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert required(b"\xef\xbb\xbfsix==1.16.0\t# why\r\n\t# all of it\r\nidna\r\n") == ("six==1.16.0", "idna")
+
+    say = "print('ERROR: Exception:\\nTraceback:\\nInvalidMarker: no marker'); raise SystemExit(2)"
+    with pytest.raises(TrainerFailed, match=r"pip cannot install six; -x: .*InvalidMarker: no marker$"):
+        surroundings._said([sys.executable, "-c", say], dict(os.environ), ("six; -x",))
+    assert "InvalidMarker" in capsys.readouterr().out
+
+
 def test_requirements_of_the_spec_win_and_count_as_code(tmp_path: Path, artifacts: Artifacts) -> None:
     place = folder(tmp_path / "a", **{"requirements.txt": "idna\n"})
 
@@ -355,6 +366,21 @@ def test_an_install_that_fails_says_pips_last_lines_and_is_tried_again(tmp_path:
     assert "No matching distribution found for packaging<0.1" in failed["message"]
     assert "No matching distribution found" in log
     assert not list((tmp_path / "data" / "scratch" / "code" / "environments").glob("*/"))
+
+
+def test_requirements_that_our_own_code_cannot_start_with_are_said_and_not_called_a_bug(tmp_path: Path) -> None:
+    """The process of a job with them ends before it can say anything: it is asked for once, after the install."""
+    (tmp_path / "pydantic.py").write_text("version = 'of the last century'\n")
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec env PYTHONPATH={tmp_path}:"$PYTHONPATH" {sys.executable} "$@"\n')
+    python.chmod(0o755)
+
+    with pytest.raises(
+        TrainerFailed, match=r"does not start with these requirements: ImportError: .*pydantic"
+    ) as caught:
+        surroundings._starts(str(python))
+    assert caught.value.field == "requirements"
+    surroundings._starts(sys.executable)
 
 
 def test_a_wheel_is_code(tmp_path: Path, artifacts: Artifacts) -> None:

@@ -10,7 +10,7 @@ from everloop.specs import LifecycleSpec
 def check_spec(spec: LifecycleSpec, names: Sequence[str]) -> None:
     """Every column that the spec names exists. Raises `InvalidSpec` with the nearest names that do."""
     wanted: list[tuple[str, str]] = [("target", spec.target)]
-    wanted += [(field, value) for field, value in (("time", spec.time), ("key", spec.key)) if value]
+    wanted += [(field, value) for field in ("time", "key", "group", "weight") if (value := getattr(spec, field))]
     wanted += [("features.include", name) for name in spec.features.include or ()]
     wanted += [("columns", name) for name in spec.columns]
     wanted += [("features.exclude", name) for name in spec.features.exclude]

@@ -50,12 +50,12 @@ def content_hashes(table: Table) -> NDArray[np.uint64]:
         salt = np.uint64(int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:8], "big"))
         with naming(column=name):
             for start, batch in batches(table.rows, [name], coded=True):
-                mixed = (_hashed(batch[name]) ^ salt) * ODD
+                mixed = (hashed(batch[name]) ^ salt) * ODD
                 total[start : start + len(mixed)] += mixed ^ (mixed >> np.uint64(29))
     return total
 
 
-def _hashed(column: pa.ChunkedArray) -> NDArray[np.uint64]:
+def hashed(column: pa.ChunkedArray) -> NDArray[np.uint64]:
     """Of each value of a batch; texts once per different value."""
     from pandas.util import hash_array
 

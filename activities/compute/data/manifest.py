@@ -115,7 +115,16 @@ def asked_of(spec: LifecycleSpec) -> dict[str, ColumnReading]:
 
 def wanted_of(spec: LifecycleSpec) -> set[str]:
     """Names that tell a header from other lines."""
-    named = {spec.target, spec.time, spec.key, *spec.columns, *(spec.features.include or ()), *spec.features.exclude}
+    named = {
+        spec.target,
+        spec.time,
+        spec.key,
+        spec.group,
+        spec.weight,
+        *spec.columns,
+        *(spec.features.include or ()),
+        *spec.features.exclude,
+    }
     return {name for name in named if name}
 
 

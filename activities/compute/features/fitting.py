@@ -121,7 +121,7 @@ def _why(table: Table, name: str, reason: str) -> str:
 
 def _candidates(spec: LifecycleSpec, table: Table) -> list[str]:
     """Columns that may be features, in the table's order. The time column may, for its calendar parts."""
-    never = {spec.target, spec.key, *spec.features.exclude}
+    never = {spec.target, spec.key, spec.group, spec.weight, *spec.features.exclude}
     chosen = spec.features.include
     both = sorted(set(chosen or ()) & set(spec.features.exclude))
     if both:

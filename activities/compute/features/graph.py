@@ -20,6 +20,8 @@ class Graph:
     """The lowest version of ONNX's operators that the nodes need."""
     domains: dict[str, int] = field(default_factory=lambda: {"ai.onnx.ml": 3})
     """The same of other sets of operators."""
+    features: str = ""
+    """Where the pipeline's features are, once their nodes are there: members of an ensemble share them."""
 
     def constant(self, values: object, kind: type | np.dtype[Any]) -> str:
         from onnx import numpy_helper

@@ -5,6 +5,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from activities.compute.data import Table, Target, content_hashes, event_seconds, row_hashes
+from activities.compute.data.hashing import MISSING_HASH, hashed
 from activities.compute.features.inputs import Floats
 from everloop.errors import InvalidData
 from everloop.specs import LifecycleSpec
@@ -45,6 +46,10 @@ def _order(spec: LifecycleSpec, table: Table, rows: NDArray[np.int64]) -> Floats
         if len(np.unique(seconds[np.isfinite(seconds)])) >= 3:  # noqa: PLR2004  # three parts
             return seconds
         print(f"the times of {spec.time!r} are too few to split by: rows are split by their hash")
+    if spec.group:  # all rows of one group are on one side of every border
+        own = hashed(table.rows[spec.group])
+        own = np.where(own == MISSING_HASH, content_hashes(table), own)  # what has no group is one of its own
+        return (own[rows] >> np.uint64(11)).astype(np.float64)
     content = content_hashes(table)[rows]
     if 2 * len(np.unique(content)) < len(content):
         content = row_hashes(table)[

@@ -131,7 +131,12 @@ class Pipeline:
         yield from (_named(entry.name, codes, entry, columns[entry.name]) for entry in self.of("category"))
 
     def in_graph(self, graph: Graph) -> str:
-        """Add nodes that compute what `transform` does; returns the name of the features [rows, features]."""
+        """Add nodes that compute what `transform` does, once; returns the name of the features [rows, features]."""
+        if not graph.features:
+            graph.features = self._in_graph(graph)
+        return graph.features
+
+    def _in_graph(self, graph: Graph) -> str:
         plain = self.of("number", "boolean")
         blocks = [numbers_in_graph(graph, plain)] if plain else []
         blocks += [part for entry in self.of("datetime") for part in dates_in_graph(graph, entry)]

@@ -24,7 +24,7 @@ from sklearn.tree._tree import Tree
 from activities.compute import Context
 from activities.compute.features import Floats, Matrix, Pipeline
 from activities.compute.features.graph import Graph
-from activities.compute.trainers import Examples, Question, ensembles, kept, loss_of
+from activities.compute.trainers import Examples, Question, kept, loss_of, splits
 from activities.compute.trainers.ordering import Ordering
 from everloop.families.forest import Params
 
@@ -48,8 +48,8 @@ def fit(examples: Examples, params: Mapping[str, Any], context: Context) -> "Fit
     chosen = Params.model_validate(dict(params))
     growth = Growth(examples, chosen, context)
     growth.run()
-    trees = ensembles.Trees.joined(growth.parts)
-    print(f"{len(trees):,} trees, {(trees.feature == ensembles.LEAF).sum():,} leaves")
+    trees = splits.Trees.joined(growth.parts)
+    print(f"{len(trees):,} trees, {(trees.feature == splits.LEAF).sum():,} leaves")
     return Fitted(trees, examples.pipeline, growth.ordering, growth.worth)
 
 
@@ -61,12 +61,12 @@ class Growth:
         self.ordering = Ordering.of(examples)
         self.total = examples.iterations or params.trees
         self.judged = self.ordering.apply(examples.rows.matrix(examples.validation))
-        self.parts: list[ensembles.Trees] = []
+        self.parts: list[splits.Trees] = []
         self.worth: Floats = np.zeros(examples.rows.features)
         if (restored := context.restore()) is not None:
             state = dict(restored[1])
             self.worth = np.asarray(state["worth"], np.float64)
-            self.parts = [ensembles.Trees.of(state)]
+            self.parts = [splits.Trees.of(state)]
         self.sums = sum((_answers(part, self.judged) * len(part) for part in self.parts), np.zeros(1))
         """Of the trees' answers to the validation rows."""
 
@@ -105,22 +105,23 @@ class Growth:
             self.context.checkpoint(grown, self._state)
 
     def _state(self) -> dict[str, Any]:
-        return ensembles.Trees.joined(self.parts).arrays() | {"worth": self.worth}
+        return splits.Trees.joined(self.parts).arrays() | {"worth": self.worth}
 
 
 def load(dumped: bytes, pipeline: Pipeline) -> "Fitted":
     """The trees, and the ranks of the categories. Raises `IntegrityError`."""
     arrays, about = kept.unpacked(dumped)
     ordering = Ordering(about["first"], arrays["starts_of_ranks"], arrays["ranks"])
-    return Fitted(ensembles.Trees.of(arrays), pipeline, ordering, arrays["worth"])
+    return Fitted(splits.Trees.of(arrays), pipeline, ordering, arrays["worth"])
 
 
 class Fitted:
     """Trees that are averaged."""
 
     file = "model.safetensors"
+    unit = "tree"
 
-    def __init__(self, trees: ensembles.Trees, pipeline: Pipeline, ordering: Ordering, worth: Floats) -> None:
+    def __init__(self, trees: splits.Trees, pipeline: Pipeline, ordering: Ordering, worth: Floats) -> None:
         self.trees, self.pipeline, self.ordering, self.worth = trees, pipeline, ordering, worth
 
     @property
@@ -147,8 +148,8 @@ class Fitted:
         """The trees as one node after the ranks: the leaves hold their share of the mean."""
         features = self.ordering.in_graph(graph, pipeline.in_graph(graph))
         width = self.trees.value.shape[1]
-        shares = ensembles.Trees(**self.trees.arrays() | {"value": self.trees.value / np.float32(len(self.trees))})
-        told = ensembles.in_graph(graph, features, shares, mode="BRANCH_LEQ", targets=width)
+        shares = splits.Trees(**self.trees.arrays() | {"value": self.trees.value / np.float32(len(self.trees))})
+        told = splits.in_graph(graph, features, shares, mode="BRANCH_LEQ", targets=width)
         if pipeline.task == "regression":
             return told
         if width > 1:
@@ -200,14 +201,14 @@ def most_leaves(pipeline: Pipeline, trees: int) -> int:
     return max(2, GRAPH_BYTES // (trees * (2 * NODE_BYTES + numbers * NUMBER_BYTES)))
 
 
-def _trees(grower: Any, pipeline: Pipeline) -> ensembles.Trees:  # noqa: ANN401
+def _trees(grower: Any, pipeline: Pipeline) -> splits.Trees:  # noqa: ANN401
     """Of a fitted forest. Classes that no row of it has are 0."""
     width = len(pipeline.classes) if pipeline.task == "multiclass" else 1
     learned = getattr(grower, "classes_", None)
-    return ensembles.Trees.joined([_tree(each.tree_, pipeline, learned, width) for each in grower.estimators_])
+    return splits.Trees.joined([_tree(each.tree_, pipeline, learned, width) for each in grower.estimators_])
 
 
-def _tree(tree: Any, pipeline: Pipeline, learned: Any, width: int) -> ensembles.Trees:  # noqa: ANN401
+def _tree(tree: Any, pipeline: Pipeline, learned: Any, width: int) -> splits.Trees:  # noqa: ANN401
     leaf = tree.children_left == -1
     value = np.asarray(tree.value[:, 0, :], np.float64)
     if pipeline.task != "regression":
@@ -218,9 +219,9 @@ def _tree(tree: Any, pipeline: Pipeline, learned: Any, width: int) -> ensembles.
     single = tree.threshold.astype(np.float32)
     # x <= threshold is the same for every float32 x when the threshold is rounded down
     single = np.where(single > tree.threshold, np.nextafter(single, np.float32(-np.inf)), single)
-    return ensembles.Trees(
+    return splits.Trees(
         starts=np.zeros(1, np.int64),
-        feature=np.where(leaf, ensembles.LEAF, tree.feature).astype(np.int32),
+        feature=np.where(leaf, splits.LEAF, tree.feature).astype(np.int32),
         threshold=np.where(leaf, 0, single).astype(np.float32),
         left=np.where(leaf, 0, tree.children_left).astype(np.int32),
         right=np.where(leaf, 0, tree.children_right).astype(np.int32),
@@ -229,14 +230,14 @@ def _tree(tree: Any, pipeline: Pipeline, learned: Any, width: int) -> ensembles.
     )
 
 
-def _sklearn(trees: ensembles.Trees) -> "list[Tree]":
+def _sklearn(trees: splits.Trees) -> "list[Tree]":
     """As scikit-learn's own, so that it answers and not a rewriting of ours."""
     kind = DecisionTreeRegressor(max_depth=1).fit([[0.0], [1.0]], [0.0, 1.0]).tree_.__getstate__()["nodes"].dtype
     features, width = int(trees.feature.max(initial=0)) + 1, trees.value.shape[1]
     ends, found = np.append(trees.starts[1:], len(trees.feature)), []
     for start, end in zip(trees.starts.tolist(), ends.tolist(), strict=True):
         own = slice(start, end)
-        leaf = trees.feature[own] == ensembles.LEAF
+        leaf = trees.feature[own] == splits.LEAF
         nodes = np.zeros(end - start, kind)
         nodes["left_child"] = np.where(leaf, -1, trees.left[own])
         nodes["right_child"] = np.where(leaf, -1, trees.right[own])
@@ -258,7 +259,7 @@ def _mean(grown: "list[Tree]", matrix: Matrix) -> Floats:
     return total / len(grown)
 
 
-def _answers(trees: ensembles.Trees, matrix: Matrix) -> Floats:
+def _answers(trees: splits.Trees, matrix: Matrix) -> Floats:
     return _mean(_sklearn(trees), matrix)
 
 

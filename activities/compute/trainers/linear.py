@@ -160,6 +160,7 @@ class Fitted:
     """Coefficients, and the encoding they are of."""
 
     file = "model.safetensors"
+    unit = "iteration"
     iterations = 1
 
     def __init__(

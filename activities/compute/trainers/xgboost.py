@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from activities.compute import Context
 from activities.compute.features import Floats, Pipeline
 from activities.compute.features.graph import Graph
-from activities.compute.trainers import Examples, Question, ensembles, kept
+from activities.compute.trainers import Examples, Question, kept, splits
 from activities.compute.trainers.ordering import Ordering
 from everloop.errors import IntegrityError
 from everloop.families.xgboost import Params
@@ -60,6 +60,7 @@ class Fitted:
     """A booster, in XGBoost's own bytes: what is read and written again would not be the same ones."""
 
     file = "model.safetensors"
+    unit = "round"
 
     def __init__(self, model: NDArray[np.uint8], pipeline: Pipeline, ordering: Ordering, iterations: int) -> None:
         """Raises `IntegrityError`."""
@@ -88,7 +89,7 @@ class Fitted:
         targets = max(1, len(pipeline.classes)) if pipeline.task == "multiclass" else 1
         features = self.ordering.in_graph(graph, pipeline.in_graph(graph))
         start = math.log(base / (1 - base)) if pipeline.task == "binary" else base
-        sums = ensembles.in_graph(
+        sums = splits.in_graph(
             graph, features, trees, mode="BRANCH_LT", targets=targets, of_tree=of_tree, base=[start] * targets
         )
         if pipeline.task == "regression":
@@ -263,21 +264,21 @@ def _raw(booster: "xgboost.Booster") -> NDArray[np.uint8]:
 # --- from its trees to ours -------------------------------------------------------------------------
 
 
-def _trees(booster: "xgboost.Booster") -> tuple[ensembles.Trees, NDArray[np.int64], float]:
+def _trees(booster: "xgboost.Booster") -> tuple[splits.Trees, NDArray[np.int64], float]:
     """All trees, the target that each adds to, and what the sums start with (of a binary target a probability)."""
     learner = json.loads(bytes(booster.save_raw("json")))["learner"]
     model = learner["gradient_booster"]["model"]
-    trees = ensembles.Trees.joined([_tree(each) for each in model["trees"]])
+    trees = splits.Trees.joined([_tree(each) for each in model["trees"]])
     base = float(learner["learner_model_param"]["base_score"].strip("[]").split(",")[0])
     return trees, np.asarray(model["tree_info"], np.int64), base
 
 
-def _tree(told: Mapping[str, Any]) -> ensembles.Trees:
+def _tree(told: Mapping[str, Any]) -> splits.Trees:
     left, right = (np.asarray(told[name], np.int32) for name in ("left_children", "right_children"))
     leaf, conditions = left == -1, np.asarray(told["split_conditions"], np.float32)
-    return ensembles.Trees(
+    return splits.Trees(
         starts=np.zeros(1, np.int64),
-        feature=np.where(leaf, ensembles.LEAF, np.asarray(told["split_indices"], np.int32)).astype(np.int32),
+        feature=np.where(leaf, splits.LEAF, np.asarray(told["split_indices"], np.int32)).astype(np.int32),
         threshold=np.where(leaf, np.float32(0), conditions),
         left=np.where(leaf, 0, left).astype(np.int32),
         right=np.where(leaf, 0, right).astype(np.int32),

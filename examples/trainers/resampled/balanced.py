@@ -17,6 +17,8 @@ from everloop.trainer import Training
 
 def fit(training: Training) -> Pipeline:
     """A logistic regression on rows that were drawn anew."""
+    if training.task == "regression":
+        raise ValueError("a regression has no classes to balance: task must be binary or multiclass")
     drawn = RandomOverSampler(random_state=training.seed)
     rows, y = drawn.fit_resample(training.train.numpy(), training.train.y)
     regression = LogisticRegression(C=training.params.get("C", 1.0), max_iter=500)

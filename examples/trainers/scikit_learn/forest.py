@@ -1,4 +1,4 @@
-"""A scikit-learn pipeline as a trainer: a forest of as many trees as help on the validation rows.
+"""A scikit-learn pipeline as a trainer, for every task: a forest of as many trees as help on the validation rows.
 
 trainer: "forest:fit"
 code: /path/to/examples/trainers/scikit_learn
@@ -6,9 +6,9 @@ inputs: features
 params: {most: 200, leaf: 5}
 """
 
-from sklearn.ensemble import RandomForestClassifier
+from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 from sklearn.impute import SimpleImputer
-from sklearn.metrics import log_loss
+from sklearn.metrics import log_loss, mean_squared_error
 from sklearn.pipeline import Pipeline, make_pipeline
 
 from everloop.trainer import Learned, Training
@@ -23,17 +23,24 @@ def fit(training: Training) -> Learned:
     best, best_loss = None, float("inf")
     for trees in range(STEP, training.params.get("most", 200) + 1, STEP):
         model = _fitted(training, trees)
-        answers = model.predict_proba(training.validation.numpy())
-        loss = log_loss(training.validation.y, answers, labels=range(len(training.classes)))
-        training.report(trees, most=training.params.get("most", 200), validation_log_loss=loss)
+        name, loss = _loss(training, model)
+        training.report(trees, most=training.params.get("most", 200), **{f"validation_{name}": loss})
         if loss >= best_loss or training.should_stop():
             break
         best, best_loss = Learned(model, trees), loss
     return best
 
 
+def _loss(training: Training, model: Pipeline) -> tuple[str, float]:
+    rows, y = training.validation.numpy(), training.validation.y
+    if training.task == "regression":
+        return "squared_error", mean_squared_error(y, model.predict(rows))
+    return "log_loss", log_loss(y, model.predict_proba(rows), labels=range(len(training.classes)))
+
+
 def _fitted(training: Training, trees: int) -> Pipeline:
-    forest = RandomForestClassifier(
+    kind = RandomForestRegressor if training.task == "regression" else RandomForestClassifier
+    forest = kind(
         trees, min_samples_leaf=training.params.get("leaf", 5), random_state=training.seed, n_jobs=training.cores
     )
     return make_pipeline(SimpleImputer(strategy="median"), forest).fit(training.train.numpy(), training.train.y)

@@ -185,7 +185,9 @@ def chat(request: Trial, job: ThisJob) -> Tried:
 
 
 def surroundings(request: Trial, job: ThisJob) -> Tried:
-    return Tried(values={"environment": dict(os.environ), "nice": os.nice(0), "argv": sys.argv, "cores": job.cores})
+    member = job.lease.members[0]
+    told = {"cores": job.cores, "memory_mib": member.memory_mib}
+    return Tried(values={"environment": dict(os.environ), "nice": os.nice(0), "argv": sys.argv} | told)
 
 
 EATER = """

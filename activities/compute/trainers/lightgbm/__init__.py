@@ -80,11 +80,14 @@ class Fitted:
         """The trees as one node after the pipeline's nodes."""
         node = converted(self.booster, len(pipeline.names))
         node.input[:] = [pipeline.in_graph(graph)]
+        other = sum(each.op_type == node.op_type for each in graph.nodes)  # other members of an ensemble
+        last = str(other) if other else ""
+        node.name += last
         if pipeline.task == "regression":
-            node.output[:] = [graph.free("everloop:learned")]
+            node.output[:] = [graph.free(f"everloop:learned{last}")]
             graph.nodes.append(node)
             return str(node.output[0])
-        node.output[:] = [graph.free("everloop:label"), graph.free("everloop:told")]
+        node.output[:] = [graph.free(f"everloop:label{last}"), graph.free(f"everloop:told{last}")]
         graph.nodes.append(node)
         return str(node.output[1])
 

@@ -42,6 +42,10 @@ class GivenRows:
             return goal.astype(np.int64)
         return goal * pipeline.scale + pipeline.center if self.raw else goal
 
+    @property
+    def weights(self) -> NDArray[np.float64]:
+        return self._examples.weight(self._places)
+
     def arrow(self) -> pa.Table:
         if not self.raw:
             return pa.table(list(self.numpy().T), names=list(self.names))
