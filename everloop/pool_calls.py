@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from everloop import names
 from everloop.errors import Invalid
 
 Json = dict[str, Any]
@@ -19,16 +18,16 @@ class PoolCalls(ABC):
     @abstractmethod
     def _api(self, method: str, path: str, **request: Any) -> Any: ...  # noqa: ANN401
 
-    def pool(self, pool: str = names.DEFAULT_POOL) -> Json:
+    def pool(self, pool: str = "default") -> Json:
         """Devices, queues with quota, share and use, leases, and who waits with one true reason each."""
         return dict(self._api("GET", f"/pools/{quote(pool, safe='')}"))
 
-    def queues(self, pool: str = names.DEFAULT_POOL) -> Json:
+    def queues(self, pool: str = "default") -> Json:
         """The queue tree: `items`, and `tree` as `apply_queues` takes it."""
         return dict(self._api("GET", f"/pools/{quote(pool, safe='')}/queues"))
 
     def set_queue(
-        self, queue: str, changes: Mapping[str, Any], *, only_try: bool = False, pool: str = names.DEFAULT_POOL
+        self, queue: str, changes: Mapping[str, Any], *, only_try: bool = False, pool: str = "default"
     ) -> Json:
         """Change a queue, or add it: `{"quota": {"cores": 2}, "weight": 3, "parent": "research", "remove": True}`.
 
@@ -39,7 +38,7 @@ class PoolCalls(ABC):
         return dict(self._api("PATCH", path, json=dict(changes), params={"try": only_try}))
 
     def apply_queues(
-        self, tree: Mapping[str, Any] | str | Path, *, only_try: bool = False, pool: str = names.DEFAULT_POOL
+        self, tree: Mapping[str, Any] | str | Path, *, only_try: bool = False, pool: str = "default"
     ) -> Json:
         """Make the queue tree as a file (YAML or JSON) or a mapping says. Queues that it does not name are removed.
 
@@ -49,7 +48,7 @@ class PoolCalls(ABC):
         path = f"/pools/{quote(pool, safe='')}/queues"
         return dict(self._api("PUT", path, json=body, params={"try": only_try}))
 
-    def leases(self, pool: str = names.DEFAULT_POOL, *, ended: int = 0) -> list[Json]:
+    def leases(self, pool: str = "default", *, ended: int = 0) -> list[Json]:
         """Who holds what, and the latest *ended* leases."""
         found = self._api("GET", "/leases", params={"pool": pool, "ended": ended})
         return list(found["items"])
@@ -63,20 +62,20 @@ class PoolCalls(ABC):
         body = {"reason": reason, "grace_seconds": grace_seconds}
         return dict(self._api("POST", f"/leases/{token}/revoke", json=body))
 
-    def nodes(self, pool: str = names.DEFAULT_POOL) -> list[Json]:
+    def nodes(self, pool: str = "default") -> list[Json]:
         """Machines with their devices."""
         return list(self._api("GET", "/nodes", params={"pool": pool})["items"])
 
-    def drain(self, node: str, reason: str = "", grace_seconds: int = 60, pool: str = names.DEFAULT_POOL) -> Json:
+    def drain(self, node: str, reason: str = "", grace_seconds: int = 60, pool: str = "default") -> Json:
         """Give a node (or one device) no new leases, and tell those that it has to let go within the grace."""
         body = {"reason": reason, "grace_seconds": grace_seconds}
         return dict(self._api("POST", f"/nodes/{quote(node, safe='')}/drain", json=body, params={"pool": pool}))
 
-    def undrain(self, node: str, pool: str = names.DEFAULT_POOL) -> Json:
+    def undrain(self, node: str, pool: str = "default") -> Json:
         """Let a node have leases again."""
         return dict(self._api("POST", f"/nodes/{quote(node, safe='')}/undrain", json={}, params={"pool": pool}))
 
-    def cost(self, by: str = "queue", since: str | datetime = "7d", pool: str = names.DEFAULT_POOL) -> Json:
+    def cost(self, by: str = "queue", since: str | datetime = "7d", pool: str = "default") -> Json:
         """What core and GPU time was for, in kinds that sum up to capacity times time exactly.
 
         *by*: `lifecycle`, `model`, `queue` or `stage`. *since*: a moment, or how long ago (`90m`, `12h`, `7d`).

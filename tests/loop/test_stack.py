@@ -333,7 +333,7 @@ def test_after_all_of_it_what_the_time_was_for_sums_up_to_all_there_was(here):
     assert found["capacity"]["core_ms"] == there > 0
     assert sum(kind["core_ms"] for kind in found["kinds"].values()) == there
     assert found["kinds"]["useful"]["core_ms"] > 0
-    assert {"first", "killed", "slow"} <= {row["name"] for row in found["rows"]}
+    assert {"first", "killed", "revoked"} <= {row["name"] for row in found["rows"]}
     assert sum(cores.values()) == sum(row.cores for row in rows if not row.to_ms)
 
 

@@ -246,8 +246,11 @@ def test_cost_is_told_by_queue_stage_and_model_and_adds_up(client):
 
 
 def test_the_page_of_a_pool_shows_the_drawing_the_same_as_a_table_and_buttons(client):
-    page = client.get("/pool").text
+    follows = client.get("/pool")
+    page = client.get("/pool?still=1").text
 
+    assert follows.headers["refresh"] == "5"
+    assert "<textarea" not in follows.text  # it would forget what is being typed
     assert page.count('class="k-held_idle"') >= 3
     assert "ada, lease 1, queue vision: train (useful)" in page
     assert 'action="/pool/leases/1/revoke"' in page
