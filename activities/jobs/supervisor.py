@@ -3,7 +3,7 @@
 The task holds nothing: whatever happens to this process, the reaper ends the job (lifeline), the slot's lock
 keeps the next attempt waiting until the old one is gone, and a finished result is found again on disk.
 
-    scratch/jobs/<run id>/<activity id>/crashes, reaped, shrunk    a line for each
+    scratch/jobs/<run id>/<activity id>/crashes, shrunk    a line for each
                                        /<token>/request.json, result.json or error.json, scratch/
 """
 
