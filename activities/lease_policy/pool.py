@@ -87,6 +87,8 @@ class Pool:
 
         self.usages: list[Usage] = []
         self.withdrawn: list[Withdraw] = []
+        self.overdue: dict[int, Kill] = {}
+        """Their time is up, unless their notices are withdrawn."""
         self.killed: list[Kill] = []
         self.notices: list[Notice] = []
         self.grants: dict[str, Grant] = {}
