@@ -35,8 +35,8 @@ def decide(state: PoolState, now_ms: int, policy: Policy, fuel: int) -> tuple[De
     At most *fuel* requests are looked at. Asked again once all of it is done, it has nothing more to do.
     """
     done: list[Decision] = []
-    pool = None
-    for _ in range(ROUNDS):
+    pool, rounds = None, 0
+    while rounds < ROUNDS:
         pool = _once(state, now_ms, policy, fuel, pool)
         acts = _acts(pool)
         if not acts:
@@ -44,6 +44,7 @@ def decide(state: PoolState, now_ms: int, policy: Policy, fuel: int) -> tuple[De
         state = apply(state, acts, now_ms, TRIAL_TOKENS + len(done))
         done += acts
         fuel = max(fuel - len(pool.grants), 0)
+        rounds += 0 if pool.unsettled else 1  # there are fewer notices after each unsettled one
         if not (pool.reserving or pool.notices or pool.killed or pool.withdrawn):
             break
     return (*done, *(sorted(pool.reserved.values()) if pool else ()), *(explain(pool) if pool else ()))
@@ -58,6 +59,9 @@ def _once(state: PoolState, now_ms: int, policy: Policy, fuel: int, before: Pool
     keep(pool)
     kill_the_overdue(pool)
     empty_the_drained(pool)
+    if pool.unsettled:
+        pool.leave_out_the_served()
+        return pool
     allocate(pool)
     pool.leave_out_the_served()
     evict(pool)

@@ -104,6 +104,8 @@ class Pool:
         self.given: dict[int, Two] = {}
         self.coming: dict[str, list[Held]] = {}
         """Being killed for a request which they are not enough for."""
+        self.unsettled = False
+        """Without what was withdrawn, promises are to be kept in another order: nobody is told anything before."""
 
     # --- what there is and who has it
 

@@ -23,11 +23,15 @@ def keep(pool: Pool) -> None:
     for held in pool.held:
         if held.beneficiary and held.state in ("noticed", "killing") and _counts(pool, held):
             victims.setdefault(held.beneficiary, []).append(held)
+    kept: list[Age] = []
     for name in sorted(victims, key=lambda name: _age(pool, name, victims[name])):
-        if name in pool.asking:
-            _keep_one(pool, *pool.asking[name], victims[name])
-        else:
+        if name not in pool.asking:
             _withdraw(pool, victims[name])
+            continue
+        left = _keep_one(pool, *pool.asking[name], victims[name])
+        if left:
+            kept.append(_age(pool, name, left))
+    pool.unsettled = kept != sorted(kept)
 
 
 def _age(pool: Pool, name: str, victims: Iterable[Held]) -> Age:
@@ -51,17 +55,20 @@ def _counts(pool: Pool, held: Held) -> bool:
     return held.state == "noticed" or pool.now_ms <= held.deadline_ms
 
 
-def _keep_one(pool: Pool, request: Request, line: Line, shape: Shape, victims: list[Held]) -> None:
+def _keep_one(pool: Pool, request: Request, line: Line, shape: Shape, victims: list[Held]) -> list[Held]:
+    """Who is still to let go for it."""
     if stands(pool, line, shape, ()):
         _withdraw(pool, victims)
         grant(pool, line, request, shape)
-    elif not stands(pool, line, shape, victims):
+        return []
+    if not stands(pool, line, shape, victims):
         _withdraw(pool, victims)
         pool.coming[request.id] = [held for held in victims if held.state == "killing"]
-    else:
-        needed = put_back(pool, line, shape, victims)
-        _withdraw(pool, [held for held in victims if held not in needed])
-        promise(pool, request.id, needed, max(held.deadline_ms for held in needed))
+        return pool.coming[request.id]
+    needed = put_back(pool, line, shape, victims)
+    _withdraw(pool, [held for held in victims if held not in needed])
+    promise(pool, request.id, needed, max(held.deadline_ms for held in needed))
+    return needed
 
 
 def _withdraw(pool: Pool, victims: Iterable[Held]) -> None:
