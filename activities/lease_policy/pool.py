@@ -104,6 +104,8 @@ class Pool:
         """For whom others were told to let go: how many, and by when."""
         self.costs: dict[int, tuple[int, int, int, int, int, int]] = {}
         self.given: dict[int, Two] = {}
+        self.left: dict[int, dict[str, Four]] = {}
+        """What a lease would leave on open devices, once it has been asked for."""
         self.coming: dict[str, list[Held]] = {}
         """Being killed for a request which they are not enough for."""
         self.unsettled = False
