@@ -20,7 +20,7 @@ from activities.compute import data, evaluation, export, features, training
 from activities.compute.features import Pipeline
 from activities.compute.inference import Model
 from activities.compute.trainers import user
-from activities.jobs.checkpoints import Checkpoints
+from activities.jobs.checkpoints import Checkpoints, Stopped
 from activities.jobs.context import NO_EVENTS, ThisJob
 from everloop import contracts
 from everloop.errors import ParityFailed, TrainerFailed
@@ -551,8 +551,8 @@ def test_a_kept_model_is_read_as_onnx_and_never_as_a_pickle(tmp_path: Path, modu
     assert user.load(dumped, pipeline).dump() == dumped
 
 
-class Killed(BaseException):
-    """As if the process were gone."""
+class Killed(Stopped):
+    """As if the process were gone: no trainer's error."""
 
 
 def test_a_training_that_was_killed_goes_on_at_its_checkpoint_and_gives_the_same_bytes(
