@@ -58,7 +58,7 @@ PLANTS: dict[int, tuple[str, tuple[tuple[str, str, str], ...]]] = {
             ),
             (
                 "activities/jobs/supervisor.py",
-                '            _end(life, b"K")',
+                "            _end(life, _farewell(task.key))",
                 "            return REAPER_KILLED",
             ),
             ("activities/jobs/supervisor.py", "if code == REAPER_KILLED:  # whatever", "if False:  # whatever"),
