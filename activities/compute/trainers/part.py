@@ -42,7 +42,9 @@ class Part:
             own = state() if callable(state) else state
             return self._state() | {"step": step} | {f"state.{name}": each for name, each in own.items()}
 
-        return self.whole.checkpoint(self.place * STEPS + step, whole, at=f"part {self.place + 1}, {at or f'step {step}'}")
+        return self.whole.checkpoint(
+            self.place * STEPS + step, whole, at=f"part {self.place + 1}, {at or f'step {step}'}"
+        )
 
     def restore(self) -> Restored:
         if self._restored is None or int(self._restored[1]["part"]) != self.place:
