@@ -108,6 +108,7 @@ class LeaseOnControl(LeaseActivities):
             await asyncio.to_thread(ledger.note_inventory, self._store, request.pool, request.inventory, self._away)
         dead = [(member.token, member.rank) for member in request.proven]
         await asyncio.to_thread(ledger.proven, self._store, request.pool, dead)
+        await asyncio.to_thread(ledger.quarantine, self._store, request.pool)
         await self._look_after_the_due(request.pool)
         granted = await asyncio.to_thread(ledger.grant, self._store, request.pool)
         await self._signal_notices(request.pool)

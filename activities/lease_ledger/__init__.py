@@ -6,7 +6,7 @@ in the transaction that checks it, so a holder whose lease was taken away commit
 
 from activities.lease_ledger.decision import FUEL, due, grant, look, offers, outlook, told_or_offered
 from activities.lease_ledger.devices import absent, cordon, drain, note_inventory, others_on, revoke, undrain
-from activities.lease_ledger.ends import end, end_run, proven, unproven
+from activities.lease_ledger.ends import end, end_run, proven, quarantine, unproven
 from activities.lease_ledger.fence import check_token
 from activities.lease_ledger.holding import accept, adopt, commit, held, kept_checkpoint, renew
 from activities.lease_ledger.record import replayed, said
@@ -40,6 +40,7 @@ __all__ = [
     "others_on",
     "outlook",
     "proven",
+    "quarantine",
     "renew",
     "replayed",
     "revoke",

@@ -4,6 +4,7 @@ What is taken away is fenced at once. Its members stay used until their processe
 """
 
 from collections.abc import Iterable
+from datetime import timedelta
 
 from sqlmodel import Session, col, select
 from sqlmodel.sql.expression import SelectOfScalar
@@ -12,6 +13,8 @@ from activities.caller import Caller
 from activities.lease_ledger import capacity, rows
 from everloop.store import DeviceRow, LeaseMemberRow, LeaseRequestRow, LeaseRow, Store
 
+STUCK = timedelta(seconds=60)
+"""An end that is not proven for so long has gone wrong (usual: within 6 s)."""
 AT_ONCE = 50
 """Members that are looked for in one step."""
 
@@ -109,3 +112,37 @@ def proven(store: Store, pool: str, dead: Iterable[tuple[int, int]]) -> None:
                 capacity.give_back(session, row, rows.ms(rows.now()))
                 row.state = "fenced"
                 session.add(row)
+
+
+def quarantine(store: Store, pool: str) -> set[str]:
+    """Close devices on which something of an ended lease runs on and cannot be ended; open those where it is gone.
+
+    Returns those that are closed. Other states of a device are an operator's, and stay.
+    """
+    before = rows.now() - STUCK
+    with store.read() as session:
+        found = session.exec(_stuck(pool).where(col(LeaseRow.ended_at) < before)).all()
+        closed = session.exec(
+            select(DeviceRow.name).where(DeviceRow.pool == pool, DeviceRow.state == "quarantined")
+        ).all()
+    stuck = set(found)
+    if stuck == set(closed):
+        return stuck
+    with store.write() as session:
+        for row in session.exec(select(DeviceRow).where(DeviceRow.pool == pool)).all():
+            if row.name in stuck and row.state == "ready":
+                row.state, row.why = "quarantined", "something of a lease that has ended cannot be ended there"
+            elif row.name not in stuck and row.state == "quarantined":
+                row.state, row.why = "ready", ""
+            session.add(row)
+        rows.changed(session, pool)
+    return stuck
+
+
+def _stuck(pool: str) -> SelectOfScalar[str]:
+    """Devices with a member of a lease that was taken away."""
+    return (
+        select(LeaseMemberRow.device)
+        .join(LeaseRow, (col(LeaseRow.pool) == LeaseMemberRow.pool) & (col(LeaseRow.token) == LeaseMemberRow.token))
+        .where(LeaseMemberRow.pool == pool, col(LeaseMemberRow.live), col(LeaseRow.state).not_in(rows.WORKING))
+    )

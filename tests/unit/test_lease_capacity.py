@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -64,8 +65,8 @@ def postgres() -> Iterator[str]:
     try:
         yield f"postgresql+psycopg://postgres@127.0.0.1:{port}/"
     finally:
-        server.terminate()
-        server.wait(30)
+        server.send_signal(signal.SIGINT)  # SIGTERM would wait for who is still connected
+        server.wait(60)
         shutil.rmtree(data, ignore_errors=True)
 
 
@@ -167,6 +168,24 @@ def test_what_was_taken_away_is_used_until_it_is_proven_dead(pool: Store) -> Non
     ledger.note_inventory(pool, POOL, FOUR)
     ledger.proven(pool, POOL, [(left.token, left.rank)])
     assert used(pool) == (0, 0)
+    assert ledger.grant(pool, POOL) == 1
+
+
+def test_a_device_on_which_an_ended_lease_cannot_be_ended_is_closed_until_it_is(pool: Store) -> None:
+    ask(pool, "a")
+    ledger.grant(pool, POOL)
+    slot = take(pool, "a")
+    ledger.end_run(pool, who("a"))
+    assert ledger.quarantine(pool, POOL) == set()  # there is still time
+    with pool.write() as session:
+        session.get_one(LeaseRow, (POOL, slot.token)).ended_at = datetime.now(UTC) - timedelta(minutes=5)
+    ask(pool, "b")
+
+    assert ledger.quarantine(pool, POOL) == {"cpu0"}
+    assert ledger.grant(pool, POOL) == 0
+
+    ledger.proven(pool, POOL, [(slot.token, 0)])
+    assert ledger.quarantine(pool, POOL) == set()
     assert ledger.grant(pool, POOL) == 1
 
 
