@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 COMPILE = { $(BIN)/python -m compileall -q -j 0 -x '/(plotly|faker|litestar|pip|tests)/' $(VENV)/lib >/dev/null || true; }
 
-.PHONY: demo test check format bench proof-compute proof-sleep
+.PHONY: demo test check format bench proof-compute proof-sleep proof-leases proof-lease-kills
 
 demo: $(VENV)/.demo  ## the whole loop on a real year of data
 	$(BIN)/everloop demo $(ARGS)
@@ -24,7 +24,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-BENCHES := orchestration recovery init stack_memory chain prepare torch_tabular serving
+BENCHES := orchestration recovery init stack_memory chain prepare torch_tabular serving leases lease_ledger
 bench: $(VENV)/.dev  ## what Everloop costs, beside others; ROWS=200000 for small tables; ONLY="init prepare" for some
 	@missed=0; for name in $(or $(ONLY),$(BENCHES)); do echo "== $$name"; \
 	  PYTHONPATH=. $(BIN)/python bench/$$name.py $(if $(ROWS),$$(case $$name in (prepare|chain) echo --rows $(ROWS);; esac)) \
@@ -33,9 +33,15 @@ bench: $(VENV)/.dev  ## what Everloop costs, beside others; ROWS=200000 for smal
 proof-compute: $(VENV)/.dev  ## faults at random moments of trainings; MINUTES=, SEED= (the same goes on), TRAINER=torch, PLANT=1..3
 	$(BIN)/python -m tests.faults.proof_compute
 
+proof-leases: $(VENV)/.dev  ## anything happens to a pool, EXAMPLES=50000 times; MINUTES=, SEED= (the same goes on), PLANT=1..3 must fail
+	$(BIN)/python -m tests.faults.proof_leases
+
 proof-sleep: $(VENV)/.dev  ## the machine sleeps for MINUTES in a training: docs/proof/sleep.csv; PLANT=1..3 must fail
 	PYTHONPATH=. $(BIN)/python bench/sleep.py $(if $(MINUTES),--minutes $(MINUTES)) $(if $(RUNS),--runs $(RUNS)) \
 	  $(if $(SEED),--seed $(SEED)) $(if $(PLANT),--plant $(PLANT))
+
+proof-lease-kills: $(VENV)/.dev  ## many jobs on few devices, kill -9 of each process in turn: 0 overlaps, 0 leaks; ARGS="--lifecycles 20"
+	EVERLOOP_SLOTS=4 EVERLOOP_SLOT_CORES=2 $(BIN)/python -m tests.faults.proof_lease_kills $(ARGS)
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

@@ -6,7 +6,7 @@ Only workflows that hold leases are served, each for its own requests (activitie
 import asyncio
 import contextlib
 import logging
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from temporalio import activity
 from temporalio.client import Client, WorkflowExecutionStatus
@@ -31,6 +31,7 @@ from everloop.contracts import (
 )
 from everloop.errors import Forbidden
 from everloop.records import Slot
+from everloop.settings import AWAY_SECONDS
 from everloop.store import LeaseRow, Store
 
 log = logging.getLogger(__name__)
@@ -42,9 +43,11 @@ HOLDERS = (names.LIFECYCLE, names.DRIFT_CHECK)
 class LeaseOnControl(LeaseActivities):
     """What holders ask of the ledger, and the pool's step."""
 
-    def __init__(self, store: Store, client: Client) -> None:
+    def __init__(self, store: Store, client: Client, away_seconds: float = AWAY_SECONDS) -> None:
+        """*away_seconds*: `Settings.away_seconds`."""
         self._store = store
         self._client = client
+        self._away = timedelta(seconds=away_seconds)
         self._noticed: dict[int, datetime | None] = {}
         """Tokens whose holders were told to let go, and by when."""
         self._holders: dict[int, tuple[str, str]] = {}
@@ -102,7 +105,7 @@ class LeaseOnControl(LeaseActivities):
         if asks.workflow_id != names.pool_id(request.pool):
             raise Forbidden(f"{asks.workflow_id} does not decide for pool {request.pool}")
         if request.inventory is not None:
-            await asyncio.to_thread(ledger.note_inventory, self._store, request.pool, request.inventory)
+            await asyncio.to_thread(ledger.note_inventory, self._store, request.pool, request.inventory, self._away)
         dead = [(member.token, member.rank) for member in request.proven]
         await asyncio.to_thread(ledger.proven, self._store, request.pool, dead)
         await self._look_after_the_due(request.pool)

@@ -51,17 +51,22 @@ PLANTS: dict[int, tuple[str, tuple[tuple[str, str, str], ...]]] = {
     3: (
         "no fence: a job that is not wanted any more goes on, and its slot's lock keeps nobody out",
         (
-            ("activities/jobs/supervisor.py", "while not _locked(lock.fileno()):", "while False:"),
+            (
+                "activities/jobs/slot.py",
+                "        lost = time.monotonic() + LOST_SECONDS\n        while not _locked(lock.fileno()):",
+                "        lost = 0.0\n        while False:",
+            ),
             (
                 "activities/jobs/supervisor.py",
-                '            _end(life, b"K")',
+                "            _end(life, _farewell(task.key))",
                 "            return REAPER_KILLED",
             ),
+            ("activities/jobs/supervisor.py", "if code == REAPER_KILLED:  # whatever", "if False:  # whatever"),
             ("activities/jobs/supervisor.py", "        os.close(life_w)  # whatever", "        pass  # whatever"),
             ("activities/jobs/supervisor.py", "        while os.read(status_r, 64):", "        while False:"),
             (
                 "activities/jobs/supervisor.py",
-                '        _end_orphans(order["environment"][MARK])\n        shutil',
+                "        slot.end_orphans()\n        shutil",
                 "        shutil",
             ),
         ),

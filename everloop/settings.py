@@ -21,6 +21,7 @@ DISK_FLOOR_MIB = 256
 DEFAULT_SLOTS = 2
 """Of a small machine."""
 CHECKPOINT_SECONDS = 30.0
+AWAY_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,9 @@ class Settings:
     databases beside them go on."""
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     """How much of a training at most is done again after its process was killed."""
+    away_seconds: float = AWAY_SECONDS
+    """How long a device may be away before what runs on it goes on on another one: a process that is started again
+    takes less."""
     job_memory_mib: int = 0
     """MiB that a job's processes may hold together. 0: the machine's, less 1 GiB, by the number of slots."""
     metrics_port: int = 0
@@ -140,6 +144,7 @@ class Settings:
             "EVERLOOP_SLOT_CORES": str(self.slot_cores),
             "EVERLOOP_DISK_FLOOR_MIB": str(self.disk_floor_mib),
             "EVERLOOP_CHECKPOINT_SECONDS": f"{self.checkpoint_seconds:g}",
+            "EVERLOOP_AWAY_SECONDS": f"{self.away_seconds:g}",
             "EVERLOOP_JOB_MEMORY_MIB": str(self.job_memory_mib or ""),
             "EVERLOOP_METRICS_PORT": str(self.metrics_port or ""),
             "EVERLOOP_SESSION": self.session,
@@ -203,6 +208,7 @@ def load(**overrides: object) -> Settings:
         "slot_cores": _integer("EVERLOOP_SLOT_CORES", 1, range(1, 1025)),
         "disk_floor_mib": _integer("EVERLOOP_DISK_FLOOR_MIB", DISK_FLOOR_MIB, range(1 << 20)),
         "checkpoint_seconds": _seconds("EVERLOOP_CHECKPOINT_SECONDS", CHECKPOINT_SECONDS, 0, 86_400),
+        "away_seconds": _seconds("EVERLOOP_AWAY_SECONDS", AWAY_SECONDS, 1, 86_400),
         "job_memory_mib": _integer("EVERLOOP_JOB_MEMORY_MIB", 0, range(1 << 30)),
         "metrics_port": _integer("EVERLOOP_METRICS_PORT", 0, range(65536)),
         "session": env.get("EVERLOOP_SESSION") or "manual",

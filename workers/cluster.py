@@ -49,7 +49,6 @@ AGAIN_SECONDS = 0.1
 """Between a Dask worker's death and the start of the next."""
 CONFIG = {
     "distributed.scheduler.allowed-failures": 0,  # Temporal retries, Dask never
-    "distributed.scheduler.no-workers-timeout": "20s",
     "distributed.scheduler.work-stealing": False,  # a job stays on the device of its lease
     "distributed.worker.profile.enabled": False,  # idle processes should be idle
     "distributed.admin.tick.interval": "500ms",
@@ -111,14 +110,14 @@ def _certificate() -> bytes:
 
 def scheduler_main(settings: Settings) -> None:
     """Run the Dask scheduler until told to stop."""
-    _begin("scheduler")
+    _begin("scheduler", settings)
     create_certificates(settings.keys_dir)
     asyncio.run(_scheduler(settings))
 
 
 def slot_main(settings: Settings, name: str) -> None:
     """Run the Dask worker of the device *name* until told to stop; ends with 1 when the scheduler is lost."""
-    _begin(name)
+    _begin(name, settings)
     create_certificates(settings.keys_dir)
     found = {device.name: device for device in devices.find(settings).slots()}
     if name not in found:
@@ -180,10 +179,10 @@ def _end(pid: int) -> None:
     os.waitpid(pid, 0)
 
 
-def _begin(role: str) -> None:
+def _begin(role: str, settings: Settings) -> None:
     process.die_with_parent()
     logs.log_lines(role, logging.WARNING)
-    dask.config.set(CONFIG)
+    dask.config.set({**CONFIG, "distributed.scheduler.no-workers-timeout": f"{settings.away_seconds}s"})
 
 
 def _without_what_keeps(extensions: dict[str, type]) -> dict[str, type]:

@@ -85,7 +85,7 @@ def activities(
     client: Client, store: Store, artifacts: Artifacts, settings: Settings, journal: JournalOnControl
 ) -> Sequence[Callable[..., Any]]:
     """The light activities, each bound to what it needs."""
-    lease = LeaseOnControl(store, client)
+    lease = LeaseOnControl(store, client, settings.away_seconds)
     registry = RegistryOnControl(store, artifacts, settings.keys_dir)
     release = ReleaseOnControl(store, artifacts, settings, client)
     drift = DriftLedger(store, settings, client)

@@ -10,6 +10,7 @@ from activities import lease_time
 from activities.lease_ledger import rows
 from everloop import names
 from everloop.errors import Conflict, NotFound
+from everloop.settings import AWAY_SECONDS
 from everloop.store import DeviceRow, LeaseMemberRow, LeaseRow, Store
 from everloop.store.lease import COUNTED
 
@@ -41,10 +42,12 @@ def parsed(said: str) -> Reported:
     return Reported(name, names.LIGHT_SUFFIX.removeprefix(":") in facts, node, whole, max(1, job_cores))
 
 
-def note_inventory(store: Store, pool: str, inventory: Iterable[str]) -> None:
+def note_inventory(
+    store: Store, pool: str, inventory: Iterable[str], away: timedelta = timedelta(seconds=AWAY_SECONDS)
+) -> None:
     """Present are exactly the devices of *inventory*; others stay known, but get no new lease.
 
-    A lease on a device that has just gone comes to its time soon: its holder then takes another one.
+    A lease on a device that has just gone comes to its time after *away*: its holder then takes another one.
     """
     found = {device.name: device for device in map(parsed, inventory)}
     at = rows.now()
@@ -55,7 +58,7 @@ def note_inventory(store: Store, pool: str, inventory: Iterable[str]) -> None:
         for device in found.values():
             session.add(_new(pool, device, rows.ms(at)))
         for lease in session.exec(rows.working(pool).where(col(LeaseRow.device).in_(gone))).all():
-            lease.expires_at = min(lease.expires_at or at, at + rows.AWAY_TTL)
+            lease.expires_at = min(lease.expires_at or at, at + away)
             session.add(lease)
         if found or any(changes):
             lease_time.devices_noted(session, pool, at)

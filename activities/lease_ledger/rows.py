@@ -17,8 +17,6 @@ LARGEST = 2**63 - 1
 OFFER_TTL = timedelta(seconds=15)
 RENEWALS = 4
 """How often an offer that nobody takes is made again: its holder lives, and does not answer (75 s in all)."""
-AWAY_TTL = timedelta(seconds=20)
-"""How long a device may be away before the lease on it is fenced: a process that is started again takes less."""
 LEASE_TTL = timedelta(seconds=60)
 """How soon the pool asks Temporal whether a holder still lives, should nobody have said that it ended."""
 SELDOM = 5

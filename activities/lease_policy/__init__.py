@@ -24,7 +24,7 @@ from activities.lease_policy.tree import counted
 from activities.lease_policy.usage import decay, used_by
 
 ROUNDS = 3
-"""A reservation or a notice may open a way for others: so often they are asked again in one decision."""
+"""A reservation or a notice may open a way for others: at most so often all are asked in one decision."""
 TRIAL_TOKENS = 1 << 62
 """Of grants while it is not known what the ledger calls them."""
 
@@ -35,22 +35,23 @@ def decide(state: PoolState, now_ms: int, policy: Policy, fuel: int) -> tuple[De
     At most *fuel* requests are looked at. Asked again once all of it is done, it has nothing more to do.
     """
     done: list[Decision] = []
+    pool = None
     for number in range(ROUNDS):
-        pool = _once(state, now_ms, policy, fuel)
+        pool = _once(state, now_ms, policy, fuel, pool)
         acts = _acts(pool)
         if not acts:
             break
         done += acts
         fuel = max(fuel - len(pool.grants), 0)
         state = apply(state, acts, now_ms, TRIAL_TOKENS + (number << 32))
-        if not (pool.reserving or pool.notices):
+        if not (pool.reserving or pool.notices or pool.killed or pool.withdrawn):
             break
-    return (*done, *sorted(pool.reserved.values()), *explain(pool))
+    return (*done, *(sorted(pool.reserved.values()) if pool else ()), *(explain(pool) if pool else ()))
 
 
-def _once(state: PoolState, now_ms: int, policy: Policy, fuel: int) -> Pool:
+def _once(state: PoolState, now_ms: int, policy: Policy, fuel: int, before: Pool | None) -> Pool:
     """The steps of gpu.md 2.4. Reservations are made where a request is refused, in `allocate`."""
-    pool = Pool(state, now_ms, policy, fuel)
+    pool = Pool(state, now_ms, policy, fuel, before=before)
     decay(pool)
     divide_all(pool)
     keep(pool)

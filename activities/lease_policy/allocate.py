@@ -10,7 +10,7 @@ from heapq import heapify, heappop, heappush
 from activities.lease_policy.pool import Line, Pool, Shape
 from activities.lease_policy.reserve import consider, ends_before_reservations
 from activities.lease_policy.state import Amount, Grant, Part, Request
-from activities.lease_policy.tree import BOTH, over_firm, over_limit, over_quota
+from activities.lease_policy.tree import BOTH, over_firm, over_limit, within_quota
 
 Turn = tuple[int, tuple[int, ...], int, str]
 
@@ -37,8 +37,7 @@ def turn(line: Line, shape: Shape) -> Turn:
         if shape.need[r]:
             saturation = max(saturation, leaf.allocated[r] * 10**6 // max(leaf.share[r], 1))
             above |= leaf.allocated[r] >= leaf.share[r]
-    within = over_quota(leaf, shape.need) is None
-    return (0 if within else 2 if above else 1, leaf.rank, saturation, leaf.id)
+    return (0 if within_quota(leaf, shape.need) else 2 if above else 1, leaf.rank, saturation, leaf.id)
 
 
 def _serve(pool: Pool, line: Line, shape: Shape | None) -> Shape | None:
@@ -48,7 +47,7 @@ def _serve(pool: Pool, line: Line, shape: Shape | None) -> Shape | None:
     """
     while line.asked < len(line.waiting) and pool.fuel > 0:
         request, own = line.waiting[line.asked]
-        known = own.refused or id(own) in line.closed
+        known = own.refused or own.number in line.closed
         if not known and shape is not None and own is not shape:
             return own
         line.asked += 1
@@ -58,7 +57,7 @@ def _serve(pool: Pool, line: Line, shape: Shape | None) -> Shape | None:
         if not known and _try(pool, line, request, own):
             if shape is not None:
                 return line.waiting[line.asked][1] if line.asked < len(line.waiting) else None
-        elif own.refused and line.leaf is not None:
+        elif own.refused and line.leaf is not None and line.leaf.top.id not in pool.reserving:
             consider(pool, line, request, own)
     return None
 
@@ -66,7 +65,7 @@ def _serve(pool: Pool, line: Line, shape: Shape | None) -> Shape | None:
 def _try(pool: Pool, line: Line, request: Request, shape: Shape) -> bool:
     leaf = line.leaf
     if leaf and (over_limit(leaf, shape.need) or (not shape.preemptible and over_firm(leaf, shape.need))):
-        line.closed.add(id(shape))
+        line.closed.add(shape.number)
         return False
     if not grant(pool, line, request, shape):
         shape.refused = True
@@ -81,5 +80,6 @@ def grant(pool: Pool, line: Line, request: Request, shape: Shape) -> bool:
     if devices is None:
         return False
     pool.take(line, shape, devices, short=short)
+    pool.asking[request.id] = (request, line, shape)
     pool.grants[request.id] = Grant(request.id, tuple(Part(name, Amount(*shape.member)) for name in devices))
     return True

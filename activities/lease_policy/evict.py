@@ -30,15 +30,19 @@ def evict(pool: Pool) -> None:
                 return
             if request.id in pool.beneficiaries or line.leaf is None:
                 continue
+            known = request.id not in pool.coming
+            if known and (shape.number, request.priority, True) in in_vain:
+                continue
             starving = is_starving(pool, line, request, shape)
-            if (id(shape), request.priority, starving) in in_vain:
+            if known and (shape.number, request.priority, starving) in in_vain:
                 continue
             victims, reason = _victims(pool, line, request, shape, among, starving=starving)
             if reason:
                 left -= 1
             if not victims:
-                in_vain.add((id(shape), request.priority, starving))
+                in_vain.add((shape.number, request.priority, starving))
                 continue
+            pool.asking[request.id] = (request, line, shape)
             _tell(pool, request, victims, reason)
             among = [held for held in among if held not in victims]
 
@@ -56,23 +60,24 @@ def _victims(
     leaf, looked = line.leaf, ""
     if leaf is None or (not shape.preemptible and over_firm(leaf, shape.need)):
         return [], ""
+    coming = pool.coming.get(request.id, [])
     if right_of(leaf, shape.need):
         looked = "reclaim"
         rights = Reclaim(pool, leaf, shape)
         others = [held for held in among if rights.may(held)]
-        victims = choose(pool, line, shape, others, rights) if others else []
+        victims = choose(pool, line, shape, others, rights, coming) if others else []
         if victims:
             return victims, "reclaim"
     below = [held for held in among if held.request.queue == leaf.id and _gives_way(held, request)]
     if below:
         looked = "preempt"
-        victims = choose(pool, line, shape, below, Rights(lambda _: True))
+        victims = choose(pool, line, shape, below, Rights(lambda _: True), coming)
         if victims:
             return victims, "preempt"
     over = [held for held in among if is_overrun(held, pool.now_ms)] if starving else []
     if over:
         looked = "over_runtime"
-        victims = choose(pool, line, shape, over, Rights(lambda _: True))
+        victims = choose(pool, line, shape, over, Rights(lambda _: True), coming)
         if victims:
             return victims, "over_runtime"
     return [], looked
@@ -84,9 +89,9 @@ def _gives_way(held: Held, request: Request) -> bool:
 
 
 def _tell(pool: Pool, request: Request, victims: list[Held], reason: str) -> None:
-    deadline = pool.now_ms + pool.policy.grace_s * 1000
+    deadline = pool.next_deadline()
     for held in victims:
         why = "shrink" if has_surplus(held) and reason != "over_runtime" else reason
         pool.notices.append(Notice(held.token, request.id, why, deadline))
     pool.reserved.pop(request.id, None)
-    promise(pool, request.id, victims, deadline)
+    promise(pool, request.id, [*pool.coming.get(request.id, ()), *victims], deadline)

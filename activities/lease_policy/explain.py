@@ -10,9 +10,11 @@ from activities.lease_policy.evict import in_turn
 from activities.lease_policy.pool import Line, Pool, Shape
 from activities.lease_policy.room import MANY, NOTHING, Four, fit, most, plus, times
 from activities.lease_policy.sentence import said
-from activities.lease_policy.state import NO_LIMIT, Explain, Request
-from activities.lease_policy.tree import BOTH, Node, over_firm, over_limit, over_quota
+from activities.lease_policy.state import Explain, Request
+from activities.lease_policy.tree import Node, over_firm, over_limit, over_quota
 
+ROOM = ("no_room", "behind", "over_quota")
+"""Codes of those that want nothing but room."""
 Detail = tuple[tuple[str, str], ...]
 
 
@@ -38,13 +40,13 @@ def _of_line(pool: Pool, line: Line, free: "_Free", before: int) -> list[Explain
         elif request.id in pool.beneficiaries:
             number, until_ms = pool.beneficiaries[request.id]
             code, detail = "waits_for_notice", (("victims", str(number)), ("until_ms", str(until_ms)))
-        elif request.id in pool.reserved:
-            code, detail = "no_room", (*free.wants(shape), ("start_ms", str(pool.reserved[request.id].start_ms)))
         else:
-            key = (id(shape), bool(wanting))
+            key = (shape.number, bool(wanting))
             if key not in known:
                 known[key] = _reason(line, shape, free, wanting)
             code, detail = known[key]
+            if request.id in pool.reserved and code in ROOM:
+                code, detail = "no_room", (*free.wants(shape), ("start_ms", str(pool.reserved[request.id].start_ms)))
         if not wanting and code in ("no_room", "over_quota", "waits_for_notice"):
             wanting = request.id
         told.append(Explain(request.id, code, place + 1, before + place, detail))
@@ -64,7 +66,7 @@ def _reason(line: Line, shape: Shape, free: "_Free", wanting: str) -> tuple[str,
     if free.without_those_kept(shape):
         return "reserved_for", (*free.wants(shape), ("for", free.kept_for()))
     node = over_quota(leaf, shape.need)
-    if node and any(node.quota[r] != NO_LIMIT for r in BOTH if shape.need[r]):
+    if node:
         return "over_quota", (*free.wants(shape), *_bound(node, node.quota, node.allocated, shape))
     return ("behind", (*free.wants(shape), ("first", wanting))) if wanting else ("no_room", free.wants(shape))
 
@@ -99,16 +101,16 @@ class _Free:
 
     def wants(self, shape: Shape) -> Detail:
         """What it needs, and what of that is free."""
-        if id(shape) not in self._wants:
+        if shape.number not in self._wants:
             total, on_one = self._free_of(light=shape.light and bool(self._pool.light.free))
             members = (("members", str(shape.count)),) if shape.count > 1 else ()
-            self._wants[id(shape)] = (
+            self._wants[shape.number] = (
                 ("needs", said(times(shape.member, shape.count))),
                 *members,
                 ("free", said(total, like=shape.member)),
                 ("free_on_one_device", said(on_one, like=shape.member)),
             )
-        return self._wants[id(shape)]
+        return self._wants[shape.number]
 
     def _free_of(self, *, light: bool) -> tuple[Four, Four]:
         """Free in all, and per resource the most on one device."""

@@ -33,4 +33,4 @@ def _told(lease: Held, one: Notice | Withdraw | Kill) -> Held:
         return lease._replace(state="noticed", beneficiary=one.beneficiary, deadline_ms=one.deadline_ms)
     if isinstance(one, Withdraw):
         return lease._replace(state="active", beneficiary="", deadline_ms=0) if lease.state == "noticed" else lease
-    return lease._replace(state="killing")
+    return lease._replace(state="killing", deadline_ms=one.deadline_ms)

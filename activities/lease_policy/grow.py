@@ -13,7 +13,7 @@ from activities.lease_policy.tree import Node
 
 def grow(pool: Pool) -> None:
     for given in tuple(pool.grants.values()):
-        _, line, shape = pool.requests[given.request_id]
+        _, line, shape = pool.asking[given.request_id]
         more = _more(pool, line, shape, shape.most - len(given.members))
         pool.grants[given.request_id] = given._replace(members=given.members + more)
     if pool.beneficiaries or any(line.waits_for_room() for line in pool.lines.values()):

@@ -29,11 +29,13 @@ LIVE = ("offered", "active", "noticed")
 class Shape:
     """What a request asks for, without its name: whoever asks for the same is answered the same in one decision."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, number: int = 0) -> None:
+        self.number = number
         self.member: Four = request.member
         self.count = request.members_min
         self.most = request.members_max
         self.need: Two = (self.member[CORES] * self.count, self.member[MILLI_GPU] * self.count)
+        self.at_most: Two = (self.member[CORES] * self.most, self.member[MILLI_GPU] * self.most)
         self.preemptible = request.preemptible
         self.light = request.light
         self.runtime_ms = max(request.max_runtime_ms, 0)
@@ -56,11 +58,11 @@ class Line:
         self.asked = 0
         """So many have been looked at."""
         self.closed: set[int] = set()
-        """Shapes (by `id`) that a limit or a quota refuses."""
+        """Numbers of shapes that a limit or a quota refuses."""
 
     def waits_for_room(self) -> bool:
         """Is there one left that nothing but the want of room keeps, or that nobody has looked at?"""
-        return any(shape.refused and id(shape) not in self.closed for _, shape in self.waiting) or self.asked < len(
+        return any(shape.refused and shape.number not in self.closed for _, shape in self.waiting) or self.asked < len(
             self.waiting
         )
 
@@ -68,14 +70,20 @@ class Line:
 class Pool:
     """A state, sorted, with the sums that all steps need. Broken states are read as far as they make sense."""
 
-    def __init__(self, state: PoolState, now_ms: int, policy: Policy, fuel: int) -> None:
+    def __init__(
+        self, state: PoolState, now_ms: int, policy: Policy, fuel: int, *, before: "Pool | None" = None
+    ) -> None:
+        """*before*: of the same decision, with what it did done to *state*; who waits is not sorted again."""
         self.now_ms, self.policy, self.fuel = now_ms, policy, fuel
         devices = (one._replace(open=one.open and one.drain_by_ms <= 0) for one in sorted(state.devices, reverse=True))
         self.devices = {device.name: device for device in devices}
         self.held = sorted({held.token: held for held in sorted(state.held, reverse=True)}.values())
         self.tree = Tree(state.queues)
         self._measure()
-        self._line_up(state.waiting)
+        if before is None:
+            self._line_up(state.waiting)
+        else:
+            self._line_up_again(before)
 
         self.usages: list[Usage] = []
         self.withdrawn: list[Withdraw] = []
@@ -90,6 +98,10 @@ class Pool:
         """Top queues that have their reservation."""
         self.beneficiaries: dict[str, tuple[int, int]] = {}
         """For whom others were told to let go: how many, and by when."""
+        self.costs: dict[int, tuple[int, int, int, int, int, int]] = {}
+        self.given: dict[int, Two] = {}
+        self.coming: dict[str, list[Held]] = {}
+        """Being killed for a request which they are not enough for."""
 
     # --- what there is and who has it
 
@@ -141,27 +153,55 @@ class Pool:
         self.odd: list[tuple[Request, str]] = []
         """Who cannot be served whatever is free, and the code of the reason."""
         self.lines: dict[str, Line] = {}
-        self.requests: dict[str, tuple[Request, Line, Shape]] = {}
-        shapes: dict[tuple[Amount, tuple[object, ...]], Shape] = {}
+        self.asking: dict[str, tuple[Request, Line, Shape]] = {}
+        """Of whom more is to be known: beneficiaries, and who is granted, promised or reserved something."""
+        beneficiaries = {held.beneficiary for held in self.held if held.beneficiary}
         self.light_line = Line(None)
+        self.shapes: list[Shape] = []
+        shapes: dict[tuple[Amount, tuple[object, ...]], Shape] = {}
         for request in _each_once(waiting):
             key = (request.member, request[6:11])
             shape = shapes.get(key)
             if shape is None:
-                shape = shapes[key] = Shape(request)
+                shape = shapes[key] = Shape(request, len(shapes))
                 shape.feasible = shape.sound and self.would_fit(shape)
-            line = self._line(request)
+                self.shapes.append(shape)
+            line = None if shape.light else self.lines.get(request.queue)
+            if line is None:
+                line = self._line(request)
             if line is None or not shape.feasible or request.id in live:
                 code = "has_lease" if request.id in live else "unknown_queue" if line is None else "infeasible"
                 self.odd.append((request, code))
                 continue
             line.waiting.append((request, shape))
-            self.requests[request.id] = (request, line, shape)
+            if request.id in beneficiaries:
+                self.asking[request.id] = (request, line, shape)
             if line.leaf is not None:
-                most_of_it = (shape.member[CORES] * shape.most, shape.member[MILLI_GPU] * shape.most)
-                add(line.leaf.asked, most_of_it)
+                add(line.leaf.asked, shape.at_most)
 
         self.light_line.waiting.sort(key=lambda one: _order(one[0])[1:])
+
+    def _line_up_again(self, before: "Pool") -> None:
+        """Those who still wait: devices and queues are as before."""
+        self.odd, self.shapes = before.odd, before.shapes
+        for shape in self.shapes:
+            shape.refused = shape.unreserved = False
+        self.light_line = Line(None)
+        self.light_line.waiting = before.light_line.waiting
+        self.lines = {}
+        for name, earlier in before.lines.items():
+            line = self.lines[name] = Line(self.tree.leaf(name))
+            line.waiting = earlier.waiting
+            if line.leaf is not None:
+                add(
+                    line.leaf.asked,
+                    (sum(s.at_most[0] for _, s in line.waiting), sum(s.at_most[1] for _, s in line.waiting)),
+                )
+        self.asking = {
+            name: (request, self.light_line if line.leaf is None else self.lines[line.leaf.id], shape)
+            for name, (request, line, shape) in before.asking.items()
+            if name not in before.grants
+        }
 
     def _line(self, request: Request) -> Line | None:
         if request.light and self.light.free:
@@ -188,6 +228,13 @@ class Pool:
             served = [request.id in self.grants for request, _ in line.waiting]
             line.asked -= sum(served[: line.asked])
             line.waiting = [one for one, gone in zip(line.waiting, served, strict=True) if not gone]
+
+    def next_deadline(self) -> int:
+        """A grace from now, and a millisecond after the last one: deadlines tell who was promised first."""
+        soonest = self.now_ms + self.policy.grace_s * 1000
+        told = [held.deadline_ms for held in self.held if held.state == "noticed" and held.beneficiary]
+        told += [one.deadline_ms for one in self.notices if one.beneficiary]
+        return max(soonest, *(each + 1 for each in told if each < soonest + 1000), soonest)
 
     def place(self, line: Line, shape: Shape, count: int, *, short: bool = False) -> list[str] | None:
         room = self.light if line.leaf is None else self.room

@@ -21,16 +21,22 @@ def keep(pool: Pool) -> None:
     for held in pool.held:
         if held.beneficiary and held.state in ("noticed", "killing"):
             victims.setdefault(held.beneficiary, []).append(held)
-    for name in sorted(victims, key=lambda name: (max(held.deadline_ms for held in victims[name]), name)):
-        if name in pool.requests:
-            _keep_one(pool, *pool.requests[name], [held for held in victims[name] if _counts(pool, held)])
+    for name in sorted(victims, key=lambda name: _age(name, victims[name])):
+        if name in pool.asking:
+            _keep_one(pool, *pool.asking[name], [held for held in victims[name] if _counts(pool, held)])
         else:
             _withdraw(pool, victims[name])
 
 
+def _age(name: str, victims: Iterable[Held]) -> tuple[bool, int, str]:
+    """Who waits for one that is being killed already was promised before all whose victims still have time."""
+    killing = any(held.state == "killing" for held in victims)
+    return not killing, max(held.deadline_ms for held in victims), name
+
+
 def _counts(pool: Pool, held: Held) -> bool:
     """A lease whose end cannot be proven for too long is counted on no more."""
-    return held.state == "noticed" or pool.now_ms <= held.deadline_ms + 2 * pool.policy.grace_s * 1000
+    return held.state == "noticed" or pool.now_ms <= held.deadline_ms
 
 
 def _keep_one(pool: Pool, request: Request, line: Line, shape: Shape, victims: list[Held]) -> None:
@@ -39,6 +45,7 @@ def _keep_one(pool: Pool, request: Request, line: Line, shape: Shape, victims: l
         grant(pool, line, request, shape)
     elif not stands(pool, line, shape, victims):
         _withdraw(pool, victims)
+        pool.coming[request.id] = [held for held in victims if held.state == "killing"]
     else:
         needed = put_back(pool, line, shape, victims)
         _withdraw(pool, [held for held in victims if held not in needed])
@@ -51,12 +58,12 @@ def _withdraw(pool: Pool, victims: Iterable[Held]) -> None:
 
 def promise(pool: Pool, name: str, victims: Sequence[Held], until_ms: int) -> None:
     """Keep for it what it will use of what is free, first on the devices where its victims are."""
-    _, line, shape = pool.requests[name]
+    _, line, shape = pool.asking[name]
     pool.beneficiaries[name] = (len(victims), until_ms)
     for held in victims:
         node = pool.tree.by_id.get(held.request.queue)
         for each in node.path if node else ():
-            add(each.leaving, gives_counted(held))
+            add(each.leaving, gives_counted(pool, held))
     if line.leaf is None:
         return
     for each in line.leaf.path:

@@ -24,8 +24,10 @@ class Reclaim(Rights):
 
     def may(self, held: Held) -> bool:
         mode, givers = self._of(held.request.queue)
+        if not mode:
+            return False
         loses = self._loses(held)
-        return bool(mode) and all(self._can_lose(node, loses, mode) for node in givers)
+        return all(self._can_lose(node, loses, mode) for node in givers)
 
     def lose(self, held: Held) -> None:
         for node in self._of(held.request.queue)[1]:
@@ -37,7 +39,7 @@ class Reclaim(Rights):
 
     def _loses(self, held: Held) -> Two:
         """An elastic lease comes back, and grows again by what the taker does not use."""
-        cores, milli_gpu = gives_counted(held)
+        cores, milli_gpu = gives_counted(self._pool, held)
         if has_surplus(held):
             return min(cores, self._need[0]), min(milli_gpu, self._need[1])
         return cores, milli_gpu

@@ -7,9 +7,9 @@ backfill). A lease without a declared run time is not counted on; where that lea
 """
 
 from activities.lease_policy.pool import Line, Pool, Shape
-from activities.lease_policy.room import NOTHING, Four, fit, minus, plus, tightness, times
+from activities.lease_policy.room import MANY, NOTHING, Four, fit, minus, plus, tightness, times
 from activities.lease_policy.state import NO_LIMIT, Part, Request, Reserve
-from activities.lease_policy.tree import BOTH, over_quota
+from activities.lease_policy.tree import BOTH, within_quota
 
 End = tuple[int, int, tuple[Part, ...]]
 
@@ -33,7 +33,7 @@ def _is_entitled(line: Line, shape: Shape) -> bool:
         return False
     if all(leaf.quota[r] == NO_LIMIT for r in BOTH if shape.need[r]):
         return all(leaf.allocated[r] + shape.need[r] <= leaf.share[r] for r in BOTH if shape.need[r])
-    return over_quota(leaf, shape.need) is None
+    return within_quota(leaf, shape.need)
 
 
 def consider(pool: Pool, line: Line, request: Request, shape: Shape) -> None:
@@ -55,7 +55,7 @@ def consider(pool: Pool, line: Line, request: Request, shape: Shape) -> None:
 def _start(pool: Pool, shape: Shape) -> tuple[int, dict[str, Four]] | None:
     """When it fits on devices without another reservation, and what will have come free there by then."""
     room = pool.room
-    count = sum(fit(free, shape.member) for name, free in room.free.items() if name not in room.spare)
+    count = room.count(shape.member, MANY) - sum(fit(room.open_to_all(name), shape.member) for name in room.spare)
     gained: dict[str, Four] = {}
     for end_ms, _, parts in _ends(pool):
         for part in parts:
@@ -78,7 +78,7 @@ def _ends(pool: Pool) -> list[End]:
         if held.request.max_runtime_ms > 0 and held.state in ("offered", "active")
     ]
     for number, one in enumerate(pool.grants.values()):
-        runtime = pool.requests[one.request_id][2].runtime_ms
+        runtime = pool.asking[one.request_id][2].runtime_ms
         ends += [(pool.now_ms + runtime, -number - 1, one.members)] if runtime else []
     noticed = {one.token for one in pool.notices}
     return sorted(end for end in ends if end[0] > pool.now_ms and end[1] not in noticed)
@@ -87,10 +87,11 @@ def _ends(pool: Pool) -> list[End]:
 def _set_aside(pool: Pool, shape: Shape, gained: dict[str, Four]) -> tuple[str, ...]:
     """Choose its devices, the tightest first, and leave to others what is beside it at its start."""
     room = pool.room
-    at_start = {
-        name: plus(free, gained.get(name, NOTHING)) for name, free in room.free.items() if name not in room.spare
-    }
+    at_start = {name: plus(room.free[name], amount) for name, amount in gained.items()}
+    at_start |= {name: room.free[name] for name in room.with_room_for(shape.member, shape.count) if name not in gained}
     left, names = shape.count, []
+    for name in room.spare:
+        at_start.pop(name, None)
     for name in sorted(at_start, key=lambda name: (tightness(at_start[name]), name)):
         number = min(fit(at_start[name], shape.member), left)
         if number:

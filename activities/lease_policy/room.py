@@ -77,6 +77,14 @@ class Room:
                 return enough
         return total
 
+    def with_room_for(self, member: Four, count: int) -> list[str]:
+        """At least *count* devices that hold a member, where there are so many; those with a reservation left out."""
+        names: list[str] = []
+        for free in sorted(self._alike, key=tightness):
+            if len(names) < count and fit(free, member):
+                names += [name for name in self._alike[free] if name not in self.spare]
+        return names
+
     def place(self, member: Four, count: int, *, short: bool = False, besides: Container[str] = ()) -> list[str] | None:
         """The device of each member, or None when not all fit. *short*: it ends before any reservation starts."""
         options = []

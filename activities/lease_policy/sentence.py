@@ -1,11 +1,14 @@
 """An explanation as people read it: why a request waits, and what would change that."""
 
+from functools import lru_cache
+
 from activities.lease_policy.room import Four
 from activities.lease_policy.state import Explain
 
 WHOLE_GPU = 1000
 
 
+@lru_cache(maxsize=4096)
 def said(amount: Four, like: Four | None = None) -> str:
     """An amount in words. *like*: just the resources of that one, also where there is none."""
     asked = like or amount

@@ -106,7 +106,7 @@ class Held(NamedTuple):
     checkpoint_ms: int = 0
     """Of its newest durable checkpoint, or of its beginning."""
     deadline_ms: int = 0
-    """Of its notice, also when it is being killed. When an offer lapses is the ledger's: it asks whether its holder
+    """Of its notice, or of its kill. When an offer lapses is the ledger's: it asks whether its holder
     lives."""
     beneficiary: str = ""
     """Id of the request that the notice is for."""
@@ -174,6 +174,8 @@ class Kill(NamedTuple):
     """The deadline has passed: fence the token, and end its processes before its parts are free."""
 
     token: int
+    deadline_ms: int
+    """So long its end is counted on by whom it makes way for; then others are asked. It is the lease's new deadline."""
 
 
 class Resize(NamedTuple):

@@ -99,16 +99,18 @@ def over_firm(leaf: Node, need: Two) -> Node | None:
 
 
 def over_quota(leaf: Node, need: Two) -> Node | None:
-    """The queue on the way up whose quota it would go over; the leaf itself where none is set."""
+    """The queue on the way up whose quota it would go over, with what was promised."""
     for node in leaf.path:
         for r in BOTH:
-            if not need[r]:
-                continue
-            if node.quota[r] != NO_LIMIT and node.allocated[r] + node.promised[r] + need[r] > node.quota[r]:
-                return node
-            if node is leaf and node.quota[r] == NO_LIMIT:
+            quota = node.quota[r]
+            if need[r] and quota != NO_LIMIT and node.allocated[r] + node.promised[r] + need[r] > quota:
                 return node
     return None
+
+
+def within_quota(leaf: Node, need: Two) -> bool:
+    """Has the queue a quota of all that is asked for, and is it enough, there and above?"""
+    return over_quota(leaf, need) is None and all(leaf.quota[r] != NO_LIMIT for r in BOTH if need[r])
 
 
 def counted(values: Iterable[int]) -> Counted:

@@ -11,9 +11,20 @@ CORES_OF_A_GPU = 16
 """How many cores' work one GPU's counts for where work that would be lost is compared."""
 
 Cost = tuple[int, int, int, int, int, int]
+OptionCost = tuple[tuple[int, int, int], int, Cost]
+NEVER: OptionCost = ((2, 0, 0), 0, (2, 0, 0, 0, 0, 0))
+"""Above all that there are."""
 
 
 def lost_work(pool: Pool, held: Held) -> Cost:
+    """What it costs to end it: `_lost_work`, worked out once."""
+    known = pool.costs.get(held.token)
+    if known is None:
+        known = pool.costs[held.token] = _lost_work(pool, held)
+    return known
+
+
+def _lost_work(pool: Pool, held: Held) -> Cost:
     """The order of victims: who is over its declared time, elastic surplus, low priority, little lost, late start."""
     since = max(held.checkpoint_ms, held.granted_ms)
     cores, milli_gpu = pool.counted[held.token]
@@ -33,7 +44,7 @@ def candidates(pool: Pool) -> list[Held]:
 
     Not before their minimum run time, not more often than allowed in a day, and never what is not preemptible.
     """
-    spared = {one.token for one in pool.withdrawn} | {one.token for one in pool.notices}
+    spared = {one.token for told in (pool.withdrawn, pool.notices, pool.killed) for one in told}
     return sorted(
         (held for held in pool.held if held.state == "active" and held.token not in spared and _may(pool, held)),
         key=lambda held: lost_work(pool, held),
@@ -64,7 +75,15 @@ def gives(held: Held) -> tuple[Part, ...]:
     return held.members[held.request.members_min :] if has_surplus(held) else held.members
 
 
-def gives_counted(held: Held) -> Two:
+def gives_counted(pool: Pool, held: Held) -> Two:
+    """What counts in queues of that, worked out once."""
+    known = pool.given.get(held.token)
+    if known is None:
+        known = pool.given[held.token] = _counted(held)
+    return known
+
+
+def _counted(held: Held) -> Two:
     cores = milli_gpu = 0
     for part in gives(held):
         cores, milli_gpu = cores + part.amount[CORES], milli_gpu + part.amount[MILLI_GPU]
@@ -102,7 +121,7 @@ def within_limits(pool: Pool, line: Line, shape: Shape, victims: Sequence[Held])
         for held in victims:
             other = pool.tree.by_id.get(held.request.queue)
             if other is not None and node in other.path:
-                cores, milli_gpu = gives_counted(held)
+                cores, milli_gpu = gives_counted(pool, held)
                 gone = [gone[0] + cores, gone[1] + milli_gpu]
         for r, limit in enumerate(node.limit):
             if shape.need[r] and 0 <= limit < node.allocated[r] + node.promised[r] + shape.need[r] - gone[r]:
@@ -149,69 +168,93 @@ class Rights:
         """It is not taken after all."""
 
 
-def choose(pool: Pool, line: Line, shape: Shape, among: Sequence[Held], rights: Rights) -> list[Held]:
-    """The victims for a request, or none where they do not suffice.
+def choose(  # noqa: PLR0917
+    pool: Pool, line: Line, shape: Shape, among: Sequence[Held], rights: Rights, coming: Sequence[Held]
+) -> list[Held]:
+    """The victims for a request, besides those that are *coming*, or none where they do not suffice.
 
     Device by device, the cheapest first, each with just the leases that make way for one more member: half a place on
     ten devices helps nobody. Then whoever is not needed is put back.
     """
-    chosen: list[Held] = []
-    on_device: dict[str, list[Held]] = {}
-    for held in among:
-        for name in freed(pool, [held]):
-            on_device.setdefault(name, []).append(held)
-    while _room_with(pool, shape, chosen) < shape.count:
-        came_free = freed(pool, chosen)
-        options = [
-            _one_more(
-                shape,
-                plus(pool.room.open_to_all(name), came_free.get(name, NOTHING)),
-                [(held, freed(pool, [held])[name]) for held in here if held not in chosen],
-                rights,
-            )
-            for name, here in on_device.items()
-        ]
-        best = min((option for option in options if option), default=None, key=lambda option: _cost(pool, option))
-        if best is None:
-            return _none(chosen, rights)
-        for held in best:
-            rights.lose(held)
-        chosen += best
+    chosen = list(coming)
+    if _room_with(pool, shape, [*chosen, *among]) < shape.count:
+        return []
+    options = _Options(pool, shape, among, rights, chosen)
+    while _room_with(pool, shape, options.chosen) < shape.count:
+        best = options.best()
+        if not best:
+            return []
+        options.take(best)
+    chosen = options.chosen
     for held in among:
         if within_limits(pool, line, shape, chosen):
             break
         if held not in chosen and rights.may(held):
             rights.lose(held)
             chosen.append(held)
-    if not chosen or not stands(pool, line, shape, chosen):
-        return _none(chosen, rights)
-    return put_back(pool, line, shape, chosen)
+    if not stands(pool, line, shape, chosen):
+        return []
+    return [held for held in put_back(pool, line, shape, chosen) if held not in coming]
 
 
-def _one_more(shape: Shape, free: Four, here: Sequence[tuple[Held, Four]], rights: Rights) -> list[Held]:
-    """The first leases of a device, in the order of victims, that make way for one more member there; none: never."""
-    enough = fit(free, shape.member) + 1
-    taken: list[Held] = []
-    for held, leaves in here:
-        if not rights.may(held):
-            continue
-        rights.lose(held)
-        taken.append(held)
-        free = plus(free, leaves)
-        if fit(free, shape.member) >= enough:
-            break
-    for held in taken:
-        rights.undo(held)
-    return taken if fit(free, shape.member) >= enough else []
+class _Options:
+    """Per device, the cheapest leases that make way for one more member there."""
+
+    def __init__(self, pool: Pool, shape: Shape, among: Sequence[Held], rights: Rights, chosen: Sequence[Held]) -> None:
+        self._pool, self._shape, self._rights = pool, shape, rights
+        self.chosen = list(chosen)
+        self._leaves = {held.token: freed(pool, [held]) for held in (*among, *chosen)}
+        self._came_free = freed(pool, chosen)
+        self._here: dict[str, list[Held]] = {}
+        for held in among:
+            for name in self._leaves[held.token]:
+                self._here.setdefault(name, []).append(held)
+        self._known = {name: self._one_more(name) for name in self._here}
+
+    def best(self) -> list[Held]:
+        """None left: an empty list. What was right before others were taken is looked at again."""
+        while self._known:
+            _, name = min((cost, name) for name, (cost, _) in self._known.items())
+            cost, option = self._one_more(name)
+            if not option:
+                del self._known[name]
+            elif cost == self._known[name][0]:
+                return option
+            else:
+                self._known[name] = cost, option
+        return []
+
+    def take(self, option: Sequence[Held]) -> None:
+        self.chosen += option
+        for held in option:
+            self._rights.lose(held)
+            for name, amount in self._leaves[held.token].items():
+                self._came_free[name] = plus(self._came_free.get(name, NOTHING), amount)
+        for name in sorted({name for held in option for name in self._leaves[held.token]}):
+            self._known[name] = self._one_more(name)
+
+    def _one_more(self, name: str) -> tuple[OptionCost, list[Held]]:
+        """The first leases there, in the order of victims; none: they do not suffice."""
+        member = self._shape.member
+        free = plus(self._pool.room.open_to_all(name), self._came_free.get(name, NOTHING))
+        enough = fit(free, member) + 1
+        taken: list[Held] = []
+        for held in self._here[name]:
+            if held in self.chosen or not self._rights.may(held):
+                continue
+            self._rights.lose(held)
+            taken.append(held)
+            free = plus(free, self._leaves[held.token][name])
+            if fit(free, member) >= enough:
+                break
+        for held in taken:
+            self._rights.undo(held)
+        if not taken or fit(free, member) < enough:
+            return NEVER, []
+        return _cost(self._pool, taken), taken
 
 
-def _cost(pool: Pool, option: Sequence[Held]) -> tuple[tuple[int, int, int], int, Cost]:
+def _cost(pool: Pool, option: Sequence[Held]) -> OptionCost:
     costs = [lost_work(pool, held) for held in option]
     worst = max(costs)
     return worst[:3], sum(cost[3] for cost in costs), worst
-
-
-def _none(chosen: Iterable[Held], rights: Rights) -> list[Held]:
-    for held in chosen:
-        rights.undo(held)
-    return []

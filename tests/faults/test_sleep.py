@@ -23,8 +23,8 @@ def test_after_45_seconds_of_sleep_the_same_lifecycle_goes_on_without_a_person(h
     with Client(data_dir=here.data_dir) as client:
         slept = sleep_while_training(
             launcher, client, store, write_table(tmp_path), "asleep",
-            minutes=0.75, at_seconds=2, numbers=random.Random(SEED),
+            minutes=0.75, at_seconds=2, numbers=random.Random(SEED), until="train",
         )  # fmt: skip
     store.close()
 
-    assert slept.faults() == []
+    assert slept.faults("done") == []

@@ -65,7 +65,8 @@ def test_kill_9_of_everything_in_a_training_goes_on_from_its_last_checkpoint(
     assert resumed["times"] == 1
     assert 50 <= resumed["step"] <= kept  # the newest may not have been whole
     assert resumed["seconds_again"] < 5
-    said = f"resumed at round {resumed['step']} of at most {ROUNDS} from a checkpoint of token {resumed['token']}"
+    assert resumed["at"] == f"round {resumed['step']:,} of at most {ROUNDS:,}"
+    said = f"resumed at {resumed['at']} from a checkpoint of token {resumed['token']}"
     assert said in train["summary"]
     assert said in " ".join(shown.split())
     assert "work done again" in log

@@ -1,0 +1,250 @@
+"""`decide` holds its invariants whatever happens to a pool (gpu.md 2.5), by a checker that shares no code with it."""
+
+import hashlib
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import run_state_machine_as_test
+
+from activities.lease_policy import apply, decide, sentence, standing, unblocks
+from activities.lease_policy.state import (
+    Amount,
+    Counted,
+    Device,
+    Explain,
+    Grant,
+    Held,
+    Kill,
+    Notice,
+    Part,
+    Policy,
+    PoolState,
+    Queue,
+    Request,
+    Reserve,
+    Withdraw,
+)
+from tests.faults.proof_leases import PLANTS, planted
+from tests.unit.lease_machine import Pool
+from tests.unit.lease_records import digest, plain
+
+NOW = 1_700_000_000_000
+LATER = NOW + 700_000
+ONE = Amount(1)
+QUIET = list(HealthCheck)
+
+
+def request(name: str, queue: str = "a", member: Amount = ONE, **more: object) -> Request:
+    return Request(name, int(name.strip("abcdefghijklmnopqrstuvwxyz") or 0), NOW, queue, member)._replace(**more)
+
+
+def lease(token: int, asked: Request, *devices: str, state: str = "active", **more: object) -> Held:
+    parts = tuple(Part(name, asked.member) for name in devices)
+    return Held(token, asked, parts, state, NOW)._replace(**more)
+
+
+def devices(*cores: int) -> tuple[Device, ...]:
+    return tuple(Device(f"d{i}", "n", Amount(number, 1000)) for i, number in enumerate(cores))
+
+
+def of(made: tuple, kind: type) -> list:
+    return [one for one in made if isinstance(one, kind)]
+
+
+def code(made: tuple, name: str) -> str:
+    return next(one.code for one in made if isinstance(one, Explain) and one.request_id == name)
+
+
+TWO = (Queue("a"), Queue("b"))
+
+
+def test_whatever_happens_the_invariants_hold() -> None:
+    run_state_machine_as_test(
+        Pool,
+        settings=settings(
+            max_examples=300,
+            stateful_step_count=12,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            phases=[Phase.generate],
+            suppress_health_check=QUIET,
+        ),
+    )
+
+
+@pytest.mark.parametrize("plant", sorted(PLANTS))
+def test_a_planted_fault_is_found(plant: str) -> None:
+    with planted(plant), pytest.raises(AssertionError, match=PLANTS[plant].shows):
+        PLANTS[plant].scene()
+
+
+def test_the_starved_queue_gets_its_share_and_the_work_with_the_newest_checkpoint_makes_way() -> None:
+    held = tuple(lease(i + 1, request(f"h{i}"), "d0", checkpoint_ms=NOW + 1000 * i) for i in range(4))
+    state = PoolState(devices(4), TWO, (request("r9", "b"),), held)
+
+    early = decide(state, NOW + 1000, Policy(), 100)
+    made = decide(state, LATER, Policy(), 100)
+
+    assert of(early, Notice) == []
+    assert of(made, Notice) == [Notice(4, "r9", "reclaim", LATER + 60_000)]
+    assert code(made, "r9") == "waits_for_notice"
+
+
+def test_a_notice_is_withdrawn_when_its_beneficiary_fits_without_it() -> None:
+    noticed = lease(1, request("h1"), "d0", state="noticed", beneficiary="r9", deadline_ms=LATER + 50_000)
+    state = PoolState(devices(1, 1), TWO, (request("r9", "b"),), (noticed,))
+
+    made = decide(state, LATER, Policy(), 100)
+
+    assert [one.token for one in of(made, Withdraw)] == [1]
+    assert [one.request_id for one in of(made, Grant)] == ["r9"]
+
+
+def test_who_ignores_its_notice_is_killed_and_its_part_is_not_free_before_the_proof() -> None:
+    noticed = lease(1, request("h1"), "d0", state="noticed", beneficiary="r9", deadline_ms=LATER - 1)
+    state = PoolState(devices(1), TWO, (request("r9", "b"),), (noticed,))
+
+    made = decide(state, LATER, Policy(), 100)
+    after = apply(state, made, LATER, 2)
+
+    assert [one.token for one in of(made, Kill)] == [1]
+    assert of(decide(after, LATER + 1000, Policy(), 100), Grant) == []
+    proven = after._replace(held=())
+    assert [one.request_id for one in of(decide(proven, LATER + 2000, Policy(), 100), Grant)] == ["r9"]
+
+
+def test_small_work_does_not_pass_a_starving_gang_for_ever_and_what_ends_before_its_start_passes() -> None:
+    running = lease(1, request("h1", max_runtime_ms=3_600_000), "d0")
+    gang = request("r2", "a", Amount(2), members_min=2, members_max=2, submitted_ms=NOW - 20_000_000)
+    long, short = request("r3", "a"), request("r4", "a", max_runtime_ms=600_000)
+    state = PoolState(devices(2, 2), TWO[:1], (gang, long, short), (running,))
+
+    made = decide(state, LATER, Policy(), 100)
+
+    assert of(made, Reserve) == [Reserve("r2", ("d0", "d1"), NOW + 3_600_000)]
+    assert [one.request_id for one in of(made, Grant)] == ["r4"]
+    assert code(made, "r3") == "reserved_for"
+
+
+def test_a_queue_is_not_taken_below_its_quota() -> None:
+    held = tuple(lease(i + 1, request(f"h{i}"), "d0") for i in range(4))
+    queues = (Queue("a", quota=Counted(4, 0)), Queue("b", quota=Counted(0, 0), weight=8))
+    state = PoolState(devices(4), queues, (request("r9", "b"),), held)
+
+    assert of(decide(state, LATER, Policy(), 100), Notice) == []
+
+
+def test_quotas_that_add_up_to_more_than_there_is_are_scaled_and_flagged() -> None:
+    queues = (Queue("a", quota=Counted(6, 0)), Queue("b", quota=Counted(6, 0)))
+    waiting = tuple(request(f"r{i}", "ab"[i % 2]) for i in range(20))
+
+    told = standing(PoolState(devices(6), queues, waiting), NOW, Policy())
+
+    assert [(one.share.cores, one.scaled) for one in told] == [(3, True), (3, True)]
+
+
+def test_elastic_work_starts_with_its_fewest_members_and_grows_by_what_is_left() -> None:
+    waiting = (request("r1", members_max=4), request("r2"))
+
+    made = decide(PoolState(devices(4), TWO, waiting), NOW, Policy(), 100)
+
+    assert {one.request_id: len(one.members) for one in of(made, Grant)} == {"r1": 3, "r2": 1}
+
+
+def test_decayed_usage_is_half_after_a_half_life() -> None:
+    policy = Policy(half_life_s=6400)
+    state = PoolState(devices(1), (Queue("a", usage=Counted(1000, 10), usage_at_ms=NOW),))
+
+    assert standing(state, NOW + 6_400_000, policy)[0].usage == Counted(500, 5)
+    assert standing(state, NOW + 3_200_000, policy)[0].usage == Counted(707, 7)
+
+
+def test_the_sentence_names_what_is_wanted_and_what_would_help() -> None:
+    queues = (Queue("vision", quota=Counted(2, 0), limit=Counted(2, 0)), Queue("b"))
+    held = (lease(1, request("h1", "vision", Amount(2), preemptible=False), "d0"),)
+    state = PoolState(devices(4), queues, (request("r1", "vision", Amount(2)),), held)
+
+    told = of(decide(state, LATER, Policy(), 100), Explain)[0]
+
+    assert sentence(told, "vision") == (
+        "waits for 2 cores in queue vision: next, queue vision would go over its limit (2 cores, 2 cores in use)"
+    )
+    assert unblocks(told) == "a lease in queue vision ends, or an operator raises its limit"
+
+
+amounts = st.builds(Amount, *[st.integers(-3, 9)] * 4)
+two = st.builds(Counted, st.integers(-3, 9), st.integers(-3, 2000))
+ids = st.sampled_from(("", "a", "b", "{0}", "r1", "d0"))
+times = st.sampled_from((-5, 0, 1, NOW - 800_000, NOW - 1, NOW, NOW + 10**9))
+small = st.integers(-2, 9)
+asked = st.builds(
+    Request, ids, small, times, ids, amounts, small, st.booleans(), st.booleans(), small, small, times, small
+)
+parts = st.lists(st.builds(Part, ids, amounts), max_size=3).map(tuple)
+states = st.sampled_from(("offered", "active", "noticed", "killing", "?"))
+leases = st.builds(Held, small, asked, parts, states, times, times, times, ids)
+
+
+def several(one: st.SearchStrategy) -> st.SearchStrategy:
+    return st.lists(one, max_size=5).map(tuple)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, database=None, suppress_health_check=QUIET)
+@given(
+    st.builds(
+        PoolState,
+        several(st.builds(Device, ids, ids, amounts, st.booleans(), st.booleans(), times)),
+        several(st.builds(Queue, ids, ids, two, two, small, small, two, times)),
+        several(asked),
+        several(leases),
+    ),
+    st.builds(Policy, st.just("2"), *[st.integers(-1, 9)] * 8),
+    st.integers(0, 9),
+)
+def test_a_state_that_makes_no_sense_raises_nothing(state: PoolState, policy: Policy, fuel: int) -> None:
+    made = decide(state, NOW, policy, fuel)
+
+    assert sorted(one.request_id for one in of((*made, *of(made, Grant)), Explain)) == sorted(
+        {one.id for one in state.waiting} - {one.request_id for one in of(made, Grant)}
+    )
+    for one in of(made, Explain):
+        assert sentence(one, "a") and unblocks(one)
+    apply(state, made, NOW, 1)
+
+
+def test_recorded_decisions_come_out_the_same_in_another_process_and_hash_seed() -> None:
+    """Digests of a hundred stored states, by this process and by two others."""
+    records = [scene(random.Random(number)) for number in range(100)]
+    text = "\n".join(repr(tuple(map(tuple, plain(state)))) for state in records)
+    mine = hashlib.sha256("\n".join(digest(state) for state in records).encode()).hexdigest()
+
+    for seed in ("1", "4242"):
+        code_ = "import sys; from tests.unit.lease_records import replayed; print(replayed(sys.stdin.read()))"
+        told = subprocess.run(
+            [sys.executable, "-c", code_],
+            input=text,
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": "."},
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert told.stdout.strip() == mine
+
+
+def scene(numbers: random.Random) -> PoolState:
+    """A pool with more wanted than there is, some of it held."""
+    queues = tuple(Queue(f"q{i}", "" if i < 2 else f"q{i % 2}", Counted(numbers.randint(-1, 4), -1)) for i in range(6))
+    waiting = tuple(
+        request(f"r{i}", f"q{numbers.randint(2, 5)}", Amount(numbers.randint(1, 3)), priority=numbers.choice((50, 75)))
+        for i in range(20)
+    )
+    held = tuple(lease(i + 1, request(f"h{i}", f"q{numbers.randint(2, 5)}"), f"d{i % 4}") for i in range(12))
+    return PoolState(devices(4, 4, 4, 4), queues, waiting, held)
