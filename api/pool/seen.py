@@ -40,12 +40,12 @@ HINDRANCE = ("away", "quarantined", "draining", "cordoned", "ready")
 def pool(session: Session, name: str, limit: int) -> PoolView:
     """The pool as it is now. Raises `NotFound`."""
     _must_be_there(session, name)
-    waiting = _queued(session, name, limit)
+    waiting, views = _queued(session, name, limit), queue_views(session, name)
     return PoolView(
         pool=name,
         devices=devices(session, name),
-        queues=queue_views(session, name),
-        leases=leases(session, name, 0),
+        queues=views,
+        leases=leases(session, name, 0, views),
         waiting=[waiting_view(row) for row in waiting],
         waiting_in_all=sum(_pending(session, name).values()),
         links={"self": f"/api/v1/pools/{quote(name)}", "page": f"/pool?pool={quote(name)}"},
@@ -188,14 +188,15 @@ def lease_row(session: Session, token: int) -> LeaseRow:
     return row
 
 
-def leases(session: Session, pool: str, ended: int) -> list[LeaseView]:
-    """Live ones by token, then the latest *ended* ones."""
+def leases(session: Session, pool: str, ended: int, queues: Sequence[QueueView] | None = None) -> list[LeaseView]:
+    """Live ones by token, then the latest *ended* ones. *queues*: the pool's, where they are known."""
     _must_be_there(session, pool)
     rows = lease_time.held(session, pool)
     if ended:
         past = select(LeaseRow).where(LeaseRow.pool == pool, col(LeaseRow.token).not_in([row.token for row in rows]))
         rows += session.exec(past.order_by(col(LeaseRow.token).desc()).limit(ended)).all()
-    over = {queue.id for queue in queue_views(session, pool) if queue.over_quota} if rows else set()
+    known = queue_views(session, pool) if queues is None else queues
+    over = {queue.id for queue in known if queue.over_quota}
     return [lease_view(session, row, over) for row in rows]
 
 
