@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 COMPILE = { $(BIN)/python -m compileall -q -j 0 -x '/(plotly|faker|litestar|pip|tests)/' $(VENV)/lib >/dev/null || true; }
 
-.PHONY: demo test check format bench proof-compute proof-sleep
+.PHONY: demo test check format bench proof-compute proof-sleep proof-leases
 
 demo: $(VENV)/.demo  ## the whole loop on a real year of data
 	$(BIN)/everloop demo $(ARGS)
@@ -36,6 +36,9 @@ proof-compute: $(VENV)/.dev  ## faults at random moments of trainings; MINUTES=,
 proof-sleep: $(VENV)/.dev  ## the machine sleeps for MINUTES in a training: docs/proof/sleep.csv; PLANT=1..3 must fail
 	PYTHONPATH=. $(BIN)/python bench/sleep.py $(if $(MINUTES),--minutes $(MINUTES)) $(if $(RUNS),--runs $(RUNS)) \
 	  $(if $(SEED),--seed $(SEED)) $(if $(PLANT),--plant $(PLANT))
+
+proof-leases: $(VENV)/.dev  ## many jobs on few devices, kill -9 of each process in turn: 0 overlaps, 0 leaks; ARGS="--lifecycles 20"
+	EVERLOOP_SLOTS=4 EVERLOOP_SLOT_CORES=2 $(BIN)/python -m tests.faults.proof_leases $(ARGS)
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

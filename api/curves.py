@@ -1,5 +1,6 @@
 """Learning curves: what the jobs of a lifecycle's last training have reported, step by step (`Context.report`)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -117,10 +118,11 @@ def drawn(curve: Curve) -> Chart | None:
         return None
     low, high = min(values), max(values)
     first, last = curve.steps[0], curve.steps[-1]
+    scale = 1.0 if math.isfinite(high - low) else 4.0  # a loss that has exploded, both ways
 
     def point(step: int, value: float) -> tuple[float, float]:
         across = 640 * (step - first) / max(1, last - first)
-        up = 0.5 if high == low else (value - low) / (high - low)
+        up = 0.5 if high == low else (value / scale - low / scale) / (high / scale - low / scale)
         return round(across, 1), round(212 - 204 * up, 1)
 
     def line(series: list[float | None]) -> str:

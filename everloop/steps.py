@@ -8,6 +8,8 @@ UNITS = {"rounds": "round", "epochs": "epoch", "trees": "tree", "files": "file"}
 """A value that counts steps, and what one of them is called."""
 STEP = "step"
 MOST = ("most", "of")
+MOST_STEPS = 10**12
+"""More is no number of steps that anybody waits for."""
 TRAIN, VALIDATION = "train_", "validation_"
 """How a trainer names the values of its curves: `validation_binary_logloss`."""
 
@@ -20,7 +22,7 @@ def unit_of(values: Mapping[str, float]) -> str:
 def most_of(step: int, values: Mapping[str, float]) -> int | None:
     """How many steps there will be, or None where that is not said."""
     told = next((values[name] for name in MOST if name in values), 0)
-    return int(told) if told >= step else None
+    return int(told) if step <= told <= MOST_STEPS else None
 
 
 def may_stop_early(values: Mapping[str, float]) -> bool:

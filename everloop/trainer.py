@@ -152,6 +152,7 @@ class Learned:
     booleans (0, 1) and times (seconds since 1970), where missing is NaN; string for texts, where missing is "".
     With `inputs: features` there is one, float [rows, features]. The output: probabilities [rows, classes] in the
     order of `Training.classes`, of a binary target also [rows] of the positive class; or values [rows].
+    A row must be answered by itself: no mean over the rows that are asked together.
     A module and an estimator take features (`inputs: features`); a module gives logits, or values.
     """
     iterations: int | None = None

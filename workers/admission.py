@@ -17,6 +17,7 @@ SERVES = {
     "everloop.disk.": HOLDERS,
     "everloop.lifecycle.": frozenset({names.LIFECYCLE}),
     "everloop.lease.pool_step": frozenset({names.GPU_POOL}),
+    "everloop.lease.prove": frozenset({names.GPU_POOL}),
     "everloop.lease.": HOLDERS,
     "everloop.pool.": frozenset({names.POOL_ORDER}),
     "everloop.registry.": frozenset({names.LIFECYCLE}),

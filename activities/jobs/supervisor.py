@@ -238,10 +238,15 @@ def _prepare(order: Order, limit: int) -> Path:
     (job / reaper.ROOM).touch()
     asked = {name: value for name, value in order.items() if name in TOLD}
     if "lease" in asked:
-        members = [member | {"memory_mib": limit // MIB} for member in order["lease"]["members"]]
+        members = [{"memory_mib": limit // MIB} | _said(member) for member in order["lease"]["members"]]
         asked["lease"] = order["lease"] | {"members": members}
     (job / "request.json").write_text(json.dumps(asked | {"shrink": _shrunk(order)}))
     return job
+
+
+def _said(member: dict[str, Any]) -> dict[str, Any]:
+    """A member of a lease without a memory of 0, which says nothing."""
+    return {name: value for name, value in member.items() if name != "memory_mib" or value}
 
 
 def _run(order: Order, task: Task, job: Path, locks: Locks, memory: Memory) -> int:

@@ -75,13 +75,22 @@ class Door:
             plain = self._is_plain(scope)
             if not plain:
                 await self.guard.admit(scope)
-            data = await _body(scope, receive)
+            first = await receive()
+            if first["type"] == "http.request" and not first.get("more_body") and len(first["body"]) <= PREDICT_BYTES:
+                data = first["body"]
+            else:
+                data = await _whole(first, scope, receive)
             if not plain:
                 require_json(Request(scope))
             if len(data) > INLINE_BYTES:
                 body = await run_in_threadpool(_answer_to, fleet, name, data, request_id)
             else:
-                body = await _soon(fleet, name, _read(data), request_id)
+                asked = _read(data)
+                rows = len(asked.rows) if asked.rows else 1
+                if rows * fleet.get(name).row_seconds <= INLINE_SECONDS:
+                    body = answer(fleet, name, asked, request_id)
+                else:
+                    body = await run_in_threadpool(answer, fleet, name, asked, request_id)
         except EverloopError as error:
             if problems.status(error) == HTTPStatus.INTERNAL_SERVER_ERROR:
                 log.exception("%s", request_id)
@@ -131,11 +140,8 @@ def _asked_for(scope: Scope) -> Name | None:
     return (project or "default", found[2])
 
 
-async def _body(scope: Scope, receive: Receive) -> bytes:
-    """The whole body, mostly in one piece. Raises `TooLarge`."""
-    first = await receive()
-    if first["type"] == "http.request" and not first.get("more_body") and len(first["body"]) <= PREDICT_BYTES:
-        return bytes(first["body"])
+async def _whole(first: Message, scope: Scope, receive: Receive) -> bytes:
+    """A body that comes in pieces, of which *first* is there. Raises `TooLarge`."""
     waiting = [first]
 
     async def again() -> Message:
@@ -150,11 +156,3 @@ def _read(data: bytes) -> PredictRequest:
 
 def _answer_to(fleet: Fleet, name: Name, data: bytes, request_id: str) -> bytes:
     return answer(fleet, name, _read(data), request_id)
-
-
-async def _soon(fleet: Fleet, name: Name, body: PredictRequest, request_id: str) -> bytes:
-    """The answer, here where the model is done before a thread had begun, else in a thread."""
-    rows = len(body.rows) if body.rows else 1
-    if rows * fleet.get(name).row_seconds <= INLINE_SECONDS:
-        return answer(fleet, name, body, request_id)
-    return await run_in_threadpool(answer, fleet, name, body, request_id)

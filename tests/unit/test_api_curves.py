@@ -132,6 +132,19 @@ def test_the_best_of_a_metric_of_which_more_is_better_is_the_highest(served):
     assert client.get("/api/v1/lifecycles/falling/curves").json()["items"][0]["best_step"] == 4
 
 
+def test_a_loss_that_explodes_both_ways_is_drawn_and_a_count_without_sense_is_not_told(served):
+    _, store, client = served
+    lifecycle(store, "exploded", ("train", "running"), status="running")
+    for n in range(1, 5):
+        reported(store, "exploded", [(n, 60 - n, {"most": 1e300, "train_loss": (-1.0) ** n * 1.5e308})])
+
+    page = client.get("/lifecycles/exploded").text
+
+    assert 'points="0.0,212.0 213.3,8.0 426.7,212.0 640.0,8.0"' in page
+    assert progress(store, "exploded").sentence.startswith("step 4; the last one")
+    assert progress(store, "exploded").most is None
+
+
 def test_progress_says_how_far_it_is_and_how_long_the_rest_may_take(served):
     _, store, client = served
     lifecycle(store, "busy", ("train", "running"))

@@ -12,7 +12,7 @@ import pytest
 from activities.compute import data, evaluation, export, features, training
 from activities.compute.features import TRAIN, VALIDATION, Pipeline, prepared_rows
 from activities.compute.features.graph import Graph
-from activities.compute.trainers import Examples, Question, forest, splits, trainer, xgboost
+from activities.compute.trainers import Examples, Pruned, Question, forest, splits, trainer, xgboost
 from activities.compute.trainers.ensemble.selection import Candidate, select
 from everloop import contracts, families
 from everloop.errors import GraphTooLarge, IntegrityError, InvalidSpec
@@ -160,10 +160,6 @@ def test_the_same_bytes_each_time_also_from_the_middle_and_through_load(
     assert loaded.dump() == once.dump() and loaded.iterations == once.iterations
 
 
-class Stop(Exception):  # noqa: N818
-    """A pruner's."""
-
-
 class Pruner:
     def __init__(self, most: int) -> None:
         self.seen: list[tuple[int, float]] = []
@@ -172,7 +168,7 @@ class Pruner:
     def reached(self, step: int, loss: float) -> None:
         self.seen.append((step, loss))
         if len(self.seen) == self.most:
-            raise Stop
+            raise Pruned
 
 
 @pytest.mark.parametrize("family", families.LEARNERS)
@@ -183,7 +179,7 @@ def test_a_pruner_sees_the_validation_loss_of_each_rung_in_one_unit_and_may_end_
     free, strict = Pruner(10**6), Pruner(2 if families.family(family).STEP else 1)
 
     fitted = held.fit(family, rungs=free)
-    with pytest.raises(Stop):
+    with pytest.raises(Pruned):
         held.fit(family, rungs=strict)
 
     assert strict.seen == free.seen[: strict.most]

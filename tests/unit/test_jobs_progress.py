@@ -10,7 +10,7 @@ import pytest
 
 from activities.jobs.checkpoints import Checkpoints
 from activities.jobs.context import ThisJob
-from activities.jobs.progress import LINE_BYTES, Progress
+from activities.jobs.progress import LINE_BYTES, Progress, is_kept
 from everloop.errors import Invalid
 
 
@@ -35,7 +35,7 @@ def heard(read):
     with contextlib.suppress(BlockingIOError):
         while progress.read(read):
             pass
-    return [(line["step"], line["values"]) for line in progress.lines]
+    return [(line["step"], line["values"]) for line in progress.lines if not is_kept(line)]
 
 
 @pytest.mark.parametrize(
@@ -131,6 +131,15 @@ def test_a_line_without_an_end_takes_no_memory_and_costs_no_other_line(pipe):
 
     assert kept <= LINE_BYTES + 1
     assert [line["step"] for line in progress.lines] == [3]
+
+
+def test_a_durable_checkpoint_is_told_beside_the_reports(job, pipe):
+    job.report(1, loss=1.0)
+    job.checkpoint(1, {"of": "the job"})
+
+    told = Progress(print)
+    told.read(pipe[0])
+    assert [is_kept(line) for line in told.lines] == [False, True]
 
 
 def test_a_fork_of_the_job_cannot_speak_for_it(job, pipe, tmp_path):

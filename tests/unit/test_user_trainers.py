@@ -464,6 +464,19 @@ def test_whole_numbers_of_numpy_count_iterations(tmp_path: Path, module: Write) 
     assert stages.trained.iterations == 7
 
 
+def test_the_forest_example_learns_a_regression_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    examples = Path(__file__).parents[2] / "examples" / "trainers"
+    monkeypatch.syspath_prepend(str(examples / "scikit_learn"))
+    table = small()
+    table["y"] = 1000 + 50 * table["x"]
+    stages = Stages(
+        tmp_path, table, target="y", task="regression", trainer="forest:fit", inputs="features", params={"most": 40}
+    )
+    stages.train()
+    stages.rest()
+    assert stages.evaluation.metrics["r2"] > 0.9
+
+
 def test_a_fork_that_returns_from_the_function_ends_there(module: Write, small_stages: Stages) -> None:
     text = """
 import os, sys
@@ -552,7 +565,7 @@ def test_a_kept_model_is_read_as_onnx_and_never_as_a_pickle(tmp_path: Path, modu
 
 
 class Killed(Stopped):
-    """As if the process were gone: no trainer's error."""
+    """As if the process were gone: no trainer's own exception."""
 
 
 def test_a_training_that_was_killed_goes_on_at_its_checkpoint_and_gives_the_same_bytes(

@@ -47,6 +47,10 @@ class Raw:
         return self.table().arrays(names, rows)
 
 
+class Pruned(Exception):  # noqa: N818  # nothing went wrong
+    """Who looks at a training's rungs wants no more of it."""
+
+
 class Rungs(Protocol):
     """Who looks at a training while it runs, and may end it: a search's pruner."""
 

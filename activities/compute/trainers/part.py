@@ -9,7 +9,9 @@ from everloop.artifacts import Artifacts
 from everloop.records import Lease
 
 STEPS = 10_000_000
-"""Steps that each training has to itself."""
+"""Of checkpoints, that each training has to itself. In parts of parts they come again: the one kept last counts."""
+SHOWN = 100_000
+"""The same of learning curves."""
 
 Restored = tuple[int, dict[str, Any]] | None
 
@@ -42,9 +44,8 @@ class Part:
             own = state() if callable(state) else state
             return self._state() | {"step": step} | {f"state.{name}": each for name, each in own.items()}
 
-        return self.whole.checkpoint(
-            self.place * STEPS + step, whole, at=f"part {self.place + 1}, {at or f'step {step}'}"
-        )
+        where = f"part {self.place + 1}, {at or f'step {step}'}"
+        return self.whole.checkpoint(self.place * STEPS + step, whole, at=where)
 
     def restore(self) -> Restored:
         if self._restored is None or int(self._restored[1]["part"]) != self.place:
@@ -54,7 +55,7 @@ class Part:
 
     def report(self, step: int, /, **values: float) -> None:
         curves = {name: value for name, value in values.items() if name.startswith(("train_", "validation_"))}
-        self.whole.report(self.place * STEPS + step, part=self.place + 1, **curves)
+        self.whole.report(self.place * SHOWN + min(step, SHOWN - 1), part=self.place + 1, **curves)
 
     def should_stop(self) -> bool:
         return self.whole.should_stop()

@@ -16,7 +16,7 @@ from activities.compute.features import Floats, Pipeline
 from activities.compute.features.graph import DOUBLE, FLOAT, Graph
 from activities.compute.trainers import Examples, Question, kept, learned_with, loss_of, trainer
 from activities.compute.trainers import Fitted as AnyFitted
-from activities.compute.trainers.part import STEPS, Part
+from activities.compute.trainers.part import SHOWN, Part
 from everloop.errors import IntegrityError
 from everloop.families.ensemble import Member, Params
 
@@ -54,7 +54,7 @@ def _judge(examples: Examples, fitted: "Fitted", context: Context) -> None:
     told = fitted.predict(Question(lambda: examples.rows.matrix(held), dict))
     loss = loss_of(examples.pipeline, examples.goal[held], told)
     metric = "rmse" if examples.pipeline.task == "regression" else "log_loss"
-    context.report(len(fitted.members) * STEPS, **{f"validation_{metric}": loss})
+    context.report(len(fitted.members) * SHOWN, **{f"validation_{metric}": loss})
     examples.reached(1, loss)
 
 
