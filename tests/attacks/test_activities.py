@@ -129,6 +129,14 @@ async def test_a_foreign_worker_that_calls_every_activity_in_turn_changes_nothin
     asked = known | {
         "everloop.release.roll_back": undo,
         "everloop.lease.cancel": known["everloop.lease.request"]["id"],
+        "everloop.lease.adopt": known["everloop.lease.accept"],
+        "everloop.pool.order": {
+            "order": {
+                "action": "undrain", "pool": "default", "person": "ada", "node": "cpu0",
+                "ordered_at": "2026-01-01T00:00:00Z", "expires_at": "2036-01-01T00:00:00Z",
+            },
+            "signed": "{}", "key_id": "", "signature": "",
+        },
         "everloop.lifecycle.kept": {"lifecycle": first, "run_id": "", "stage": "prepare", "question": {}},
         "everloop.drift.next_window": {"project": "default", "model": model},
         "everloop.drift.trigger": {
