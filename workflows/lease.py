@@ -48,6 +48,7 @@ ASK_AGAIN, SELDOM = timedelta(seconds=15), timedelta(minutes=10)
 
 LARGEST_TOKEN = 2**63 - 1
 LETS_GO, KEEPS_ITS_REQUEST = "lease lets go of what was lost", "lease keeps its request"
+SAYS_THAT_IT_GOES_ON, HEARS_EARLY = "lease says that its wait is over", "lease hears of a notice before its grant"
 """Patches: what histories of before do not do."""
 
 
@@ -168,6 +169,10 @@ class Lease:
         """What the held lease was asked for with."""
         self.notice: LeaseNotice | None = None
         """The held lease is to be given back soon: others need what it has."""
+        self._early: LeaseNotice | None = None
+        """Of a lease that is not known to be held yet: the ledger may give notice while its grant is on the way."""
+        self._waited = False
+        """Was the last grant waited for aloud?"""
         self._place = ""
         """Id of the request to ask with again, in its old place: its lease was taken for others."""
         self._taken = ""
@@ -187,6 +192,7 @@ class Lease:
     def noticed(self, notice: LeaseNotice) -> bool:
         """Take note that the held lease is to be given back, or no more. Is it to?"""
         if self._held is None or notice.token != self._held.token:
+            self._early = notice
             return False
         self.notice = notice if notice.reason else None
         return self.notice is not None
@@ -216,7 +222,16 @@ class Lease:
             await self.give_back()
         while self.slot is None:
             self.slot = await self._one_grant()
+            if self.slot is not None and self._was_noticed_early(self.slot):
+                await self.let_go()
         return self.slot
+
+    def _was_noticed_early(self, slot: Slot) -> bool:
+        early, self._early = self._early, None
+        if early is None or early.token != slot.token or not early.reason or not workflow.patched(HEARS_EARLY):
+            return False
+        self.notice = early
+        return True
 
     async def give_back(self) -> None:
         """Return the slot, if one is held. Also when cancelled: a slot must not leak."""
@@ -254,7 +269,7 @@ class Lease:
         asked = workflow.now()
         self._asked, self._offers, self._seen, self._why = request.id, [], set(), self._taken
         self._taken = ""
-        self._asking, self._withdrawn = True, False
+        self._asking, self._withdrawn, self._waited = True, False, False
         try:
             await self._call(LeaseActivities.request, request, "ask for a slot")
             slot = await self._accepted_or_taken_back(request)
@@ -266,6 +281,8 @@ class Lease:
         self._journal.record(LeaseGranted(device=slot.device, token=slot.token, waited_seconds=round(waited, 3)))
         self._given = self.wants
         self.last, self._held = slot, AcceptRequest(request_id=request.id, token=slot.token)
+        if self._waited and workflow.patched(SAYS_THAT_IT_GOES_ON):
+            self._journal.post()  # a job may run for hours before the next word
         return slot
 
     async def _accepted_or_taken_back(self, request: LeaseRequest) -> Slot | None:
@@ -303,7 +320,7 @@ class Lease:
         return self._offers.pop(0)
 
     async def _wait_aloud(self, request: LeaseRequest, offered: Callable[[], bool]) -> None:
-        since = workflow.now()
+        since, self._waited = workflow.now(), True
         pause = ASK_AGAIN
         with self._journal.waiting(self._wait(since)):
             while not await until(offered, pause, "still no free slot"):

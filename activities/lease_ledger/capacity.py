@@ -8,7 +8,7 @@ from activities import lease_time
 from activities.lease_ledger import rows
 from activities.lease_policy import used_by
 from activities.lease_policy.state import Amount, Counted, Held, Part, Request
-from everloop.store import DeviceRow, LeaseMemberRow, LeaseRow, QueueRow
+from everloop.store import DEFAULT_QUEUE, DeviceRow, LeaseMemberRow, LeaseRow, QueueRow
 from everloop.store.lease import COUNTED
 
 
@@ -48,12 +48,15 @@ def _use(device: DeviceRow, amount: Amount, sign: int) -> None:
 
 
 def _charge(session: Session, row: LeaseRow, counted: Counted, at_ms: int) -> None:
-    """What the lease has used counts against its queue from now on (lease_policy/usage.py)."""
-    if counted == Counted():
+    """What the lease has used counts against its queue from now on (lease_policy/usage.py).
+
+    A queue that was left out of the tree meanwhile is not made again: nothing counts against it.
+    """
+    queue = session.get(QueueRow, (row.pool, row.queue))
+    if queue is None and row.queue == DEFAULT_QUEUE:
+        queue = QueueRow(pool=row.pool, id=row.queue, updated_at=rows.moment(at_ms))
+    if queue is None or counted == Counted():
         return
-    queue = session.get(QueueRow, (row.pool, row.queue)) or QueueRow(
-        pool=row.pool, id=row.queue, updated_at=rows.moment(at_ms)
-    )
     part = Part(row.device, Amount(cores=counted.cores, milli_gpu=counted.milli_gpu))
     asked = Request(row.request_id, 0, 0, row.queue, part.amount)
     used = used_by(Held(row.token, asked, (part,), row.state, rows.ms(row.granted_at)), queue.usage_at_ms, at_ms)

@@ -1,10 +1,12 @@
 """The pool's decision: read the ledger at a version, decide, and commit where the version is still that one."""
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy import func, update
 from sqlmodel import Session, col, select
+from sqlmodel.sql.expression import SelectOfScalar
 
 from activities.lease_ledger import capacity, record, rows
 from activities.lease_ledger.ends import ended, request_ends
@@ -28,6 +30,8 @@ from everloop.errors import Unavailable
 from everloop.store import (
     LEASE_TOKENS,
     CounterRow,
+    DeviceRow,
+    LeaseMemberRow,
     LeaseRequestRow,
     LeaseRow,
     PoolRow,
@@ -96,7 +100,7 @@ def _do(session: Session, pool: str, one: Decision, now_ms: int) -> None:
         case Withdraw():
             _withdraw(session, pool, one.token)
         case Kill():
-            _kill(session, pool, one.token, now_ms)
+            _kill(session, pool, one, now_ms)
         case Resize():
             _resize(session, pool, one, now_ms)
         case Usage():
@@ -176,9 +180,12 @@ def _withdraw(session: Session, pool: str, token: int) -> None:
     session.add(row)
 
 
-def _kill(session: Session, pool: str, token: int, now_ms: int) -> None:
-    """Fenced from now on. Its parts are free when its processes are proven dead (ends.py)."""
-    row = session.get(LeaseRow, (pool, token))
+def _kill(session: Session, pool: str, one: Kill, now_ms: int) -> None:
+    """Fenced from now on. Its parts are free when its processes are proven dead (ends.py).
+
+    Whom it makes way for counts on that until its new deadline, so nobody else is asked to let go meanwhile.
+    """
+    row = session.get(LeaseRow, (pool, one.token))
     if row is None or row.state not in rows.WORKING:
         return
     if row.state == "offered":  # nothing of it runs
@@ -186,6 +193,7 @@ def _kill(session: Session, pool: str, token: int, now_ms: int) -> None:
         request_ends(session, row, "lapsed", f"{row.device} is drained")
         return
     row.state, row.expires_at, row.ended_at = "killing", None, rows.moment(now_ms)
+    row.deadline_at = rows.moment(one.deadline_ms)
     session.add(row)
     request_ends(session, row, "done")
 
@@ -279,7 +287,9 @@ def outlook(store: Store, pool: str) -> tuple[int, float | None]:
         ).one()
         leases = session.exec(rows.working(pool)).all()
         rules = policy(session, pool)
-    moments = [row.expires_at for row in leases if row.expires_at] + [
+        drains = [by for by in session.exec(_drains(pool)).all() if by]
+    moments = [_drain_moment(by, timedelta(seconds=rules.grace_s)) for by in drains]
+    moments += [row.expires_at for row in leases if row.expires_at] + [
         row.deadline_at for row in leases if row.deadline_at
     ]
     if waiting and leases:  # who may be preempted by then
@@ -287,3 +297,22 @@ def outlook(store: Store, pool: str) -> tuple[int, float | None]:
         moments += [row.granted_at + least for row in leases if row.granted_at + least > rows.now()]
         moments.append(rows.now() + QUIET)
     return waiting, max(0.1, (min(moments) - rows.now()).total_seconds()) if moments else None
+
+
+def _drains(pool: str) -> SelectOfScalar[Any]:
+    """By when devices are to be empty on which somebody may still work."""
+    return (
+        select(DeviceRow.drain_by)
+        .join(
+            LeaseMemberRow,
+            (col(LeaseMemberRow.pool) == DeviceRow.pool) & (col(LeaseMemberRow.device) == DeviceRow.name),
+        )
+        .join(LeaseRow, (col(LeaseRow.pool) == LeaseMemberRow.pool) & (col(LeaseRow.token) == LeaseMemberRow.token))
+        .where(DeviceRow.pool == pool, DeviceRow.state == "draining", col(LeaseMemberRow.live))
+        .where(col(LeaseRow.state).in_(rows.WORKING))
+    )
+
+
+def _drain_moment(by: datetime, grace: timedelta) -> datetime:
+    """Of the notices, and then of the end (lease_policy/lapse.py)."""
+    return by - grace if by - grace > rows.now() else by

@@ -121,13 +121,12 @@ def quarantine(store: Store, pool: str) -> set[str]:
     """
     before = rows.now() - STUCK
     with store.read() as session:
-        found = session.exec(_stuck(pool).where(col(LeaseRow.ended_at) < before)).all()
-        closed = session.exec(
-            select(DeviceRow.name).where(DeviceRow.pool == pool, DeviceRow.state == "quarantined")
-        ).all()
-    stuck = set(found)
-    if stuck == set(closed):
-        return stuck
+        stuck = set(session.exec(_stuck(pool).where(col(LeaseRow.ended_at) < before)).all())
+        devices = session.exec(select(DeviceRow).where(DeviceRow.pool == pool)).all()
+    closed = {row.name for row in devices if row.state == "quarantined"}
+    closing = {row.name for row in devices if row.state == "ready" and row.name in stuck}
+    if not closing and closed <= stuck:  # what an operator has closed is closed already
+        return closed
     with store.write() as session:
         for row in session.exec(select(DeviceRow).where(DeviceRow.pool == pool)).all():
             if row.name in stuck and row.state == "ready":
@@ -136,7 +135,7 @@ def quarantine(store: Store, pool: str) -> set[str]:
                 row.state, row.why = "ready", ""
             session.add(row)
         rows.changed(session, pool)
-    return stuck
+    return (closed & stuck) | closing
 
 
 def _stuck(pool: str) -> SelectOfScalar[str]:

@@ -66,7 +66,8 @@ def remember(pool: str, kept: Kept) -> None:
 
 def _before(session: Session, pool: str, version: int) -> dict[str, list[Any]] | None:
     known = _last.get(pool)
-    if known is None or version % WHOLE_EVERY == 0 or known[0] >= version:
+    # Not every version is a decision's: the one that can be divided may be another's.
+    if known is None or known[0] // WHOLE_EVERY != version // WHOLE_EVERY or known[0] >= version:
         return None
     row = session.get(PoolDecisionRow, (pool, known[0]))  # another process may have written one since, or a restore
     last = _newest(session, pool)

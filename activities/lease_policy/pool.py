@@ -1,6 +1,7 @@
 """The state as the steps work on it: what is free, who waits in which order, and what has been decided so far."""
 
 from collections.abc import Iterable
+from operator import itemgetter
 
 from activities.lease_policy.room import NOTHING, Four, Room, fit, most, plus, times
 from activities.lease_policy.state import (
@@ -55,6 +56,8 @@ class Line:
         self.leaf = leaf
         """None: the line of the light slot."""
         self.waiting: list[tuple[Request, Shape]] = []
+        self.wanted = [0, 0]
+        """All of it, with elastic work at its largest."""
         self.asked = 0
         """So many have been looked at."""
         self.closed: set[int] = set()
@@ -75,8 +78,7 @@ class Pool:
     ) -> None:
         """*before*: of the same decision, with what it did done to *state*; who waits is not sorted again."""
         self.now_ms, self.policy, self.fuel = now_ms, policy, fuel
-        devices = (one._replace(open=one.open and one.drain_by_ms <= 0) for one in sorted(state.devices, reverse=True))
-        self.devices = {device.name: device for device in devices}
+        self.devices = _each_device(state.devices) if before is None else before.devices
         self.held = sorted({held.token: held for held in sorted(state.held, reverse=True)}.values())
         self.tree = Tree(state.queues)
         self._measure()
@@ -87,6 +89,8 @@ class Pool:
 
         self.usages: list[Usage] = []
         self.withdrawn: list[Withdraw] = []
+        self.overdue: dict[int, Kill] = {}
+        """Their time is up, unless their notices are withdrawn."""
         self.killed: list[Kill] = []
         self.notices: list[Notice] = []
         self.grants: dict[str, Grant] = {}
@@ -100,8 +104,12 @@ class Pool:
         """For whom others were told to let go: how many, and by when."""
         self.costs: dict[int, tuple[int, int, int, int, int, int]] = {}
         self.given: dict[int, Two] = {}
+        self.left: dict[int, dict[str, Four]] = {}
+        """What a lease would leave on open devices, once it has been asked for."""
         self.coming: dict[str, list[Held]] = {}
         """Being killed for a request which they are not enough for."""
+        self.unsettled = False
+        """Without what was withdrawn, promises are to be kept in another order: nobody is told anything before."""
 
     # --- what there is and who has it
 
@@ -177,9 +185,10 @@ class Pool:
             if request.id in beneficiaries:
                 self.asking[request.id] = (request, line, shape)
             if line.leaf is not None:
+                add(line.wanted, shape.at_most)
                 add(line.leaf.asked, shape.at_most)
 
-        self.light_line.waiting.sort(key=lambda one: _order(one[0])[1:])
+        self.light_line.waiting.sort(key=lambda one: (-one[0].priority, one[0].arrival, one[0].id))
 
     def _line_up_again(self, before: "Pool") -> None:
         """Those who still wait: devices and queues are as before."""
@@ -191,12 +200,9 @@ class Pool:
         self.lines = {}
         for name, earlier in before.lines.items():
             line = self.lines[name] = Line(self.tree.leaf(name))
-            line.waiting = earlier.waiting
+            line.waiting, line.wanted = earlier.waiting, earlier.wanted
             if line.leaf is not None:
-                add(
-                    line.leaf.asked,
-                    (sum(s.at_most[0] for _, s in line.waiting), sum(s.at_most[1] for _, s in line.waiting)),
-                )
+                add(line.leaf.asked, (line.wanted[0], line.wanted[1]))
         self.asking = {
             name: (request, self.light_line if line.leaf is None else self.lines[line.leaf.id], shape)
             for name, (request, line, shape) in before.asking.items()
@@ -224,7 +230,12 @@ class Pool:
 
     def leave_out_the_served(self) -> None:
         """Lines hold those who still wait; `asked`: so many of them have been looked at."""
-        for line in (self.light_line, *self.lines.values()):
+        of_line: dict[str, Line] = {}
+        for name in self.grants:
+            _, line, shape = self.asking[name]
+            add(line.wanted, shape.at_most, -1)
+            of_line[line.leaf.id if line.leaf is not None else ""] = line
+        for line in of_line.values():
             served = [request.id in self.grants for request, _ in line.waiting]
             line.asked -= sum(served[: line.asked])
             line.waiting = [one for one, gone in zip(line.waiting, served, strict=True) if not gone]
@@ -254,6 +265,12 @@ class Pool:
                 add(node.firm, amount)
 
 
+def _each_device(devices: Iterable[Device]) -> dict[str, Device]:
+    """One that is drained is not open. Of several with one name, which cannot be, the first."""
+    ordered = sorted(devices, reverse=True)
+    return {one.name: one._replace(open=False) if one.open and one.drain_by_ms > 0 else one for one in ordered}
+
+
 def _kinds(devices: Iterable[Device], *, open_only: bool) -> dict[Four, int]:
     kinds: dict[Four, int] = {}
     for device in devices:
@@ -263,16 +280,23 @@ def _kinds(devices: Iterable[Device], *, open_only: bool) -> dict[Four, int]:
     return kinds
 
 
-def _order(request: Request) -> tuple[str, int, int, str]:
-    return (request.queue, -request.priority, request.arrival, request.id)
+ID, ARRIVAL, QUEUE, PRIORITY = (Request._fields.index(name) for name in ("id", "arrival", "queue", "priority"))
+
+
+def _in_order(requests: Iterable[Request]) -> list[Request]:
+    """By queue, priority (high first), arrival and id; sorted by the least first, since sorting keeps an order."""
+    ordered = sorted(requests, key=itemgetter(ARRIVAL, ID))
+    ordered.sort(key=itemgetter(PRIORITY), reverse=True)
+    ordered.sort(key=itemgetter(QUEUE))
+    return ordered
 
 
 def _each_once(waiting: Iterable[Request]) -> list[Request]:
     """In the order in which a queue asks them. Of several with one id, which cannot be, the first."""
-    ordered = sorted(waiting, key=_order)
+    ordered = _in_order(waiting)
     if len({request.id for request in ordered}) == len(ordered):
         return ordered
     first: dict[str, Request] = {}
     for request in sorted(ordered):
         first.setdefault(request.id, request)
-    return sorted(first.values(), key=_order)
+    return _in_order(first.values())

@@ -8,6 +8,7 @@ from sqlmodel import col, select
 
 from activities import lease_ledger as ledger
 from everloop import names
+from everloop.contracts import LeaseNotice
 from everloop.errors import LeaseLost
 from everloop.records import Slot
 from everloop.store import LeaseRequestRow, LeaseRow, PoolPolicyRow, QueueRow, ResultRow
@@ -119,3 +120,52 @@ async def test_a_drained_device_is_empty_by_its_deadline_and_takes_nothing_until
     await wake(stack)
     await stack.gate(handle.id)
     assert [row.device for row in leases(stack, handle.id)] == ["cpu0", "cpu0"]
+
+
+async def test_a_notice_that_comes_before_the_holder_knows_of_its_grant_is_heeded(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accept, loop, first = ledger.accept, asyncio.get_running_loop(), []
+
+    def accepted(store, request, asks):
+        slot = accept(store, request, asks)
+        if not first:
+            first.append(slot)
+            ledger.revoke(store, slot.token, by="ada", reason="at once", grace=timedelta(seconds=60))
+            notice = LeaseNotice(token=slot.token, reason="at once", deadline=datetime.now(UTC))
+            handle = stack.client.get_workflow_handle(asks.workflow_id)
+            asyncio.run_coroutine_threadsafe(handle.signal(names.LEASE_NOTICED, notice), loop).result(30)
+        return slot
+
+    monkeypatch.setattr(ledger, "accept", accepted)
+    handle = await stack.submit()
+
+    await stack.gate(handle.id)
+    taken, second = leases(stack, handle.id)
+    assert (taken.state, taken.notice, taken.request_id) == ("released", "revoke", second.request_id)
+    with stack.store.read() as session:
+        assert {row.token for row in session.exec(select(ResultRow)).all()} == {second.token}
+    assert (await stack.verified()).differences == []
+
+
+async def test_who_has_waited_for_its_slot_says_so_no_more_while_its_job_runs(stack: Stack) -> None:
+    begun, _ = holding(stack, "train")
+    first = await stack.submit("first", model=f"first-{stack.prefix}")
+    await begun.wait()
+    runs, end = asyncio.Event(), asyncio.Event()
+
+    async def hold() -> None:
+        runs.set()
+        await end.wait()
+
+    stack.compute.hooks["snapshot"] = hold
+    second = await stack.submit("second", model=f"second-{stack.prefix}")
+    await eventually(lambda: (row := stack.row(second.id)) and row.wait_what.startswith(names.A_FREE_SLOT))
+
+    await first.cancel()
+    await runs.wait()
+
+    await eventually(lambda: stack.row(second.id).wait_what == "")
+    end.set()
+    await stack.gate(second.id)
+    assert (await stack.verified()).differences == []

@@ -15,9 +15,13 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlmodel import col, select
 
 from activities import lease_ledger as ledger
 from activities.caller import Caller
+from activities.lease_ledger import record
+from activities.lease_ledger.decision import explain
+from activities.lease_policy.state import Explain
 from everloop import names
 from everloop.contracts import AcceptRequest, CommitRequest, LeaseRequest
 from everloop.errors import Conflict, Forbidden, LeaseLost, NotFound
@@ -26,7 +30,9 @@ from everloop.store import (
     DeviceRow,
     LeaseRequestRow,
     LeaseRow,
+    PoolDecisionRow,
     PoolPolicyRow,
+    PoolRow,
     QueueRow,
     Store,
 )
@@ -183,6 +189,15 @@ def test_a_device_on_which_an_ended_lease_cannot_be_ended_is_closed_until_it_is(
 
     assert ledger.quarantine(pool, POOL) == {"cpu0"}
     assert ledger.grant(pool, POOL) == 0
+    ledger.drain(pool, POOL, "cpu0", datetime.now(UTC) + timedelta(hours=1))  # an operator's word stands
+    with pool.read() as session:
+        version = session.get_one(PoolRow, POOL).version
+    for _ in range(3):
+        assert ledger.quarantine(pool, POOL) == set()
+    with pool.read() as session:
+        assert session.get_one(PoolRow, POOL).version == version  # a look alone is no change
+    ledger.undrain(pool, POOL, "cpu0")
+    assert ledger.quarantine(pool, POOL) == {"cpu0"}
 
     ledger.proven(pool, POOL, [(slot.token, 0)])
     assert ledger.quarantine(pool, POOL) == set()
@@ -299,3 +314,130 @@ def test_a_device_that_comes_back_smaller_still_counts_what_is_used_of_it(pool: 
     ledger.note_inventory(pool, POOL, ("cpu0:cores=2:memory_mib=1000",))
     with pool.read() as session:
         assert session.get_one(DeviceRow, (POOL, "cpu0")).cores == 2
+
+
+def two_queues(store: Store, **policy: int) -> None:
+    rules(store, min_runtime_s=0, **policy)
+    with store.write() as session:
+        for name, quota in (("low", 0), ("high", 4)):
+            session.add(QueueRow(pool=POOL, id=name, quota_cores=quota, updated_at=datetime.now(UTC)))
+
+
+def test_whom_a_kill_makes_way_for_waits_for_it_and_nobody_else_is_asked_to_let_go(pool: Store) -> None:
+    two_queues(pool, grace_s=60)
+    for name in ("deaf", "other"):
+        ask(pool, name, queue="low", cores=2)
+    ledger.grant(pool, POOL)
+    slots = {name: take(pool, name) for name in ("deaf", "other")}
+    ask(pool, "starved", queue="high", cores=2)
+    ledger.grant(pool, POOL)
+    (told,) = [name for name in slots if state(pool, slots[name].token) == "noticed"]
+    (spared,) = {*slots} - {told}
+    with pool.write() as session:
+        session.get_one(LeaseRow, (POOL, slots[told].token)).deadline_at = datetime.now(UTC)
+    time.sleep(0.01)
+
+    ledger.grant(pool, POOL)  # its grace is over, and it is not proven dead yet
+    ledger.grant(pool, POOL)
+
+    assert state(pool, slots[told].token) == "killing"
+    assert state(pool, slots[spared].token) == "active"
+    with pool.read() as session:
+        left = session.get_one(LeaseRow, (POOL, slots[told].token)).deadline_at - datetime.now(UTC)
+        assert timedelta(seconds=100) < left <= timedelta(seconds=120)  # two graces
+        assert session.get_one(LeaseRequestRow, "starved").code == "waits_for_notice"
+    ledger.proven(pool, POOL, [(slots[told].token, 0)])
+    assert ledger.grant(pool, POOL) == 1
+    assert take(pool, "starved")
+
+
+def test_the_pool_wakes_for_the_notices_of_a_drain_and_for_its_end(pool: Store) -> None:
+    ask(pool, "a")
+    ledger.grant(pool, POOL)
+    slot = take(pool, "a")
+    with pool.write() as session:  # its holder was found alive so often that it is looked for seldom
+        session.get_one(LeaseRow, (POOL, slot.token)).expires_at = datetime.now(UTC) + timedelta(minutes=32)
+
+    ledger.drain(pool, POOL, "cpu0", datetime.now(UTC) + timedelta(seconds=300))
+    _, wake = ledger.outlook(pool, POOL)
+    assert wake is not None
+    assert 200 < wake <= 240  # one grace before
+
+    ledger.drain(pool, POOL, "cpu0", datetime.now(UTC) + timedelta(seconds=50))
+    _, wake = ledger.outlook(pool, POOL)
+    assert wake is not None
+    assert 30 < wake <= 50
+    ledger.end(pool, POOL, slot.token, "released")
+    assert ledger.outlook(pool, POOL) == (0, None)  # it is empty
+
+
+def test_a_queue_that_was_left_out_while_its_lease_ran_stays_out(pool: Store) -> None:
+    two_queues(pool)
+    ask(pool, "a", queue="low", cores=2)
+    ask(pool, "b", cores=1)
+    ledger.grant(pool, POOL)
+    slots = [take(pool, name) for name in ("a", "b")]
+    with pool.write() as session:
+        session.delete(session.get_one(QueueRow, (POOL, "low")))
+    time.sleep(0.01)
+
+    for slot in slots:
+        ledger.end(pool, POOL, slot.token, "released")
+
+    with pool.read() as session:
+        queues = {row.id: row.usage_cores for row in session.exec(select(QueueRow)).all()}
+    assert sorted(queues) == ["default", "high"]
+    assert queues["default"] > 0
+    assert used(pool) == (0, 0)
+
+
+def test_records_are_whole_again_and_old_ones_go_whatever_else_counts_as_a_version(
+    pool: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record, "WHOLE_EVERY", 4)
+    wholes = []
+    for number in range(6):
+        ask(pool, f"a{number}")
+        ledger.grant(pool, POOL)
+        ledger.end_run(pool, who(f"a{number}"))  # the version between two decisions
+        with pool.read() as session:
+            newest = session.exec(select(PoolDecisionRow).order_by(col(PoolDecisionRow.version).desc())).first()
+            wholes.append((newest.version, newest.whole))
+        if number == 2:
+            with pool.write() as session:
+                for row in session.exec(select(PoolDecisionRow)).all():
+                    row.at = datetime.now(UTC) - timedelta(days=8)
+
+    assert {version % 2 for version, _ in wholes} == {wholes[0][0] % 2}
+    assert sum(whole for _, whole in wholes) >= 3
+    with pool.read() as session:
+        records = session.exec(select(PoolDecisionRow).order_by(PoolDecisionRow.version)).all()
+        assert len(records) < 6
+        assert len(list(record.replayed(records))) == len(records)
+
+
+def test_who_waits_in_vain_costs_no_version_and_no_record(pool: Store) -> None:
+    ask(pool, "held", cores=4)
+    ledger.grant(pool, POOL)
+    take(pool, "held")
+    ask(pool, "waits")
+    ask(pool, "large", cores=400)
+    ask(pool, "lost", queue="nowhere")
+
+    def written() -> tuple[int, int]:
+        with pool.read() as session:
+            return session.get_one(PoolRow, POOL).version, len(session.exec(select(PoolDecisionRow)).all())
+
+    ledger.grant(pool, POOL)
+    before = written()
+    for _ in range(5):
+        assert ledger.grant(pool, POOL) == 0
+    assert written() == before
+    waiting, wake = ledger.outlook(pool, POOL)
+    assert waiting == 3
+    assert wake is not None
+    assert wake > 10
+    assert explain(pool, [one for one in ledger.look(pool, POOL)[2] if isinstance(one, Explain)]) == 0
+    with pool.read() as session:
+        codes = {row.id: row.code for row in session.exec(select(LeaseRequestRow)).all()}
+    assert codes == {"held": "", "waits": "no_room", "large": "infeasible", "lost": "unknown_queue"}
