@@ -78,7 +78,7 @@ class Pool:
     ) -> None:
         """*before*: of the same decision, with what it did done to *state*; who waits is not sorted again."""
         self.now_ms, self.policy, self.fuel = now_ms, policy, fuel
-        self.devices = _each_device(state.devices) if before is None else before.devices
+        self.devices: dict[str, Device] = _each_device(state.devices) if before is None else before.devices
         self.held = sorted({held.token: held for held in sorted(state.held, reverse=True)}.values())
         self.tree = Tree(state.queues)
         self._measure()
