@@ -40,6 +40,8 @@ class Shape:
         self.preemptible = request.preemptible
         self.light = request.light
         self.runtime_ms = max(request.max_runtime_ms, 0)
+        self.alike = (self.member, self.count, self.preemptible, self.light)
+        """Those of one kind wait for the same reason."""
         self.sound = min(self.member) >= 0 and 1 <= self.count <= self.most
         self.feasible = False
         """It would fit in the open devices, were they empty."""
@@ -62,6 +64,18 @@ class Line:
         """So many have been looked at."""
         self.closed: set[int] = set()
         """Numbers of shapes that a limit or a quota refuses."""
+        self.shapes: dict[int, Shape] = {}
+        """All that are in it, and perhaps some that were, by number."""
+        self._unknown: list[Shape] | None = None
+
+    def all_refused(self) -> bool:
+        """Would any of it be refused? Those once known to be are not looked at again."""
+        if self._unknown is None:
+            self._unknown = list(self.shapes.values())
+        unknown = self._unknown
+        while unknown and (unknown[-1].refused or unknown[-1].number in self.closed):
+            unknown.pop()
+        return not unknown
 
     def waits_for_room(self) -> bool:
         """Is there one left that nothing but the want of room keeps, or that nobody has looked at?"""
@@ -78,7 +92,7 @@ class Pool:
     ) -> None:
         """*before*: of the same decision, with what it did done to *state*; who waits is not sorted again."""
         self.now_ms, self.policy, self.fuel = now_ms, policy, fuel
-        self.devices = _each_device(state.devices) if before is None else before.devices
+        self.devices: dict[str, Device] = _each_device(state.devices) if before is None else before.devices
         self.held = sorted({held.token: held for held in sorted(state.held, reverse=True)}.values())
         self.tree = Tree(state.queues)
         self._measure()
@@ -182,6 +196,7 @@ class Pool:
                 self.odd.append((request, code))
                 continue
             line.waiting.append((request, shape))
+            line.shapes[shape.number] = shape
             if request.id in beneficiaries:
                 self.asking[request.id] = (request, line, shape)
             if line.leaf is not None:
@@ -196,11 +211,11 @@ class Pool:
         for shape in self.shapes:
             shape.refused = shape.unreserved = False
         self.light_line = Line(None)
-        self.light_line.waiting = before.light_line.waiting
+        self.light_line.waiting, self.light_line.shapes = before.light_line.waiting, before.light_line.shapes
         self.lines = {}
         for name, earlier in before.lines.items():
             line = self.lines[name] = Line(self.tree.leaf(name))
-            line.waiting, line.wanted = earlier.waiting, earlier.wanted
+            line.waiting, line.wanted, line.shapes = earlier.waiting, earlier.wanted, earlier.shapes
             if line.leaf is not None:
                 add(line.leaf.asked, (line.wanted[0], line.wanted[1]))
         self.asking = {
