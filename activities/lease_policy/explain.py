@@ -32,22 +32,23 @@ def explain(pool: Pool) -> list[Explain]:
 
 def _of_line(pool: Pool, line: Line, free: "_Free", before: int) -> list[Explain]:
     told = []
-    known: dict[tuple[object, ...], tuple[str, Detail]] = {}
+    asked, beneficiaries, reserved = line.asked, pool.beneficiaries, pool.reserved
+    known: dict[int, tuple[str, Detail]] = {}
     wanting = ""
     for place, (request, shape) in enumerate(line.waiting):
         name = request.id
-        if place >= line.asked:
+        if place >= asked:
             code, detail = FUEL
-        elif name in pool.beneficiaries:
-            number, until_ms = pool.beneficiaries[name]
+        elif name in beneficiaries:
+            number, until_ms = beneficiaries[name]
             code, detail = "waits_for_notice", (("victims", str(number)), ("until_ms", str(until_ms)))
         else:
             found = known.get(shape.alike)
             if found is None:
                 found = known[shape.alike] = _reason(line, shape, free, wanting)
             code, detail = found
-            if name in pool.reserved and code in ROOM:
-                code, detail = "no_room", (*free.wants(shape), ("start_ms", str(pool.reserved[name].start_ms)))
+            if name in reserved and code in ROOM:
+                code, detail = "no_room", (*free.wants(shape), ("start_ms", str(reserved[name].start_ms)))
         if not wanting and code in ("no_room", "over_quota", "waits_for_notice"):
             wanting = name
             known.clear()  # from here on others may be behind it
@@ -83,7 +84,7 @@ class _Free:
             for name in sorted({*pool.held_back, *pool.room.spare})
         }
         self._amounts: dict[bool, tuple[Four, Four]] = {}
-        self._wants: dict[tuple[object, ...], Detail] = {}
+        self._wants: dict[int, Detail] = {}
         self._fits: dict[tuple[Four, int], bool] = {}
 
     def without_those_kept(self, shape: Shape) -> bool:
