@@ -52,6 +52,11 @@ def _serve(pool: Pool, line: Line, shape: Shape | None) -> Shape | None:
         known = own.refused or own.number in closed
         if not known and shape is not None and own is not shape:
             return own
+        if known and (top is None or top in pool.reserving) and line.all_refused():
+            number = min(len(waiting) - line.asked, pool.fuel)
+            line.asked += number
+            pool.fuel -= number
+            return None
         line.asked += 1
         pool.fuel -= 1
         if known and (not own.refused or own.unreserved or top is None or top in pool.reserving):

@@ -40,6 +40,8 @@ class Shape:
         self.preemptible = request.preemptible
         self.light = request.light
         self.runtime_ms = max(request.max_runtime_ms, 0)
+        self.alike = 0
+        """Those of one number wait for the same reason: it does not depend on what else is in the shape."""
         self.sound = min(self.member) >= 0 and 1 <= self.count <= self.most
         self.feasible = False
         """It would fit in the open devices, were they empty."""
@@ -62,6 +64,18 @@ class Line:
         """So many have been looked at."""
         self.closed: set[int] = set()
         """Numbers of shapes that a limit or a quota refuses."""
+        self.shapes: dict[int, Shape] = {}
+        """All that are in it, and perhaps some that were, by number."""
+        self._unknown: list[Shape] | None = None
+
+    def all_refused(self) -> bool:
+        """Would any of it be refused? Those once known to be are not looked at again."""
+        if self._unknown is None:
+            self._unknown = list(self.shapes.values())
+        unknown = self._unknown
+        while unknown and (unknown[-1].refused or unknown[-1].number in self.closed):
+            unknown.pop()
+        return not unknown
 
     def waits_for_room(self) -> bool:
         """Is there one left that nothing but the want of room keeps, or that nobody has looked at?"""
@@ -81,7 +95,7 @@ class Pool:
         self.devices: dict[str, Device] = _each_device(state.devices) if before is None else before.devices
         self.held = sorted({held.token: held for held in sorted(state.held, reverse=True)}.values())
         self.tree = Tree(state.queues)
-        self._measure()
+        self._measure(before)
         if before is None:
             self._line_up(state.waiting)
         else:
@@ -113,7 +127,7 @@ class Pool:
 
     # --- what there is and who has it
 
-    def _measure(self) -> None:
+    def _measure(self, before: "Pool | None") -> None:
         usual = [device for device in self.devices.values() if not device.light]
         light = [device for device in self.devices.values() if device.light and device.open]
         used: dict[str, Four] = {}
@@ -138,10 +152,14 @@ class Pool:
         self.used = used
         self.room = Room((device for device in usual if device.open), used)
         self.light = Room(light, used)
-        self._wholes = {open_only: _kinds(usual, open_only=open_only) for open_only in (True, False)}
-        self._light_wholes = {True: _kinds(light, open_only=True), False: _kinds(light, open_only=True)}
+        self.wholes: list[dict[Four, int]] = (
+            before.wholes if before else [_kinds(usual, open_only=which) for which in (False, True)]
+        )
+        self.light_wholes: list[dict[Four, int]] = (
+            before.light_wholes if before else [_kinds(light, open_only=True)] * 2
+        )
         total = NOTHING
-        for whole, number in self._wholes[True].items():
+        for whole, number in self.wholes[True].items():
             total = plus(total, times(whole, number))
         self.capacity: Two = (total[CORES], total[MILLI_GPU])
 
@@ -167,12 +185,15 @@ class Pool:
         self.light_line = Line(None)
         self.shapes: list[Shape] = []
         shapes: dict[tuple[Amount, tuple[object, ...]], Shape] = {}
+        alike: dict[tuple[object, ...], int] = {}
         for request in _each_once(waiting):
             key = (request.member, request[6:11])
             shape = shapes.get(key)
             if shape is None:
                 shape = shapes[key] = Shape(request, len(shapes))
                 shape.feasible = shape.sound and self.would_fit(shape)
+                kind = (shape.member, shape.count, shape.preemptible, shape.light)
+                shape.alike = alike.setdefault(kind, len(alike))
                 self.shapes.append(shape)
             line = None if shape.light else self.lines.get(request.queue)
             if line is None:
@@ -182,12 +203,15 @@ class Pool:
                 self.odd.append((request, code))
                 continue
             line.waiting.append((request, shape))
+            line.shapes[shape.number] = shape
             if request.id in beneficiaries:
                 self.asking[request.id] = (request, line, shape)
             if line.leaf is not None:
-                add(line.wanted, shape.at_most)
-                add(line.leaf.asked, shape.at_most)
-
+                line.wanted[0] += shape.at_most[0]
+                line.wanted[1] += shape.at_most[1]
+        for line in self.lines.values():
+            if line.leaf is not None:
+                add(line.leaf.asked, (line.wanted[0], line.wanted[1]))
         self.light_line.waiting.sort(key=lambda one: (-one[0].priority, one[0].arrival, one[0].id))
 
     def _line_up_again(self, before: "Pool") -> None:
@@ -196,11 +220,11 @@ class Pool:
         for shape in self.shapes:
             shape.refused = shape.unreserved = False
         self.light_line = Line(None)
-        self.light_line.waiting = before.light_line.waiting
+        self.light_line.waiting, self.light_line.shapes = before.light_line.waiting, before.light_line.shapes
         self.lines = {}
         for name, earlier in before.lines.items():
             line = self.lines[name] = Line(self.tree.leaf(name))
-            line.waiting, line.wanted = earlier.waiting, earlier.wanted
+            line.waiting, line.wanted, line.shapes = earlier.waiting, earlier.wanted, earlier.shapes
             if line.leaf is not None:
                 add(line.leaf.asked, (line.wanted[0], line.wanted[1]))
         self.asking = {
@@ -222,7 +246,7 @@ class Pool:
 
     def would_fit(self, shape: Shape, *, open_only: bool = True) -> bool:
         """Would it fit, were all devices empty?"""
-        wholes = self._light_wholes if shape.light and self.light.free else self._wholes
+        wholes = self.light_wholes if shape.light and self.light.free else self.wholes
         total = sum(fit(whole, shape.member) * number for whole, number in wholes[open_only].items())
         return total >= shape.count
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 
 from activities.lease_policy.pool import CORES, MILLI_GPU, Line, Pool, Shape
-from activities.lease_policy.room import NOTHING, Four, fit, plus
+from activities.lease_policy.room import NOTHING, Four, fit, minus, plus
 from activities.lease_policy.state import Held, Part
 from activities.lease_policy.tree import Two, over_firm, over_limit
 
@@ -142,29 +142,67 @@ def within_limits(pool: Pool, line: Line, shape: Shape, victims: Sequence[Held])
 
 def _has_room_with(pool: Pool, shape: Shape, victims: Iterable[Held]) -> bool:
     """Do all members fit in what is free and what comes free?"""
-    member, room = shape.member, pool.room
-    total = room.count(member, shape.count)
-    free: dict[str, Four] = {}
+    fits = _Fits(pool, shape)
     for held in victims:
-        if total >= shape.count:
+        if fits.all():
             break
-        for name, amount in leaves(pool, held).items():
-            before = free.get(name) or room.open_to_all(name)
-            after = free[name] = plus(before, amount)
-            total += fit(after, member) - fit(before, member)
-    return total >= shape.count
+        fits.add(held)
+    return fits.all()
+
+
+class _Fits:
+    """How many members fit in what is free and what comes free."""
+
+    def __init__(self, pool: Pool, shape: Shape) -> None:
+        self._pool, self._member, self._count = pool, shape.member, shape.count
+        self._total = pool.room.count(shape.member, shape.count)
+        self._capped = self._total >= shape.count
+        """Counted no further than that: they fit whatever comes free."""
+        self._free: dict[str, Four] = {}
+
+    def all(self) -> bool:
+        return self._total >= self._count
+
+    def add(self, held: Held) -> None:
+        for name, amount in leaves(self._pool, held).items():
+            before = self._free.get(name) or self._pool.room.open_to_all(name)
+            after = self._free[name] = plus(before, amount)
+            self._total += fit(after, self._member) - fit(before, self._member)
+
+    def all_without(self, held: Held) -> bool:
+        """Of one that was added."""
+        total = self._total
+        for name, amount in leaves(self._pool, held).items():
+            before = self._free[name]
+            total += fit(minus(before, amount), self._member) - fit(before, self._member)
+        return self._capped or total >= self._count
+
+    def take_out(self, held: Held) -> None:
+        for name, amount in leaves(self._pool, held).items():
+            before = self._free[name]
+            after = self._free[name] = minus(before, amount)
+            self._total += fit(after, self._member) - fit(before, self._member)
 
 
 def put_back(pool: Pool, line: Line, shape: Shape, victims: Sequence[Held]) -> list[Held]:
     """Those without whom it would not stand: the most costly that are not needed are left alone."""
-    needed = list(victims)
+    if line.leaf is None or (not shape.preemptible and over_firm(line.leaf, shape.need)):
+        return list(victims) if not stands(pool, line, shape, ()) else _killed(victims)
+    needed, fits = list(victims), _Fits(pool, shape)
+    for held in needed:
+        fits.add(held)
     for held in sorted(victims, key=lambda held: lost_work(pool, held), reverse=True):
-        if held.state == "killing":
+        if held.state == "killing" or not fits.all_without(held):
             continue
         rest = [one for one in needed if one is not held]
-        if stands(pool, line, shape, rest):
+        if within_limits(pool, line, shape, rest):
             needed = rest
+            fits.take_out(held)
     return needed
+
+
+def _killed(victims: Iterable[Held]) -> list[Held]:
+    return [held for held in victims if held.state == "killing"]
 
 
 # --- the choice -----------------------------------------------------------------------------------
@@ -223,7 +261,7 @@ def choose(  # noqa: PLR0917
     if not _has_room_with(pool, shape, chain(chosen, filter(rights.may, among.all))):
         return []
     options = _Options(pool, shape, among, rights, chosen)
-    while not _has_room_with(pool, shape, options.chosen):
+    while not options.suffice():
         best = options.best()
         if not best:
             return []
@@ -248,6 +286,9 @@ class _Options:
         self.chosen = list(chosen)
         self._tokens = {held.token for held in chosen}
         self._came_free = freed(pool, chosen)
+        self._fits = _Fits(pool, shape)
+        for held in chosen:
+            self._fits.add(held)
         self._known: dict[str, tuple[OptionCost, list[Held]]] = {}
         self._closed: set[str] = set()
         """Nothing more can be had there."""
@@ -275,8 +316,13 @@ class _Options:
             else:
                 self._known[name] = cost, option
 
+    def suffice(self) -> bool:
+        return self._fits.all()
+
     def take(self, option: Sequence[Held]) -> None:
         self.chosen += option
+        for held in option:
+            self._fits.add(held)
         self._tokens.update(held.token for held in option)
         for held in option:
             self._rights.lose(held)
