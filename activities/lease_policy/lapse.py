@@ -13,10 +13,9 @@ def find_the_overdue(pool: Pool) -> None:
     until = pool.now_ms + 2 * pool.policy.grace_s * 1000
     earlier = [held.deadline_ms for held in pool.held if held.state == "killing"]
     until = max([until, *(each + 1 for each in earlier if each < until + 1000)])
-    for held in sorted(pool.held, key=lambda held: (held.deadline_ms, held.token)):
-        overdue = held.state == "noticed" and held.deadline_ms <= pool.now_ms
-        if overdue or _is_drained(pool, held):
-            pool.overdue[held.token] = Kill(held.token, until + len(pool.overdue))
+    found = [held for held in pool.held if _is_overdue(pool, held) or _is_drained(pool, held)]
+    for held in sorted(found, key=lambda held: (held.deadline_ms, held.token)):
+        pool.overdue[held.token] = Kill(held.token, until + len(pool.overdue))
 
 
 def kill_the_overdue(pool: Pool) -> None:
@@ -26,6 +25,10 @@ def kill_the_overdue(pool: Pool) -> None:
         if held.token in pool.overdue and (held.token not in spared or _is_drained(pool, held)):
             pool.killed.append(pool.overdue[held.token])
     pool.killed.sort(key=lambda one: one.deadline_ms)
+
+
+def _is_overdue(pool: Pool, held: Held) -> bool:
+    return held.state == "noticed" and held.deadline_ms <= pool.now_ms
 
 
 def _is_drained(pool: Pool, held: Held) -> bool:
@@ -43,5 +46,6 @@ def empty_the_drained(pool: Pool) -> None:
 
 def _drain_by(pool: Pool, held: Held) -> int:
     """The earliest end of a device that it is on; 0: nobody drains one."""
-    times = [pool.devices[part.device].drain_by_ms for part in held.members if part.device in pool.devices]
-    return min((time for time in times if time > 0), default=0)
+    if not pool.drained:
+        return 0
+    return min((pool.drained[part.device] for part in held.members if part.device in pool.drained), default=0)

@@ -93,6 +93,7 @@ class Pool:
         """*before*: of the same decision, with what it did done to *state*; who waits is not sorted again."""
         self.now_ms, self.policy, self.fuel = now_ms, policy, fuel
         self.devices: dict[str, Device] = _each_device(state.devices) if before is None else before.devices
+        self.drained = {one.name: one.drain_by_ms for one in self.devices.values() if one.drain_by_ms > 0}
         self.held = sorted({held.token: held for held in sorted(state.held, reverse=True)}.values())
         self.tree = Tree(state.queues)
         self._measure(before)
@@ -185,16 +186,12 @@ class Pool:
         self.light_line = Line(None)
         self.shapes: list[Shape] = []
         shapes: dict[tuple[Amount, tuple[object, ...]], Shape] = {}
+        seen: dict[tuple[object, ...], Shape] = {}
         alike: dict[tuple[object, ...], int] = {}
         for request in _each_once(waiting):
-            key = (request.member, request[6:11])
-            shape = shapes.get(key)
+            shape = seen.get(request[4:11])  # the priority, which is no part of a shape, is in between
             if shape is None:
-                shape = shapes[key] = Shape(request, len(shapes))
-                shape.feasible = shape.sound and self.would_fit(shape)
-                kind = (shape.member, shape.count, shape.preemptible, shape.light)
-                shape.alike = alike.setdefault(kind, len(alike))
-                self.shapes.append(shape)
+                shape = seen[request[4:11]] = self._shape(request, shapes, alike)
             line = None if shape.light else self.lines.get(request.queue)
             if line is None:
                 line = self._line(request)
@@ -232,6 +229,22 @@ class Pool:
             for name, (request, line, shape) in before.asking.items()
             if name not in before.grants
         }
+
+    def _shape(
+        self,
+        request: Request,
+        shapes: dict[tuple[Amount, tuple[object, ...]], Shape],
+        alike: dict[tuple[object, ...], int],
+    ) -> Shape:
+        key = (request.member, request[6:11])
+        shape = shapes.get(key)
+        if shape is None:
+            shape = shapes[key] = Shape(request, len(shapes))
+            shape.feasible = shape.sound and self.would_fit(shape)
+            kind = (shape.member, shape.count, shape.preemptible, shape.light)
+            shape.alike = alike.setdefault(kind, len(alike))
+            self.shapes.append(shape)
+        return shape
 
     def _line(self, request: Request) -> Line | None:
         if request.light and self.light.free:
