@@ -180,7 +180,7 @@ def _lease(row: LeaseRow, parts: list[Part], asked: LeaseRequestRow | None, size
 
 # --- as records keep it -----------------------------------------------------------------------------
 
-SECTIONS = PoolState._fields
+SECTIONS = ("devices", "queues", "waiting", "held")
 
 
 def plain(state: PoolState) -> dict[str, list[Any]]:

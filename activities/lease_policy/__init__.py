@@ -9,7 +9,7 @@ from activities.lease_policy.evict import evict
 from activities.lease_policy.explain import explain
 from activities.lease_policy.fold import apply
 from activities.lease_policy.grow import grow
-from activities.lease_policy.lapse import empty_the_drained, kill_the_overdue
+from activities.lease_policy.lapse import empty_the_drained, find_the_overdue, kill_the_overdue
 from activities.lease_policy.pool import Pool
 from activities.lease_policy.promises import keep
 from activities.lease_policy.sentence import sentence, unblocks
@@ -35,15 +35,16 @@ def decide(state: PoolState, now_ms: int, policy: Policy, fuel: int) -> tuple[De
     At most *fuel* requests are looked at. Asked again once all of it is done, it has nothing more to do.
     """
     done: list[Decision] = []
-    pool = None
-    for number in range(ROUNDS):
+    pool, rounds = None, 0
+    while rounds < ROUNDS:
         pool = _once(state, now_ms, policy, fuel, pool)
         acts = _acts(pool)
         if not acts:
             break
+        state = apply(state, acts, now_ms, TRIAL_TOKENS + len(done))
         done += acts
         fuel = max(fuel - len(pool.grants), 0)
-        state = apply(state, acts, now_ms, TRIAL_TOKENS + (number << 32))
+        rounds += 0 if pool.unsettled else 1  # there are fewer notices after each unsettled one
         if not (pool.reserving or pool.notices or pool.killed or pool.withdrawn):
             break
     return (*done, *(sorted(pool.reserved.values()) if pool else ()), *(explain(pool) if pool else ()))
@@ -54,9 +55,13 @@ def _once(state: PoolState, now_ms: int, policy: Policy, fuel: int, before: Pool
     pool = Pool(state, now_ms, policy, fuel, before=before)
     decay(pool)
     divide_all(pool)
+    find_the_overdue(pool)
     keep(pool)
     kill_the_overdue(pool)
     empty_the_drained(pool)
+    if pool.unsettled:
+        pool.leave_out_the_served()
+        return pool
     allocate(pool)
     pool.leave_out_the_served()
     evict(pool)

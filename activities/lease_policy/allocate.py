@@ -45,19 +45,28 @@ def _serve(pool: Pool, line: Line, shape: Shape | None) -> Shape | None:
 
     *shape*: with which its turn has come; None: it has all turns.
     """
-    while line.asked < len(line.waiting) and pool.fuel > 0:
-        request, own = line.waiting[line.asked]
-        known = own.refused or own.number in line.closed
+    waiting, closed = line.waiting, line.closed
+    top = line.leaf.top.id if line.leaf is not None else None
+    while line.asked < len(waiting) and pool.fuel > 0:
+        request, own = waiting[line.asked]
+        known = own.refused or own.number in closed
         if not known and shape is not None and own is not shape:
             return own
+        if known and (top is None or top in pool.reserving) and line.all_refused():
+            number = min(len(waiting) - line.asked, pool.fuel)
+            line.asked += number
+            pool.fuel -= number
+            return None
         line.asked += 1
         pool.fuel -= 1
+        if known and (not own.refused or own.unreserved or top is None or top in pool.reserving):
+            continue
         if request.id in pool.beneficiaries or request.id in pool.grants:
             continue
         if not known and _try(pool, line, request, own):
             if shape is not None:
-                return line.waiting[line.asked][1] if line.asked < len(line.waiting) else None
-        elif own.refused and line.leaf is not None and line.leaf.top.id not in pool.reserving:
+                return waiting[line.asked][1] if line.asked < len(waiting) else None
+        elif own.refused and top is not None and top not in pool.reserving:
             consider(pool, line, request, own)
     return None
 

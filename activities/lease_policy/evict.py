@@ -12,15 +12,15 @@ from activities.lease_policy.reclaim import Reclaim, right_of
 from activities.lease_policy.reserve import is_starving
 from activities.lease_policy.state import Held, Notice, Request
 from activities.lease_policy.tree import over_firm
-from activities.lease_policy.victims import Rights, candidates, choose, has_surplus, is_overrun
+from activities.lease_policy.victims import Candidates, choose, has_surplus, these
 
 MOST = 64
 """Requests in one decision for which others are told to let go, or which nothing could be found for."""
 
 
 def evict(pool: Pool) -> None:
-    among = candidates(pool)
-    if not among:
+    among = Candidates(pool)
+    if not among.all:
         return
     left = MOST - len(pool.beneficiaries)
     for line in in_turn(pool):
@@ -44,7 +44,7 @@ def evict(pool: Pool) -> None:
                 continue
             pool.asking[request.id] = (request, line, shape)
             _tell(pool, request, victims, reason)
-            among = [held for held in among if held not in victims]
+            among.take_out(pool, victims)
 
 
 def in_turn(pool: Pool) -> list[Line]:
@@ -54,7 +54,7 @@ def in_turn(pool: Pool) -> list[Line]:
 
 
 def _victims(
-    pool: Pool, line: Line, request: Request, shape: Shape, among: list[Held], *, starving: bool
+    pool: Pool, line: Line, request: Request, shape: Shape, among: Candidates, *, starving: bool
 ) -> tuple[list[Held], str]:
     """Who is to let go and why. Nobody with a reason: looked for in vain; without: nobody comes into question."""
     leaf, looked = line.leaf, ""
@@ -64,20 +64,19 @@ def _victims(
     if right_of(leaf, shape.need):
         looked = "reclaim"
         rights = Reclaim(pool, leaf, shape)
-        others = [held for held in among if rights.may(held)]
-        victims = choose(pool, line, shape, others, rights, coming) if others else []
+        victims = choose(pool, line, shape, among, rights, coming)
         if victims:
             return victims, "reclaim"
-    below = [held for held in among if held.request.queue == leaf.id and _gives_way(held, request)]
+    below = [held for held in among.of_queue.get(leaf.id, ()) if _gives_way(held, request)]
     if below:
         looked = "preempt"
-        victims = choose(pool, line, shape, below, Rights(lambda _: True), coming)
+        victims = choose(pool, line, shape, among, these(below), coming)
         if victims:
             return victims, "preempt"
-    over = [held for held in among if is_overrun(held, pool.now_ms)] if starving else []
+    over = among.overrun if starving else []
     if over:
         looked = "over_runtime"
-        victims = choose(pool, line, shape, over, Rights(lambda _: True), coming)
+        victims = choose(pool, line, shape, among, these(over), coming)
         if victims:
             return victims, "over_runtime"
     return [], looked

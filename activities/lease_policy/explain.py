@@ -16,6 +16,7 @@ from activities.lease_policy.tree import Node, over_firm, over_limit, over_quota
 ROOM = ("no_room", "behind", "over_quota")
 """Codes of those that want nothing but room."""
 Detail = tuple[tuple[str, str], ...]
+FUEL: tuple[str, Detail] = ("fuel", ())
 
 
 def explain(pool: Pool) -> list[Explain]:
@@ -31,25 +32,27 @@ def explain(pool: Pool) -> list[Explain]:
 
 def _of_line(pool: Pool, line: Line, free: "_Free", before: int) -> list[Explain]:
     told = []
-    known: dict[tuple[int, bool], tuple[str, Detail]] = {}
+    asked, beneficiaries, reserved = line.asked, pool.beneficiaries, pool.reserved
+    known: dict[int, tuple[str, Detail]] = {}
     wanting = ""
     for place, (request, shape) in enumerate(line.waiting):
-        detail: Detail = ()
-        if place >= line.asked:
-            code = "fuel"
-        elif request.id in pool.beneficiaries:
-            number, until_ms = pool.beneficiaries[request.id]
+        name = request.id
+        if place >= asked:
+            code, detail = FUEL
+        elif name in beneficiaries:
+            number, until_ms = beneficiaries[name]
             code, detail = "waits_for_notice", (("victims", str(number)), ("until_ms", str(until_ms)))
         else:
-            key = (shape.number, bool(wanting))
-            if key not in known:
-                known[key] = _reason(line, shape, free, wanting)
-            code, detail = known[key]
-            if request.id in pool.reserved and code in ROOM:
-                code, detail = "no_room", (*free.wants(shape), ("start_ms", str(pool.reserved[request.id].start_ms)))
+            found = known.get(shape.alike)
+            if found is None:
+                found = known[shape.alike] = _reason(line, shape, free, wanting)
+            code, detail = found
+            if name in reserved and code in ROOM:
+                code, detail = "no_room", (*free.wants(shape), ("start_ms", str(reserved[name].start_ms)))
         if not wanting and code in ("no_room", "over_quota", "waits_for_notice"):
-            wanting = request.id
-        told.append(Explain(request.id, code, place + 1, before + place, detail))
+            wanting = name
+            known.clear()  # from here on others may be behind it
+        told.append(Explain(name, code, place + 1, before + place, detail))
     return told
 
 
@@ -101,16 +104,16 @@ class _Free:
 
     def wants(self, shape: Shape) -> Detail:
         """What it needs, and what of that is free."""
-        if shape.number not in self._wants:
+        if shape.alike not in self._wants:
             total, on_one = self._free_of(light=shape.light and bool(self._pool.light.free))
             members = (("members", str(shape.count)),) if shape.count > 1 else ()
-            self._wants[shape.number] = (
+            self._wants[shape.alike] = (
                 ("needs", said(times(shape.member, shape.count))),
                 *members,
                 ("free", said(total, like=shape.member)),
                 ("free_on_one_device", said(on_one, like=shape.member)),
             )
-        return self._wants[shape.number]
+        return self._wants[shape.alike]
 
     def _free_of(self, *, light: bool) -> tuple[Four, Four]:
         """Free in all, and per resource the most on one device."""

@@ -8,14 +8,28 @@ from activities.lease_policy.pool import LIVE, Pool
 from activities.lease_policy.state import Held, Kill, Notice
 
 
+def find_the_overdue(pool: Pool) -> None:
+    """Before `keep`, to which they are as good as killed. Deadlines of kills are in the order of their notices."""
+    until = pool.now_ms + 2 * pool.policy.grace_s * 1000
+    earlier = [held.deadline_ms for held in pool.held if held.state == "killing"]
+    until = max([until, *(each + 1 for each in earlier if each < until + 1000)])
+    for held in sorted(pool.held, key=lambda held: (held.deadline_ms, held.token)):
+        overdue = held.state == "noticed" and held.deadline_ms <= pool.now_ms
+        if overdue or _is_drained(pool, held):
+            pool.overdue[held.token] = Kill(held.token, until + len(pool.overdue))
+
+
 def kill_the_overdue(pool: Pool) -> None:
     """After `keep`: a notice that nobody needs any more is withdrawn and not carried out."""
     spared = {one.token for one in pool.withdrawn}
-    until = pool.now_ms + 2 * pool.policy.grace_s * 1000
-    for held in sorted(pool.held, key=lambda held: (held.deadline_ms, held.token)):
-        overdue = held.state == "noticed" and held.deadline_ms <= pool.now_ms and held.token not in spared
-        if overdue or (held.state in LIVE and 0 < _drain_by(pool, held) <= pool.now_ms):
-            pool.killed.append(Kill(held.token, until + len(pool.killed)))  # in the order of their notices
+    for held in pool.held:
+        if held.token in pool.overdue and (held.token not in spared or _is_drained(pool, held)):
+            pool.killed.append(pool.overdue[held.token])
+    pool.killed.sort(key=lambda one: one.deadline_ms)
+
+
+def _is_drained(pool: Pool, held: Held) -> bool:
+    return held.state in LIVE and 0 < _drain_by(pool, held) <= pool.now_ms
 
 
 def empty_the_drained(pool: Pool) -> None:

@@ -1,6 +1,7 @@
 """The state as the steps work on it: what is free, who waits in which order, and what has been decided so far."""
 
 from collections.abc import Iterable
+from operator import itemgetter
 
 from activities.lease_policy.room import NOTHING, Four, Room, fit, most, plus, times
 from activities.lease_policy.state import (
@@ -39,6 +40,8 @@ class Shape:
         self.preemptible = request.preemptible
         self.light = request.light
         self.runtime_ms = max(request.max_runtime_ms, 0)
+        self.alike = 0
+        """Those of one number wait for the same reason: it does not depend on what else is in the shape."""
         self.sound = min(self.member) >= 0 and 1 <= self.count <= self.most
         self.feasible = False
         """It would fit in the open devices, were they empty."""
@@ -55,10 +58,24 @@ class Line:
         self.leaf = leaf
         """None: the line of the light slot."""
         self.waiting: list[tuple[Request, Shape]] = []
+        self.wanted = [0, 0]
+        """All of it, with elastic work at its largest."""
         self.asked = 0
         """So many have been looked at."""
         self.closed: set[int] = set()
         """Numbers of shapes that a limit or a quota refuses."""
+        self.shapes: dict[int, Shape] = {}
+        """All that are in it, and perhaps some that were, by number."""
+        self._unknown: list[Shape] | None = None
+
+    def all_refused(self) -> bool:
+        """Would any of it be refused? Those once known to be are not looked at again."""
+        if self._unknown is None:
+            self._unknown = list(self.shapes.values())
+        unknown = self._unknown
+        while unknown and (unknown[-1].refused or unknown[-1].number in self.closed):
+            unknown.pop()
+        return not unknown
 
     def waits_for_room(self) -> bool:
         """Is there one left that nothing but the want of room keeps, or that nobody has looked at?"""
@@ -75,11 +92,10 @@ class Pool:
     ) -> None:
         """*before*: of the same decision, with what it did done to *state*; who waits is not sorted again."""
         self.now_ms, self.policy, self.fuel = now_ms, policy, fuel
-        devices = (one._replace(open=one.open and one.drain_by_ms <= 0) for one in sorted(state.devices, reverse=True))
-        self.devices = {device.name: device for device in devices}
+        self.devices: dict[str, Device] = _each_device(state.devices) if before is None else before.devices
         self.held = sorted({held.token: held for held in sorted(state.held, reverse=True)}.values())
         self.tree = Tree(state.queues)
-        self._measure()
+        self._measure(before)
         if before is None:
             self._line_up(state.waiting)
         else:
@@ -87,6 +103,8 @@ class Pool:
 
         self.usages: list[Usage] = []
         self.withdrawn: list[Withdraw] = []
+        self.overdue: dict[int, Kill] = {}
+        """Their time is up, unless their notices are withdrawn."""
         self.killed: list[Kill] = []
         self.notices: list[Notice] = []
         self.grants: dict[str, Grant] = {}
@@ -100,12 +118,16 @@ class Pool:
         """For whom others were told to let go: how many, and by when."""
         self.costs: dict[int, tuple[int, int, int, int, int, int]] = {}
         self.given: dict[int, Two] = {}
+        self.left: dict[int, dict[str, Four]] = {}
+        """What a lease would leave on open devices, once it has been asked for."""
         self.coming: dict[str, list[Held]] = {}
         """Being killed for a request which they are not enough for."""
+        self.unsettled = False
+        """Without what was withdrawn, promises are to be kept in another order: nobody is told anything before."""
 
     # --- what there is and who has it
 
-    def _measure(self) -> None:
+    def _measure(self, before: "Pool | None") -> None:
         usual = [device for device in self.devices.values() if not device.light]
         light = [device for device in self.devices.values() if device.light and device.open]
         used: dict[str, Four] = {}
@@ -130,10 +152,14 @@ class Pool:
         self.used = used
         self.room = Room((device for device in usual if device.open), used)
         self.light = Room(light, used)
-        self._wholes = {open_only: _kinds(usual, open_only=open_only) for open_only in (True, False)}
-        self._light_wholes = {True: _kinds(light, open_only=True), False: _kinds(light, open_only=True)}
+        self.wholes: list[dict[Four, int]] = (
+            before.wholes if before else [_kinds(usual, open_only=which) for which in (False, True)]
+        )
+        self.light_wholes: list[dict[Four, int]] = (
+            before.light_wholes if before else [_kinds(light, open_only=True)] * 2
+        )
         total = NOTHING
-        for whole, number in self._wholes[True].items():
+        for whole, number in self.wholes[True].items():
             total = plus(total, times(whole, number))
         self.capacity: Two = (total[CORES], total[MILLI_GPU])
 
@@ -159,12 +185,15 @@ class Pool:
         self.light_line = Line(None)
         self.shapes: list[Shape] = []
         shapes: dict[tuple[Amount, tuple[object, ...]], Shape] = {}
+        alike: dict[tuple[object, ...], int] = {}
         for request in _each_once(waiting):
             key = (request.member, request[6:11])
             shape = shapes.get(key)
             if shape is None:
                 shape = shapes[key] = Shape(request, len(shapes))
                 shape.feasible = shape.sound and self.would_fit(shape)
+                kind = (shape.member, shape.count, shape.preemptible, shape.light)
+                shape.alike = alike.setdefault(kind, len(alike))
                 self.shapes.append(shape)
             line = None if shape.light else self.lines.get(request.queue)
             if line is None:
@@ -174,12 +203,16 @@ class Pool:
                 self.odd.append((request, code))
                 continue
             line.waiting.append((request, shape))
+            line.shapes[shape.number] = shape
             if request.id in beneficiaries:
                 self.asking[request.id] = (request, line, shape)
             if line.leaf is not None:
-                add(line.leaf.asked, shape.at_most)
-
-        self.light_line.waiting.sort(key=lambda one: _order(one[0])[1:])
+                line.wanted[0] += shape.at_most[0]
+                line.wanted[1] += shape.at_most[1]
+        for line in self.lines.values():
+            if line.leaf is not None:
+                add(line.leaf.asked, (line.wanted[0], line.wanted[1]))
+        self.light_line.waiting.sort(key=lambda one: (-one[0].priority, one[0].arrival, one[0].id))
 
     def _line_up_again(self, before: "Pool") -> None:
         """Those who still wait: devices and queues are as before."""
@@ -187,16 +220,13 @@ class Pool:
         for shape in self.shapes:
             shape.refused = shape.unreserved = False
         self.light_line = Line(None)
-        self.light_line.waiting = before.light_line.waiting
+        self.light_line.waiting, self.light_line.shapes = before.light_line.waiting, before.light_line.shapes
         self.lines = {}
         for name, earlier in before.lines.items():
             line = self.lines[name] = Line(self.tree.leaf(name))
-            line.waiting = earlier.waiting
+            line.waiting, line.wanted, line.shapes = earlier.waiting, earlier.wanted, earlier.shapes
             if line.leaf is not None:
-                add(
-                    line.leaf.asked,
-                    (sum(s.at_most[0] for _, s in line.waiting), sum(s.at_most[1] for _, s in line.waiting)),
-                )
+                add(line.leaf.asked, (line.wanted[0], line.wanted[1]))
         self.asking = {
             name: (request, self.light_line if line.leaf is None else self.lines[line.leaf.id], shape)
             for name, (request, line, shape) in before.asking.items()
@@ -216,7 +246,7 @@ class Pool:
 
     def would_fit(self, shape: Shape, *, open_only: bool = True) -> bool:
         """Would it fit, were all devices empty?"""
-        wholes = self._light_wholes if shape.light and self.light.free else self._wholes
+        wholes = self.light_wholes if shape.light and self.light.free else self.wholes
         total = sum(fit(whole, shape.member) * number for whole, number in wholes[open_only].items())
         return total >= shape.count
 
@@ -224,7 +254,12 @@ class Pool:
 
     def leave_out_the_served(self) -> None:
         """Lines hold those who still wait; `asked`: so many of them have been looked at."""
-        for line in (self.light_line, *self.lines.values()):
+        of_line: dict[str, Line] = {}
+        for name in self.grants:
+            _, line, shape = self.asking[name]
+            add(line.wanted, shape.at_most, -1)
+            of_line[line.leaf.id if line.leaf is not None else ""] = line
+        for line in of_line.values():
             served = [request.id in self.grants for request, _ in line.waiting]
             line.asked -= sum(served[: line.asked])
             line.waiting = [one for one, gone in zip(line.waiting, served, strict=True) if not gone]
@@ -254,6 +289,12 @@ class Pool:
                 add(node.firm, amount)
 
 
+def _each_device(devices: Iterable[Device]) -> dict[str, Device]:
+    """One that is drained is not open. Of several with one name, which cannot be, the first."""
+    ordered = sorted(devices, reverse=True)
+    return {one.name: one._replace(open=False) if one.open and one.drain_by_ms > 0 else one for one in ordered}
+
+
 def _kinds(devices: Iterable[Device], *, open_only: bool) -> dict[Four, int]:
     kinds: dict[Four, int] = {}
     for device in devices:
@@ -263,16 +304,23 @@ def _kinds(devices: Iterable[Device], *, open_only: bool) -> dict[Four, int]:
     return kinds
 
 
-def _order(request: Request) -> tuple[str, int, int, str]:
-    return (request.queue, -request.priority, request.arrival, request.id)
+ID, ARRIVAL, QUEUE, PRIORITY = (Request._fields.index(name) for name in ("id", "arrival", "queue", "priority"))
+
+
+def _in_order(requests: Iterable[Request]) -> list[Request]:
+    """By queue, priority (high first), arrival and id; sorted by the least first, since sorting keeps an order."""
+    ordered = sorted(requests, key=itemgetter(ARRIVAL, ID))
+    ordered.sort(key=itemgetter(PRIORITY), reverse=True)
+    ordered.sort(key=itemgetter(QUEUE))
+    return ordered
 
 
 def _each_once(waiting: Iterable[Request]) -> list[Request]:
     """In the order in which a queue asks them. Of several with one id, which cannot be, the first."""
-    ordered = sorted(waiting, key=_order)
+    ordered = _in_order(waiting)
     if len({request.id for request in ordered}) == len(ordered):
         return ordered
     first: dict[str, Request] = {}
     for request in sorted(ordered):
         first.setdefault(request.id, request)
-    return sorted(first.values(), key=_order)
+    return _in_order(first.values())

@@ -14,24 +14,40 @@ from activities.lease_policy.state import Held, Request, Withdraw
 from activities.lease_policy.tree import add
 from activities.lease_policy.victims import freed, gives_counted, put_back, stands
 
+Age = tuple[bool, int, str]
+
 
 def keep(pool: Pool) -> None:
     """Look at each beneficiary, who was promised first before the others."""
     victims: dict[str, list[Held]] = {}
     for held in pool.held:
-        if held.beneficiary and held.state in ("noticed", "killing"):
+        if held.beneficiary and held.state in ("noticed", "killing") and _counts(pool, held):
             victims.setdefault(held.beneficiary, []).append(held)
-    for name in sorted(victims, key=lambda name: _age(name, victims[name])):
-        if name in pool.asking:
-            _keep_one(pool, *pool.asking[name], [held for held in victims[name] if _counts(pool, held)])
-        else:
+    kept: list[Age] = []
+    for name in sorted(victims, key=lambda name: _age(pool, name, victims[name])):
+        if name not in pool.asking:
             _withdraw(pool, victims[name])
+            continue
+        left = _keep_one(pool, *pool.asking[name], victims[name])
+        if left:
+            kept.append(_age(pool, name, left))
+    pool.unsettled = kept != sorted(kept)
 
 
-def _age(name: str, victims: Iterable[Held]) -> tuple[bool, int, str]:
-    """Who waits for one that is being killed already was promised before all whose victims still have time."""
-    killing = any(held.state == "killing" for held in victims)
-    return not killing, max(held.deadline_ms for held in victims), name
+def _age(pool: Pool, name: str, victims: Iterable[Held]) -> Age:
+    """Was promised after all that are less. It does not change when those whose time is up are killed.
+
+    Who waits for nobody but those was promised before all whose victims still have time. The last promise counts.
+    """
+    killed, told = [0], [0]
+    for held in victims:
+        if held.state == "killing":
+            killed.append(held.deadline_ms)
+        elif held.token in pool.overdue:
+            killed.append(pool.overdue[held.token].deadline_ms)
+        else:
+            told.append(held.deadline_ms)
+    return len(told) > 1, max(told) or max(killed), name
 
 
 def _counts(pool: Pool, held: Held) -> bool:
@@ -39,17 +55,20 @@ def _counts(pool: Pool, held: Held) -> bool:
     return held.state == "noticed" or pool.now_ms <= held.deadline_ms
 
 
-def _keep_one(pool: Pool, request: Request, line: Line, shape: Shape, victims: list[Held]) -> None:
+def _keep_one(pool: Pool, request: Request, line: Line, shape: Shape, victims: list[Held]) -> list[Held]:
+    """Who is still to let go for it."""
     if stands(pool, line, shape, ()):
         _withdraw(pool, victims)
         grant(pool, line, request, shape)
-    elif not stands(pool, line, shape, victims):
+        return []
+    if not stands(pool, line, shape, victims):
         _withdraw(pool, victims)
         pool.coming[request.id] = [held for held in victims if held.state == "killing"]
-    else:
-        needed = put_back(pool, line, shape, victims)
-        _withdraw(pool, [held for held in victims if held not in needed])
-        promise(pool, request.id, needed, max(held.deadline_ms for held in needed))
+        return pool.coming[request.id]
+    needed = put_back(pool, line, shape, victims)
+    _withdraw(pool, [held for held in victims if held not in needed])
+    promise(pool, request.id, needed, max(held.deadline_ms for held in needed))
+    return needed
 
 
 def _withdraw(pool: Pool, victims: Iterable[Held]) -> None:

@@ -20,6 +20,9 @@ class Reclaim(Rights):
         self._pool, self._taker, self._need = pool, taker, shape.need
         self._right = {node.id: right_of(node, shape.need) for node in taker.path}
         self._taken: dict[str, list[int]] = {}
+        self._lost = 0
+        self._at_first: dict[tuple[str, Two], bool] = {}
+        """What may be taken while nothing is: leases of one queue that give the same are alike."""
         self._giver: dict[str, tuple[str, tuple[Node, ...]]] = {}
 
     def may(self, held: Held) -> bool:
@@ -27,13 +30,21 @@ class Reclaim(Rights):
         if not mode:
             return False
         loses = self._loses(held)
-        return all(self._can_lose(node, loses, mode) for node in givers)
+        if self._lost:
+            return all(self._can_lose(node, loses, mode) for node in givers)
+        key = (held.request.queue, loses)
+        known = self._at_first.get(key)
+        if known is None:
+            known = self._at_first[key] = all(self._can_lose(node, loses, mode) for node in givers)
+        return known
 
     def lose(self, held: Held) -> None:
+        self._lost += 1
         for node in self._of(held.request.queue)[1]:
             add(self._taken.setdefault(node.id, [0, 0]), self._loses(held))
 
     def undo(self, held: Held) -> None:
+        self._lost -= 1
         for node in self._of(held.request.queue)[1]:
             add(self._taken[node.id], self._loses(held), -1)
 

@@ -1,9 +1,10 @@
 """Who is to let go so that a request fits: as little work lost as possible, and nobody in vain."""
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 
 from activities.lease_policy.pool import CORES, MILLI_GPU, Line, Pool, Shape
-from activities.lease_policy.room import NOTHING, Four, fit, plus
+from activities.lease_policy.room import NOTHING, Four, fit, minus, plus
 from activities.lease_policy.state import Held, Part
 from activities.lease_policy.tree import Two, over_firm, over_limit
 
@@ -94,10 +95,20 @@ def freed(pool: Pool, victims: Iterable[Held]) -> dict[str, Four]:
     """What they leave on open devices."""
     parts: dict[str, Four] = {}
     for held in victims:
+        for name, amount in leaves(pool, held).items():
+            parts[name] = plus(parts.get(name, NOTHING), amount)
+    return parts
+
+
+def leaves(pool: Pool, held: Held) -> dict[str, Four]:
+    """What it alone leaves on open devices, worked out once."""
+    known = pool.left.get(held.token)
+    if known is None:
+        known = pool.left[held.token] = {}
         for part in gives(held):
             if part.device in pool.room.free:
-                parts[part.device] = plus(parts.get(part.device, NOTHING), part.amount)
-    return parts
+                known[part.device] = plus(known.get(part.device, NOTHING), part.amount)
+    return known
 
 
 # --- is it enough? --------------------------------------------------------------------------------
@@ -109,7 +120,7 @@ def stands(pool: Pool, line: Line, shape: Shape, victims: Sequence[Held]) -> boo
         return pool.light.count(shape.member, shape.count) >= shape.count
     if not shape.preemptible and over_firm(line.leaf, shape.need):
         return False
-    return within_limits(pool, line, shape, victims) and _room_with(pool, shape, victims) >= shape.count
+    return within_limits(pool, line, shape, victims) and _has_room_with(pool, shape, victims)
 
 
 def within_limits(pool: Pool, line: Line, shape: Shape, victims: Sequence[Held]) -> bool:
@@ -129,27 +140,69 @@ def within_limits(pool: Pool, line: Line, shape: Shape, victims: Sequence[Held])
     return True
 
 
-def _room_with(pool: Pool, shape: Shape, victims: Sequence[Held]) -> int:
+def _has_room_with(pool: Pool, shape: Shape, victims: Iterable[Held]) -> bool:
+    """Do all members fit in what is free and what comes free?"""
+    fits = _Fits(pool, shape)
+    for held in victims:
+        if fits.all():
+            break
+        fits.add(held)
+    return fits.all()
+
+
+class _Fits:
     """How many members fit in what is free and what comes free."""
-    total = pool.room.count(shape.member, shape.count)
-    if total >= shape.count:
-        return total
-    for name, amount in freed(pool, victims).items():
-        now = pool.room.open_to_all(name)
-        total += fit(plus(now, amount), shape.member) - fit(now, shape.member)
-    return total
+
+    def __init__(self, pool: Pool, shape: Shape) -> None:
+        self._pool, self._member, self._count = pool, shape.member, shape.count
+        self._total = pool.room.count(shape.member, shape.count)
+        self._capped = self._total >= shape.count
+        """Counted no further than that: they fit whatever comes free."""
+        self._free: dict[str, Four] = {}
+
+    def all(self) -> bool:
+        return self._total >= self._count
+
+    def add(self, held: Held) -> None:
+        for name, amount in leaves(self._pool, held).items():
+            before = self._free.get(name) or self._pool.room.open_to_all(name)
+            after = self._free[name] = plus(before, amount)
+            self._total += fit(after, self._member) - fit(before, self._member)
+
+    def all_without(self, held: Held) -> bool:
+        """Of one that was added."""
+        total = self._total
+        for name, amount in leaves(self._pool, held).items():
+            before = self._free[name]
+            total += fit(minus(before, amount), self._member) - fit(before, self._member)
+        return self._capped or total >= self._count
+
+    def take_out(self, held: Held) -> None:
+        for name, amount in leaves(self._pool, held).items():
+            before = self._free[name]
+            after = self._free[name] = minus(before, amount)
+            self._total += fit(after, self._member) - fit(before, self._member)
 
 
 def put_back(pool: Pool, line: Line, shape: Shape, victims: Sequence[Held]) -> list[Held]:
     """Those without whom it would not stand: the most costly that are not needed are left alone."""
-    needed = list(victims)
+    if line.leaf is None or (not shape.preemptible and over_firm(line.leaf, shape.need)):
+        return list(victims) if not stands(pool, line, shape, ()) else _killed(victims)
+    needed, fits = list(victims), _Fits(pool, shape)
+    for held in needed:
+        fits.add(held)
     for held in sorted(victims, key=lambda held: lost_work(pool, held), reverse=True):
-        if held.state == "killing":
+        if held.state == "killing" or not fits.all_without(held):
             continue
         rest = [one for one in needed if one is not held]
-        if stands(pool, line, shape, rest):
+        if within_limits(pool, line, shape, rest):
             needed = rest
+            fits.take_out(held)
     return needed
+
+
+def _killed(victims: Iterable[Held]) -> list[Held]:
+    return [held for held in victims if held.state == "killing"]
 
 
 # --- the choice -----------------------------------------------------------------------------------
@@ -168,8 +221,36 @@ class Rights:
         """It is not taken after all."""
 
 
+def these(allowed: Iterable[Held]) -> Rights:
+    tokens = {held.token for held in allowed}
+    return Rights(lambda held: held.token in tokens)
+
+
+class Candidates:
+    """Leases that may be told to let go, in the order of victims: all, by queue, and by what they would leave where."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.all = candidates(pool)
+        self.overrun = [held for held in self.all if is_overrun(held, pool.now_ms)]
+        self.of_queue: dict[str, list[Held]] = {}
+        self.on: dict[str, list[Held]] = {}
+        for held in self.all:
+            self.of_queue.setdefault(held.request.queue, []).append(held)
+            for name in leaves(pool, held):
+                self.on.setdefault(name, []).append(held)
+
+    def take_out(self, pool: Pool, victims: Iterable[Held]) -> None:
+        """They have been told."""
+        for held in victims:
+            places = [self.all, self.of_queue[held.request.queue], *(self.on[name] for name in leaves(pool, held))]
+            for place in places:
+                place.remove(held)
+            if held in self.overrun:
+                self.overrun.remove(held)
+
+
 def choose(  # noqa: PLR0917
-    pool: Pool, line: Line, shape: Shape, among: Sequence[Held], rights: Rights, coming: Sequence[Held]
+    pool: Pool, line: Line, shape: Shape, among: Candidates, rights: Rights, coming: Sequence[Held]
 ) -> list[Held]:
     """The victims for a request, besides those that are *coming*, or none where they do not suffice.
 
@@ -177,16 +258,16 @@ def choose(  # noqa: PLR0917
     ten devices helps nobody. Then whoever is not needed is put back.
     """
     chosen = list(coming)
-    if _room_with(pool, shape, [*chosen, *among]) < shape.count:
+    if not _has_room_with(pool, shape, chain(chosen, filter(rights.may, among.all))):
         return []
     options = _Options(pool, shape, among, rights, chosen)
-    while _room_with(pool, shape, options.chosen) < shape.count:
+    while not options.suffice():
         best = options.best()
         if not best:
             return []
         options.take(best)
     chosen = options.chosen
-    for held in among:
+    for held in among.all:
         if within_limits(pool, line, shape, chosen):
             break
         if held not in chosen and rights.may(held):
@@ -200,38 +281,60 @@ def choose(  # noqa: PLR0917
 class _Options:
     """Per device, the cheapest leases that make way for one more member there."""
 
-    def __init__(self, pool: Pool, shape: Shape, among: Sequence[Held], rights: Rights, chosen: Sequence[Held]) -> None:
-        self._pool, self._shape, self._rights = pool, shape, rights
+    def __init__(self, pool: Pool, shape: Shape, among: Candidates, rights: Rights, chosen: Sequence[Held]) -> None:
+        self._pool, self._shape, self._rights, self._among = pool, shape, rights, among
         self.chosen = list(chosen)
-        self._leaves = {held.token: freed(pool, [held]) for held in (*among, *chosen)}
+        self._tokens = {held.token for held in chosen}
         self._came_free = freed(pool, chosen)
-        self._here: dict[str, list[Held]] = {}
-        for held in among:
-            for name in self._leaves[held.token]:
-                self._here.setdefault(name, []).append(held)
-        self._known = {name: self._one_more(name) for name in self._here}
+        self._fits = _Fits(pool, shape)
+        for held in chosen:
+            self._fits.add(held)
+        self._known: dict[str, tuple[OptionCost, list[Held]]] = {}
+        self._closed: set[str] = set()
+        """Nothing more can be had there."""
+        self._others = filter(rights.may, among.all)
+        """Where the first of these is, nothing is looked up before all that is known costs more than it alone."""
+        self._next = next(self._others, None)
 
     def best(self) -> list[Held]:
         """None left: an empty list. What was right before others were taken is looked at again."""
-        while self._known:
-            _, name = min((cost, name) for name, (cost, _) in self._known.items())
+        while True:
+            least = min(((cost, name) for name, (cost, _) in self._known.items()), default=None)
+            if self._next is not None and (least is None or _cost(self._pool, [self._next]) <= least[0]):
+                self._look_up(self._next)
+                self._next = next(self._others, None)
+                continue
+            if least is None:
+                return []
+            name = least[1]
             cost, option = self._one_more(name)
             if not option:
                 del self._known[name]
-            elif cost == self._known[name][0]:
+                self._closed.add(name)
+            elif cost == least[0]:
                 return option
             else:
                 self._known[name] = cost, option
-        return []
+
+    def suffice(self) -> bool:
+        return self._fits.all()
 
     def take(self, option: Sequence[Held]) -> None:
         self.chosen += option
         for held in option:
+            self._fits.add(held)
+        self._tokens.update(held.token for held in option)
+        for held in option:
             self._rights.lose(held)
-            for name, amount in self._leaves[held.token].items():
+            for name, amount in leaves(self._pool, held).items():
                 self._came_free[name] = plus(self._came_free.get(name, NOTHING), amount)
-        for name in sorted({name for held in option for name in self._leaves[held.token]}):
+        for name in sorted({name for held in option for name in leaves(self._pool, held)}):
             self._known[name] = self._one_more(name)
+
+    def _look_up(self, held: Held) -> None:
+        for name in leaves(self._pool, held):
+            if name not in self._known and name not in self._closed:
+                self._known[name] = self._one_more(name)
 
     def _one_more(self, name: str) -> tuple[OptionCost, list[Held]]:
         """The first leases there, in the order of victims; none: they do not suffice."""
@@ -239,12 +342,12 @@ class _Options:
         free = plus(self._pool.room.open_to_all(name), self._came_free.get(name, NOTHING))
         enough = fit(free, member) + 1
         taken: list[Held] = []
-        for held in self._here[name]:
-            if held in self.chosen or not self._rights.may(held):
+        for held in self._among.on.get(name, ()):
+            if held.token in self._tokens or not self._rights.may(held):
                 continue
             self._rights.lose(held)
             taken.append(held)
-            free = plus(free, self._leaves[held.token][name])
+            free = plus(free, leaves(self._pool, held)[name])
             if fit(free, member) >= enough:
                 break
         for held in taken:

@@ -327,7 +327,7 @@ async def test_an_id_that_nobody_has_is_not_found_at_every_address(api, stack):
                     where = re.sub(r"\{[^}]+\}", lambda _: id, place.replace("{action}", "retry"))  # noqa: B023
                     body = {"verdict": "approve"} if where.endswith("/decision") else {"reason": "x"}
                     body = {"stage": "train"} if where.endswith("/fork") else body
-                    sent = {"json" if place == path else "data": body} if method == "post" else {}
+                    sent = {"json" if place == path else "data": body} if method in ("post", "put", "patch") else {}
                     answer = await api.request(method, where, **sent)
                     walked += 1
                     allowed = (404, 405) if of_a_lifecycle else (200, 307, 404, 405, 422)  # without a name: the list

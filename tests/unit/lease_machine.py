@@ -25,6 +25,7 @@ from activities.lease_policy.state import (
 )
 from tests.unit import lease_checker as checker
 
+GANGS = st.sampled_from(((2, 2), (3, 4), (1, 3)))
 MEMBERS = (
     Amount(1, 0, 0, 0),
     Amount(1, 100, 0, 0),
@@ -120,6 +121,25 @@ class Pool(RuleBasedStateMachine):
         self.time_passes(seconds, True)
         self.submit(other, MEMBERS[2], 75, True, False, (1, 1), 0, 2)
         self.time_passes(20, True)
+
+    @rule(
+        queue=st.sampled_from("ab"), gang=st.sampled_from(((2, 2), (3, 4), (1, 3))), seconds=st.sampled_from((125, 700))
+    )
+    def a_gang_starves_behind_work_of_declared_length(self, queue, gang, seconds) -> None:
+        self.submit(queue, MEMBERS[0], 75, False, False, (1, 1), 3600, 8)
+        self.submit(queue, MEMBERS[2], 75, True, False, (1, 1), 3600, 4)
+        self.time_passes(20, True)
+        self.submit(queue, MEMBERS[2], 75, True, False, gang, 0, 1)
+        self.time_passes(seconds, True)
+        self.submit(queue, MEMBERS[0], 50, True, False, (1, 1), 300, 2)
+
+    @rule(queue=st.sampled_from("ab"), member=st.sampled_from(MEMBERS[:4]), seconds=st.sampled_from((20, 700)))
+    def elastic_work_is_alone(self, queue, member, seconds) -> None:
+        self.submit(queue, member, 50, True, False, (1, 3), 0, 1)
+        self.state = self.state._replace(waiting=())
+        for held in self.state.held[::2]:
+            self._ends(held)
+        self.time_passes(seconds, True)
 
     @rule(which=some)
     def a_holder_is_done(self, which) -> None:

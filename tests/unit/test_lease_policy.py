@@ -120,6 +120,56 @@ def test_who_ignores_its_notice_is_killed_and_its_part_is_not_free_before_the_pr
     assert [one.request_id for one in of(decide(proven, LATER + 2000, Policy(), 100), Grant)] == ["r9"]
 
 
+def test_a_kill_does_not_change_whose_promise_is_kept_first_so_no_notice_is_given_and_withdrawn_at_once() -> None:
+    held = (
+        lease(1, request("h1"), "d0", state="killing", beneficiary="r30", deadline_ms=LATER - 1),  # its proof is late
+        lease(2, request("h2"), "d1", state="noticed", beneficiary="r29", deadline_ms=LATER - 60_000),
+        lease(3, request("h3"), "d1"),
+        lease(4, request("h4"), "d1"),
+    )
+    asking = tuple(request(name, "a", Amount(2), priority=75) for name in ("r29", "r30"))
+    state = PoolState(devices(1, 4), TWO[:1], asking, held)
+
+    made = decide(state, LATER, Policy(), 100)
+
+    assert [one.token for one in of(made, Kill)] == [2]
+    assert [(one.token, one.beneficiary) for one in of(made, Notice)] == [(3, "r30"), (4, "r30")]
+    assert of(made, Withdraw) == []
+    again = decide(apply(state, made, LATER, 5), LATER, Policy(), 100)
+    assert again == tuple(of(made, Explain))
+
+
+def test_a_promise_that_needs_less_and_so_comes_first_is_kept_before_anybody_else_is_told_to_let_go() -> None:
+    late, later = (
+        {"state": "noticed", "deadline_ms": LATER + 8_000},
+        {"state": "noticed", "deadline_ms": LATER + 20_000},
+    )
+    held = (
+        lease(1, request("h1", member=Amount(2)), "d0", beneficiary="r1", **late),
+        lease(2, request("h2"), "d1", beneficiary="r2", **later),
+        lease(3, request("h3"), "d1", beneficiary="r2", **late),
+        lease(4, request("h4"), "d2"),
+        lease(5, request("h5"), "d2", state="killing", beneficiary="r2", deadline_ms=LATER + 29_000),
+    )
+    pairs = {"member": Amount(2), "members_min": 2, "members_max": 2, "priority": 75}
+    pair = {"members_min": 2, "members_max": 2, "priority": 75}
+    asking = (
+        request("r0", **pair),
+        request("r1", **pairs),
+        request("r2", priority=75),
+        request("r3", priority=75),
+        request("r4", priority=75),
+    )
+    state = PoolState(devices(4, 2, 2), TWO[:1], asking, held)
+
+    made = decide(state, LATER, Policy(), 100)
+
+    assert [one.token for one in of(made, Withdraw)] == [2, 3, 1]
+    assert [one.request_id for one in of(made, Grant)] == ["r2", "r3"]
+    assert [(one.token, one.beneficiary) for one in of(made, Notice)] == [(2, "r0"), (3, "r0"), (4, "r4")]
+    assert decide(apply(state, made, LATER, 6), LATER, Policy(), 100) == tuple(of(made, Explain))
+
+
 def test_small_work_does_not_pass_a_starving_gang_for_ever_and_what_ends_before_its_start_passes() -> None:
     running = lease(1, request("h1", max_runtime_ms=3_600_000), "d0")
     gang = request("r2", "a", Amount(2), members_min=2, members_max=2, submitted_ms=NOW - 20_000_000)
