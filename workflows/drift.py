@@ -117,7 +117,8 @@ class DriftCheck:
 
     def _was_told(self, cause: BaseException | None) -> bool:
         told, self._told = self._told, False
-        return told and isinstance(cause, CancelledError) and workflow.cancellation_reason() is None
+        ended = isinstance(cause, CancelledError) or self._lease.ends_unheard(cause)
+        return told and ended and workflow.cancellation_reason() is None
 
     async def _measured(self, request: CheckRequest, found: NextWindow, window: Window, number: int) -> DriftReport:
         assert found.champion and found.monitor  # noqa: S101, PT018  # there whenever there is a window

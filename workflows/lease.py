@@ -11,6 +11,7 @@ from typing import TypeVar
 from temporalio import workflow
 from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError, CancelledError
+from temporalio.exceptions import TimeoutError as TimedOut
 
 from everloop import names
 from everloop.contracts import (
@@ -49,6 +50,7 @@ ASK_AGAIN, SELDOM = timedelta(seconds=15), timedelta(minutes=10)
 LARGEST_TOKEN = 2**63 - 1
 LETS_GO, KEEPS_ITS_REQUEST = "lease lets go of what was lost", "lease keeps its request"
 SAYS_THAT_IT_GOES_ON, HEARS_EARLY = "lease says that its wait is over", "lease hears of a notice before its grant"
+ENDS_UNHEARD = "lease ends with a job of which nothing is heard"
 """Patches: what histories of before do not do."""
 
 
@@ -171,6 +173,8 @@ class Lease:
         """The held lease is to be given back soon: others need what it has."""
         self._early: LeaseNotice | None = None
         """Of a lease that is not known to be held yet: the ledger may give notice while its grant is on the way."""
+        self._unheard = False
+        """Its job was told to end, and nobody knows whether it has."""
         self._waited = False
         """Was the last grant waited for aloud?"""
         self._place = ""
@@ -241,8 +245,20 @@ class Lease:
         slot, self.slot, self.notice = self.slot, None, None
         taken = self._held or AcceptRequest(request_id="", token=slot.token)
         self._held = None
+        unheard, self._unheard = self._unheard and bool(taken.request_id), False
         self._journal.record(LeaseReturned(device=slot.device, token=slot.token))
+        if unheard:  # fenced, and free when compute has proven its end
+            cancel = self._call(LeaseActivities.cancel, taken.request_id, f"its job on {slot.device} is to be ended")
+            await asyncio.shield(cancel)
+            return
         await asyncio.shield(self._call(LeaseActivities.release, taken, f"give {slot.device} back"))
+
+    def ends_unheard(self, cause: BaseException | None) -> bool:
+        """Was its job told to end, and its worker does not answer? Temporal starts no other attempt after a cancel."""
+        if self.slot is None or not isinstance(cause, TimedOut) or not workflow.patched(ENDS_UNHEARD):
+            return False
+        self._unheard = True
+        return True
 
     def lost(self) -> None:
         """Forget a lease whose token is fenced; the next `take` asks for another."""
@@ -269,7 +285,7 @@ class Lease:
         asked = workflow.now()
         self._asked, self._offers, self._seen, self._why = request.id, [], set(), self._taken
         self._taken = ""
-        self._asking, self._withdrawn, self._waited = True, False, False
+        self._asking, self._withdrawn, self._waited, self._unheard = True, False, False, False
         try:
             await self._call(LeaseActivities.request, request, "ask for a slot")
             slot = await self._accepted_or_taken_back(request)

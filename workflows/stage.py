@@ -240,6 +240,8 @@ class Stages:
 
     async def _may_go_on(self, stage: Stage, request: Record, cause: BaseException | None) -> bool:
         """May the stage be started again by itself? Waits for what it lacks."""
+        if self._lease.ends_unheard(cause):
+            cause = CancelledError("its worker does not answer")
         if self._was_paused(stage, cause) or await self._was_preempted(stage, cause):
             return True
         if workflow.cancellation_reason() is not None or not isinstance(cause, ApplicationError):

@@ -1,6 +1,7 @@
 """What others need is asked for, given back at a checkpoint, and waited for again in the old place."""
 
 import asyncio
+import contextlib
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -11,7 +12,7 @@ from everloop import names
 from everloop.contracts import LeaseNotice
 from everloop.errors import LeaseLost
 from everloop.records import Slot
-from everloop.store import LeaseRequestRow, LeaseRow, PoolPolicyRow, QueueRow, ResultRow
+from everloop.store import DeviceRow, LeaseRequestRow, LeaseRow, PoolPolicyRow, QueueRow, ResultRow
 from tests.temporal.conftest import Stack, eventually
 from tests.temporal.test_pause import holding
 
@@ -168,4 +169,37 @@ async def test_who_has_waited_for_its_slot_says_so_no_more_while_its_job_runs(st
     await eventually(lambda: stack.row(second.id).wait_what == "")
     end.set()
     await stack.gate(second.id)
+    assert (await stack.verified()).differences == []
+
+
+async def test_a_job_that_is_told_to_end_while_its_machine_is_lost_does_not_take_the_lifecycle_with_it(
+    stack: Stack,
+) -> None:
+    proof, lost, runs = asyncio.Event(), asyncio.Event(), []
+    stack.compute.hooks["prove"] = lambda members: members if proof.is_set() else ()
+
+    async def deaf() -> None:
+        runs.append(1)
+        while len(runs) == 1 and not lost.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await lost.wait()
+
+    stack.compute.hooks["train"] = deaf
+    handle = await stack.submit()
+    await eventually(lambda: runs)
+
+    ledger.revoke(stack.store, 1, by="ada", reason="needed", grace=timedelta(seconds=90))
+    await wake(stack)
+
+    # Its heartbeats end. Nobody has said that its job has ended: what it has is free when that is proven.
+    await eventually(lambda: leases(stack, handle.id)[0].state == "fenced")
+    with stack.store.read() as session:
+        assert session.get_one(DeviceRow, (POOL, "cpu0")).used_cores == 1
+    assert len(leases(stack, handle.id)) == 1
+    proof.set()
+    await stack.gate(handle.id)
+    assert [row.token for row in leases(stack, handle.id)] == [1, 2]
+    train = [row.status for row in stack.stage_rows(handle.id) if row.stage == "train"]
+    assert train == ["preempted", "done"]
+    lost.set()
     assert (await stack.verified()).differences == []
