@@ -31,9 +31,9 @@ def sentence(told: Explain, queue: str) -> str:
     """Why it waits: "waits for 2 cores in queue vision: 3 ahead, queue vision is at its quota (4 cores, ...) ..."."""
     facts = dict(told.detail)
     if told.code == "unknown_queue":
-        return f"waits: there is no queue {queue!r} that takes requests"
+        return f"waits for a queue {queue!r} that takes requests: there is none"
     if told.code == "has_lease":
-        return "waits: its earlier lease has not ended"
+        return "waits for its earlier lease to end"
     ahead = "next" if told.position == 1 else f"{told.position - 1} ahead"
     wants = f"waits for {facts.get('needs', 'its turn')} in queue {queue}"
     return f"{wants}: {ahead}, {_why(told.code, facts)}"

@@ -64,7 +64,7 @@ def _queued(session: Session, row: LifecycleRow) -> str:
         return own.sentence() if own else ""
     why, unblocks = explained_by(mine)
     again = row.wait_what.removeprefix(names.A_FREE_SLOT)  # why it had to ask again
-    what = why.removeprefix("waits for ").removeprefix("waits: ") + again
+    what = why.removeprefix("waits for ") + again
     return Wait(what=what, since=mine.requested_at, unblocks=unblocks).sentence()
 
 
