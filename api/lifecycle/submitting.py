@@ -14,6 +14,7 @@ from temporalio.common import (
 )
 from temporalio.exceptions import WorkflowAlreadyStartedError
 
+from activities import lease_queues
 from api.bodies import body_schema, json_body
 from api.dependencies import RPC_TIMEOUT, Here, Parts, Person, ask
 from api.lifecycle.answers import Submitted
@@ -72,6 +73,7 @@ async def begin(here: Parts, person: str, spec: LifecycleSpec, key: str, fork: F
     known = await run_in_threadpool(_known_spec, here, _key(key))
     if known is None:
         _may_bring_code(here.settings, person, spec)
+        await run_in_threadpool(_must_have_a_queue, here, spec)
         await run_in_threadpool(_must_have_room, here)
         request = LifecycleRequest(spec=spec, body_digest=signing.digest(spec), submitted_by=person, fork=fork)
         known = await _start(here, key, starts.signed(here.signer, key, request))
@@ -118,6 +120,19 @@ def _must_have_room(here: Parts) -> None:
     """Raise `StorageLow` before anything starts that could only wait."""
     if (found := low_on_room(here)) is not None:
         raise StorageLow(f"nothing is started: {found}", hint="free some space, then submit again")
+
+
+def _must_have_a_queue(here: Parts, spec: LifecycleSpec) -> None:
+    """Raise `Invalid` for a queue that takes no requests: whoever mistypes it would wait."""
+    with here.store.read() as session:
+        queues = lease_queues.tree(session, names.DEFAULT_POOL)
+    parents = {queue.parent for queue in queues}
+    leaves = sorted(queue.id for queue in queues if queue.id not in parents)
+    if spec.queue not in leaves:
+        why = "has queues below it, which take the requests" if spec.queue in parents else "is not there"
+        known = ", ".join(leaves)[:500]
+        hint = f"name one of {known}, or let an operator make it: `everloop queue set {spec.queue}`"
+        raise Invalid(f"queue {spec.queue!r} {why}", field="queue", hint=hint)
 
 
 def _known_spec(here: Parts, key: str) -> LifecycleSpec | None:

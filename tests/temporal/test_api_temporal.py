@@ -335,6 +335,15 @@ async def test_an_id_that_nobody_has_is_not_found_at_every_address(api, stack):
     assert walked > 150
 
 
+async def test_a_queue_that_takes_no_requests_is_refused_when_it_is_submitted_to(api, stack):
+    refused = await submit(api, stack, f"{stack.prefix}-nowhere", queue="nowhere")
+
+    assert refused.status_code == 422
+    assert refused.json()["detail"] == "queue 'nowhere' is not there"
+    assert refused.json()["field"] == "queue"
+    assert "name one of default" in refused.json()["hint"]
+
+
 async def test_a_person_with_an_apostrophe_submits_signs_and_is_shown(api, stack):
     key, name = f"{stack.prefix}-obrien", "Miles O'Brien"
     made = await api.post("/api/v1/credentials", json={"person": name})
