@@ -193,9 +193,9 @@ class LeaseOnControl(LeaseActivities):
                 await self._notice(row.workflow_id, row.run_id, notice)
                 self._noticed[row.token] = row.deadline_at
                 self._holders[row.token] = (row.workflow_id, row.run_id)
-        still = {row.token for row in noticed}
-        active = await asyncio.to_thread(ledger.told_or_offered, self._store, pool, "active")
-        for token in [token for token in self._noticed if token not in still]:
+        gone = self._noticed.keys() - {row.token for row in noticed}
+        active = await asyncio.to_thread(ledger.told_or_offered, self._store, pool, "active") if gone else []
+        for token in sorted(gone):
             del self._noticed[token]
             holder = self._holders.pop(token)
             if any(row.token == token for row in active):

@@ -54,7 +54,8 @@ def held_back(
 
 def _too_few_in_a_row(rules: Monitor, past: Sequence[Before]) -> tuple[Held, str] | None:
     """One window may be chance."""
-    over = sum(1 for _ in takewhile(lambda one: _over(one, rules.share), reversed([o for o in past if _known(o)])))
+    shares = [one.share for one in past if one.share is not None]
+    over = sum(1 for _ in takewhile(lambda share: share >= rules.share, reversed(shares)))
     if over + 1 >= rules.windows_in_a_row:
         return None
     return "not_yet", f"it is window {over + 1} in a row; {rules.windows_in_a_row} are needed"
@@ -81,8 +82,8 @@ def _same_drift(
     if rules.calm is None or not counted or counted[-1].version != version:
         return None
     last = counted[-1]
-    since = [one for one in past if one.window.start >= last.window.end and one.share is not None]
-    if any(one.share is not None and one.share < rules.calm for one in since):
+    shares = [one.share for one in past if one.window.start >= last.window.end and one.share is not None]
+    if any(share < rules.calm for share in shares):
         return None
     return "same_drift", (
         f"the drift of {last.window.start:%Y-%m-%d %H:%M} UTC has caused a retraining, and no window since was below "
@@ -102,11 +103,3 @@ def _over_budget(window: Window, rules: Monitor, counted: Sequence[Before]) -> t
     if rules.retrainings_a_month is None or spent < rules.retrainings_a_month:
         return None
     return "over_budget", f"{spent} retrainings in 30 days; the budget is {rules.retrainings_a_month}"
-
-
-def _known(one: Before) -> bool:
-    return one.share is not None
-
-
-def _over(one: Before, share: float) -> bool:
-    return one.share is not None and one.share >= share

@@ -281,10 +281,11 @@ def amount(name: str, value: int) -> str:
         return NONE
     if name == "cores":
         return f"{value} core{'s' * (value != 1)}"
-    return f"{_gpus(value)} GPU{'s' * (value > 1000)}"  # noqa: PLR2004
+    return f"{gpus(value)} GPU{'s' * (value > 1000)}"  # noqa: PLR2004
 
 
-def _gpus(milli_gpu: int) -> str:
+def gpus(milli_gpu: int) -> str:
+    """Thousandths as a number of GPUs: `0.5`, `2`."""
     return f"{Decimal(milli_gpu) / 1000:f}"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import uvicorn
 
-from api import connections
+from api import connections, identity
 from everloop import names, signing
 from everloop.artifacts import Artifacts
 from everloop.records import (
@@ -53,6 +53,16 @@ SPEC: dict[str, Any] = {"model": "credit", "task": "binary", "target": "status",
 def settings_in(folder: Path, temporal: str = "127.0.0.1:9") -> Settings:
     """Settings of one deployment in *folder*; its Temporal is nowhere unless given."""
     return Settings(data_dir=folder, port_base=free_port_base(), temporal_address=temporal, person="ada")
+
+
+def deployed(folder: Path) -> tuple[Settings, Store, signing.Signer]:
+    """A deployment in *folder* as a prediction server finds it: tables, keys, credentials, and no release yet."""
+    settings = settings_in(folder)
+    store = Store(settings.database)
+    store.migrate()
+    signing.create_keys(settings.keys_dir)
+    identity.prepare(settings, store)
+    return settings, store, signing.Signer(settings.keys_dir)
 
 
 @contextlib.contextmanager

@@ -14,13 +14,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from api import identity, serve
-from everloop import signing
+from api import serve
 from everloop.artifacts import Artifacts
 from everloop.reading import ReadColumn
 from everloop.records import Field, Signature
 from everloop.settings import SERVE, Settings
-from everloop.store import Store
 from tests import api_parts as parts
 
 RECORDED = Path(__file__).parent / "unit" / "serve_corpus.json"
@@ -382,12 +380,7 @@ def cases() -> Iterator[Case]:
 
 def deployment(folder: Path) -> Settings:
     """Every model, released."""
-    settings = parts.settings_in(folder)
-    store = Store(settings.database)
-    store.migrate()
-    signing.create_keys(settings.keys_dir)
-    identity.prepare(settings, store)
-    signer = signing.Signer(settings.keys_dir)
+    settings, store, signer = parts.deployed(folder)
     for name, made in models().items():
         parts.release(store, Artifacts(settings.artifacts), signer, model=name, made=made)
     store.close()

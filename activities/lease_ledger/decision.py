@@ -18,6 +18,7 @@ from activities.lease_policy.state import (
     Grant,
     Kill,
     Notice,
+    Part,
     Policy,
     PoolState,
     Reserve,
@@ -115,21 +116,23 @@ def _offer(session: Session, pool: str, given: Grant, now_ms: int) -> None:
         return
     request.state, request.code, request.detail, request.position = "granted", "", [], 0
     session.add(request)
+    told = request.model_dump(include={"holder", "workflow_id", "run_id", "queue"})
+    _offered(session, pool, given.members, now_ms, request_id=request.id, **told)
+
+
+def _offered(session: Session, pool: str, members: Sequence[Part], now_ms: int, **told: Any) -> None:  # noqa: ANN401
+    """A lease of *members* under a new token, which its holder has to accept."""
     row = LeaseRow(
         pool=pool,
         token=_token(session),
-        request_id=request.id,
-        holder=request.holder,
-        workflow_id=request.workflow_id,
-        run_id=request.run_id,
-        device=given.members[0].device,
+        device=members[0].device,
         state="offered",
         granted_at=rows.moment(now_ms),
         expires_at=rows.moment(now_ms) + rows.OFFER_TTL,
-        queue=request.queue,
+        **told,
     )
     session.add(row)
-    capacity.take(session, row, given.members, now_ms)
+    capacity.take(session, row, members, now_ms)
 
 
 def _token(session: Session) -> int:
@@ -206,18 +209,7 @@ def _resize(session: Session, pool: str, one: Resize, now_ms: int) -> None:
     told = row.model_dump(include={"request_id", "holder", "workflow_id", "run_id", "queue", "checkpoint_at"})
     ended(session, row, "released", "it goes on with other members")
     session.flush()
-    following = LeaseRow(
-        pool=pool,
-        token=_token(session),
-        device=one.members[0].device,
-        state="offered",
-        granted_at=rows.moment(now_ms),
-        expires_at=rows.moment(now_ms) + rows.OFFER_TTL,
-        follows=one.token,
-        **told,
-    )
-    session.add(following)
-    capacity.take(session, following, one.members, now_ms)
+    _offered(session, pool, one.members, now_ms, follows=one.token, **told)
 
 
 def _usage(session: Session, pool: str, one: Usage, now_ms: int) -> None:

@@ -4,6 +4,7 @@ from functools import lru_cache
 
 from activities.lease_policy.room import Four
 from activities.lease_policy.state import Explain
+from everloop import queues
 
 WHOLE_GPU = 1000
 
@@ -14,17 +15,12 @@ def said(amount: Four, like: Four | None = None) -> str:
     asked = like or amount
     cores, memory, milli_gpu, gpu_memory = (max(each, 0) for each in amount)
     words = [
-        f"{cores} {'core' if cores == 1 else 'cores'}" if asked[0] > 0 else "",
+        queues.amount("cores", cores) if asked[0] > 0 else "",
         f"{memory} MiB" if asked[1] > 0 else "",
-        f"{_thousandths(milli_gpu)} {'GPU' if 0 < milli_gpu <= WHOLE_GPU else 'GPUs'}" if asked[2] > 0 else "",
+        f"{queues.gpus(milli_gpu)} {'GPU' if 0 < milli_gpu <= WHOLE_GPU else 'GPUs'}" if asked[2] > 0 else "",
         f"{gpu_memory} MiB of GPU memory" if asked[3] > 0 else "",
     ]
     return ", ".join(word for word in words if word) or "nothing"
-
-
-def _thousandths(amount: int) -> str:
-    whole, rest = divmod(amount, WHOLE_GPU)
-    return f"{whole}.{rest:03}".rstrip("0") if rest else str(whole)
 
 
 def sentence(told: Explain, queue: str) -> str:

@@ -5,7 +5,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import orjson
-from pydantic import BaseModel
 
 from api.serve.fleet import Fleet
 from api.serve.proof import Name
@@ -14,18 +13,6 @@ from api.serve.version import Served
 
 SKEW = timedelta(minutes=1)
 """Clocks differ: only what lies further ahead is said to be ahead of the clock."""
-
-
-class PredictAnswer(BaseModel):
-    """Answers in the order of the rows."""
-
-    model: str
-    version: int
-    release_seq: int
-    request_id: str
-    predictions: list[dict[str, Any]]
-    ahead_of_clock: list[int] = []
-    """Rows, by index, whose event time lies ahead of the server's clock: they close no window of the monitor."""
 
 
 def answer(serving: Fleet, name: Name, body: PredictRequest, made_up: str) -> bytes:

@@ -9,10 +9,10 @@ from starlette.responses import Response
 
 from api.bodies import body_schema, json_body
 from api.serve import metrics, schema, siblings
-from api.serve.answering import PredictAnswer, answer
+from api.serve.answering import answer
 from api.serve.door import PREDICT_BYTES
 from api.serve.fleet import Fleet, StatusView
-from api.serve.requests import PredictRequest
+from api.serve.requests import PredictAnswer, PredictRequest
 
 router = APIRouter()
 

@@ -12,13 +12,10 @@ import httpx
 import psutil
 import pytest
 
-from api import identity
-from everloop import signing
 from everloop.artifacts import Artifacts
 from everloop.predictions import PredictionLog
 from everloop.records import Window
 from everloop.settings import SERVE
-from everloop.store import Store
 from tests import api_parts as parts
 
 WORKERS = 3
@@ -30,18 +27,13 @@ class Server:
     """`python -m api serve` with several processes, and what it reads."""
 
     def __init__(self, folder):
-        self.settings = parts.settings_in(folder)
-        self.store = Store(self.settings.database)
-        self.store.migrate()
-        signing.create_keys(self.settings.keys_dir)
-        identity.prepare(self.settings, self.store)
+        self.settings, self.store, self.signer = parts.deployed(folder)
         self.release(1)
         environment = os.environ | self.settings.environment() | {"EVERLOOP_SERVE_WORKERS": str(WORKERS)}
         self.parent = subprocess.Popen([sys.executable, "-m", "api", "serve"], env=environment)
 
     def release(self, seq):
-        signer = signing.Signer(self.settings.keys_dir)
-        return parts.release(self.store, Artifacts(self.settings.artifacts), signer, seq=seq)
+        return parts.release(self.store, Artifacts(self.settings.artifacts), self.signer, seq=seq)
 
     def client(self):
         return parts.client_of(self.settings, f"http://127.0.0.1:{self.settings.port(SERVE)}")

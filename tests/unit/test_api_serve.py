@@ -13,7 +13,6 @@ from api import identity, serve
 from api.serve import fleet as fleets
 from api.serve import requests
 from api.serve.version import Meaning
-from everloop import signing
 from everloop.artifacts import Artifacts
 from everloop.cli import models
 from everloop.client import Client
@@ -22,7 +21,7 @@ from everloop.predictions import PredictionLog
 from everloop.reading import ReadColumn
 from everloop.records import Signature, Verdict, Window
 from everloop.settings import SERVE
-from everloop.store import CredentialRow, RouteRow, Store
+from everloop.store import CredentialRow, RouteRow
 from tests import api_parts as parts
 
 ALWAYS = Window(start=datetime(1970, 1, 1, tzinfo=UTC), end=datetime(2100, 1, 1, tzinfo=UTC))
@@ -33,12 +32,7 @@ class Deployment:
     """A running prediction server and what it reads."""
 
     def __init__(self, folder):
-        self.settings = parts.settings_in(folder)
-        self.store = Store(self.settings.database)
-        self.store.migrate()
-        signing.create_keys(self.settings.keys_dir)
-        identity.prepare(self.settings, self.store)
-        self.signer = signing.Signer(self.settings.keys_dir)
+        self.settings, self.store, self.signer = parts.deployed(folder)
         self.artifacts = Artifacts(self.settings.artifacts)
         self.client: httpx.Client = httpx.Client()
 

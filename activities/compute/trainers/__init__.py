@@ -85,6 +85,17 @@ class Examples:
         """Of rows by their places."""
         return np.ones(len(places)) if self.weights is None else self.weights[places]
 
+    def drawn(self, most_cells: int, why: str) -> NDArray[np.int64]:
+        """Places of the rows to learn: of all, or of so many, drawn by the seed, that their features are at most
+        *most_cells*, and never fewer than 1,000. *why*: for the log.
+        """
+        most = max(1000, most_cells // self.rows.features)
+        if len(self.train) <= most:
+            return self.train
+        print(f"{most:,} of {len(self.train):,} rows are drawn: {why}")  # noqa: T201  # what a job prints is its log
+        random = np.random.default_rng([self.spec.training.seed, 1])
+        return np.sort(random.choice(self.train, most, replace=False))
+
     def reached(self, step: int, loss: float) -> None:
         """Tell the rungs, where somebody looks at them. Raises `Pruned`."""
         if self.rungs is not None:

@@ -11,7 +11,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.ensemble import (
     ExtraTreesClassifier,
     ExtraTreesRegressor,
@@ -72,7 +71,7 @@ class Growth:
 
     def run(self) -> None:
         examples, regression = self.examples, self.examples.pipeline.task == "regression"
-        places = _places(examples)
+        places = examples.drawn(MOST_CELLS, "a forest keeps its features in memory")
         matrix, goal = self.ordering.apply(examples.rows.matrix(places)), examples.goal[places]
         weights = None if examples.weights is None else examples.weights[places]
         settings = _settings(examples, self.params, len(places), self.total)
@@ -164,15 +163,6 @@ class Fitted:
         """Of the splits by features that are numbers: those of ranks are reached by the categories' values."""
         first = self.ordering.first if len(self.ordering.starts) else None
         return {place: all_ for place, all_ in self.trees.thresholds().items() if first is None or place < first}
-
-
-def _places(examples: Examples) -> NDArray[np.int64]:
-    most = max(1000, MOST_CELLS // examples.rows.features)
-    if len(examples.train) <= most:
-        return examples.train
-    print(f"{most:,} of {len(examples.train):,} rows are drawn: a forest keeps its features in memory")
-    random = np.random.default_rng([examples.spec.training.seed, 1])
-    return np.sort(random.choice(examples.train, most, replace=False))
 
 
 def _seed(examples: Examples, first: int) -> int:

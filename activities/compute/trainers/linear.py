@@ -122,7 +122,7 @@ def _columns(graph: Graph, features: str, low: int, high: int) -> str:
 def fit(examples: Examples, params: Mapping[str, Any], context: Context) -> "Fitted":
     """The coefficients with the least penalised loss of the train rows."""
     chosen = Params.model_validate(dict(params))
-    pipeline, places = examples.pipeline, _places(examples)
+    pipeline, places = examples.pipeline, examples.drawn(MOST_CELLS, "what is learned from is kept in memory")
     encoding = _encoding(examples, places, chosen)
     weights, goal = examples.weight(places), examples.goal[places]
     problem = Problem.of(_design(encoding, examples, places), goal, weights, pipeline, chosen)
@@ -225,15 +225,6 @@ def _answers(sums: Floats, pipeline: Pipeline) -> Floats:
 
 
 # --- from features to columns -----------------------------------------------------------------------
-
-
-def _places(examples: Examples) -> NDArray[np.int64]:
-    most = max(1000, MOST_CELLS // examples.rows.features)
-    if len(examples.train) <= most:
-        return examples.train
-    print(f"{most:,} of {len(examples.train):,} rows are drawn: what is learned from is kept in memory")
-    random = np.random.default_rng([examples.spec.training.seed, 1])
-    return np.sort(random.choice(examples.train, most, replace=False))
 
 
 def _batches(examples: Examples, places: NDArray[np.int64]) -> Iterator[Matrix]:
