@@ -4,22 +4,28 @@ from datetime import UTC, datetime
 
 from sqlmodel import Session, col, delete, select
 
+from everloop.amounts import Counted
 from everloop.errors import Conflict
-from everloop.queues import DEFAULT, Queue, Resources, in_order
+from everloop.queues import DEFAULT, Queue, in_order
 from everloop.store import DeviceRow, LeaseRequestRow, QueueRow
 
 
 def tree(session: Session, pool: str) -> tuple[Queue, ...]:
-    """The queues of *pool*, parents first."""
+    """The queues of *pool* as people set them, parents first."""
+    return in_order(queue._replace(usage=Counted(), usage_at_ms=0) for queue in used(session, pool))
+
+
+def used(session: Session, pool: str) -> tuple[Queue, ...]:
+    """The queues of *pool* with what they have used, by name."""
     found = {row.id: _queue(row) for row in session.exec(select(QueueRow).where(QueueRow.pool == pool)).all()}
     found.setdefault(DEFAULT, Queue(DEFAULT))
-    return in_order(found.values())
+    return tuple(found[name] for name in sorted(found))
 
 
-def whole(session: Session, pool: str) -> Resources:
+def whole(session: Session, pool: str) -> Counted:
     """What the devices of *pool* have together, without those for checks: what queues share."""
     rows = session.exec(select(DeviceRow).where(DeviceRow.pool == pool, col(DeviceRow.light).is_(False))).all()
-    return Resources(sum(row.cores for row in rows), sum(row.milli_gpu for row in rows))
+    return Counted(sum(row.cores for row in rows), sum(row.milli_gpu for row in rows))
 
 
 def replace(session: Session, pool: str, queues: tuple[Queue, ...], person: str) -> None:
@@ -49,8 +55,10 @@ def _queue(row: QueueRow) -> Queue:
     return Queue(
         id=row.id,
         parent=row.parent,
-        quota=Resources(row.quota_cores, row.quota_milli_gpu),
-        limit=Resources(row.limit_cores, row.limit_milli_gpu),
+        quota=Counted(row.quota_cores, row.quota_milli_gpu),
+        limit=Counted(row.limit_cores, row.limit_milli_gpu),
         weight=row.weight,
         priority=row.priority,
+        usage=Counted(row.usage_cores, row.usage_milli_gpu),
+        usage_at_ms=row.usage_at_ms,
     )

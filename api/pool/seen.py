@@ -28,8 +28,9 @@ from api.pool.answers import (
 )
 from api.pool.reserved import reservations
 from everloop import names, orders
+from everloop.amounts import NO_LIMIT
 from everloop.errors import NotFound
-from everloop.queues import NO_LIMIT, Queue, document
+from everloop.queues import Queue, document
 from everloop.store import DeviceRow, LeaseMemberRow, LeaseRequestRow, LeaseRow, LifecycleRow, PoolRow
 
 WORKING = ("offered", "active", "noticed")
