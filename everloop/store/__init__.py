@@ -33,6 +33,7 @@ from everloop.store.lifecycle import LifecycleRow, StageRow
 from everloop.store.metric import MetricRow
 from everloop.store.registry import VersionRow
 from everloop.store.release import ReleaseRow, RouteChangeRow, RouteRow
+from everloop.store.search import StudyRow, TrialRow
 from everloop.store.time import DeviceTimeRow, JobTimeRow
 
 READ_MODELS: tuple[type[SQLModel], ...] = (LifecycleRow, StageRow, ApprovalRow, ReleaseRow, DriftRow)
@@ -70,6 +71,8 @@ __all__ = [
     "RouteRow",
     "StageRow",
     "Store",
+    "StudyRow",
+    "TrialRow",
     "TriggerRow",
     "UtcDateTime",
     "VersionRow",
