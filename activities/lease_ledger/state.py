@@ -22,6 +22,7 @@ from activities.lease_policy.state import (
 )
 from everloop import signing
 from everloop.store import (
+    DEFAULT_QUEUE,
     DeviceRow,
     LeaseMemberRow,
     LeaseRequestRow,
@@ -55,12 +56,21 @@ def read(session: Session, pool: str, now_ms: int) -> PoolState:
     """All that `decide` may look at."""
     devices = session.exec(select(DeviceRow).where(DeviceRow.pool == pool).order_by(DeviceRow.name)).all()
     sizes = _sizes(devices)
+    queues = lease_queues.used(session, pool)
+    leaves = lease_queues.leaves(queues)
     return PoolState(
         devices=tuple(_device(row) for row in devices),
-        queues=lease_queues.used(session, pool),
+        queues=queues,
         waiting=_waiting(session, pool, sizes, now_ms),
-        held=_held(session, pool, sizes, now_ms),
+        held=tuple(_in_a_leaf(held, leaves) for held in _held(session, pool, sizes, now_ms)),
     )
+
+
+def _in_a_leaf(held: Held, leaves: set[str]) -> Held:
+    """A lease of a queue that is gone counts in the default one: without a queue nobody could take it back."""
+    if held.request.queue in leaves:
+        return held
+    return held._replace(request=held.request._replace(queue=DEFAULT_QUEUE))
 
 
 def policy(session: Session, pool: str) -> Policy:

@@ -66,6 +66,7 @@ def _tried(here: Parts, pool: str, wanted: "Wanted") -> tuple[Changed, tuple[Que
     with here.store.read() as session:
         before = lease_queues.tree(session, pool)
         after = wanted.tree(session, pool, before)
+        lease_queues.must_keep_those_in_use(session, pool, after)
         effects, grants = tried(session, pool, after)
     changes = told(before, after)
     return (

@@ -199,6 +199,8 @@ class LeaseRow(SQLModel, table=True):
     queue: str = DEFAULT_QUEUE
     noticed_at: datetime | None = moment(default=None)
     deadline_at: datetime | None = moment(default=None)
+    told_at: datetime | None = moment(default=None)
+    """The deadline that its holder was told; while there is no notice any more: it has to hear that, too."""
     notice: str = ""
     """Why it is to end: `reclaim`, `preempt`, `over_runtime`, `drain`, `shrink`, `revoke`."""
     beneficiary: str = ""
