@@ -28,6 +28,8 @@ class Counted(NamedTuple):
 
 
 COUNTED = Counted._fields
+VERSION = "3"
+"""Of the decisions: another one wherever the same state may be decided otherwise (tests/unit/test_lease_policy.py)."""
 
 
 class Device(NamedTuple):
@@ -124,7 +126,8 @@ class PoolState(NamedTuple):
 class Policy(NamedTuple):
     """What an operator may set for a pool."""
 
-    version: str = "2"
+    version: str = VERSION
+    """Not an operator's to set: records of another version are not decided again."""
     half_life_s: int = 7 * 24 * 3600
     """Of a queue's usage."""
     usage_weight: int = 1000
