@@ -316,8 +316,8 @@ class LifecycleSpec(Strict):
     key: Column | None = None
     """Column that identifies a row; kept beside predictions, never a feature."""
     group: Column | None = None
-    """Column of what must not be torn apart, such as a customer: all its rows are in one part and one fold. Never a
-    feature. A time column comes first: then the parts are by time."""
+    """Column of what must not be torn apart, such as a customer: all its rows are in one part, and on one side of a
+    fold. Never a feature. With a time column, rows before others of their group in a later part are left out."""
     weight: Column | None = None
     """Column of numbers from 0: how much each row counts while a model learns. What is measured counts rows alike."""
     class_weight: Literal["balanced"] | dict[str, Annotated[float, Field(ge=0, le=1e6)]] | None = None
