@@ -14,6 +14,7 @@ from temporalio import activity
 from everloop import names
 from everloop.events import Event, LifecycleSubmitted
 from everloop.orders import PoolOrdered, SignedPoolOrder
+from everloop.predictions import LogParts
 from everloop.records import (
     Champion,
     Code,
@@ -189,6 +190,8 @@ class DriftRequest(JobRequest):
     window: Window
     minimum_rows: int
     seed: int
+    log: LogParts | None = None
+    """The files that hold the window. None: the lines that lie in the model's folder."""
 
 
 class DataActivities(ABC):

@@ -297,6 +297,20 @@ class Monitor(Strict):
         return value
 
 
+class Log(Strict):
+    """The prediction log of the released model."""
+
+    keep: timedelta | None = None
+    """How long rows stay, from when they were logged: `90d`, say. Left out: for ever."""
+
+    @field_validator("keep")
+    @classmethod
+    def _long_enough(cls, value: timedelta | None) -> timedelta | None:
+        if value is not None and not timedelta(days=1) <= value <= timedelta(days=36_600):
+            raise ValueError("must be from 1 day to 100 years")
+        return value
+
+
 class LifecycleSpec(Strict):
     """One model's way from data to release."""
 
@@ -354,6 +368,8 @@ class LifecycleSpec(Strict):
     """What one row may take in the exported graph, in milliseconds on one thread: a slower one is refused."""
     gate: Gate = Gate()
     monitor: Monitor | None = Monitor()
+    log: Log = Log()
+    """How long predictions stay in the log."""
     resources: Resources = Resources()
     """Cores, memory and GPU of its jobs, for all stages and by stage."""
     queue: Queue = "default"
