@@ -8,6 +8,7 @@ Read models hold nothing that `views.fold` cannot make again from the journal.
 from sqlmodel import SQLModel
 
 from everloop.store.approval import ApprovalRow
+from everloop.store.budget import BudgetRow, PriceRow
 from everloop.store.columns import UtcDateTime, document, moment
 from everloop.store.door import Store
 from everloop.store.drift import DriftRow, MonitorRow, TriggerRow
@@ -45,6 +46,7 @@ __all__ = [
     "AlarmRow",
     "ApprovalRow",
     "AuditRow",
+    "BudgetRow",
     "CounterRow",
     "CredentialRow",
     "DeviceRow",
@@ -63,6 +65,7 @@ __all__ = [
     "PoolDecisionRow",
     "PoolPolicyRow",
     "PoolRow",
+    "PriceRow",
     "QueueRow",
     "ReleaseRow",
     "ReservationRow",
