@@ -27,6 +27,7 @@ from api import (
     pool,
     problems,
     release,
+    search,
     spending,
 )
 from api.bodies import body_schema, describe, json_body, read_form
@@ -184,6 +185,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     for router in (
         fork.router,
+        search.router,
         lifecycle.router,
         approval.router,
         drift.router,
@@ -199,6 +201,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifecycle.page,
         approval.page,
         data.page,
+        search.page,
         kept.page,
         drift.page,
         release.page,

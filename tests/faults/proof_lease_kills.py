@@ -61,8 +61,8 @@ def _write(asked: argparse.Namespace, ran: int, seconds: float, over: int, left:
     """A line in the table of what was proven."""
     git = ["git", "-C", str(TABLE.parent), "describe", "--always", "--dirty"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    row = [f"{datetime.now(UTC):%Y-%m-%d %H:%M}", commit, asked.seed, asked.lifecycles, ran, asked.kills, round(seconds),
-           over, left]  # fmt: skip
+    at = f"{datetime.now(UTC):%Y-%m-%d %H:%M}"
+    row = [at, commit, asked.seed, asked.lifecycles, ran, asked.kills, round(seconds), over, left]
     new = not TABLE.exists()
     with TABLE.open("a", newline="") as table:
         writer = csv.writer(table, lineterminator="\n")
