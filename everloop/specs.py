@@ -17,7 +17,7 @@ from everloop import families
 from everloop.errors import InvalidSpec
 from everloop.families import FAMILIES
 from everloop.requirements import MOST_CHARACTERS, Requirement
-from everloop.resources import MaxRuntime, Priority, Queue, Resources
+from everloop.resources import Budget, MaxRuntime, Priority, Queue, Resources
 from everloop.search import Search, refused
 from everloop.strict import Strict
 
@@ -381,6 +381,8 @@ class LifecycleSpec(Strict):
     max_runtime: MaxRuntime | None = None
     """How long one of its leases lasts at most, by your word: it may then pass others who wait for more room. A lease
     that lasts longer is the first to be taken."""
+    budget: Budget | None = None
+    """Core-hours, GPU-hours or money that its leases may spend together: then it waits until somebody raises it."""
     until: Stage | None = None
     """End well after this stage, `register` at the latest; left out, it goes on to the release and the monitor."""
 
