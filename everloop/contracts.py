@@ -37,7 +37,7 @@ from everloop.records import (
     Version,
     Window,
 )
-from everloop.resources import WHOLE_GPU
+from everloop.resources import ONE, WHOLE_GPU
 from everloop.specs import LifecycleSpec, Monitor, Stage
 
 Short = Annotated[str, StringConstraints(max_length=names.MOST_CHARACTERS)]
@@ -255,6 +255,9 @@ class Wants(Record):
     """None: a whole GPU where the pool has any."""
     gpu_mib: int = Field(default=0, ge=0, le=1 << 30)
     members: int = Field(default=1, ge=1, le=1024)
+    """At least."""
+    members_max: int = Field(default=0, ge=0, le=1024)
+    """0: exactly `members`."""
     max_runtime_s: int = Field(default=0, ge=0, le=1 << 40)
     """Declared by its owner; 0: not."""
     stage: Short = ""
@@ -264,6 +267,7 @@ class Wants(Record):
     def of(cls, spec: LifecycleSpec, stage: str) -> "Wants":
         """What a lifecycle's *stage* asks for."""
         amounts = spec.resources.of(stage)
+        members = amounts.members or ONE
         return cls(
             queue=spec.queue,
             priority=spec.priority,
@@ -272,7 +276,8 @@ class Wants(Record):
             memory_mib=amounts.memory or 0,
             milli_gpu=None if amounts.gpus is None else round(amounts.gpus * WHOLE_GPU),
             gpu_mib=amounts.gpu_memory or 0,
-            members=amounts.members or 1,
+            members=members.min,
+            members_max=members.max,
             max_runtime_s=int(spec.max_runtime.total_seconds()) if spec.max_runtime else 0,
             stage=stage,
             model=spec.model,
@@ -281,7 +286,8 @@ class Wants(Record):
     @property
     def amounts(self) -> tuple[int | None, ...]:
         """What a lease must have so that it will do for this."""
-        return (self.cores, self.memory_mib, self.milli_gpu, self.gpu_mib, self.members)
+        most = max(self.members, self.members_max)
+        return (self.cores, self.memory_mib, self.milli_gpu, self.gpu_mib, self.members, most)
 
 
 class LeaseRequest(Wants):
