@@ -536,7 +536,9 @@ def _unit(made: Trained | Refitted) -> str:
 def _again(made: Trained | Refitted) -> str:
     """What a training kept and did again when its job was ended, and where it was."""
     resumed = made.ran.resumed if made.ran else None
-    return f"; {resumed.sentence(_unit(made))}" if resumed else ""
+    ranks = made.ran.members if made.ran else ()
+    together = f"; {len(ranks)} processes together ({', '.join(each.device for each in ranks)})" if ranks else ""
+    return together + (f"; {resumed.sentence(_unit(made))}" if resumed else "")
 
 
 def _there(result: R | None) -> R:

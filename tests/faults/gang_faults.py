@@ -92,7 +92,7 @@ async def killed(
     """The same training, with kill -9 of a rank in each of the first attempts."""
     expected = await unkilled(bridge, folder, members, **values)
     seen, diary = Seen(), folder / "killed"
-    handle = await bridge.ask(LEARN, members=members, diary=str(diary), **_values(values))
+    handle = await bridge.ask(LEARN, members=members, diary=str(diary), stubborn=True, **_values(values))
     after, epochs = 0, values.get("epochs", EPOCHS)
     for number in range(kills):
         after = max(after, epochs * number // (kills + 1))  # the kills are spread over the training

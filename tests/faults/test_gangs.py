@@ -43,14 +43,6 @@ async def test_a_gang_of_two_that_is_killed_twice_ends_with_the_unkilled_loss(br
     assert {"1.log", "1.1.log", "3.log", "3.1.log"} <= logs
 
 
-async def test_a_gang_of_another_size_learns_the_same(bridge, tmp_path):
-    """Every batch is the same, however many share it."""
-    two = await gangs.unkilled(bridge, tmp_path, TWO, pace=0, epochs=10)
-    one = await gangs.unkilled(bridge, tmp_path, ("cpu1",), pace=0, epochs=10)
-    assert (two["ranks"], one["ranks"]) == (2, 1)
-    assert two["loss"] == pytest.approx(one["loss"], abs=gangs.TOLERANCE_OTHER_SIZE)
-
-
 async def test_a_rank_that_raises_is_named_and_the_others_are_not_blamed(bridge, tmp_path):
     diary = tmp_path / "diary"
     handle = await bridge.ask(gangs.LEARN, members=TWO, diary=str(diary), epochs=30, pace=0.01, raises=[1, 3])

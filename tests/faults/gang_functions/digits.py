@@ -2,7 +2,9 @@
 
 import hashlib
 import os
+import signal
 import time
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,19 @@ HELD_OUT = 400
 
 
 def learn(request: Trial, job: ThisJob) -> Tried:
+    """As `_learn`; where it is told to be stubborn, a rank whose gang breaks stays as if it waited for ever."""
+    try:
+        return _learn(request, job)
+    except RuntimeError:
+        if not request.values.get("stubborn"):
+            raise
+        traceback.print_exc()
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(600)
+        raise
+
+
+def _learn(request: Trial, job: ThisJob) -> Tried:
     """Epochs of DDP. A line of the diary: what, pid, time, epoch, rank, how many ranks, where they met."""
     values = request.values
     diary = Path(values["diary"])
