@@ -186,12 +186,20 @@ class Lease:
         self.last: Slot | None = None
         """Of the last grant, held or not: what a pointer written after the lease must carry."""
 
-    def offered(self, offer: Offer) -> None:
-        """Take note of the pool's offer (it signals again until the offer is accepted)."""
+    def offered(self, offer: Offer) -> LeaseNotice | None:
+        """Take note of the pool's offer (it signals again until the offer is accepted).
+
+        An offer that follows the held lease, with other members, is a notice for this one: the job ends at a checkpoint
+        and goes on with those.
+        """
+        held = self._held
+        if held is not None and offer.request_id == held.request_id and held.token < offer.token <= LARGEST_TOKEN:
+            return LeaseNotice(token=held.token, reason="it goes on with other members")
         fits = offer.request_id == self._asked and 0 < offer.token <= LARGEST_TOKEN
         if fits and offer.token not in self._seen:
             self._seen.add(offer.token)
             self._offers.append(offer)
+        return None
 
     def noticed(self, notice: LeaseNotice) -> bool:
         """Take note that the held lease is to be given back, or no more. Is it to?"""

@@ -174,7 +174,7 @@ class Lifecycle:
 
     @workflow.signal(name=names.LEASE_OFFERED, description="The pool's offer of a slot")
     def lease_offered(self, offer: Offer) -> None:
-        self._lease.offered(offer)
+        self._stages.offered(offer)
 
     @workflow.signal(name=names.LEASE_NOTICED, description="Others need the slot: let go at the next checkpoint")
     def lease_noticed(self, notice: LeaseNotice) -> None:

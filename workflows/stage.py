@@ -22,6 +22,7 @@ from everloop.contracts import (
     KeptRequest,
     LeaseActivities,
     LeaseNotice,
+    Offer,
     PauseRequest,
     Wants,
 )
@@ -192,6 +193,11 @@ class Stages:
     def pause(self, request: PauseRequest) -> None:
         """What a person said about holding still."""
         self._pause.heed(request)
+
+    def offered(self, offer: Offer) -> None:
+        """The pool offers what is waited for, or other members instead of those that are held."""
+        if (resized := self._lease.offered(offer)) is not None and self._preempted is None:
+            self.noticed(resized)
 
     def noticed(self, notice: LeaseNotice) -> None:
         """Others need what the lease has: the running job ends at a checkpoint, and goes on with another lease."""

@@ -50,8 +50,9 @@ def main() -> int:
     told: dict[str, object] = {
         "at": f"{datetime.now(UTC):%Y-%m-%d %H:%M}", "commit": commit(), "seed": seed, "cores": os.cpu_count(),
         "load": round(os.getloadavg()[1], 1), "minutes": round((time.monotonic() - began) / 60, 1),
-        "ranks": len(MEMBERS), "kills": seen.kills, "wrong": len(seen.wrong), "loss": seen.loss, "accuracy": seen.accuracy,
-        "death_to_all_ended_p50_s": at(ended, 0.5), "death_to_all_ended_max_s": at(ended, 1.0),
+        "ranks": len(MEMBERS), "kills": seen.kills, "wrong": len(seen.wrong), "loss": seen.loss,
+        "accuracy": seen.accuracy, "death_to_all_ended_p50_s": at(ended, 0.5),
+        "death_to_all_ended_max_s": at(ended, 1.0),
         "death_to_epoch_p50_s": at(again, 0.5), "death_to_epoch_max_s": at(again, 1.0),
     }  # fmt: skip
     print(*(f"{name}: {value}" for name, value in told.items()), sep="\n")
