@@ -39,6 +39,7 @@ from everloop.records import (
 )
 from everloop.resources import ONE, WHOLE_GPU
 from everloop.specs import LifecycleSpec, Monitor, Stage
+from everloop.trials import Searched, Study, Trial, Trials
 
 Short = Annotated[str, StringConstraints(max_length=names.MOST_CHARACTERS)]
 """A name in a signal or an update: it becomes a summary, which Temporal limits."""
@@ -139,6 +140,22 @@ class TrainRequest(JobRequest):
     """For trainers that look at raw columns. None: asked by a workflow that knew none."""
     code: Code | None = None
     """The job runs with this user's code and what it requires."""
+    searched: Searched | None = None
+    """What a search found: its best is learned. None: what the spec says is."""
+
+
+class TrialRequest(JobRequest):
+    """Ask, learn and judge, trial by trial, as many of *numbers* as there is time for."""
+
+    study: Study
+    numbers: tuple[int, ...]
+    """In their order. The first is tried in any case."""
+    recent: tuple[Trial, ...] = ()
+    """Trials that have ended and are not in the study's blobs yet."""
+    seconds: float | None = None
+    """That the budget has left."""
+    preload: tuple[str, ...] = ()
+    """Modules of the heavy place that the warm process loads before its fork."""
 
 
 class EvaluateRequest(JobRequest):
@@ -208,6 +225,12 @@ class TrainingActivities(ABC):
     async def refit(self, request: RefitRequest) -> Refitted: ...
 
 
+class SearchJobActivities(ABC):
+    @activity.defn(name="everloop.search.try")
+    @abstractmethod
+    async def attempt(self, request: TrialRequest) -> Trials: ...
+
+
 class EvaluationActivities(ABC):
     @activity.defn(name="everloop.evaluation.evaluate")
     @abstractmethod
@@ -255,9 +278,8 @@ class Wants(Record):
     """None: a whole GPU where the pool has any."""
     gpu_mib: int = Field(default=0, ge=0, le=1 << 30)
     members: int = Field(default=1, ge=1, le=1024)
-    """At least."""
-    members_max: int = Field(default=0, ge=0, le=1024)
-    """0: exactly `members`."""
+    members_most: int = Field(default=0, ge=0, le=1024)
+    """Of an elastic lease: as many more as there is room for when it is granted. 0: exactly `members`."""
     max_runtime_s: int = Field(default=0, ge=0, le=1 << 40)
     """Declared by its owner; 0: not."""
     stage: Short = ""
@@ -277,7 +299,7 @@ class Wants(Record):
             milli_gpu=None if amounts.gpus is None else round(amounts.gpus * WHOLE_GPU),
             gpu_mib=amounts.gpu_memory or 0,
             members=members.min,
-            members_max=members.max,
+            members_most=members.max if members.max > members.min else 0,
             max_runtime_s=int(spec.max_runtime.total_seconds()) if spec.max_runtime else 0,
             stage=stage,
             model=spec.model,
@@ -286,8 +308,7 @@ class Wants(Record):
     @property
     def amounts(self) -> tuple[int | None, ...]:
         """What a lease must have so that it will do for this."""
-        most = max(self.members, self.members_max)
-        return (self.cores, self.memory_mib, self.milli_gpu, self.gpu_mib, self.members, most)
+        return (self.cores, self.memory_mib, self.milli_gpu, self.gpu_mib, self.members, self.members_most)
 
 
 class LeaseRequest(Wants):
@@ -589,6 +610,43 @@ class DriftActivities(ABC):
     async def trigger(self, request: TriggerRequest) -> TriggerAnswer: ...
 
 
+class BeginRequest(Record):
+    """A search begins: what its trials have in common is written down once."""
+
+    study: str
+    """Its id."""
+    lifecycle: str
+    spec: LifecycleSpec
+    snapshot: Snapshot
+    prepared: Prepared
+    champion: Champion | None = None
+    again: bool = False
+    """A retraining: it begins from the champion's parameters, on a quarter of the budget."""
+
+
+class TellRequest(Record):
+    """Trials that have ended, and how the search stands."""
+
+    study: Study
+    trials: tuple[Trial, ...]
+    spent: float
+    """Seconds of the budget."""
+    sentence: str
+    """How far it is, or what it waits for."""
+    ended: str = ""
+    """Why it has ended, as `Searched.ended`; `paused`: it goes on later."""
+
+
+class SearchActivities(ABC):
+    @activity.defn(name="everloop.search.begin")
+    @abstractmethod
+    async def begin(self, request: BeginRequest) -> Study: ...
+
+    @activity.defn(name="everloop.search.tell")
+    @abstractmethod
+    async def tell(self, request: TellRequest) -> Study: ...
+
+
 class PoolActivities(ABC):
     @activity.defn(name="everloop.pool.order")
     @abstractmethod
@@ -646,6 +704,62 @@ class PauseRequest(Record):
     action: Literal["pause", "resume"]
     person: Short
     reason: str = Field(default="", max_length=2000)
+
+
+class SearchOrder(Record):
+    """What a person tells a running search: `take_best` ends it, and its best so far goes on."""
+
+    action: Literal["take_best"]
+    person: Short
+    reason: str = Field(default="", max_length=2000)
+
+
+class SearchState(Record):
+    """Where a search stands when it is paused, or continues as new. Nothing of it runs then."""
+
+    study: Study
+    spent: float = 0.0
+    """Seconds of the budget."""
+    next: int = 0
+    """Number of the next trial."""
+    free: tuple[int, ...] = ()
+    """Numbers before it that are to be tried again."""
+    ended: int = 0
+    """Trials that have ended."""
+    gained_at: int = 0
+    """There were so many when the best got better the last time."""
+    best: Trial | None = None
+    seconds: float = 0.0
+    """That a trial takes, about."""
+    error: str = ""
+    """Why the last one failed that did."""
+    why: Literal["", "person"] = ""
+    """Why it is to end."""
+    order: str = ""
+    """A person's words for it."""
+    lease: AcceptRequest | None = None
+    """What the next run adopts."""
+
+
+class SearchRequest(Record):
+    """The input of a Search workflow."""
+
+    lifecycle: str
+    spec: LifecycleSpec
+    snapshot: Snapshot
+    prepared: Prepared
+    champion: Champion | None = None
+    again: bool = False
+    state: SearchState | None = None
+    """It goes on from here."""
+
+
+class SearchAnswer(Record):
+    """How a search ended. `paused`: it goes on from *state*."""
+
+    outcome: Literal["found", "paused"]
+    searched: Searched | None = None
+    state: SearchState | None = None
 
 
 class LifecycleAnswer(Record):

@@ -85,7 +85,8 @@ class Orders:
         settings = self._settings
         body = asked.request.model_dump(mode="json")
         question = {name: value for name, value in body.items() if name not in ("slot", "lease")}
-        apart = "" if member.rank == 0 else f"/ranks/{member.rank}"
+        rank = gang["rank"] if gang else 0  # a trial of a search has a member of its own, of any rank, and is no gang
+        apart = f"/ranks/{rank}" if rank else ""
         order: Order = {
             "topic": self._topic,
             "function": asked.function,
@@ -98,7 +99,7 @@ class Orders:
             "live": rows.live(self._store, member.device),
             "whole": member.milli_gpu >= WHOLE_GPU,
             "folder": str(settings.scratch_dir / f"jobs/{asked.job}{apart}"),
-            "log": names.job_log(asked.job, asked.attempt, member.rank),
+            "log": names.job_log(asked.job, asked.attempt, rank),
             "logs_dir": str(settings.logs_dir),
             "slots_dir": str(settings.scratch_dir / "slots"),
             "environment": self._environment(member.device),

@@ -222,7 +222,7 @@ class Task:
 def _kept(order: Order) -> Outcome | None:
     """The result of an attempt with this token or an older one, for the same question."""
     folder = Path(order["folder"])
-    if order.get("rank"):  # rank 0's result is the gang's: without it all begin again
+    if order.get("gang", {}).get("rank"):  # rank 0's result is the gang's: without it all begin again
         return None
     for token, of_token in numbered(folder) if folder.exists() else []:
         if token > order["token"]:
@@ -269,6 +269,7 @@ def _run(order: Order, task: Task, job: Path, locks: Locks, memory: Memory) -> i
     log = os.open(Path(order["logs_dir"]) / order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     start: reaper.Start = {"name": order["function"], "folder": str(job), "grace_seconds": order["grace_seconds"]}
     start["lease"] = _slot(order).text
+    start["modules"] = [f"{order['root']}.{name}" for name in order["request"].get("preload", ())]
     try:
         try:
             warm = warming.warm_up(order["root"], _environment(order["environment"]))
