@@ -12,7 +12,7 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse
 from starlette.staticfiles import StaticFiles
 from temporalio.client import Client
 
-from api import approval, cost, data, drift, fork, identity, kept, lifecycle, pages, pool, problems, release
+from api import approval, cost, data, drift, fork, identity, kept, lifecycle, pages, pool, problems, release, search
 from api.bodies import body_schema, describe, json_body, read_form
 from api.dependencies import Here, Parts, Person, ask
 from api.identity import Asker, Guard
@@ -168,6 +168,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     for router in (
         fork.router,
+        search.router,
         lifecycle.router,
         approval.router,
         drift.router,
@@ -181,6 +182,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifecycle.page,
         approval.page,
         data.page,
+        search.page,
         kept.page,
         drift.page,
         release.page,

@@ -22,6 +22,7 @@ from everloop import errors, stack
 from everloop import settings as configuration
 from everloop.errors import EverloopError, InvalidSpec, NotAuthenticated, Unavailable
 from everloop.pool_calls import PoolCalls
+from everloop.searches import SearchCalls
 from everloop.settings import Settings
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ RUNNING = frozenset({"running", "waiting_approval", "needs_attention"})
 FAR_SECONDS = 10 * 365 * 86400.0
 
 
-class Client(PoolCalls):
+class Client(PoolCalls, SearchCalls):
     """A connection to one deployment as one person. Safe to share between threads; use as a context manager."""
 
     def __init__(

@@ -77,7 +77,7 @@ def submit(  # noqa: PLR0917  # options of a command, given by name
 ) -> None:
     """Start a lifecycle."""
     with connected(data_dir) as client:
-        found = client.submit(spec, key, _changes(changes or []))
+        found = client.submit(spec, key, given_changes(changes or []))
         if wait:
             found = follow(client, found["id"], until="gate", quiet=as_json)
         elif not as_json:
@@ -88,7 +88,7 @@ def submit(  # noqa: PLR0917  # options of a command, given by name
         exit_by(found)
 
 
-def _changes(given: list[str]) -> Json:
+def given_changes(given: list[str]) -> Json:
     """`training.rounds=50` as a name and a value, which is read as in the spec."""
     import yaml
 
@@ -121,7 +121,7 @@ def fork(  # noqa: PLR0917  # options of a command, given by name
     as_json: AsJson = False,
 ) -> None:
     """Start a lifecycle that keeps everything before a stage of another one."""
-    given = _changes(changes or [])
+    given = given_changes(changes or [])
     with connected(data_dir) as client:
         found = client.fork(lifecycle, stage, given, key)
     print_json(found) if as_json else typer.echo(f"{found['id']}   (everloop watch {found['id']})")
