@@ -1,5 +1,6 @@
 """A person's pause: the running job ends at a checkpoint, the slot goes to others, nothing begins until a resume."""
 
+import asyncio
 from typing import Any
 
 from temporalio import workflow
@@ -22,8 +23,8 @@ class Pause:
         self._journal = journal
         self._lease = lease
         self._by: PauseRequest | None = None
-        self.job: workflow.ActivityHandle[Any] | None = None
-        """The activity that a pause cancels. It ends when the job's tree is gone, so the slot is free then."""
+        self.job: asyncio.Task[Any] | None = None
+        """The activity, or the search, that a pause cancels. It ends when what it runs is gone: the slot is free."""
 
     @property
     def by(self) -> PauseRequest | None:

@@ -3,6 +3,7 @@
 All timeouts and retries of stages are here; the error's class says what is retried (everloop/errors.py).
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any, TypeVar, get_type_hints
@@ -102,8 +103,9 @@ class Stages:
         method: Callable[[Any, Q], Awaitable[R]],
         request: Q,
         summary: Callable[[R], str],
+        first: Callable[[Q], Awaitable[Q]] | None = None,
     ) -> R | None:
-        """The stage's result, or None when a person skipped it.
+        """The stage's result, or None when a person skipped it. *first*: what is done before its job, without a lease.
 
         Raises `Aborted` when a person ended it here, `ReadAgain` when one retries what the data was to blame for,
         `Reached` when it was the last one to run.
@@ -114,7 +116,7 @@ class Stages:
                 await self._pause.over()
             self.started(stage)
             try:
-                result = await self._attempt(stage, method, request)
+                result = await self._attempt(stage, method, request, first)
             except (ActivityError, ApplicationError, CancelledError) as error:
                 # Without an activity: the request is too large to be sent, or a pause came before the job began.
                 cause = error.cause if isinstance(error, ActivityError) else error
@@ -193,6 +195,10 @@ class Stages:
         """What a person said about holding still."""
         self._pause.heed(request)
 
+    def pauses(self, job: "asyncio.Task[Any] | None") -> None:
+        """What a pause has to end, where that is no job of ours."""
+        self._pause.job = job
+
     def noticed(self, notice: LeaseNotice) -> None:
         """Others need what the lease has: the running job ends at a checkpoint, and goes on with another lease."""
         if self._lease.noticed(notice) and self._pause.job is not None:
@@ -203,13 +209,23 @@ class Stages:
         """What a person decided about the parked stage."""
         self._attention = request
 
-    async def _attempt(self, stage: Stage, method: Callable[[Any, Q], Awaitable[R]], request: Q) -> R:
+    async def _attempt(
+        self,
+        stage: Stage,
+        method: Callable[[Any, Q], Awaitable[R]],
+        request: Q,
+        first: Callable[[Q], Awaitable[Q]] | None,
+    ) -> R:
         if not isinstance(request, JobRequest):
             return await workflow.execute_activity_method(
                 method, request, start_to_close_timeout=LIGHT_TIMEOUT, retry_policy=RETRY, summary=f"**{stage}**"
             )
         if self.fork is not None and stage in STAGES[: STAGES.index(self.fork.stage)]:
             return await self._kept(stage, method, request, self.fork)
+        if first is not None:
+            await self._lease.give_back()
+            request = await first(request)
+            assert isinstance(request, JobRequest)  # noqa: S101  # as it was
         self._lease.wants = Wants.of(request.spec, stage) if hasattr(request, "spec") else Wants()
         slot = await self._lease.take()
         self._preempted = None

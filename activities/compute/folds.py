@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from activities.compute import Context
 from activities.compute.data import event_seconds
 from activities.compute.features import TEST, VALIDATION, Floats
-from activities.compute.trainers import Examples, Rungs, answers_of_rows, learned_with, loss_of, trainer
+from activities.compute.trainers import Examples, Fitted, Rungs, answers_of_rows, learned_with, loss_of, trainer
 from activities.compute.trainers.part import Part
 from everloop.errors import DatasetTooSmall
 from everloop.specs import LifecycleSpec
@@ -141,6 +141,8 @@ class Crossed:
     parameters: dict[str, Any] = field(default_factory=dict)
     held: dict[str, Any] = field(default_factory=dict)
     """For the checkpoints of what is learned after the folds."""
+    last: Fitted | None = None
+    """The last fold's model; None where a checkpoint stood after it."""
 
     @property
     def judged(self) -> Places:
@@ -149,17 +151,18 @@ class Crossed:
         return np.flatnonzero(~np.isnan(first))
 
 
-def cross(
+def cross(  # noqa: PLR0917
     examples: Examples,
     params: Mapping[str, Any],
     context: Context,
     folds: Sequence[Fold],
     rungs: Rungs | None = None,
+    within: Rungs | None = None,
 ) -> Crossed:
     """Learn and judge fold by fold; early stopping looks at the fold's own rows.
 
     Folds are *rungs*: after each the mean loss so far is told, and `Pruned` may end it. Of one fold the family's own
-    rungs are. Goes on from the context's checkpoint.
+    rungs are. *within*: looks at the family's own in each of several folds. Goes on from the context's checkpoint.
     """
     pipeline, rows = examples.pipeline, examples.rows
     shape = (len(rows), len(pipeline.classes)) if pipeline.classes else (len(rows),)
@@ -168,10 +171,12 @@ def cross(
     sums = np.array(held["sums"]) if ended else np.zeros(shape)
     counts = np.array(held["counts"]) if ended else np.zeros(len(rows))
     losses: list[float] = list(held["losses"]) if ended else []
+    fitted: Fitted | None = None
     learned: list[tuple[int, dict[str, Any]]] = [tuple(each) for each in held["learned"]] if ended else []
     for place in range(ended, len(folds)):
         fold = folds[place]
-        own = replace(examples, train=fold.train, validation=fold.validation, rungs=rungs if len(folds) == 1 else None)
+        looks = rungs if len(folds) == 1 else within
+        own = replace(examples, train=fold.train, validation=fold.validation, rungs=looks)
         fitted = trainer(examples.spec.trainer).fit(own, params, Part(context, place, held, restored))
         told = answers_of_rows(fitted, pipeline, rows, fold.validation, examples.raw)
         sums[fold.validation] += told
@@ -189,7 +194,7 @@ def cross(
     divisor = np.where(counts, counts, np.nan)
     answers = sums / (divisor[:, None] if pipeline.classes else divisor)
     iterations = max(1, round(float(np.median([each for each, _ in learned]))))
-    return Crossed(answers, losses, iterations, _settled([each for _, each in learned]), held)
+    return Crossed(answers, losses, iterations, _settled([each for _, each in learned]), held, fitted)
 
 
 def _settled(learned: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -262,6 +262,7 @@ def _run(order: Order, task: Task, job: Path, locks: Locks, memory: Memory) -> i
     log = os.open(Path(order["logs_dir"]) / order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     start: reaper.Start = {"name": order["function"], "folder": str(job), "grace_seconds": order["grace_seconds"]}
     start["lease"] = _slot(order).text
+    start["modules"] = [f"{order['root']}.{name}" for name in order["request"].get("preload", ())]
     try:
         try:
             warm = warming.warm_up(order["root"], _environment(order["environment"]))

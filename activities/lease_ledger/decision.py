@@ -8,7 +8,7 @@ from sqlalchemy import func, update
 from sqlmodel import Session, col, select
 from sqlmodel.sql.expression import SelectOfScalar
 
-from activities.lease_ledger import capacity, record, rows
+from activities.lease_ledger import capacity, record, reservations, rows
 from activities.lease_ledger.ends import ended, request_ends
 from activities.lease_ledger.state import DAY_MS, policy, read
 from activities.lease_policy import decide
@@ -37,6 +37,7 @@ from everloop.store import (
     LeaseRow,
     PoolRow,
     QueueRow,
+    ReservationRow,
     Store,
 )
 
@@ -58,11 +59,13 @@ def grant(store: Store, pool: str) -> int:
         with store.read() as session:
             row = session.get(PoolRow, pool)
             version, state, rules = row.version if row else 0, read(session, pool, now_ms), policy(session, pool)
+            reserved = reservations.standing(session, pool)
         with DECIDE.time():
             decisions = decide(state, now_ms, rules, FUEL)
         EXAMINED.observe(min(len(state.waiting), FUEL))
         acts = [one for one in decisions if not isinstance(one, Explain | Reserve)]
-        if not acts or _committed(store, pool, version, record.Decided(state, rules, now_ms, decisions)):
+        made = record.Decided(state, rules, now_ms, decisions)
+        if _committed(store, pool, version, made) if acts else _kept(store, pool, version, made, reserved):
             explain(store, [one for one in decisions if isinstance(one, Explain)])
             return sum(isinstance(one, Grant) for one in acts)
     raise Unavailable(f"pool {pool} changes faster than it can be decided about")
@@ -88,7 +91,21 @@ def _committed(store: Store, pool: str, version: int, made: record.Decided) -> b
         for one in made.decisions:
             _do(session, pool, one, made.now_ms)
             session.flush()  # in their order: what one gives back another may take
+        reservations.note(session, pool, reservations.kept(made.state, made.decisions, made.now_ms), made.now_ms)
     record.remember(pool, kept)
+    return True
+
+
+def _kept(store: Store, pool: str, version: int, made: record.Decided, before: Sequence[ReservationRow]) -> bool:
+    """Write what is reserved where that has changed and nothing else has. False: the ledger is another by now."""
+    now = reservations.kept(made.state, made.decisions, made.now_ms)
+    if not reservations.differ(before, now):
+        return True
+    with store.write() as session:
+        row = session.get(PoolRow, pool, with_for_update=True)
+        if row is not None and row.version != version:
+            return False
+        reservations.note(session, pool, now, made.now_ms)
     return True
 
 

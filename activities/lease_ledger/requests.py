@@ -51,7 +51,7 @@ def _request(session: Session, request: LeaseRequest, asks: Caller) -> LeaseRequ
         milli_gpu=NOT_SAID if request.milli_gpu is None else request.milli_gpu,
         gpu_mib=request.gpu_mib,
         members_min=request.members,
-        members_max=request.members,
+        members_max=max(request.members, request.members_most),
         max_runtime_ms=request.max_runtime_s * 1000,
         stage=request.stage,
         model=request.model,

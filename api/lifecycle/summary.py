@@ -3,7 +3,7 @@
 from typing import Any
 from urllib.parse import quote
 
-from sqlmodel import Session, select
+from sqlmodel import Session, col, select
 
 from api import alarm, journal
 from api.dependencies import Parts
@@ -56,9 +56,8 @@ def _wait(session: Session, row: LifecycleRow, low: StorageLow | None) -> str:
 
 def _queued(session: Session, row: LifecycleRow) -> str:
     """Why it waits in its queue, where it stands in one; else what it says itself."""
-    mine = session.exec(
-        select(LeaseRequestRow).where(LeaseRequestRow.workflow_id == row.id, LeaseRequestRow.state == "queued")
-    ).first()
+    asks = col(LeaseRequestRow.workflow_id).in_([row.id, names.search_id(row.id)])
+    mine = session.exec(select(LeaseRequestRow).where(asks, LeaseRequestRow.state == "queued")).first()
     if mine is None:
         own = Wait(what=row.wait_what, since=row.wait_since, unblocks=row.wait_unblocks) if row.wait_since else None
         return own.sentence() if own else ""

@@ -126,6 +126,32 @@ class WaitingView(BaseModel):
     unblocks: str
 
 
+class KeptView(BaseModel):
+    """What is kept of a device."""
+
+    device: str
+    amounts: Amounts
+    """At the start."""
+    idle: Counted
+    """Of it, what is kept idle until then, as far as nothing short runs on it."""
+
+
+class ReservationView(BaseModel):
+    """Devices are kept for somebody who waits: others start there only if they end before, by their declared time."""
+
+    request: str
+    lifecycle: str
+    queue: str
+    since: datetime
+    starts_at: datetime
+    slipped_seconds: float
+    """How much later that is than it was to be at first."""
+    parts: list[KeptView]
+    waits_for: list[int]
+    """Tokens of the leases that end by then."""
+    sentence: str
+
+
 class PoolView(BaseModel):
     """A pool as it is now."""
 
@@ -136,6 +162,7 @@ class PoolView(BaseModel):
     waiting: list[WaitingView]
     waiting_in_all: int
     """`waiting` lists the first ones alone."""
+    reservations: list[ReservationView]
     links: dict[str, str]
 
 

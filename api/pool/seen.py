@@ -26,6 +26,7 @@ from api.pool.answers import (
     QueueView,
     WaitingView,
 )
+from api.pool.reserved import reservations
 from everloop import names, orders
 from everloop.errors import NotFound
 from everloop.queues import NO_LIMIT, Queue, document
@@ -48,6 +49,7 @@ def pool(session: Session, name: str, limit: int) -> PoolView:
         leases=leases(session, name, 0, views),
         waiting=[waiting_view(row) for row in waiting],
         waiting_in_all=sum(_pending(session, name).values()),
+        reservations=reservations(session, name),
         links={"self": f"/api/v1/pools/{quote(name)}", "page": f"/pool?pool={quote(name)}"},
     )
 

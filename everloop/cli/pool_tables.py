@@ -29,6 +29,8 @@ def pool(found: Json) -> RenderableType:
     parts += [heading("held now"), leases(found["leases"])]
     parts += [heading("queues"), queues(found["queues"])]
     parts += [heading("waiting"), *waiting(found["waiting"], found["waiting_in_all"])]
+    if found["reservations"]:
+        parts += [heading("reserved"), *(Text(each["sentence"]) for each in found["reservations"])]
     return Group(*parts)
 
 

@@ -26,6 +26,7 @@ from everloop.store.lease import (
     PoolPolicyRow,
     PoolRow,
     QueueRow,
+    ReservationRow,
     ResultRow,
 )
 from everloop.store.lifecycle import LifecycleRow, StageRow
@@ -64,6 +65,7 @@ __all__ = [
     "PoolRow",
     "QueueRow",
     "ReleaseRow",
+    "ReservationRow",
     "ResultRow",
     "RouteChangeRow",
     "RouteRow",

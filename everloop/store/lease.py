@@ -264,6 +264,41 @@ class LeaseTimeRow(SQLModel, table=True):
     """Queue that pays: of what was wasted the beneficiary's."""
 
 
+class ReservationRow(SQLModel, table=True):
+    """What is kept on a device for somebody who waits, for a stretch of time. Written when a decision changes it.
+
+    No possession: what ends before `start_ms` by its declared time may still run there, so what was idle of it is the
+    least of `idle_*` and of what was free (activities/lease_time).
+    """
+
+    __tablename__ = "reservation"
+    __table_args__ = (Index("reservation_to", "pool", "to_ms"), Index("reservation_request", "request_id"))
+
+    id: int | None = Field(default=None, primary_key=True)
+    pool: str
+    request_id: str
+    workflow_id: str
+    queue: str
+    device: str
+    cores: int = 0
+    """At its start, as the three below."""
+    memory_mib: int = 0
+    milli_gpu: int = 0
+    gpu_mib: int = 0
+    idle_cores: int = 0
+    """Of it, what need not come free first: kept idle until the start."""
+    idle_milli_gpu: int = 0
+    start_ms: int = big()
+    """When it starts, by the declared ends of `waits_for`."""
+    first_start_ms: int = big()
+    """When it was to start at first: it has slipped by the difference."""
+    waits_for: list[int] = document(list)
+    """Tokens of the leases there that end by then, by their declared time."""
+    from_ms: int = big()
+    to_ms: int = big()
+    """0: still."""
+
+
 class PoolDecisionRow(SQLModel, table=True):
     """What `decide` was given and what it said: replays to the same digest anywhere. Kept for 7 days."""
 

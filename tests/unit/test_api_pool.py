@@ -15,6 +15,7 @@ from everloop.store import (
     LeaseRequestRow,
     LeaseRow,
     QueueRow,
+    ReservationRow,
     Store,
 )
 from tests import api_parts as parts
@@ -106,6 +107,22 @@ def fill(store: Store) -> None:
             )
         )
     with store.write() as session:
+        started = lease_time.in_ms(NOW + timedelta(hours=1))
+        session.add(
+            ReservationRow(
+                pool="default",
+                request_id="request-dora",
+                workflow_id="dora",
+                queue="text",
+                device="cpu1",
+                cores=2,
+                idle_cores=1,
+                start_ms=started,
+                first_start_ms=started - 90_000,
+                waits_for=[3],
+                from_ms=lease_time.in_ms(NOW - timedelta(minutes=2)),
+            )
+        )
         lease_time.inventoried(
             session,
             "default",
@@ -144,6 +161,10 @@ def test_a_pool_says_who_holds_what_with_queues_and_who_waits_for_which_reason(c
     assert queues["research"]["use"]["cores"] == 6
     assert queues["vision"]["depth"] == 1
     assert (queues["vision"]["over_quota"], queues["text"]["pending"], queues["research"]["pending"]) == (False, 2, 2)
+    (kept,) = found["reservations"]
+    assert (kept["lifecycle"], kept["waits_for"], kept["slipped_seconds"]) == ("dora", [3], 90)
+    assert kept["sentence"].startswith("dora has 2 cores of cpu1 reserved: it starts by ")
+    assert "when lease 3 of cleo has ended by the declared max_runtime; that is 90 s later than at" in kept["sentence"]
     first, second = found["waiting"]
     assert first["sentence"] == "waits for 2 cores in queue text: next, 0 cores free"
     assert first["unblocks"].startswith("a lease ends")
@@ -253,6 +274,7 @@ def test_the_page_of_a_pool_shows_the_drawing_the_same_as_a_table_and_buttons(cl
     assert "<textarea" not in follows.text  # it would forget what is being typed
     assert page.count('class="k-held_idle"') >= 3
     assert "ada, lease 1, queue vision: train (useful)" in page
+    assert "dora has 2 cores of cpu1 reserved: it starts by" in page
     assert 'action="/pool/leases/1/revoke"' in page
     assert 'action="/pool/leases/3/revoke"' not in page  # it is told already
     assert 'action="/pool/nodes/alpha/drain"' in page

@@ -7,7 +7,7 @@ from alembic import op
 import everloop.store
 
 revision = "0013_search"
-down_revision = "0011_time"
+down_revision = "0012_reservations"
 branch_labels = None
 depends_on = None
 
