@@ -216,6 +216,8 @@ class Prepared(Result):
     classes: tuple[str, ...] = ()
     unmatched: tuple[str, ...] = ()
     """Columns that are not read as they were for the champion: then no row counts as one it has never seen."""
+    selection: str = ""
+    """What became of the columns where the spec asks for a choice among them: a sentence."""
 
 
 class Curve(Record):

@@ -62,6 +62,7 @@ FIRST_READ: dict[str, Stage] = {
     "metric": "evaluate",
     **dict.fromkeys(("resources", "queue", "priority", "preemptible", "max_runtime"), "monitor"),
     "model_mib": "export",
+    "latency_ms": "export",
     "gate": "approve",
     "monitor": "monitor",
     "until": "monitor",
@@ -163,6 +164,16 @@ def layouts_known(layout: str) -> bool:
     return bool(directives) and set(directives) <= set("YymdHMSIpbBfjz%") and bool({"Y", "y"} & set(directives))
 
 
+class Selection(Strict):
+    """Columns are ranked on the train part, and the best are kept; a request may bring the others, nobody looks."""
+
+    method: Literal["mutual_information", "correlation", "importance", "l1"] = "mutual_information"
+    """Filters: mutual information with the target, or the correlation of ranks. Embedded: by how much LightGBM is worse
+    without a column (importance), or how early an L1 penalty lets it into a linear model."""
+    keep: Annotated[int, Field(ge=1, le=10_000)] | Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """A share of the columns below 1, or how many."""
+
+
 class Features(Strict):
     """Which columns the model may look at. The target, the time and the key never are features."""
 
@@ -172,6 +183,14 @@ class Features(Strict):
     """Never these: leaks (columns known only after the fact) and identifiers."""
     target_mean: bool = False
     """Tell a category of more than 100 values also as the target's mean, fold by fold. LightGBM rarely needs it."""
+    near_duplicates: Annotated[float, Field(ge=0.5, lt=1)] | None = None
+    """Of two numbers whose correlation is above it, one is left out."""
+    selection: Selection | None = None
+    """Keep only the columns that say most about the target."""
+    skew: Literal["none", "log1p", "yeo_johnson", "quantile"] = "none"
+    """Make skewed numbers even, for linear and torch: trees only look at their order."""
+    interactions: Annotated[int, Field(ge=0, le=10)] = 0
+    """Products and ratios of each pair of so many numbers, those that say most about the target."""
 
 
 class Split(Strict):
@@ -331,6 +350,8 @@ class LifecycleSpec(Strict):
     """Costs of errors, of a binary target: they say from which probability on the positive class is answered."""
     model_mib: Annotated[int, Field(ge=1, le=1024)] = 20
     """What the exported graph may take, in MiB: a larger one is refused."""
+    latency_ms: Annotated[float, Field(gt=0, le=60_000)] | None = None
+    """What one row may take in the exported graph, in milliseconds on one thread: a slower one is refused."""
     gate: Gate = Gate()
     monitor: Monitor | None = Monitor()
     resources: Resources = Resources()

@@ -263,7 +263,7 @@ class Lifecycle:
                 PrepareRequest(spec=self._spec, snapshot=snapshot, champion=champion),
                 lambda made: (
                     f"{made.feature_count} features; {made.train_rows:,} train, {made.validation_rows:,} validation, "
-                    f"{made.test_rows:,} test rows"
+                    f"{made.test_rows:,} test rows" + (f"; {made.selection}" if made.selection else "")
                 ),
             )
         )

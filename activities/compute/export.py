@@ -19,7 +19,8 @@ from activities.compute import Job
 from activities.compute.data import Table, target_of, time_layouts
 from activities.compute.features import DAY, FIRST_SECOND, LAST_SECOND, Floats, Input, Pipeline
 from activities.compute.features.graph import Graph
-from activities.compute.features.inputs import Terms
+from activities.compute.features.inputs import Skew, Terms
+from activities.compute.features.skews import uneven
 from activities.compute.features.terms import OPSET as TEXT_OPSET
 from activities.compute.finish import calibrated, decided_in_graph, in_graph
 from activities.compute.inference import Columns, Model
@@ -261,10 +262,11 @@ def _edges(pipeline: Pipeline, fitted: Fitted, real: Columns, random: np.random.
     """Real rows with one column replaced: missing, unseen, extreme, and both neighbours of every threshold."""
     plain = dict(enumerate(entry.name for entry in pipeline.of("number", "boolean")))
     thresholds, steps = _thresholds(plain, fitted), _thresholds(pipeline.fine_places, fitted)
-    tried = {}
+    tried, even = {}, {each.column: each for each in pipeline.skews}
     for entry in pipeline.inputs:
         with naming(column=entry.name):
-            tried[entry.name] = _edge_values(entry, thresholds.get(entry.name, []), steps.get(entry.name, []))
+            near, fine = thresholds.get(entry.name, []), steps.get(entry.name, [])
+            tried[entry.name] = _edge_values(entry, near, fine, even.get(entry.name))
     for encoding in pipeline.encodings:
         tried[encoding.column] = [*UNSEEN, *encoding.known]
     for terms in pipeline.terms:
@@ -284,7 +286,9 @@ def _edges(pipeline: Pipeline, fitted: Fitted, real: Columns, random: np.random.
     return edges
 
 
-def _edge_values(entry: Input, thresholds: Sequence[float], fine: Sequence[float]) -> list[Any]:
+def _edge_values(
+    entry: Input, thresholds: Sequence[float], fine: Sequence[float], skew: Skew | None = None
+) -> list[Any]:
     if entry.kind == "category":
         return [*UNSEEN, *entry.known]
     if entry.kind == "boolean":
@@ -299,7 +303,7 @@ def _edge_values(entry: Input, thresholds: Sequence[float], fine: Sequence[float
     held = np.concatenate([near, *(one.astype(np.float64) for one in around)])
     steps = np.nextafter(np.asarray(fine, np.float32), np.float32(np.inf)).astype(np.float64)
     beside = [held[: MOST_BESIDE // max(1, len(fine))] + step for step in (*fine, *steps)]
-    values = np.concatenate([held, *beside]) + entry.offset
+    values = uneven(skew, held) if skew else np.concatenate([held, *beside]) + entry.offset
     return [*EXTREMES, *values[np.isfinite(values)].tolist()]
 
 

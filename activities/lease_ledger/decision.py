@@ -277,15 +277,29 @@ def due(store: Store, pool: str) -> list[LeaseRow]:
         return [row for row in found if row.expires_at and row.expires_at <= rows.now()]
 
 
-def told_or_offered(store: Store, pool: str, state: str) -> list[LeaseRow]:
-    """Leases in *state* that their holders have to hear of: `offered`, `noticed`."""
-    with store.read() as session:
-        return list(session.exec(select(LeaseRow).where(LeaseRow.pool == pool, LeaseRow.state == state)).all())
-
-
 def offers(store: Store, pool: str) -> list[LeaseRow]:
     """Grants that their holders have not taken yet."""
-    return told_or_offered(store, pool, "offered")
+    with store.read() as session:
+        return list(session.exec(select(LeaseRow).where(LeaseRow.pool == pool, LeaseRow.state == "offered")).all())
+
+
+def untold(store: Store, pool: str) -> list[LeaseRow]:
+    """Leases whose holders have to hear of a notice, or that it is withdrawn."""
+    noticed = (col(LeaseRow.state) == "noticed") & (
+        col(LeaseRow.told_at).is_(None) | (col(LeaseRow.told_at) != col(LeaseRow.deadline_at))
+    )
+    withdrawn = (col(LeaseRow.state) == "active") & col(LeaseRow.told_at).is_not(None)
+    with store.read() as session:
+        return list(session.exec(select(LeaseRow).where(LeaseRow.pool == pool, noticed | withdrawn)).all())
+
+
+def told(store: Store, pool: str, token: int, deadline: datetime | None) -> None:
+    """Its holder knows by when it has to let go; None: that it has not to any more."""
+    with store.write() as session:
+        row = session.get(LeaseRow, (pool, token))
+        if row is not None:
+            row.told_at = deadline
+            session.add(row)
 
 
 def outlook(store: Store, pool: str) -> tuple[int, float | None]:

@@ -8,8 +8,8 @@ from sqlmodel import Session, select
 from activities.lease_policy import apply
 from activities.lease_policy.room import NOTHING, Four, fit, minus, most, plus, times
 from activities.lease_policy.state import Amount, Decision, Explain, PoolState, Reserve
+from everloop.amounts import AMOUNTS
 from everloop.store import LeaseRequestRow, ReservationRow
-from everloop.store.lease import COUNTED
 
 TRIAL_TOKENS = 1 << 62
 """Of grants that are not committed: nobody waits for these by token."""
@@ -106,6 +106,6 @@ def note(session: Session, pool: str, now: Iterable[Kept], now_ms: int) -> None:
 
 
 def _of_row(row: ReservationRow) -> Kept:
-    amount = Amount(*(getattr(row, what) for what in COUNTED))
+    amount = Amount(*(getattr(row, what) for what in AMOUNTS))
     idle = Amount(cores=row.idle_cores, milli_gpu=row.idle_milli_gpu)
     return Kept(row.request_id, row.device, amount, idle, row.start_ms, tuple(row.waits_for))

@@ -58,6 +58,8 @@ class QueueView(BaseModel):
     """What it may have now, by the policy; null where the policy could not say it."""
     use: Counted
     """Of it and of all below it."""
+    usage: Counted
+    """What it and all below it have used, decayed by the policy's half-life, in resource-milliseconds."""
     pending: int
     over_quota: bool
     scaled: bool
@@ -105,6 +107,10 @@ class LeaseView(BaseModel):
     notice: Notice | None
     reclaimable: bool
     """Its queue has more than its quota, and it may be preempted: another queue that is owed may take it back."""
+    max_runtime_seconds: float
+    """Declared by its owner; 0: not."""
+    over_runtime_seconds: float
+    """It runs so much longer than that: the first to let go when somebody has waited for a minute. 0: it does not."""
 
 
 class WaitingView(BaseModel):

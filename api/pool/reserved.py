@@ -8,9 +8,9 @@ from sqlmodel import Session, col, select
 from activities.lease_ledger.reservations import standing
 from activities.lease_ledger.rows import moment
 from api.pool.answers import Amounts, Counted, KeptView, ReservationView
+from everloop.amounts import AMOUNTS
 from everloop.queues import amount
 from everloop.store import LeaseRow, ReservationRow
-from everloop.store.lease import COUNTED
 
 
 def reservations(session: Session, pool: str) -> list[ReservationView]:
@@ -51,7 +51,7 @@ def _since(session: Session, request_id: str) -> datetime:
 def _part(row: ReservationRow) -> KeptView:
     return KeptView(
         device=row.device,
-        amounts=Amounts(**{what: getattr(row, what) for what in COUNTED}),
+        amounts=Amounts(**{what: getattr(row, what) for what in AMOUNTS}),
         idle=Counted(cores=row.idle_cores, milli_gpu=row.idle_milli_gpu),
     )
 

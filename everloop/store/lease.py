@@ -10,14 +10,12 @@ from typing import Any
 from sqlalchemy import BigInteger, CheckConstraint, Index, Text
 from sqlmodel import Field, SQLModel
 
+from everloop.amounts import AMOUNTS, NO_LIMIT
 from everloop.store.columns import document, moment
 
 LEASE_TOKENS = "lease_tokens"
 DEFAULT_QUEUE = "default"
 """There without any set-up, and without quota or limit: what names no queue waits in it."""
-NO_LIMIT = -1
-"""As a quota or a limit: none."""
-COUNTED = ("cores", "memory_mib", "milli_gpu", "gpu_mib")
 
 
 def big(default: int = 0, **kwargs: Any) -> Any:  # noqa: ANN401
@@ -27,7 +25,7 @@ def big(default: int = 0, **kwargs: Any) -> Any:  # noqa: ANN401
 
 def within_whole(table: str) -> list[CheckConstraint]:
     """No device gives more than it has, nor gets back more than it gave."""
-    return [CheckConstraint(f"0 <= used_{what} AND used_{what} <= {what}", f"{table}_{what}") for what in COUNTED]
+    return [CheckConstraint(f"0 <= used_{what} AND used_{what} <= {what}", f"{table}_{what}") for what in AMOUNTS]
 
 
 class PoolRow(SQLModel, table=True):
@@ -201,6 +199,8 @@ class LeaseRow(SQLModel, table=True):
     queue: str = DEFAULT_QUEUE
     noticed_at: datetime | None = moment(default=None)
     deadline_at: datetime | None = moment(default=None)
+    told_at: datetime | None = moment(default=None)
+    """The deadline that its holder was told; while there is no notice any more: it has to hear that, too."""
     notice: str = ""
     """Why it is to end: `reclaim`, `preempt`, `over_runtime`, `drain`, `shrink`, `revoke`."""
     beneficiary: str = ""

@@ -82,7 +82,8 @@ def fill(store: Store) -> None:
         session.add_all([queue("text", "research", quota_cores=2), queue("default")])
         for row in (
             *lease(1, "ada", "vision", "cpu0"),
-            *lease(2, "bob", "vision", "cpu0"),
+            *lease(2, "bob", "vision", "cpu0")[:2],
+            request("bob", "vision", "granted", cores=2, max_runtime_ms=600_000),
             *lease(3, "cleo", "text", "cpu1", state="noticed", noticed_at=NOW, notice="drain",
                    deadline_at=NOW + timedelta(seconds=60), why="ada drains beta: a new disk"),
             *waits,
@@ -204,6 +205,14 @@ def test_a_lifecycle_that_waits_names_the_reason_of_its_queue(client):
     assert "waiting for 2 cores in queue text" in client.get("/lifecycles/dora").text.lower()
 
 
+def test_a_lease_over_its_declared_time_says_what_follows(client):
+    late = get(client, "/leases/explain/2")["sentence"]
+
+    assert "active; it runs " in late
+    assert "s longer than the max_runtime of 600 s that was declared: it is the first to let go" in late
+    assert get(client, "/leases")["items"][0]["over_runtime_seconds"] == 0
+
+
 def test_what_nobody_has_is_not_found(client):
     for path in ("/leases/explain/nobody", "/leases/explain/99", "/pools/nowhere", "/pools/nowhere/queues"):
         answer = client.get(f"/api/v1{path}")
@@ -243,6 +252,14 @@ def test_the_tree_that_is_printed_is_the_tree_that_is_applied(client):
         ("PATCH", "/queues/text", {"weight": 1.5}, 422, "weight"),
         ("PATCH", "/queues/gone", {"remove": True}, 404, "there is no queue gone"),
         ("PATCH", "/queues/research", {"remove": True}, 422, "has queues below it"),
+        ("PATCH", "/queues/vision", {"remove": True}, 409, "ada, bob run in queue vision, which would be gone"),
+        (
+            "PATCH",
+            "/queues/below",
+            {"parent": "text"},
+            409,
+            "dora, emil wait and cleo runs in queue text, which would have",
+        ),
     ],
 )
 def test_a_tree_that_makes_no_sense_is_refused(client, method, path, body, status, says):  # noqa: PLR0917

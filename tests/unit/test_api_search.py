@@ -133,7 +133,7 @@ def test_the_lifecycles_page_and_answer_have_the_leaders(served):
 
     assert "The search" in page and 'href="/search/searches"' in page
     assert found["search"]["sentence"] == "60 trials, 31 s left"
-    assert found["progress"]["sentence"] == "search: 60 trials, 31 s left"
+    assert found["progress"]["sentence"] == "60 trials, 31 s left"
     assert len(found["search"]["leaders"]) == 5
     assert client.get("/api/v1/lifecycles/plain").json()["search"] is None
 
