@@ -12,7 +12,21 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse
 from starlette.staticfiles import StaticFiles
 from temporalio.client import Client
 
-from api import approval, cost, data, drift, fork, identity, kept, lifecycle, pages, pool, problems, release
+from api import (
+    approval,
+    cost,
+    data,
+    drift,
+    fork,
+    identity,
+    kept,
+    lifecycle,
+    pages,
+    pool,
+    predictions,
+    problems,
+    release,
+)
 from api.bodies import body_schema, describe, json_body, read_form
 from api.dependencies import Here, Parts, Person, ask
 from api.identity import Asker, Guard
@@ -171,6 +185,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifecycle.router,
         approval.router,
         drift.router,
+        predictions.router,
         release.router,
         pool.router,
         cost.router,
