@@ -13,7 +13,9 @@ from starlette.staticfiles import StaticFiles
 from temporalio.client import Client
 
 from api import (
+    advice,
     approval,
+    budget,
     cost,
     data,
     drift,
@@ -26,6 +28,8 @@ from api import (
     predictions,
     problems,
     release,
+    search,
+    spending,
 )
 from api.bodies import body_schema, describe, json_body, read_form
 from api.dependencies import Here, Parts, Person, ask
@@ -182,6 +186,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     for router in (
         fork.router,
+        search.router,
         lifecycle.router,
         approval.router,
         drift.router,
@@ -189,6 +194,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         release.router,
         pool.router,
         cost.router,
+        budget.router,
+        advice.router,
         session,
     ):
         app.include_router(router, prefix=VERSION)
@@ -196,11 +203,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifecycle.page,
         approval.page,
         data.page,
+        search.page,
         kept.page,
         drift.page,
         release.page,
         pool.page,
-        cost.page,
+        spending.page,
         page,
     ):
         app.include_router(router)

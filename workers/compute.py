@@ -22,6 +22,7 @@ from activities.features import FeaturesJobs
 from activities.jobs import scratch
 from activities.jobs.submit import Jobs
 from activities.proof import ProofOnCompute
+from activities.search import SearchJobs
 from activities.training import TrainingJobs
 from everloop import names
 from everloop.errors import Unavailable
@@ -79,6 +80,7 @@ def activities(jobs: Jobs, store: Store, settings: Settings) -> Sequence[Callabl
         features.prepare,
         training.train,
         training.refit,
+        SearchJobs(jobs).attempt,
         evaluation.evaluate,
         export.export,
         DriftCompute(jobs, store, settings).measure,

@@ -19,6 +19,7 @@ from activities.pool import PoolOnControl
 from activities.predictions.keeping import LogKeeper
 from activities.registry import RegistryOnControl
 from activities.release import ReleaseOnControl
+from activities.search import SearchOnControl
 from everloop import names
 from everloop.artifacts import Artifacts
 from everloop.settings import Settings
@@ -32,10 +33,11 @@ from workflows.lease import GpuPool
 from workflows.lifecycle import Lifecycle
 from workflows.pool import PoolOrdering
 from workflows.release import Release, RollBack
+from workflows.search import Search
 
 log = logging.getLogger(__name__)
 
-WORKFLOWS = (Lifecycle, Approval, Release, RollBack, DriftCheck, GpuPool, PoolOrdering)
+WORKFLOWS = (Lifecycle, Approval, Release, RollBack, DriftCheck, GpuPool, PoolOrdering, Search)
 SWEEP_SECONDS = 5.0
 STICKY_TIMEOUT = timedelta(seconds=2)
 """After kill -9 of this process its cached workflows wait this long for it (the SDK's default is 10 s)."""
@@ -93,7 +95,7 @@ def activities(
     lease = LeaseOnControl(store, client, settings.away_seconds)
     registry = RegistryOnControl(store, artifacts, settings.keys_dir)
     release = ReleaseOnControl(store, artifacts, settings, client)
-    drift = DriftLedger(store, settings, client)
+    drift, search = DriftLedger(store, settings, client), SearchOnControl(store, artifacts)
     return (
         journal.append,
         LifecycleOnControl(store, client, settings.keys_dir).admit,
@@ -103,6 +105,7 @@ def activities(
         *(registry.champion, registry.register, registry.evidence),
         *(release.route, release.observe, release.roll_back),
         *(drift.watch, drift.next_window, drift.trigger),
+        *(search.begin, search.tell),
     )
 
 

@@ -3,6 +3,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +57,7 @@ def evaluate(request: EvaluateRequest, job: Job) -> Evaluation:
         "said": dict(getattr(fitted, "said", {})),
         "not_used": {column.name: column.reason for column in pipeline.dropped},
         "added": {entry.name: f"{entry.rule}: {entry.reason}" for entry in pipeline.added},
+        "selection": asdict(pipeline.selected) if pipeline.selected else None,
     } | _figures(pipeline, values, answers)
     if spec.decision and request.trained.finish and (threshold := request.trained.finish.threshold) is not None:
         costs = {

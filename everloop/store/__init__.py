@@ -8,6 +8,7 @@ Read models hold nothing that `views.fold` cannot make again from the journal.
 from sqlmodel import SQLModel
 
 from everloop.store.approval import ApprovalRow
+from everloop.store.budget import BudgetRow, PriceRow
 from everloop.store.columns import UtcDateTime, document, moment
 from everloop.store.door import Store
 from everloop.store.drift import DriftRow, MonitorRow, TriggerRow
@@ -46,6 +47,7 @@ __all__ = [
     "AlarmRow",
     "ApprovalRow",
     "AuditRow",
+    "BudgetRow",
     "CounterRow",
     "CredentialRow",
     "DeviceRow",
@@ -67,6 +69,7 @@ __all__ = [
     "PoolDecisionRow",
     "PoolPolicyRow",
     "PoolRow",
+    "PriceRow",
     "QueueRow",
     "ReleaseRow",
     "ReservationRow",
