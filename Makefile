@@ -43,8 +43,6 @@ proof-sleep: $(VENV)/.dev  ## the machine sleeps for MINUTES in a training: docs
 proof-log: $(VENV)/.dev  ## kill -9 of prediction servers and of the log's keeper under load: 0 answered rows lost, 0 twice; SEED=, KILLS=20, PLANT=1..3 must fail
 	$(BIN)/python -m tests.faults.proof_log $(if $(SEED),--seed $(SEED)) $(if $(KILLS),--kills $(KILLS)) $(if $(PLANT),--plant $(PLANT))
 
-proof-lease-kills: $(VENV)/.dev  ## many jobs on few devices, kill -9 of each process in turn: 0 overlaps, 0 leaks; ARGS="--lifecycles 20"
-
 proof-gangs: $(VENV)/.dev  ## a gang of four, kill -9 of a rank KILLS=10 times: docs/proof/gangs.csv; SEED=, PLANT=1..3 must fail
 	$(BIN)/python -m tests.faults.proof_gangs
 
