@@ -78,7 +78,7 @@ def policy(session: Session, pool: str) -> Policy:
     row = session.get(PoolPolicyRow, pool)
     if row is None:
         return Policy()
-    return Policy(**{name: value for name, value in row.policy.items() if name in Policy._fields})
+    return Policy()._replace(**{name: value for name, value in row.policy.items() if name in Policy._fields[1:]})
 
 
 def _device(row: DeviceRow) -> Device:
