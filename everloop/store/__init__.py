@@ -32,6 +32,7 @@ from everloop.store.lease import (
 )
 from everloop.store.lifecycle import LifecycleRow, StageRow
 from everloop.store.metric import MetricRow
+from everloop.store.predictions import LogHourRow, LogPartRow, LogStateRow
 from everloop.store.registry import VersionRow
 from everloop.store.release import ReleaseRow, RouteChangeRow, RouteRow
 from everloop.store.search import StudyRow, TrialRow
@@ -60,6 +61,9 @@ __all__ = [
     "LeaseRow",
     "LeaseTimeRow",
     "LifecycleRow",
+    "LogHourRow",
+    "LogPartRow",
+    "LogStateRow",
     "MetricRow",
     "MonitorRow",
     "PoolDecisionRow",
