@@ -162,9 +162,9 @@ class Judged:
 
     def tried(self, number: int, job: Context) -> Trial:
         """The trial *number*. What a family refuses, or fails with, is a failed trial."""
-        began = time.monotonic()
         knew = next((place for place, each in enumerate(self._known) if each.number != place), len(self._known))
         asked = self._asking.ask(number, self._known, self._left)
+        began = time.monotonic()
         # The first ones go to their end: something must be found.
         may_be_cut = self._left is not None and any(each.state == "complete" for each in self._known)
         until = began + max(0.0, self._left or 0.0) if may_be_cut else None

@@ -5,10 +5,12 @@ that had ended. Each family has its own Optuna study: its parameters are no othe
 by how good each has been.
 """
 
+import copy
 import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import zip_longest
 from statistics import median
 from typing import Any
@@ -86,6 +88,8 @@ class Asking:
         self.metric = self.search.metric or plan.spec.objective
         self.spaces = {name: family(name).space(plan.spec.task, rows) for name in plan.families}
         self.points = self._points()
+        self._frozen: dict[int, FrozenTrial] = {}
+        """Trials as Optuna keeps them, by their numbers: they are asked from again and again."""
 
     def ask(self, number: int, known: Sequence[Trial], left: float | None = None) -> Asked:
         """The trial *number*, by the *known* ones. *left*: seconds of the budget."""
@@ -157,7 +161,10 @@ class Asking:
             study_name=name,
         )
         sign = -1 if first == "maximize" else 1
-        study.add_trials([_frozen(each, sign, many=many) for each in own])
+        for each in own:
+            if each.number not in self._frozen:
+                self._frozen[each.number] = _frozen(each, sign, many=many)
+            study.add_trial(self._frozen[each.number])
         return study
 
     def _sampler(self, name: str, number: int) -> BaseSampler:
@@ -232,11 +239,25 @@ def _frozen(each: Trial, sign: int, *, many: bool) -> FrozenTrial:
     if state is None or not drawn or (state is TrialState.PRUNED and (many or not each.intermediates)):
         state = TrialState.FAIL
     steps = {} if many else {step: sign * loss for step, loss in each.intermediates}
-    return create_trial(
+    made = create_trial(
         state=state,
         values=list(each.values) if state is TrialState.COMPLETE else None,
         params=drawn,
-        distributions={name: json_to_distribution(text) for name, text in each.distributions.items()},
+        distributions={name: _read(text) for name, text in each.distributions.items()},
         intermediate_values=steps,
         system_attrs=dict(each.attributes),
     )
+    made.__class__ = Ended
+    return made
+
+
+class Ended(FrozenTrial):
+    """A trial that nobody changes any more: a study need not copy all that it holds, each time that it is asked."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Ended":
+        return copy.copy(self)
+
+
+@lru_cache(maxsize=1000)
+def _read(text: str) -> BaseDistribution:
+    return json_to_distribution(text)
