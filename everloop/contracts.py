@@ -12,8 +12,10 @@ from pydantic import Field, StringConstraints
 from temporalio import activity
 
 from everloop import names
+from everloop.amounts import NO_LIMIT
 from everloop.events import Event, LifecycleSubmitted
 from everloop.orders import PoolOrdered, SignedPoolOrder
+from everloop.predictions import LogParts
 from everloop.records import (
     Champion,
     Code,
@@ -37,7 +39,7 @@ from everloop.records import (
     Version,
     Window,
 )
-from everloop.resources import WHOLE_GPU
+from everloop.resources import ONE, WHOLE_GPU
 from everloop.specs import LifecycleSpec, Monitor, Stage
 from everloop.trials import Searched, Study, Trial, Trials
 
@@ -189,6 +191,8 @@ class DriftRequest(JobRequest):
     window: Window
     minimum_rows: int
     seed: int
+    log: LogParts | None = None
+    """The files that hold the window. None: the lines that lie in the model's folder."""
 
 
 class DataActivities(ABC):
@@ -284,11 +288,16 @@ class Wants(Record):
     """Declared by its owner; 0: not."""
     stage: Short = ""
     model: Short = ""
+    budget_core_ms: int = Field(default=NO_LIMIT, ge=NO_LIMIT, le=1 << 62)
+    """Of the holder, as the two below: what all its leases may spend together. -1: as much as it likes."""
+    budget_gpu_ms: int = Field(default=NO_LIMIT, ge=NO_LIMIT, le=1 << 62)
+    budget_micros: int = Field(default=NO_LIMIT, ge=NO_LIMIT, le=1 << 62)
 
     @classmethod
     def of(cls, spec: LifecycleSpec, stage: str) -> "Wants":
         """What a lifecycle's *stage* asks for."""
         amounts = spec.resources.of(stage)
+        members = amounts.members or ONE
         return cls(
             queue=spec.queue,
             priority=spec.priority,
@@ -297,10 +306,12 @@ class Wants(Record):
             memory_mib=amounts.memory or 0,
             milli_gpu=None if amounts.gpus is None else round(amounts.gpus * WHOLE_GPU),
             gpu_mib=amounts.gpu_memory or 0,
-            members=amounts.members or 1,
+            members=members.min,
+            members_most=members.max if members.max > members.min else 0,
             max_runtime_s=int(spec.max_runtime.total_seconds()) if spec.max_runtime else 0,
             stage=stage,
             model=spec.model,
+            **(spec.budget.bounds() if spec.budget else {}),
         )
 
     @property
