@@ -188,6 +188,34 @@ def test_trials_judge_in_folds_are_pruned_and_the_best_become_one_graph(tmp_path
     assert exported.parity.mismatches == 0
 
 
+def test_features_that_a_trial_chose_are_those_of_the_model_of_its_refit_and_of_its_graph(tmp_path: Path) -> None:
+    stages, _, study = studied(tmp_path, budget={"trials": 9}, families=["linear"], features=True, pruner="none")
+    study, made = tried(stages.job, study, range(9))
+    chose = [each for each in made if each.prepared is not None and each.state == "complete"]
+    assert chose and len({each.prepared.sha256 for each in chose if each.prepared}) > 1
+
+    searched = Searched(study=study, trials=9, best=chose[0], sentence="", ended="budget")
+    spec = stages.spec
+    trained = training.train(
+        contracts.TrainRequest(
+            spec=spec, prepared=stages.prepared, snapshot=stages.snapshot, slot=SLOT, searched=searched
+        ),
+        stages.job,
+    )
+    assert trained.features is not None and trained.prepared is not None and trained.features != spec.features
+    own = spec.model_copy(update={"features": trained.features})
+    refitted = training.refit(
+        contracts.RefitRequest(
+            spec=own, snapshot=stages.snapshot, prepared=trained.prepared, trained=trained, slot=SLOT
+        ),
+        stages.job,
+    )
+    exported = export.export(
+        contracts.ExportRequest(spec=spec, snapshot=stages.snapshot, refitted=refitted, slot=SLOT), stages.job
+    )
+    assert exported.parity.mismatches == 0
+
+
 def test_with_nsga2_a_trial_says_what_its_graph_takes(tmp_path: Path) -> None:
     stages, _, study = studied(tmp_path, budget={"trials": 3}, sampler="nsga2", families=["lightgbm", "linear"])
     _, made = tried(stages.job, study, range(3))

@@ -30,6 +30,7 @@ from optuna.samplers import BaseSampler, GPSampler, GridSampler, NSGAIISampler, 
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from everloop import choices
 from everloop.families import Parameter, Space, family
 from everloop.search import Search
 from everloop.specs import HIGHER_IS_BETTER
@@ -86,7 +87,7 @@ class Asking:
         self.plan = plan
         self.search = plan.spec.search or Search()
         self.metric = self.search.metric or plan.spec.objective
-        self.spaces = {name: family(name).space(plan.spec.task, rows) for name in plan.families}
+        self.spaces = {name: self._space(name, rows) for name in plan.families}
         self.points = self._points()
         self._frozen: dict[int, FrozenTrial] = {}
         """Trials as Optuna keeps them, by their numbers: they are asked from again and again."""
@@ -115,6 +116,14 @@ class Asking:
     def loss(self, value: float) -> float:
         """Of a value of the metric: smaller is better, and ratios mean something."""
         return 1 - value if self.metric in HIGHER_IS_BETTER else value
+
+    def _space(self, name: str, rows: int) -> Space:
+        """Of the family, and of the features that it may look at."""
+        spec, own = self.plan.spec, family(name).space(self.plan.spec.task, rows)
+        if not self.search.features:
+            return own
+        more = choices.space(spec, name, rows, self.plan.prepared.feature_count)
+        return Space(parameters=(*own.parameters, *more.parameters), portfolio=own.portfolio)
 
     def _points(self) -> list[Point]:
         """Where to begin: the champion's, then each family's best starting point, each one's second, ..."""
@@ -251,7 +260,7 @@ def _frozen(each: Trial, sign: int, *, many: bool) -> FrozenTrial:
     return made
 
 
-class Ended(FrozenTrial):
+class Ended(FrozenTrial):  # type: ignore[misc]  # Optuna is not typed for us
     """A trial that nobody changes any more: a study need not copy all that it holds, each time that it is asked."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Ended":
