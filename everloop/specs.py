@@ -421,6 +421,11 @@ class LifecycleSpec(Strict):
         elif self.inputs == "raw" and (self.features.skew != "none" or self.features.interactions):
             name = "skew" if self.features.skew != "none" else "interactions"
             raise ValueError(f"features.{name}: a trainer of yours sees it with `inputs: features` alone")
+        if self.resources.gang and not self.own_trainer:
+            raise ValueError(
+                f"resources.members: {self.trainer} learns in one process; a trainer of yours may be a gang "
+                "(examples/trainers/torch_ddp)"
+            )
         if self.search is not None and (why := refused(self.search, self, METRICS[self.task])):
             raise ValueError(why)
         return self

@@ -6,7 +6,7 @@ from alembic import op
 import everloop.store
 
 revision = "0014_log"
-down_revision = "0012_told"
+down_revision = "0012_budgets"
 branch_labels = None
 depends_on = None
 
