@@ -445,13 +445,18 @@ class LifecycleSpec(Strict):
             raise ValueError(
                 f"until: must be one of {', '.join(LAST_STAGES)}; without it the lifecycle goes to its end"
             )
-        if self.own_trainer and self.inputs == "raw" and (self.features.skew != "none" or self.features.interactions):
-            name = "skew" if self.features.skew != "none" else "interactions"
-            raise ValueError(f"features.{name}: a trainer of yours sees it with `inputs: features` alone")
         if self.features.include is not None and self.target in self.features.include:
             raise ValueError("features.include: must not name the target")
         if (size := len(_as_json(self))) > SPEC_BYTES:
             raise ValueError(f"{_largest(self)}: the spec takes {size:,} bytes, more than {SPEC_BYTES:,}; name fewer")
+        return self
+
+    @model_validator(mode="after")
+    def _looked_at(self) -> "LifecycleSpec":
+        changed = {"skew": self.features.skew != "none", "interactions": self.features.interactions > 0}
+        if self.own_trainer and self.inputs == "raw" and any(changed.values()):
+            name = next(name for name, there in changed.items() if there)
+            raise ValueError(f"features.{name}: a trainer of yours sees it with `inputs: features` alone")
         return self
 
     @property
