@@ -331,6 +331,7 @@ def test_every_choice_that_a_search_is_offered_is_one(family: str) -> None:
                     else int(random.integers(each.low, each.high + 1))
                 )
         assert choices.chosen(spec.features, choices.split(point)[1]).interactions == point["features.interactions"]
+    assert all(choices.chosen(spec.features, point) != spec.features for point in offered.portfolio)
     with pytest.raises(ValueError, match="skew"):
         choices.chosen(spec.features, {"features.skew": "root"})
 
