@@ -4,7 +4,10 @@ E0: it sees no other GPU. E1: its libraries are told how much memory to take (to
 which the card itself fences. E2 (MPS) and E3 (the driver's limits) were never run on hardware and are refused.
 """
 
-from typing import Literal
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
+
+from everloop.errors import Invalid
 
 Isolation = Literal["E0", "E1", "E4"]
 LEVELS: tuple[Isolation, ...] = ("E0", "E1", "E4")
@@ -13,6 +16,9 @@ WHOLE_GPU = 1000
 GPU, MIG, SIMULATED = "gpu-", "mig-", "sim-"
 """How the names of devices begin: a card, a slice of one, and none at all."""
 SHARED = "shared, not fenced"
+BANNER = (
+    "Simulated devices: the GPUs of this pool are not there (EVERLOOP_DEVICES=sim). Jobs run on this machine's cores."
+)
 
 
 def refused(level: str) -> str:
@@ -20,6 +26,35 @@ def refused(level: str) -> str:
     if level not in UNVERIFIED:
         return ""
     return f"{level} ({UNVERIFIED[level]}) is not verified on hardware; ask for E1, or E4 where the pool has MIG slices"
+
+
+class Part(NamedTuple):
+    """Of a device."""
+
+    device: str
+    milli_gpu: int
+    gpu_mib: int
+
+
+def slice_for(milli_gpu: int | None, gpu_mib: int, there: Iterable[Part]) -> Part:
+    """What a job has to lease so that it has a MIG slice to itself: all of one. *there*: the pool's devices with a GPU.
+
+    Raises `Invalid` where the pool has no slices, or others beside them: a level is refused, never weakened.
+    """
+    gpus = list(there)
+    slices = [one for one in gpus if one.device.startswith(MIG)]
+    sizes = {(one.milli_gpu, one.gpu_mib) for one in slices}
+    hint = "leave `isolation` out for a part that is shared and not fenced, or ask for `gpus: 1`, a whole GPU"
+    if not slices:
+        raise Invalid("isolation E4 is a MIG slice, and this pool has none", field="resources.isolation", hint=hint)
+    if len(slices) < len(gpus) or len(sizes) > 1:
+        message = "isolation E4 needs a pool whose GPUs are MIG slices of one size: this one has several kinds"
+        raise Invalid(message, field="resources.isolation", hint=hint)
+    one = slices[0]
+    if (milli_gpu or 0) > one.milli_gpu or gpu_mib > one.gpu_mib:
+        message = f"its slices have {one.milli_gpu / WHOLE_GPU:g} of a GPU and {one.gpu_mib} MiB, and more is asked for"
+        raise Invalid(message, field="resources.isolation", hint="ask for less")
+    return one
 
 
 def is_simulated(device: str) -> bool:
