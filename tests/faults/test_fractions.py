@@ -35,6 +35,6 @@ def test_parts_of_gpus_are_shared_as_they_are_said_to_be_and_none_is_used_twice(
     assert "Simulated devices: the GPUs of this pool are not there" in shown
     harness.run(here, table, records, lifecycles=4, kills=2, seed=SEED, gpus=True)
     assert harness.overlaps(records, 4, 1000, 16_000) == []
-    assert {span.used[1] for span in harness.spans(records)} > {0} or len(harness.spans(records)) >= 4
+    assert len(harness.spans(records)) >= 5
     assert eventually(lambda: not harness.leaks(here), 60), harness.leaks(here)
     assert harness.unaccounted(here) == []
