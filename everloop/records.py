@@ -220,6 +220,8 @@ class Prepared(Result):
     """Columns that are not read as they were for the champion: then no row counts as one it has never seen."""
     selection: str = ""
     """What became of the columns where the spec asks for a choice among them: a sentence."""
+    left_out_rows: int = 0
+    """Labelled rows in no part: by time, those of a group that has rows in a later part."""
 
 
 class Curve(Record):
@@ -282,6 +284,14 @@ class Comparison(Record):
     rows: int = 0
 
 
+class ColumnScore(Record):
+    """What one column was found to say about the target, and whether the model looks at it."""
+
+    column: str
+    score: float
+    kept: bool
+
+
 class Evaluation(Result):
     """How the candidate does on the test part, and against the champion on fresh rows."""
 
@@ -294,6 +304,10 @@ class Evaluation(Result):
     """The features that are worth most, as shares of what all are worth."""
     importance_is: Literal["", "native", "permutation"] = ""
     """How that was found: what the family says of itself, or by how much shuffling a feature raises the loss."""
+    selected_by: str = ""
+    """The method by which columns were chosen, where the spec asks for a choice."""
+    selection: tuple[ColumnScore, ...] = ()
+    """The first of them by it, the best first; the report has all."""
 
 
 class Refitted(Result):
@@ -377,6 +391,8 @@ class Exported(Result):
     parity: Parity
     reference: Blob
     """Parquet: up to 50,000 seeded raw feature rows, what drift checks compare with."""
+    latency_ms: float | None = None
+    """What one row takes in ONNX Runtime on one thread, the median of many. None: an older Everloop exported."""
 
 
 class Version(Record):

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from everloop.budgets import HOUR_MS, MICRO
 from everloop.isolation import Isolation, refused
 
 UNITS = {"": 1, "MiB": 1, "GiB": 1 << 10, "TiB": 1 << 20}
@@ -89,6 +90,26 @@ class Amounts(BaseModel):
         if self.members and self.members.max > 1 and self.gpus and self.gpus < 1:
             raise ValueError("gpus: processes that train together take whole GPUs each, or none")
         return self
+
+
+class Budget(BaseModel):
+    """What all leases of one lifecycle may spend together. When it is spent the lifecycle waits until it is raised."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    core_hours: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    gpu_hours: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    money: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    """In the currency of the pool's price list."""
+
+    def bounds(self) -> dict[str, int]:
+        """As a request for a lease says it."""
+        said = {
+            "budget_core_ms": (self.core_hours, HOUR_MS),
+            "budget_gpu_ms": (self.gpu_hours, HOUR_MS * 1000),
+            "budget_micros": (self.money, MICRO),
+        }
+        return {name: round(value * unit) for name, (value, unit) in said.items() if value is not None}
 
 
 class Resources(Amounts):

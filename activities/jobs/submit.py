@@ -117,6 +117,7 @@ class Jobs:
             time = watches[0].time = JobTime(asked.job, info.attempt, lease.token, Path(orders[0]["checkpoints"]))
             outcome = await self._all(orders, watches, f"job-{info.attempt}-{asked.job}-{uuid.uuid4().hex[:8]}")
             time.done = "result" in outcome
+            time.used = outcome.get("used", {})
         found = result_type.model_validate(results.result(outcome))
         return found.model_copy(update={"ran": results.ran(lease, outcome, info.attempt)})
 

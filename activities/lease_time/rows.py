@@ -17,6 +17,10 @@ def in_ms(moment: datetime) -> int:
     return (moment - EPOCH) // timedelta(milliseconds=1)  # exact: a float of seconds is not
 
 
+def milliseconds(number: int) -> timedelta:
+    return timedelta(milliseconds=number)
+
+
 def members_freed(
     session: Session, row: LeaseRow, at: datetime | None = None, devices: Container[str] | None = None
 ) -> None:

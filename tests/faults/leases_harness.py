@@ -1,11 +1,13 @@
 """Many lifecycles on the real stack whose jobs write down where they run, and what is looked at after their end."""
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +28,8 @@ PROCESSES = ("control", "compute", "scheduler", "slot cpu0", "slot cpu1", "api",
 """Each is killed in turn; the launcher starts it again."""
 FRACTIONS = ((0.25, 3000), (0.25, 9000), (0.5, 2000), (0.5, 8000), (0.34, 5000), (1, 16000))
 """Of a GPU of 16,000 MiB: what fits by its share may not fit by its memory."""
+TEMPORAL = "temporal"
+"""The server itself. It carries no mark of a stack, so it is found by its database."""
 
 
 def wake(here: Settings) -> None:
@@ -51,14 +55,35 @@ def recording(
 
 def kill(here: Settings, name: str) -> bool:
     """kill -9 of the process whose command ends with *name*. Was it there?"""
-    found = [each for each in stack.members(here) if each.command.endswith(name)]
-    for each in found[:1]:
-        os.kill(each.pid, signal.SIGKILL)
+    found = [each.pid for each in stack.members(here) if each.command.endswith(name)]
+    if name == TEMPORAL:
+        found = servers(here)
+    for pid in found[:1]:
+        os.kill(pid, signal.SIGKILL)
     return bool(found)
 
 
+def servers(here: Settings) -> list[int]:
+    """Pids of the Temporal server of this data folder."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            command = (entry / "cmdline").read_bytes().split(b"\0")
+            mine = any(str(here.data_dir).encode() in word for word in command)
+            found += [int(entry.name)] if mine and command[0].endswith(b"/temporal") else []
+    return found
+
+
 def run(
-    here: Settings, table: Path, records: Path, *, lifecycles: int, kills: int, seed: int, gpus: bool = False
+    here: Settings,
+    table: Path,
+    records: Path,
+    *,
+    lifecycles: int,
+    kills: int,
+    seed: int,
+    processes: Sequence[str] = PROCESSES,
+    gpus: bool = False,
 ) -> None:
     """Submit *lifecycles* of several sizes, kill processes meanwhile, and wait for the end of all."""
     numbers = random.Random(seed)
@@ -72,8 +97,8 @@ def run(
             )
     for number in range(kills):
         time.sleep(numbers.uniform(2, 6))
-        names_of = [each.replace("slot cpu", "slot sim-") for each in PROCESSES] if gpus else PROCESSES
-        kill(here, names_of[number % len(names_of)])
+        name = processes[number % len(processes)]
+        kill(here, name.replace("slot cpu", "slot sim-") if gpus else name)
     deadline = time.monotonic() + 60 + 60 * lifecycles
     store = Store(here.database)
     while statuses(store, keys) != {"done"}:
