@@ -286,7 +286,7 @@ def _rest(found: Profile) -> list[str]:
     when = found["time"] or "the event time that predict requests carry"
     return [
         "# For so long families and their parameters are tried; the best of them, or an average of the best, goes on.",
-        "# It ends early when it gains no more. Also {trials: 100}, and more (docs/search.md). Left out, it trains once",
+        "# It ends early when it gains no more. {trials: 100}, and more: docs/search.md. Left out, it trains once,",
         "# as `trainer`, `params` and `training` say (the README, under Trainers): a function of yours, for instance.",
         "search: {budget: 60s}",
         "",
