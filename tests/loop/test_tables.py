@@ -109,11 +109,7 @@ def test_a_public_table_is_released_and_answers_its_rows(shared: Settings, tmp_p
     drafted = everloop(shared, "init", str(source), "--target", public.target, "--model", name, "-o", str(spec))
     assert drafted.returncode == 0, drafted.stderr
     assert f"task: {public.task}" in spec.read_text()
-<<<<<<< HEAD
-    spec.write_text(quickly(spec.read_text()) + public.more)
-=======
-    spec.write_text(spec.read_text().replace("features:\n", f"features:\n{public.chosen}") + public.more)
->>>>>>> main
+    spec.write_text(quickly(spec.read_text()).replace("features:\n", f"features:\n{public.chosen}") + public.more)
     waiting = said(shared, "submit", str(spec), "--wait")
     assert waiting["status"] == "waiting_approval"
     said(shared, "approve", waiting["id"], "--yes", "--comment", "as good as expected")
