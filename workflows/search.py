@@ -219,12 +219,17 @@ class Search:
     async def _member(self, slot: Slot, member: Member) -> None:
         while True:
             await workflow.wait_condition(lambda: self._telling is None or len(self._recent) <= MOST_RECENT)
-            if self._told_to_end or self._lost or self._low is not None or self._ended() or self._run_is_full():
+            if self._must_stop() or self._ended() or self._run_is_full():
                 return
             request = self._next()
             if request is None:
                 return
             await self._one_job(request, slot, member)
+
+    def _must_stop(self) -> bool:
+        """A cancel came (whose job ends with it, hears nothing more of it), or there is something with the lease."""
+        cancelled = workflow.cancellation_reason() is not None
+        return cancelled or self._told_to_end or self._lost or self._low is not None
 
     async def _one_job(self, request: TrialRequest, slot: Slot, member: Member) -> None:
         self._started += 1

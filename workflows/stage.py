@@ -274,8 +274,10 @@ class Stages:
 
     def _was_paused(self, stage: Stage, cause: BaseException | None) -> bool:
         """Did a person's pause end it? A cancel of the lifecycle ends jobs too."""
-        by = self._pause.by
-        if by is None or workflow.cancellation_reason() is not None or not isinstance(cause, CancelledError):
+        if workflow.cancellation_reason() is not None or not isinstance(cause, CancelledError):
+            return False
+        by = self._pause.ended()
+        if by is None:
             return False
         self._journal.record(StagePaused(stage=stage, person=by.person, reason=by.reason))
         return True
