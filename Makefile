@@ -40,7 +40,7 @@ proof-sleep: $(VENV)/.dev  ## the machine sleeps for MINUTES in a training: docs
 	PYTHONPATH=. $(BIN)/python bench/sleep.py $(if $(MINUTES),--minutes $(MINUTES)) $(if $(RUNS),--runs $(RUNS)) \
 	  $(if $(SEED),--seed $(SEED)) $(if $(PLANT),--plant $(PLANT))
 
-proof-lease-kills: $(VENV)/.dev  ## many jobs on few devices, kill -9 of each process in turn: 0 overlaps, 0 leaks; ARGS="--lifecycles 20"
+proof-lease-kills: $(VENV)/.dev  ## many jobs on few devices, kill -9 of each process in turn, Temporal too: 0 overlaps, 0 leaks; ARGS="--lifecycles 20"
 	EVERLOOP_SLOTS=4 EVERLOOP_SLOT_CORES=2 $(BIN)/python -m tests.faults.proof_lease_kills $(ARGS)
 
 $(BIN)/python:

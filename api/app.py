@@ -12,7 +12,24 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse
 from starlette.staticfiles import StaticFiles
 from temporalio.client import Client
 
-from api import approval, cost, data, drift, fork, identity, kept, lifecycle, pages, pool, problems, release, search
+from api import (
+    advice,
+    approval,
+    budget,
+    cost,
+    data,
+    drift,
+    fork,
+    identity,
+    kept,
+    lifecycle,
+    pages,
+    pool,
+    problems,
+    release,
+    search,
+    spending,
+)
 from api.bodies import body_schema, describe, json_body, read_form
 from api.dependencies import Here, Parts, Person, ask
 from api.identity import Asker, Guard
@@ -175,6 +192,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         release.router,
         pool.router,
         cost.router,
+        budget.router,
+        advice.router,
         session,
     ):
         app.include_router(router, prefix=VERSION)
@@ -187,7 +206,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         drift.page,
         release.page,
         pool.page,
-        cost.page,
+        spending.page,
         page,
     ):
         app.include_router(router)

@@ -12,8 +12,10 @@ from pydantic import Field, StringConstraints
 from temporalio import activity
 
 from everloop import names
+from everloop.amounts import NO_LIMIT
 from everloop.events import Event, LifecycleSubmitted
 from everloop.orders import PoolOrdered, SignedPoolOrder
+from everloop.predictions import LogParts
 from everloop.records import (
     Champion,
     Code,
@@ -189,6 +191,8 @@ class DriftRequest(JobRequest):
     window: Window
     minimum_rows: int
     seed: int
+    log: LogParts | None = None
+    """The files that hold the window. None: the lines that lie in the model's folder."""
 
 
 class DataActivities(ABC):
@@ -284,6 +288,10 @@ class Wants(Record):
     """Declared by its owner; 0: not."""
     stage: Short = ""
     model: Short = ""
+    budget_core_ms: int = Field(default=NO_LIMIT, ge=NO_LIMIT, le=1 << 62)
+    """Of the holder, as the two below: what all its leases may spend together. -1: as much as it likes."""
+    budget_gpu_ms: int = Field(default=NO_LIMIT, ge=NO_LIMIT, le=1 << 62)
+    budget_micros: int = Field(default=NO_LIMIT, ge=NO_LIMIT, le=1 << 62)
 
     @classmethod
     def of(cls, spec: LifecycleSpec, stage: str) -> "Wants":
@@ -301,6 +309,7 @@ class Wants(Record):
             max_runtime_s=int(spec.max_runtime.total_seconds()) if spec.max_runtime else 0,
             stage=stage,
             model=spec.model,
+            **(spec.budget.bounds() if spec.budget else {}),
         )
 
     @property

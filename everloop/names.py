@@ -39,6 +39,7 @@ A_RESUME = "a resume"
 """How the wait of a paused lifecycle begins."""
 
 A_FREE_SLOT = "a free slot"
+BUDGET_OF = "the budget of"  # so begins the sentence of a budget that is spent
 """How the wait of a lifecycle begins that waits for a lease."""
 
 MOST_CHARACTERS = 256  # of a name that comes in by a signal or an update

@@ -218,6 +218,8 @@ class Prepared(Result):
     """Columns that are not read as they were for the champion: then no row counts as one it has never seen."""
     selection: str = ""
     """What became of the columns where the spec asks for a choice among them: a sentence."""
+    left_out_rows: int = 0
+    """Labelled rows in no part: by time, those of a group that has rows in a later part."""
 
 
 class Curve(Record):
@@ -375,6 +377,8 @@ class Exported(Result):
     parity: Parity
     reference: Blob
     """Parquet: up to 50,000 seeded raw feature rows, what drift checks compare with."""
+    latency_ms: float | None = None
+    """What one row takes in ONNX Runtime on one thread, the median of many. None: an older Everloop exported."""
 
 
 class Version(Record):

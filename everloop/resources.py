@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from everloop.budgets import HOUR_MS, MICRO
+
 UNITS = {"": 1, "MiB": 1, "GiB": 1 << 10, "TiB": 1 << 20}
 AMOUNT = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?) ?(MiB|GiB|TiB|)")
 MOST_MIB = 1 << 30
@@ -45,6 +47,26 @@ class Amounts(BaseModel):
     """MiB of the GPU, or with a unit."""
     members: Literal[1] | None = None
     """Processes of one job; a job is one process for now."""
+
+
+class Budget(BaseModel):
+    """What all leases of one lifecycle may spend together. When it is spent the lifecycle waits until it is raised."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    core_hours: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    gpu_hours: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    money: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    """In the currency of the pool's price list."""
+
+    def bounds(self) -> dict[str, int]:
+        """As a request for a lease says it."""
+        said = {
+            "budget_core_ms": (self.core_hours, HOUR_MS),
+            "budget_gpu_ms": (self.gpu_hours, HOUR_MS * 1000),
+            "budget_micros": (self.money, MICRO),
+        }
+        return {name: round(value * unit) for name, (value, unit) in said.items() if value is not None}
 
 
 class Resources(Amounts):

@@ -17,7 +17,7 @@ from everloop import families
 from everloop.errors import InvalidSpec
 from everloop.families import FAMILIES
 from everloop.requirements import MOST_CHARACTERS, Requirement
-from everloop.resources import MaxRuntime, Priority, Queue, Resources
+from everloop.resources import Budget, MaxRuntime, Priority, Queue, Resources
 from everloop.search import Search, refused
 from everloop.strict import Strict
 
@@ -297,6 +297,20 @@ class Monitor(Strict):
         return value
 
 
+class Log(Strict):
+    """The prediction log of the released model."""
+
+    keep: timedelta | None = None
+    """How long rows stay, from when they were logged: `90d`, say. Left out: for ever."""
+
+    @field_validator("keep")
+    @classmethod
+    def _long_enough(cls, value: timedelta | None) -> timedelta | None:
+        if value is not None and not timedelta(days=1) <= value <= timedelta(days=36_600):
+            raise ValueError("must be from 1 day to 100 years")
+        return value
+
+
 class LifecycleSpec(Strict):
     """One model's way from data to release."""
 
@@ -316,8 +330,8 @@ class LifecycleSpec(Strict):
     key: Column | None = None
     """Column that identifies a row; kept beside predictions, never a feature."""
     group: Column | None = None
-    """Column of what must not be torn apart, such as a customer: all its rows are in one part and one fold. Never a
-    feature. A time column comes first: then the parts are by time."""
+    """Column of what must not be torn apart, such as a customer: all its rows are in one part, and on one side of a
+    fold. Never a feature. With a time column, rows before others of their group in a later part are left out."""
     weight: Column | None = None
     """Column of numbers from 0: how much each row counts while a model learns. What is measured counts rows alike."""
     class_weight: Literal["balanced"] | dict[str, Annotated[float, Field(ge=0, le=1e6)]] | None = None
@@ -354,6 +368,8 @@ class LifecycleSpec(Strict):
     """What one row may take in the exported graph, in milliseconds on one thread: a slower one is refused."""
     gate: Gate = Gate()
     monitor: Monitor | None = Monitor()
+    log: Log = Log()
+    """How long predictions stay in the log."""
     resources: Resources = Resources()
     """Cores, memory and GPU of its jobs, for all stages and by stage."""
     queue: Queue = "default"
@@ -365,6 +381,8 @@ class LifecycleSpec(Strict):
     max_runtime: MaxRuntime | None = None
     """How long one of its leases lasts at most, by your word: it may then pass others who wait for more room. A lease
     that lasts longer is the first to be taken."""
+    budget: Budget | None = None
+    """Core-hours, GPU-hours or money that its leases may spend together: then it waits until somebody raises it."""
     until: Stage | None = None
     """End well after this stage, `register` at the latest; left out, it goes on to the release and the monitor."""
 

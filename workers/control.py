@@ -16,6 +16,7 @@ from activities.journal import JournalOnControl
 from activities.lease import LeaseOnControl
 from activities.lifecycle import LifecycleOnControl
 from activities.pool import PoolOnControl
+from activities.predictions.keeping import LogKeeper
 from activities.registry import RegistryOnControl
 from activities.release import ReleaseOnControl
 from activities.search import SearchOnControl
@@ -56,9 +57,13 @@ async def main(settings: Settings) -> None:
     journal = JournalOnControl(store, artifacts, client)
     ends = Ends(client, journal, LeaseOnControl(store, client))
     alarms = Alarms(store, client, LeaseOnControl(store, client))
+    keeper = LogKeeper(store, artifacts, settings.predictions_dir)
     async with worker(client, activities(client, store, artifacts, settings, journal)):
         await connect.first_of(
-            _sweep(journal.sweep), _sweep(alarms.sweep), ends.watch(), *_metrics(settings, store), stop.wait()
+            *map(_sweep, (journal.sweep, alarms.sweep, keeper.sweep)),
+            ends.watch(),
+            *_metrics(settings, store),
+            stop.wait(),
         )
     store.close()
 
@@ -114,7 +119,7 @@ def _metrics(settings: Settings, store: Store) -> list[Awaitable[None]]:
 
 
 async def _sweep(sweep: Callable[[], Awaitable[object]]) -> None:
-    """For ever: what workflows could not journal themselves, the archive of closed histories, alarms."""
+    """For ever: what workflows could not journal themselves, the archive of closed histories, alarms, predictions."""
     while True:
         try:
             await sweep()

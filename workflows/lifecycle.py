@@ -370,6 +370,11 @@ class Lifecycle:
                     f"ONNX {made.model.sha256[:12]}, equal to the trained model on "
                     f"{made.parity.rows + made.parity.edge_rows:,} rows "
                     f"(max difference {made.parity.max_difference:.1e})"
+                    + (
+                        f"; {made.model.size_bytes / 2**20:.2f} MiB, one row takes {made.latency_ms:.3f} ms"
+                        if made.latency_ms is not None
+                        else ""
+                    )
                 ),
             )
         )

@@ -10,12 +10,10 @@ only (so: where either side is small a test of two samples decides, and many cat
 
 import json
 import math
-import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -27,10 +25,11 @@ from activities.compute import GATHERED_BY_EVIDENTLY, Job, on_demand
 from activities.compute.data import Table as Rows
 from activities.compute.data import event_seconds
 from activities.compute.features import DAY
-from activities.compute.inference import Columns, read_loosely
+from activities.compute.inference import Columns
+from activities.compute.predictions import Logged, signatures_of
 from everloop.contracts import DriftRequest
 from everloop.errors import DatasetMissing, naming
-from everloop.predictions import PredictionLog
+from everloop.predictions import on_disk
 from everloop.records import Blob, ColumnDrift, DriftReport, Field, Signature
 
 MOST_ROWS = 50_000
@@ -68,8 +67,7 @@ class Pair:
 
 def measure(request: DriftRequest, job: Job) -> DriftReport:
     """Compare the window's rows with the reference, up to 50,000 seeded rows of each."""
-    signature, current, seconds = _window(request, job)
-    rows = len(seconds)
+    signature, current, seconds, rows = _window(request, job)
     if rows < request.minimum_rows:
         reason = f"{rows} rows in the window, {request.minimum_rows} are needed"
         print(reason)
@@ -83,7 +81,7 @@ def measure(request: DriftRequest, job: Job) -> DriftReport:
     for column in sorted(found, key=lambda each: (not each.drifted, each.column)):
         word = "drifted" if column.drifted else "steady"
         print(f"{word}: {column.column!r} {column.score:.4g} (threshold {column.threshold:g}, {column.method})")
-    print(f"{rows:,} rows against {reference_rows:,}: {share:.0%} of {len(found)} columns drifted")
+    print(f"{len(seconds):,} of {rows:,} rows against {reference_rows:,}: {share:.0%} of {len(found)} columns drifted")
     report = {
         "window": request.window.model_dump(mode="json"),
         "rows": rows,
@@ -104,8 +102,8 @@ def measure(request: DriftRequest, job: Job) -> DriftReport:
 
 def render(request: DriftRequest, job: Job) -> Blob:
     """Evidently's HTML of the same samples. Show it only in a sandboxed frame."""
-    signature, current, seconds = _window(request, job)
-    if not len(seconds):
+    signature, current, seconds, rows = _window(request, job)
+    if not rows:
         raise DatasetMissing("the window has no predictions", field="window", hint="choose a window that was checked")
     reference, _ = _reference(request, job, signature)
     pairs = _pairs(signature, reference, current, seconds)
@@ -126,36 +124,14 @@ def _bounded(columns: Sequence[ColumnDrift]) -> tuple[ColumnDrift, ...]:
 # --- the two samples ----------------------------------------------------------------------------
 
 
-def _window(request: DriftRequest, job: Job) -> tuple[Signature, Columns, NDArray[np.float64]]:
-    """The signature, the window's raw columns and each row's event time in seconds."""
+def _window(request: DriftRequest, job: Job) -> tuple[Signature, Columns, NDArray[np.float64], int]:
+    """The signature, a sample of the window as raw columns and event times in seconds, and the window's rows."""
     signature = Signature.model_validate_json(job.artifacts.get(request.champion.signature))
-    log = PredictionLog(job.predictions_dir / request.project / request.model)
-    rows = sample(log.read(request.window), MOST_ROWS, request.seed)
-    features: list[Mapping[str, object]] = [row["features"] for row in rows]
-    columns = {entry.name: _logged(entry, features) for entry in signature.fields}
-    seconds = np.array([datetime.fromisoformat(row["event_time"]).timestamp() for row in rows], np.float64)
-    return signature, columns, seconds
-
-
-def sample(rows: Iterable[dict[str, Any]], most: int, seed: int) -> list[dict[str, Any]]:
-    """At most *most* of the rows, each as likely as the other; the same rows in the same order for the same seed."""
-    chosen: list[dict[str, Any]] = []
-    draw = random.Random(seed)  # noqa: S311  # a sample, not a secret
-    for place, row in enumerate(rows):
-        if place < most:
-            chosen.append(row)
-            continue
-        other = draw.randrange(place + 1)
-        if other < most:
-            chosen[other] = row
-    return chosen
-
-
-def _logged(entry: Field, features: Sequence[Mapping[str, object]]) -> NDArray[Any]:
-    """A field's logged values. A row of an earlier version may lack it, or have it as another kind: missing."""
-    with naming(column=entry.name):
-        values = [read_loosely(entry, row.get(entry.name)) for row in features]
-        return np.array(values, object if entry.kind == "category" else np.float64)
+    folder = job.predictions_dir / request.project / request.model
+    parts = request.log if request.log is not None else on_disk(folder)
+    logged = Logged(folder, parts, request.window, signatures_of(parts, job.artifacts), signature)
+    places = logged.sample(MOST_ROWS, request.seed)
+    return signature, logged.columns(signature, places), logged.seconds[places], logged.rows
 
 
 def _reference(request: DriftRequest, job: Job, signature: Signature) -> tuple[Columns, int]:

@@ -125,6 +125,7 @@ class Jobs:
             key = f"job-{info.attempt}-{watch.job}-{uuid.uuid4().hex[:8]}"
             outcome = await self._outcome(order, key, watch)
             watch.time.done = "result" in outcome
+            watch.time.used = outcome.get("used", {})
         result = result_type.model_validate(_result(outcome))
         return result.model_copy(update={"ran": _ran(request, outcome, info.attempt)})
 

@@ -100,6 +100,8 @@ class Outcome(TypedDict, total=False):
     resumed: dict[str, Any] | None
     """`records.Resumed`."""
     artifacts: list[dict[str, Any]]
+    used: dict[str, int]
+    """`Memory.measured`."""
 
 
 def supervise(order: Order) -> Outcome:
@@ -141,6 +143,7 @@ def _attempt(order: Order, task: "Task", locks: Locks) -> Outcome:
             if code == REAPER_KILLED:  # whatever of the job is left has nobody above it, and may hold the slot's lock
                 _slot(order).end_orphans()
             outcome = _outcome(order, job, code, memory, unwanted=task.ended)
+            outcome["used"] = memory.measured()
         finally:
             warming.cool_down_later()
             shutil.rmtree(job / "scratch", ignore_errors=True)

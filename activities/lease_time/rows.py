@@ -17,6 +17,10 @@ def in_ms(moment: datetime) -> int:
     return (moment - EPOCH) // timedelta(milliseconds=1)  # exact: a float of seconds is not
 
 
+def milliseconds(number: int) -> timedelta:
+    return timedelta(milliseconds=number)
+
+
 def members_freed(session: Session, row: LeaseRow, at: datetime | None = None) -> None:
     """The lease has ended and its members are free, since *at* (its end, when left out): write its time down.
 

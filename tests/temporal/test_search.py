@@ -100,8 +100,8 @@ async def test_a_person_takes_the_best_so_far_and_only_while_a_search_runs(stack
     await handle.result()
 
     assert "ada took the best so far: good enough" in train(stack, handle.id)
+    other = await stack.submit("other", until="train")
     with pytest.raises(WorkflowUpdateFailedError):
-        other = await stack.submit("other", until="train")
         await stack.client.get_workflow_handle(other.id).execute_update(names.SEARCH_ORDER, order)
 
 

@@ -19,7 +19,7 @@ from activities.compute.features.goals import Goal
 from activities.compute.features.graph import Graph
 from activities.compute.features.inputs import Combination, Input, Skew
 from activities.compute.features.relevance import mutual_information
-from everloop import contracts
+from everloop import choices, contracts, families
 from everloop.errors import InvalidSpec
 from everloop.records import Prepared
 from everloop.specs import Features, checked
@@ -276,3 +276,54 @@ def test_a_spec_that_chooses_nothing_has_the_pipeline_that_it_always_had(tmp_pat
 def test_a_choice_that_is_none_is_refused_by_its_field(chosen: dict[str, Any], says: str) -> None:
     with pytest.raises(InvalidSpec, match=says):
         checked({"model": "m", "task": "binary", "target": "y", "source": {"path": "/x"}, "features": chosen})
+
+
+# --- as a search's choices --------------------------------------------------------------------------
+
+
+def test_a_trial_prepares_the_same_rows_with_what_it_has_chosen(tmp_path: Path) -> None:
+    job, spec = FolderJob(tmp_path), spec_of(csv(tmp_path, table("binary")), "binary", "Status")
+    snapshot = data.snapshot(contracts.SnapshotRequest(spec=spec, slot=SLOT), job)
+    first = features.prepare(contracts.PrepareRequest(spec=spec, snapshot=snapshot, champion=None, slot=SLOT), job)
+    point = {
+        "learning_rate": 0.1,
+        "features.selection": "correlation",
+        "features.keep": 0.4,
+        "features.near_duplicates": 1.0,
+        "features.interactions": 3,
+    }
+
+    params, picked = choices.split(point)
+    chosen = choices.chosen(spec.features, picked)
+    found = features.prepared_as(spec, snapshot, first, chosen, job)
+
+    assert params == {"learning_rate": 0.1}
+    assert chosen == Features(selection={"method": "correlation", "keep": 0.4}, interactions=3)
+    own = spec.model_copy(update={"features": chosen})
+    staged = features.prepare(contracts.PrepareRequest(spec=own, snapshot=snapshot, champion=None, slot=SLOT), job)
+    assert found == staged.model_copy(update={"log": found.log} if hasattr(found, "log") else {})
+    assert found.feature_count == 5 and choices.chosen(spec.features, {}) == spec.features
+
+
+@pytest.mark.parametrize("family", families.LEARNERS)
+def test_every_choice_that_a_search_is_offered_is_one(family: str) -> None:
+    spec = checked({"model": "m", "task": "binary", "target": "y", "source": {"path": "/x"}})
+    random = np.random.default_rng(0)
+    offered = choices.space(spec, family, 1000, 20)
+
+    assert len({each.name for each in offered.parameters}) == len(offered.parameters)
+    assert ("features.skew" in {each.name for each in offered.parameters}) == (family in ("linear", "torch"))
+    for _ in range(50):
+        point: dict[str, Any] = {}
+        for each in offered.parameters:
+            if all(point.get(name) in values for name, values in each.when.items()):
+                point[each.name] = (
+                    each.choices[random.integers(len(each.choices))]
+                    if each.kind == "choice"
+                    else each.low + random.random() * (each.high - each.low)
+                    if each.kind == "float"
+                    else int(random.integers(each.low, each.high + 1))
+                )
+        assert choices.chosen(spec.features, choices.split(point)[1]).interactions == point["features.interactions"]
+    with pytest.raises(ValueError, match="skew"):
+        choices.chosen(spec.features, {"features.skew": "root"})
