@@ -224,7 +224,7 @@ def curve(found: Json) -> RenderableType:
     steps, best = found["steps"], found.get("best_step")
     places = dict.fromkeys([0, *([steps.index(best)] if best in steps else []), len(steps) - 1])
     made = table(
-        found["metric"],
+        found["metric"] + (f", part {found['part']}" if found.get("part") else ""),
         "",
         *(f"{found['unit']} {steps[place]:,}{' (best)' * (steps[place] == best)}" for place in places),
     )
