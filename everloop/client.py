@@ -110,7 +110,13 @@ class Client(PoolCalls, SearchCalls):
 
     @overload
     def logs(
-        self, lifecycle: str, stage: str | None = None, tail: int | None = None, *, follow: Literal[False] = False
+        self,
+        lifecycle: str,
+        stage: str | None = None,
+        tail: int | None = None,
+        *,
+        follow: Literal[False] = False,
+        rank: int = 0,
     ) -> str: ...
 
     @overload
@@ -119,9 +125,11 @@ class Client(PoolCalls, SearchCalls):
     ) -> Iterator[Json]: ...
 
     def logs(
-        self, lifecycle: str, stage: str | None = None, tail: int | None = None, *, follow: bool = False
+        self, lifecycle: str, stage: str | None = None, tail: int | None = None, *, follow: bool = False, rank: int = 0
     ) -> str | Iterator[Json]:
         """The last *tail* lines of a stage's log (of the stage that runs or ran last, when none is named).
+
+        *rank*: of a stage that several processes run together; what is followed is rank 0's.
 
         With *follow*: an iterator over all that its jobs write, stage after stage, until the lifecycle waits for a
         person or has ended. Each item is `{"stage", "attempt", "text"}`, the last one `{"status", "wait"}`. It
@@ -131,7 +139,7 @@ class Client(PoolCalls, SearchCalls):
         if follow:
             return self._follow(lifecycle, stage, tail)
         path = f"/lifecycles/{_part(lifecycle)}/logs"
-        return str(self._api("GET", path, params=_given(stage=stage, tail=tail)))
+        return str(self._api("GET", path, params=_given(stage=stage, tail=tail, rank=rank or None)))
 
     def data(self, lifecycle: str) -> Json:
         """What its latest snapshot has read: per column its kind, how it was read, missing values, bars of a histogram
@@ -171,11 +179,12 @@ class Client(PoolCalls, SearchCalls):
                 yield {"status": found["status"], "wait": found["wait"]}
                 return
 
-    def curves(self, lifecycle: str) -> Rows:
+    def curves(self, lifecycle: str, rank: int = 0) -> Rows:
         """The learning curves of its last training: per metric the steps, what they are called (`unit`), the values on
-        train and validation rows, and the best step. Each has 200 steps at most.
+        train and validation rows, and the best step. Each has 200 steps at most. *rank*: of several that have learned
+        together.
         """
-        return _items(self._api("GET", f"/lifecycles/{_part(lifecycle)}/curves"))
+        return _items(self._api("GET", f"/lifecycles/{_part(lifecycle)}/curves", params=_given(rank=rank or None)))
 
     def metrics(self, lifecycle: str) -> Any:  # noqa: ANN401
         """Progress of its jobs: values by step."""

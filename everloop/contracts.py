@@ -39,7 +39,7 @@ from everloop.records import (
     Version,
     Window,
 )
-from everloop.resources import WHOLE_GPU
+from everloop.resources import ONE, WHOLE_GPU
 from everloop.specs import LifecycleSpec, Monitor, Stage
 from everloop.trials import Searched, Study, Trial, Trials
 
@@ -297,6 +297,7 @@ class Wants(Record):
     def of(cls, spec: LifecycleSpec, stage: str) -> "Wants":
         """What a lifecycle's *stage* asks for."""
         amounts = spec.resources.of(stage)
+        members = amounts.members or ONE
         return cls(
             queue=spec.queue,
             priority=spec.priority,
@@ -305,7 +306,8 @@ class Wants(Record):
             memory_mib=amounts.memory or 0,
             milli_gpu=None if amounts.gpus is None else round(amounts.gpus * WHOLE_GPU),
             gpu_mib=amounts.gpu_memory or 0,
-            members=amounts.members or 1,
+            members=members.min,
+            members_most=members.max if members.max > members.min else 0,
             max_runtime_s=int(spec.max_runtime.total_seconds()) if spec.max_runtime else 0,
             stage=stage,
             model=spec.model,

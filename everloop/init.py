@@ -26,6 +26,8 @@ COLUMNS_BYTES, DEFAULTS_BYTES = 16 << 10, 80
 """Of that list in a spec, and what the fields that an entry does not name take."""
 WINDOWS = "day", "week", "month"
 
+SEARCH = "60s"
+"""The budget that a draft gives its search."""
 ASKED = "target_missing=drop"
 """What a draft asks a person to say, as `submit --set` takes it."""
 ASKS = "# target_missing: drop"
@@ -285,15 +287,14 @@ def _rest(found: Profile) -> list[str]:
     window, density = _window(found, least)
     when = found["time"] or "the event time that predict requests carry"
     return [
-        "# What learns. Left out, LightGBM's trees, by what `training` says. Or torch, a network, by its own `params`",
-        "# and the seed; or a function of yours, package.module:function. The README says more under Trainers.",
+        "# Families of models and their parameters are tried for so long, and the best of them goes on, or an ensemble",
+        "# of several; it ends early when nothing gets better. Also {trials: 100}, or 10min: docs/search.md.",
+        f"search: {{budget: {SEARCH}}}",
+        "# Without `search` one model is learned: LightGBM's trees, or what `trainer` names, with `params` of its own.",
         "# trainer: torch",
         "# params: {layers: 2, width: 128, learning_rate: 0.001, epochs: 60}",
         "",
         "training:",
-        "  rounds: 400           # at most; training stops when the validation part gets no better",
-        "  learning_rate: 0.05",
-        "  leaves: 31",
         "  seed: 0",
         "",
         "gate:",

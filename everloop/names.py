@@ -106,6 +106,16 @@ def retrain_id(project: str, model: str, window_start: datetime, window_end: dat
     return f"retrain/{project}/{model}/{window_start:%Y%m%dT%H%M%SZ}{until}"
 
 
+def job_log(job: str, attempt: int, rank: int = 0) -> str:
+    """Below the folder of logs: of an attempt of the job `<run id>/<activity id>`, and of a rank of its gang."""
+    return f"jobs/{job}/{attempt}.log" if rank == 0 else f"jobs/{job}/{attempt}.{rank}.log"
+
+
+def metrics_of(job: str, rank: int = 0) -> str:
+    """The key of the steps that a rank of a job has reported."""
+    return job if rank == 0 else f"{job}#{rank}"
+
+
 def pool_id(pool: str) -> str:
     """Workflow id of the decision maker of a device pool."""
     return f"pool/{pool}"

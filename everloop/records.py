@@ -121,6 +121,8 @@ class Ran(Record):
     """What was kept of earlier attempts, and what was done again."""
     artifacts: tuple[Blob, ...] = ()
     """Files that the job kept for people, by name."""
+    members: tuple[Member, ...] = ()
+    """Of a gang: where its ranks ran. None: one process on `device`."""
 
 
 class Result(Record):

@@ -418,6 +418,11 @@ class LifecycleSpec(Strict):
             raise ValueError(f"requirements: more than {MOST_CHARACTERS:,} letters; put a requirements.txt into `code`")
         if not self.own_trainer:
             families.check(self.trainer, self.params)
+        if self.resources.gang and not self.own_trainer:
+            raise ValueError(
+                f"resources.members: {self.trainer} learns in one process; a trainer of yours may be a gang "
+                "(examples/trainers/torch_ddp)"
+            )
         if self.search is not None and (why := refused(self.search, self, METRICS[self.task])):
             raise ValueError(why)
         return self

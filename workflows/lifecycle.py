@@ -186,7 +186,7 @@ class Lifecycle:
 
     @workflow.signal(name=names.LEASE_OFFERED, description="The pool's offer of a slot")
     def lease_offered(self, offer: Offer) -> None:
-        self._lease.offered(offer)
+        self._stages.offered(offer)
 
     @workflow.signal(name=names.LEASE_NOTICED, description="Others need the slot: let go at the next checkpoint")
     def lease_noticed(self, notice: LeaseNotice) -> None:
@@ -613,7 +613,9 @@ def _unit(made: Trained | Refitted) -> str:
 def _again(made: Trained | Refitted) -> str:
     """What a training kept and did again when its job was ended, and where it was."""
     resumed = made.ran.resumed if made.ran else None
-    return f"; {resumed.sentence(_unit(made))}" if resumed else ""
+    ranks = made.ran.members if made.ran else ()
+    together = f"; {len(ranks)} processes together ({', '.join(each.device for each in ranks)})" if ranks else ""
+    return together + (f"; {resumed.sentence(_unit(made))}" if resumed else "")
 
 
 def _with_features(spec: LifecycleSpec, trained: Trained) -> LifecycleSpec:

@@ -90,6 +90,7 @@ def _page(here: Parts, person: str, view: LifecycleView, still: bool) -> HTMLRes
         row = session.get(LifecycleRow, view.id)
         events = journal.events_of(session, row) if row else []
         learned = curves.curves_of(session, row) if row else []
+        ranks = curves.ranks_of(session, row) if row else 1
         searched = search.on_a_lifecycle(session, row, view.search) if row else None
         log = logs.tail(session, row, here.settings.logs_dir) if row and row.status == "running" else None
     return pages.render(
@@ -103,6 +104,7 @@ def _page(here: Parts, person: str, view: LifecycleView, still: bool) -> HTMLRes
         open=view.status in OPEN_STATUSES,
         pausable=view.status == "running" and not view.paused and view.stage in LAST_STAGES,
         log=log,
+        ranks=ranks,
         searched=searched,
         charts=[(curve, curves.drawn(curve), curves.told_in_rows(curve)) for curve in learned[:MOST_CHARTS]],
         more_charts=len(learned[MOST_CHARTS:]),

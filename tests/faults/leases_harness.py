@@ -134,13 +134,14 @@ def leaks(here: Settings) -> list[str]:
         leases = session.exec(select(LeaseRow).where(col(LeaseRow.state).in_(("offered", "active", "noticed")))).all()
         members = session.exec(select(LeaseMemberRow).where(col(LeaseMemberRow.live))).all()
         devices = session.exec(select(DeviceRow)).all()
+        every = session.exec(select(LeaseMemberRow)).all()
     store.close()
     used = [f"{row.name} counts {row.used_cores} cores" for row in devices if row.used_cores or row.used_memory_mib]
     locks = [str(path) for path in (here.scratch_dir / "slots").rglob(f"*{slot.SUFFIX}") if slot.is_held(path)]
     running = [
         f"process {pid} of {row.device}"
-        for row in leases_of(here)
-        for pid in mark.carriers(f"{here.scratch_dir}/{row.device}", mark.part(row.token, 0))
+        for row in every
+        for pid in mark.carriers(f"{here.scratch_dir}/{row.device}", mark.part(row.token, row.rank))
     ]
     return [
         *(f"lease {row.token}" for row in leases),

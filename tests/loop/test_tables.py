@@ -15,6 +15,8 @@ from tests.loop.test_stack import everloop
 
 SHOWN_ROWS = 200
 SERVED_SECONDS = 10
+ONCE = ("search=null",)
+"""Against a draft's minute of search: one training."""
 
 
 class Public(NamedTuple):
@@ -29,11 +31,13 @@ class Public(NamedTuple):
     """Share of right classes, or R squared, on rows of the table."""
     more: str = ""
     """What a person adds to the draft."""
+    sets: tuple[str, ...] = ONCE
+    """What a person says with `--set`."""
 
 
 TABLES = {
     "credit": Public("credit_data", "Status", "binary", folder=False, at_least=0.78),
-    "hpc": Public("hpc_data", "class", "multiclass", folder=True, at_least=0.80),
+    "hpc": Public("hpc_data", "class", "multiclass", folder=True, at_least=0.80, sets=("search.budget={trials: 5}",)),
     "ames": Public("ames", "Sale_Price", "regression", folder=False, at_least=0.85),
     "hpc-torch": Public(
         "hpc_data", "class", "multiclass", folder=False, at_least=0.75, more="trainer: torch\nparams: {epochs: 6}\n"
@@ -93,8 +97,10 @@ def test_a_public_table_is_released_and_answers_its_rows(shared: Settings, tmp_p
     assert drafted.returncode == 0, drafted.stderr
     assert f"task: {public.task}" in spec.read_text()
     spec.write_text(spec.read_text() + public.more)
-    waiting = said(shared, "submit", str(spec), "--wait")
+    changes = [word for each in public.sets for word in ("--set", each)]
+    waiting = said(shared, "submit", str(spec), *changes, "--wait")
     assert waiting["status"] == "waiting_approval"
+    assert (waiting["search"] is not None) == (public.sets != ONCE)
     said(shared, "approve", waiting["id"], "--yes", "--comment", "as good as expected")
     assert everloop(shared, "watch", waiting["id"]).returncode == 0
     released = said(shared, "show", waiting["id"])
@@ -137,7 +143,7 @@ def test_a_table_as_people_write_them_answers_the_rows_it_was_made_of(shared: Se
 
     drafted = everloop(shared, "init", f"{tmp_path}/odd.csv", "--target", "ja/nein", "--time", "seen", "-o", str(spec))
     assert drafted.returncode == 0, drafted.stderr
-    waiting = said(shared, "submit", str(spec), "--wait")
+    waiting = said(shared, "submit", str(spec), "--set", *ONCE, "--wait")
     said(shared, "approve", waiting["id"], "--yes")
     answers = predicted(shared, "odd", tmp_path / "odd.csv")
     assert everloop(shared, "watch", waiting["id"]).returncode == 0
@@ -215,7 +221,9 @@ def test_the_gate_says_what_was_changed_and_a_value_is_answered_alike_in_every_s
     folder, parked = asked
     said(shared, "abort", parked["id"], "--reason", "asked again with an answer")
 
-    waiting = said(shared, "submit", str(folder / "dressed.yaml"), "--set", "target_missing=drop", "--wait")
+    waiting = said(
+        shared, "submit", str(folder / "dressed.yaml"), "--set", "target_missing=drop", "--set", *ONCE, "--wait"
+    )
     gate = everloop(shared, "approve", waiting["id"])  # nobody is there to be asked: it shows the evidence alone
     said(shared, "approve", waiting["id"], "--yes")
     assert everloop(shared, "watch", waiting["id"]).returncode == 0

@@ -12,7 +12,7 @@ from everloop import names
 from everloop.contracts import LeaseNotice
 from everloop.errors import LeaseLost
 from everloop.records import Slot
-from everloop.store import DeviceRow, LeaseRequestRow, LeaseRow, PoolPolicyRow, QueueRow, ResultRow
+from everloop.store import DeviceRow, LeaseMemberRow, LeaseRequestRow, LeaseRow, PoolPolicyRow, QueueRow, ResultRow
 from tests.temporal.conftest import Stack, eventually
 from tests.temporal.test_pause import holding, tell
 from tests.temporal.test_reset import reset, workflow_task_after
@@ -253,4 +253,26 @@ async def test_a_reset_of_a_lifecycle_whose_lease_is_noticed_goes_on_with_anothe
         used = session.get_one(DeviceRow, (POOL, "cpu0")).used_cores
     assert newest["train"] == later[-1].token
     assert used == 0
+    assert (await stack.verified()).differences == []
+
+
+async def test_an_elastic_lease_gets_more_members_at_a_checkpoint_when_nobody_else_waits(stack: Stack) -> None:
+    queues(stack)
+    begun, ends = holding(stack, "train")
+    gang = {"trainer": "mine:fit", "resources": {"members": {"min": 1, "max": 2}}, "until": "train"}
+    handle = await stack.submit(**gang)
+    await begun.wait()
+
+    pool = stack.client.get_workflow_handle(names.pool_id(POOL))
+    await pool.signal(names.POOL_INVENTORY, ["cpu0", "cpu1:light", "cpu2"])
+
+    await handle.result()
+    assert ends == ["cancelled"]
+    _, one, two = leases(stack, handle.id)  # the first was for what comes before the training
+    assert (one.state, two.state, two.follows, two.request_id) == ("released", "released", one.token, one.request_id)
+    with stack.store.read() as session:
+        members = session.exec(select(LeaseMemberRow).where(LeaseMemberRow.token == two.token)).all()
+        results = {row.stage: row.token for row in session.exec(select(ResultRow)).all()}
+    assert {(each.rank, each.device) for each in members} == {(0, "cpu0"), (1, "cpu2")}
+    assert results["train"] == two.token
     assert (await stack.verified()).differences == []
