@@ -13,7 +13,7 @@ from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 
 from activities.drift import begins
-from api import drift, pages
+from api import drift, pages, predictions
 from api.bodies import body_schema, json_body, read_form, validated
 from api.dependencies import RPC_TIMEOUT, Here, Parts, Person, ask
 from api.drift import DriftView, Project
@@ -176,6 +176,7 @@ def model_page(model: str, here: Here, person: Person, project: Project = "defau
     """A model: what answers, how far the data has drifted, what there was before."""
     with here.store.read() as session:
         found = view(session, here.settings.serve_url, project, model)
+        log = predictions.view(session, here, project, model)
     found.refused = _refused(refusals(here.settings), project, model)
     threshold = found.monitor.share if found.monitor else None
     return pages.render(
@@ -185,6 +186,7 @@ def model_page(model: str, here: Here, person: Person, project: Project = "defau
         bars=drift.spark(found.checks[-60:], threshold),
         page_url=page_url,
         refusal_help=HELP,
+        log=log,
     )
 
 

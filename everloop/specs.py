@@ -418,6 +418,9 @@ class LifecycleSpec(Strict):
             raise ValueError(f"requirements: more than {MOST_CHARACTERS:,} letters; put a requirements.txt into `code`")
         if not self.own_trainer:
             families.check(self.trainer, self.params)
+        elif self.inputs == "raw" and (self.features.skew != "none" or self.features.interactions):
+            name = "skew" if self.features.skew != "none" else "interactions"
+            raise ValueError(f"features.{name}: a trainer of yours sees it with `inputs: features` alone")
         if self.resources.gang and not self.own_trainer:
             raise ValueError(
                 f"resources.members: {self.trainer} learns in one process; a trainer of yours may be a gang "

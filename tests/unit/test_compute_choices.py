@@ -327,3 +327,11 @@ def test_every_choice_that_a_search_is_offered_is_one(family: str) -> None:
         assert choices.chosen(spec.features, choices.split(point)[1]).interactions == point["features.interactions"]
     with pytest.raises(ValueError, match="skew"):
         choices.chosen(spec.features, {"features.skew": "root"})
+
+
+def test_numbers_are_not_changed_for_a_trainer_that_looks_at_raw_columns() -> None:
+    given = {"model": "m", "task": "binary", "target": "y", "source": {"path": "/x"}, "trainer": "mine:fit"}
+    with pytest.raises(InvalidSpec, match=r"features.skew: a trainer of yours sees it with `inputs: features`"):
+        checked(given | {"features": {"skew": "log1p"}})
+    assert checked(given | {"features": {"skew": "log1p"}, "inputs": "features"}).features.skew == "log1p"
+    assert checked(given | {"features": {"selection": {"keep": 3}}}).features.selection is not None
