@@ -26,8 +26,6 @@ COLUMNS_BYTES, DEFAULTS_BYTES = 16 << 10, 80
 """Of that list in a spec, and what the fields that an entry does not name take."""
 WINDOWS = "day", "week", "month"
 
-SEARCH = "60s"
-"""The budget that a draft gives its search."""
 ASKED = "target_missing=drop"
 """What a draft asks a person to say, as `submit --set` takes it."""
 ASKS = "# target_missing: drop"
@@ -287,14 +285,13 @@ def _rest(found: Profile) -> list[str]:
     window, density = _window(found, least)
     when = found["time"] or "the event time that predict requests carry"
     return [
-        "# Families of models and their parameters are tried for so long, and the best of them goes on, or an ensemble",
-        "# of several; it ends early when nothing gets better. Also {trials: 100}, or 10min: docs/search.md.",
-        f"search: {{budget: {SEARCH}}}",
-        "# Without `search` one model is learned: LightGBM's trees, or what `trainer` names, with `params` of its own.",
-        "# trainer: torch",
-        "# params: {layers: 2, width: 128, learning_rate: 0.001, epochs: 60}",
+        "# For so long families and their parameters are tried; the best of them, or an average of the best, goes on.",
+        "# It ends early when it gains no more. {trials: 100}, and more: docs/search.md. Left out, it trains once,",
+        "# as `trainer`, `params` and `training` say (the README, under Trainers): a function of yours, for instance.",
+        "search: {budget: 60s}",
         "",
         "training:",
+        "  rounds: 400           # LightGBM's, at most; it stops when the rows that it is judged by get no better",
         "  seed: 0",
         "",
         "gate:",
