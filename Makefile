@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 COMPILE = { $(BIN)/python -m compileall -q -j 0 -x '/(plotly|faker|litestar|pip|tests)/' $(VENV)/lib >/dev/null || true; }
 
-.PHONY: demo test check format bench proof-compute proof-sleep proof-leases proof-lease-kills
+.PHONY: demo test check format bench proof-compute proof-sleep proof-leases proof-lease-kills proof-watch
 
 demo: $(VENV)/.demo  ## the whole loop on a real year of data
 	$(BIN)/everloop demo $(ARGS)
@@ -32,6 +32,9 @@ bench: $(VENV)/.dev  ## what Everloop costs, beside others; ROWS=200000 for smal
 
 proof-compute: $(VENV)/.dev  ## faults at random moments of trainings; MINUTES=, SEED= (the same goes on), TRAINER=torch, PLANT=1..3
 	$(BIN)/python -m tests.faults.proof_compute
+
+proof-watch: $(VENV)/.dev  ## kill -9 of each process in a check, its decision and the start: one retraining; KILLS=, SEED=, PLANT=1..3 must fail
+	$(BIN)/python -m tests.faults.proof_watch
 
 proof-leases: $(VENV)/.dev  ## anything happens to a pool, EXAMPLES=50000 times; MINUTES=, SEED= (the same goes on), PLANT=1..3 must fail
 	$(BIN)/python -m tests.faults.proof_leases

@@ -12,7 +12,7 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse
 from starlette.staticfiles import StaticFiles
 from temporalio.client import Client
 
-from api import approval, cost, data, drift, fork, identity, kept, lifecycle, pages, pool, problems, release
+from api import approval, cost, data, drift, fork, identity, kept, labels, lifecycle, pages, pool, problems, release
 from api.bodies import body_schema, describe, json_body, read_form
 from api.dependencies import Here, Parts, Person, ask
 from api.identity import Asker, Guard
@@ -70,6 +70,8 @@ BODIES: tuple[type[BaseModel], ...] = (
     fork.ForkAsked,
     approval.DecisionRequest,
     release.RollBackRequest,
+    labels.LabelsRequest,
+    drift.Lift,
     *pool.BODIES,
     CredentialRequest,
 )
@@ -171,6 +173,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifecycle.router,
         approval.router,
         drift.router,
+        labels.router,
         release.router,
         pool.router,
         cost.router,

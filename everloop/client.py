@@ -21,6 +21,7 @@ import httpx
 from everloop import errors, stack
 from everloop import settings as configuration
 from everloop.errors import EverloopError, InvalidSpec, NotAuthenticated, Unavailable
+from everloop.label_calls import LabelCalls
 from everloop.pool_calls import PoolCalls
 from everloop.settings import Settings
 
@@ -40,7 +41,7 @@ RUNNING = frozenset({"running", "waiting_approval", "needs_attention"})
 FAR_SECONDS = 10 * 365 * 86400.0
 
 
-class Client(PoolCalls):
+class Client(PoolCalls, LabelCalls):
     """A connection to one deployment as one person. Safe to share between threads; use as a context manager."""
 
     def __init__(

@@ -21,6 +21,7 @@ from activities.export import ExportJobs
 from activities.features import FeaturesJobs
 from activities.jobs import scratch
 from activities.jobs.submit import Jobs
+from activities.labels import LabelCompute
 from activities.proof import ProofOnCompute
 from activities.training import TrainingJobs
 from everloop import names
@@ -82,6 +83,7 @@ def activities(jobs: Jobs, settings: Settings) -> Sequence[Callable[..., Any]]:
         evaluation.evaluate,
         export.export,
         DriftCompute(jobs).measure,
+        LabelCompute(jobs).perform,
         DiskOnCompute(settings).room,
         ProofOnCompute(jobs).prove,
     )

@@ -263,7 +263,12 @@ class Lifecycle:
                 "evaluate",
                 EvaluationActivities.evaluate,
                 EvaluateRequest(
-                    spec=self._spec, snapshot=snapshot, prepared=prepared, trained=trained, champion=champion
+                    spec=self._spec,
+                    snapshot=snapshot,
+                    prepared=prepared,
+                    trained=trained,
+                    champion=champion,
+                    certainty=0.0 if self._request.trigger == "manual" else self._spec.retrain.certainty,
                 ),
                 lambda made: made.comparison.reason,
             )

@@ -28,10 +28,11 @@ from activities.compute.data import Table as Rows
 from activities.compute.data import event_seconds
 from activities.compute.features import DAY
 from activities.compute.inference import Columns, read_loosely
+from activities.compute.measures import answers_of, distribution, evaluation_of, measures_of
 from everloop.contracts import DriftRequest
 from everloop.errors import DatasetMissing, naming
-from everloop.predictions import PredictionLog
-from everloop.records import Blob, ColumnDrift, DriftReport, Field, Signature
+from everloop.predictions import PredictionLog, Row
+from everloop.records import Blob, Break, ColumnDrift, DriftReport, Field, Measure, Signature
 
 MOST_ROWS = 50_000
 NEARLY_CONSTANT = 0.99
@@ -39,6 +40,7 @@ NEARLY_CONSTANT = 0.99
 SUMMARY_BYTES = 16 << 10
 """Columns listed in the result, which travels through Temporal; the report blob has all."""
 HTML_COLUMNS = 100
+MOST_BROKEN = 20
 MISSING = "missing"
 SMALL = 1000
 """Rows up to which Evidently too prefers a test over a distance; here of the smaller side."""
@@ -68,7 +70,7 @@ class Pair:
 
 def measure(request: DriftRequest, job: Job) -> DriftReport:
     """Compare the window's rows with the reference, up to 50,000 seeded rows of each."""
-    signature, current, seconds = _window(request, job)
+    signature, current, seconds, logged = _window(request, job)
     rows = len(seconds)
     if rows < request.minimum_rows:
         reason = f"{rows} rows in the window, {request.minimum_rows} are needed"
@@ -84,7 +86,11 @@ def measure(request: DriftRequest, job: Job) -> DriftReport:
         word = "drifted" if column.drifted else "steady"
         print(f"{word}: {column.column!r} {column.score:.4g} (threshold {column.threshold:g}, {column.method})")
     print(f"{rows:,} rows against {reference_rows:,}: {share:.0%} of {len(found)} columns drifted")
+    measures, broken = _beside(request, job, signature, reference, current, logged)
     report = {
+        "measures": [measure.model_dump() for measure in measures],
+        "broken": [each.model_dump() for each in broken],
+        "distributions": {pair.name: distribution(pair.numeric, pair.reference, pair.current) for pair in pairs},
         "window": request.window.model_dump(mode="json"),
         "rows": rows,
         "reference_rows": reference_rows,
@@ -99,12 +105,41 @@ def measure(request: DriftRequest, job: Job) -> DriftReport:
         columns=_bounded(found),
         share=share,
         report=job.artifacts.put(json.dumps(report, indent=1).encode(), "drift.json"),
+        measures=tuple(measures),
+        broken=tuple(broken[:MOST_BROKEN]),
     )
+
+
+def _beside(  # noqa: PLR0917
+    request: DriftRequest,
+    job: Job,
+    signature: Signature,
+    reference: Columns,
+    current: Columns,
+    rows: Sequence[Row],
+) -> tuple[list[Measure], list[Break]]:
+    """What is looked at beside the columns' drift. Nothing, where the workflow that asks does not know of it."""
+    if request.monitor is None:
+        return [], []
+    measures, broken = measures_of(signature, reference, current, rows, request.monitor)
+    evaluation = evaluation_of(job, request.evaluation)
+    answers = answers_of(signature, rows, evaluation, request.champion.version, word)
+    measures = [*([answers] if answers else []), *measures]
+    for measure in measures:
+        print(f"{'over' if measure.over else 'within bounds'}: {measure.why}")
+    for each in broken:
+        print(f"broken: {each.column!r}: {each.why}")
+    return measures, broken
+
+
+def word(name: str, numeric: bool, then: NDArray[Any], now: NDArray[Any]) -> ColumnDrift:
+    """Evidently's word on one pair of samples."""
+    return judge([Pair(name, numeric, then, now)])[0][0]
 
 
 def render(request: DriftRequest, job: Job) -> Blob:
     """Evidently's HTML of the same samples. Show it only in a sandboxed frame."""
-    signature, current, seconds = _window(request, job)
+    signature, current, seconds, _ = _window(request, job)
     if not len(seconds):
         raise DatasetMissing("the window has no predictions", field="window", hint="choose a window that was checked")
     reference, _ = _reference(request, job, signature)
@@ -126,15 +161,15 @@ def _bounded(columns: Sequence[ColumnDrift]) -> tuple[ColumnDrift, ...]:
 # --- the two samples ----------------------------------------------------------------------------
 
 
-def _window(request: DriftRequest, job: Job) -> tuple[Signature, Columns, NDArray[np.float64]]:
-    """The signature, the window's raw columns and each row's event time in seconds."""
+def _window(request: DriftRequest, job: Job) -> tuple[Signature, Columns, NDArray[np.float64], list[Row]]:
+    """The signature, the window's raw columns, each row's event time in seconds, and the rows as they were logged."""
     signature = Signature.model_validate_json(job.artifacts.get(request.champion.signature))
     log = PredictionLog(job.predictions_dir / request.project / request.model)
     rows = sample(log.read(request.window), MOST_ROWS, request.seed)
     features: list[Mapping[str, object]] = [row["features"] for row in rows]
     columns = {entry.name: _logged(entry, features) for entry in signature.fields}
     seconds = np.array([datetime.fromisoformat(row["event_time"]).timestamp() for row in rows], np.float64)
-    return signature, columns, seconds
+    return signature, columns, seconds, rows
 
 
 def sample(rows: Iterable[dict[str, Any]], most: int, seed: int) -> list[dict[str, Any]]:

@@ -387,6 +387,15 @@ def read_loosely(field: Field, value: object) -> float | str:
         return "" if field.kind == "category" else math.nan
 
 
+def unreadable(field: Field, value: object) -> bool:
+    """Does a logged value not fit the field? What means missing does."""
+    try:
+        _reader(field)(value)
+    except (ValueError, OverflowError):
+        return True
+    return False
+
+
 def _number(value: object) -> float:
     kind = type(value)
     if (kind is float or kind is int) and math.isfinite(value):  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from sqlmodel import SQLModel
 from everloop.store.approval import ApprovalRow
 from everloop.store.columns import UtcDateTime, document, moment
 from everloop.store.door import Store
-from everloop.store.drift import DriftRow, MonitorRow, TriggerRow
+from everloop.store.drift import DriftRow, LabelsRow, MonitorRow, PerformanceRow, TriggerRow
 from everloop.store.identity import AuditRow, CredentialRow
 from everloop.store.journal import AlarmRow, HistoryRow, JournalRow
 from everloop.store.lease import (
@@ -51,6 +51,7 @@ __all__ = [
     "HistoryRow",
     "JobTimeRow",
     "JournalRow",
+    "LabelsRow",
     "LeaseMemberRow",
     "LeaseRequestRow",
     "LeaseRow",
@@ -58,6 +59,7 @@ __all__ = [
     "LifecycleRow",
     "MetricRow",
     "MonitorRow",
+    "PerformanceRow",
     "PoolDecisionRow",
     "PoolPolicyRow",
     "PoolRow",
