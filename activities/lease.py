@@ -6,7 +6,7 @@ Only workflows that hold leases are served, each for its own requests (activitie
 import asyncio
 import contextlib
 import logging
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from temporalio import activity
 from temporalio.client import Client, WorkflowExecutionStatus
@@ -48,9 +48,6 @@ class LeaseOnControl(LeaseActivities):
         self._store = store
         self._client = client
         self._away = timedelta(seconds=away_seconds)
-        self._noticed: dict[int, datetime | None] = {}
-        """Tokens whose holders were told to let go, and by when."""
-        self._holders: dict[int, tuple[str, str]] = {}
 
     @activity.defn(name="everloop.lease.request")
     async def request(self, request: LeaseRequest) -> LeaseAnswer:
@@ -183,23 +180,13 @@ class LeaseOnControl(LeaseActivities):
             granted += await asyncio.to_thread(ledger.grant, self._store, pool)
 
     async def _signal_notices(self, pool: str) -> None:
-        """Ask holders to let go, and tell those whose notice was withdrawn. Each hears of each notice once a process
-        of ours, so that a signal that was lost with a process is sent again.
-        """
-        noticed = await asyncio.to_thread(ledger.told_or_offered, self._store, pool, "noticed")
-        for row in noticed:
-            if self._noticed.get(row.token) != row.deadline_at:
-                notice = LeaseNotice(token=row.token, reason=row.why or row.notice, deadline=row.deadline_at)
-                await self._notice(row.workflow_id, row.run_id, notice)
-                self._noticed[row.token] = row.deadline_at
-                self._holders[row.token] = (row.workflow_id, row.run_id)
-        gone = self._noticed.keys() - {row.token for row in noticed}
-        active = await asyncio.to_thread(ledger.told_or_offered, self._store, pool, "active") if gone else []
-        for token in sorted(gone):
-            del self._noticed[token]
-            holder = self._holders.pop(token)
-            if any(row.token == token for row in active):
-                await self._notice(*holder, LeaseNotice(token=token))
+        """Ask holders to let go, and tell those whose notice was withdrawn. What each was told stands in the ledger."""
+        for row in await asyncio.to_thread(ledger.untold, self._store, pool):
+            deadline = row.deadline_at if row.state == "noticed" else None
+            reason = (row.why or row.notice) if deadline else ""
+            notice = LeaseNotice(token=row.token, reason=reason, deadline=deadline)
+            await self._notice(row.workflow_id, row.run_id, notice)
+            await asyncio.to_thread(ledger.told, self._store, pool, row.token, deadline)
 
     async def _notice(self, workflow_id: str, run_id: str, notice: LeaseNotice) -> None:
         """A holder that is gone, or that Temporal takes no signal for, loses its lease when the deadline has passed."""

@@ -1,38 +1,81 @@
 """A pool's queue tree in SQL: read, and replaced as a whole in one transaction."""
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from sqlmodel import Session, col, delete, select
 
+from everloop.amounts import Counted
 from everloop.errors import Conflict
-from everloop.queues import DEFAULT, Queue, Resources, in_order
-from everloop.store import DeviceRow, LeaseRequestRow, QueueRow
+from everloop.queues import DEFAULT, Queue, in_order
+from everloop.store import DeviceRow, LeaseRequestRow, LeaseRow, QueueRow
+
+WORKING = ("offered", "active", "noticed")
+"""States of a lease whose holder may work."""
+MOST_NAMED = 3
 
 
 def tree(session: Session, pool: str) -> tuple[Queue, ...]:
-    """The queues of *pool*, parents first."""
+    """The queues of *pool* as people set them, parents first."""
+    return in_order(queue._replace(usage=Counted(), usage_at_ms=0) for queue in used(session, pool))
+
+
+def used(session: Session, pool: str) -> tuple[Queue, ...]:
+    """The queues of *pool* with what they have used, by name."""
     found = {row.id: _queue(row) for row in session.exec(select(QueueRow).where(QueueRow.pool == pool)).all()}
     found.setdefault(DEFAULT, Queue(DEFAULT))
-    return in_order(found.values())
+    return tuple(found[name] for name in sorted(found))
 
 
-def whole(session: Session, pool: str) -> Resources:
+def leaves(queues: Iterable[Queue]) -> set[str]:
+    """Those without others below them: requests are in these alone."""
+    queues = tuple(queues)
+    parents = {queue.parent for queue in queues}
+    return {queue.id for queue in queues if queue.id not in parents}
+
+
+def whole(session: Session, pool: str) -> Counted:
     """What the devices of *pool* have together, without those for checks: what queues share."""
     rows = session.exec(select(DeviceRow).where(DeviceRow.pool == pool, col(DeviceRow.light).is_(False))).all()
-    return Resources(sum(row.cores for row in rows), sum(row.milli_gpu for row in rows))
+    return Counted(sum(row.cores for row in rows), sum(row.milli_gpu for row in rows))
+
+
+def must_keep_those_in_use(session: Session, pool: str, queues: tuple[Queue, ...]) -> None:
+    """Raise `Conflict` where somebody waits in, or holds a lease of, a queue that is gone with *queues*, or no leaf.
+
+    Who runs there would wait for ever at its next stage, and nobody could take its lease back meanwhile.
+    """
+    parents, open_to_all = {queue.parent for queue in queues}, leaves(queues)
+    waiting = select(LeaseRequestRow.queue, LeaseRequestRow.workflow_id).where(
+        LeaseRequestRow.pool == pool, LeaseRequestRow.state == "queued"
+    )
+    holding = select(LeaseRow.queue, LeaseRow.workflow_id).where(
+        LeaseRow.pool == pool, col(LeaseRow.state).in_(WORKING)
+    )
+    of_waiting = {(queue, who) for queue, who in session.exec(waiting).all() if queue not in open_to_all}
+    of_holding = {(queue, who) for queue, who in session.exec(holding).all() if queue not in open_to_all}
+    for name, _ in sorted(of_waiting | of_holding):
+        told = [_who(of_waiting, name, "waits", "wait"), _who(of_holding, name, "runs", "run")]
+        raise Conflict(
+            f"{' and '.join(one for one in told if one)} in queue {name}, "
+            f"which {'would have queues below it' if name in parents else 'would be gone'}",
+            field=f"queues.{name}",
+            hint="keep it as a leaf with quota 0 until they have ended: others may then take back what they hold",
+        )
+
+
+def _who(found: set[tuple[str, str]], queue: str, one: str, many: str) -> str:
+    """`ada, bob and 3 more wait`."""
+    names = sorted(who for of, who in found if of == queue)
+    if not names:
+        return ""
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return f"{', '.join(names[:MOST_NAMED])}{more} {many if len(names) > 1 else one}"
 
 
 def replace(session: Session, pool: str, queues: tuple[Queue, ...], person: str) -> None:
-    """Make *queues* the tree. Raises `Conflict` where somebody waits in a queue that is no leaf any more, or gone."""
-    parents = {queue.parent for queue in queues}
-    leaves = {queue.id for queue in queues if queue.id not in parents}
-    waiting = select(LeaseRequestRow.queue).where(LeaseRequestRow.pool == pool, LeaseRequestRow.state == "queued")
-    for name in sorted(set(session.exec(waiting).all()) - leaves):
-        raise Conflict(
-            f"lifecycles wait in queue {name}, which {'has queues below it' if name in parents else 'is left out'}",
-            field=f"queues.{name}",
-            hint="keep it as a leaf with quota 0 until they have ended",
-        )
+    """Make *queues* the tree. Raises `Conflict` as `must_keep_those_in_use` does."""
+    must_keep_those_in_use(session, pool, queues)
     known = {row.id: row for row in session.exec(select(QueueRow).where(QueueRow.pool == pool)).all()}
     gone = known.keys() - {queue.id for queue in queues}
     session.exec(delete(QueueRow).where(col(QueueRow.pool) == pool, col(QueueRow.id).in_(gone)))
@@ -49,8 +92,10 @@ def _queue(row: QueueRow) -> Queue:
     return Queue(
         id=row.id,
         parent=row.parent,
-        quota=Resources(row.quota_cores, row.quota_milli_gpu),
-        limit=Resources(row.limit_cores, row.limit_milli_gpu),
+        quota=Counted(row.quota_cores, row.quota_milli_gpu),
+        limit=Counted(row.limit_cores, row.limit_milli_gpu),
         weight=row.weight,
         priority=row.priority,
+        usage=Counted(row.usage_cores, row.usage_milli_gpu),
+        usage_at_ms=row.usage_at_ms,
     )

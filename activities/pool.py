@@ -39,6 +39,7 @@ class PoolOnControl(PoolActivities):
 def _queues(store: Store, order: PoolOrder) -> PoolOrdered:
     """The tree is replaced, unless another one than the person has seen stands there by now."""
     with store.write() as session:
+        changed(session, order.pool)  # first: nothing is granted meanwhile
         before = lease_queues.tree(session, order.pool)
         after = queues.check(order.queues, lease_queues.whole(session, order.pool))
         if before == after:
@@ -50,7 +51,6 @@ def _queues(store: Store, order: PoolOrder) -> PoolOrdered:
                 hint="look at them again: `everloop queue list`",
             )
         lease_queues.replace(session, order.pool, after, order.person)
-        changed(session, order.pool)
     return PoolOrdered(done=f"the queues of pool {order.pool} are changed")
 
 

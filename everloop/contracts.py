@@ -44,6 +44,7 @@ from everloop.records import (
 )
 from everloop.resources import WHOLE_GPU
 from everloop.specs import LifecycleSpec, Monitor, Stage
+from everloop.trials import Searched, Study, Trial, Trials
 
 Short = Annotated[str, StringConstraints(max_length=names.MOST_CHARACTERS)]
 """A name in a signal or an update: it becomes a summary, which Temporal limits."""
@@ -144,6 +145,22 @@ class TrainRequest(JobRequest):
     """For trainers that look at raw columns. None: asked by a workflow that knew none."""
     code: Code | None = None
     """The job runs with this user's code and what it requires."""
+    searched: Searched | None = None
+    """What a search found: its best is learned. None: what the spec says is."""
+
+
+class TrialRequest(JobRequest):
+    """Ask, learn and judge, trial by trial, as many of *numbers* as there is time for."""
+
+    study: Study
+    numbers: tuple[int, ...]
+    """In their order. The first is tried in any case."""
+    recent: tuple[Trial, ...] = ()
+    """Trials that have ended and are not in the study's blobs yet."""
+    seconds: float | None = None
+    """That the budget has left."""
+    preload: tuple[str, ...] = ()
+    """Modules that the warm process loads before its fork."""
 
 
 class EvaluateRequest(JobRequest):
@@ -235,6 +252,12 @@ class TrainingActivities(ABC):
     @activity.defn(name="everloop.training.refit")
     @abstractmethod
     async def refit(self, request: RefitRequest) -> Refitted: ...
+
+
+class SearchJobActivities(ABC):
+    @activity.defn(name="everloop.search.try")
+    @abstractmethod
+    async def attempt(self, request: TrialRequest) -> Trials: ...
 
 
 class EvaluationActivities(ABC):
@@ -665,6 +688,43 @@ class LabelActivities(ABC):
     async def judge(self, request: JudgeRequest) -> JudgeAnswer: ...
 
 
+class BeginRequest(Record):
+    """A search begins: what its trials have in common is written down once."""
+
+    study: str
+    """Its id."""
+    lifecycle: str
+    spec: LifecycleSpec
+    snapshot: Snapshot
+    prepared: Prepared
+    champion: Champion | None = None
+    again: bool = False
+    """A retraining: it begins from the champion's parameters, on a quarter of the budget."""
+
+
+class TellRequest(Record):
+    """Trials that have ended, and how the search stands."""
+
+    study: Study
+    trials: tuple[Trial, ...]
+    spent: float
+    """Seconds of the budget."""
+    sentence: str
+    """How far it is, or what it waits for."""
+    ended: str = ""
+    """Why it has ended, as `Searched.ended`; `paused`: it goes on later."""
+
+
+class SearchActivities(ABC):
+    @activity.defn(name="everloop.search.begin")
+    @abstractmethod
+    async def begin(self, request: BeginRequest) -> Study: ...
+
+    @activity.defn(name="everloop.search.tell")
+    @abstractmethod
+    async def tell(self, request: TellRequest) -> Study: ...
+
+
 class PoolActivities(ABC):
     @activity.defn(name="everloop.pool.order")
     @abstractmethod
@@ -722,6 +782,58 @@ class PauseRequest(Record):
     action: Literal["pause", "resume"]
     person: Short
     reason: str = Field(default="", max_length=2000)
+
+
+class SearchOrder(Record):
+    """What a person tells a running search: `take_best` ends it, and its best so far goes on."""
+
+    action: Literal["take_best"]
+    person: Short
+    reason: str = Field(default="", max_length=2000)
+
+
+class SearchState(Record):
+    """Where a search stands when it is paused, or continues as new."""
+
+    study: Study
+    spent: float = 0.0
+    """Seconds of the budget."""
+    next: int = 0
+    """Number of the next trial."""
+    waiting: tuple[Trial, ...] = ()
+    """Trials that have ended and are not in the study's blobs: an earlier one runs still."""
+    again: tuple[TrialRequest, ...] = ()
+    """Jobs that were ended before they had: they are asked the same once more."""
+    best: Trial | None = None
+    gained_at: int = 0
+    """Trials there were when the best got better the last time."""
+    seconds: float = 0.0
+    """Of a trial, lately."""
+    ended: str = ""
+    reason: str = ""
+    lease: AcceptRequest | None = None
+    """The lease that the next run adopts."""
+
+
+class SearchRequest(Record):
+    """The input of a Search workflow."""
+
+    lifecycle: str
+    spec: LifecycleSpec
+    snapshot: Snapshot
+    prepared: Prepared
+    champion: Champion | None = None
+    again: bool = False
+    state: SearchState | None = None
+    """It goes on from here."""
+
+
+class SearchAnswer(Record):
+    """How a search ended. `paused`: it goes on from *state*."""
+
+    outcome: Literal["found", "paused"]
+    searched: Searched | None = None
+    state: SearchState | None = None
 
 
 class LifecycleAnswer(Record):

@@ -19,6 +19,7 @@ ROLL_BACK = "everloop.RollBack"
 DRIFT_CHECK = "everloop.DriftCheck"
 GPU_POOL = "everloop.GpuPool"
 POOL_ORDER = "everloop.PoolOrder"
+SEARCH = "everloop.Search"
 
 # The activity whose inputs are the journal: `project` finds it in a history by this name.
 JOURNAL_APPEND = "everloop.journal.append"
@@ -32,6 +33,7 @@ POOL_INVENTORY = "inventory"  # compute -> pool
 DECIDE = "decide"  # API -> Approval, signed
 ATTEND = "attend"  # API -> Lifecycle: retry, skip, abort a parked stage
 PAUSE = "pause"  # API -> Lifecycle: hold still, or go on
+SEARCH_ORDER = "search"  # API -> Lifecycle, as an update, and Lifecycle -> Search, as a signal: take the best so far
 
 A_RESUME = "a resume"
 """How the wait of a paused lifecycle begins."""
@@ -77,6 +79,11 @@ MONITOR = "monitor"
 def approval_id(lifecycle: str) -> str:
     """Workflow id of the gate of *lifecycle*."""
     return f"{lifecycle}/approval"
+
+
+def search_id(lifecycle: str) -> str:
+    """Workflow id of the search of *lifecycle*."""
+    return f"{lifecycle}/search"
 
 
 def release_id(project: str, model: str) -> str:

@@ -16,10 +16,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from typing import Any, NamedTuple
 
+from everloop.amounts import COUNTED, NO_LIMIT, UNLIMITED, Counted
 from everloop.errors import Invalid
 
-NO_LIMIT = -1
-"""As a limit: none. As a quota: none is set; a queue of queues then has what theirs add up to."""
 NONE = "none"
 DEFAULT = "default"
 """The queue of whoever names none. A tree always has it."""
@@ -33,30 +32,23 @@ RESOURCES = ("cores", "gpus")
 TOP_KEYS = ("queues",)
 
 
-class Resources(NamedTuple):
-    """Whole cores, and thousandths of a GPU."""
-
-    cores: int = 0
-    milli_gpu: int = 0
-
-
-UNLIMITED = Resources(NO_LIMIT, NO_LIMIT)
-
-
 class Queue(NamedTuple):
-    """A node of the tree."""
+    """A node of the tree; requests are in leaves only."""
 
     id: str
     parent: str = ""
     """Empty: below the pool itself."""
-    quota: Resources = UNLIMITED
+    quota: Counted = UNLIMITED
     """What it gets whenever it wants it. Work that is not preemptible stays within it."""
-    limit: Resources = UNLIMITED
+    limit: Counted = UNLIMITED
     """What it never gets more of."""
     weight: int = 1
     """Of what is left when all quotas are served; 0: none of it."""
     priority: int = 0
     """Higher ones are served first from what is left."""
+    usage: Counted = Counted()
+    """Decayed, in resource-milliseconds, at `usage_at_ms`. No part of what people set."""
+    usage_at_ms: int = 0
 
 
 def read(given: object) -> tuple[Queue, ...]:
@@ -110,7 +102,7 @@ def _queue(name: str, inside: str, entry: Mapping[str, Any], place: str) -> Queu
     )
 
 
-def resources(given: object, place: str, otherwise: Resources = UNLIMITED) -> Resources:
+def resources(given: object, place: str, otherwise: Counted = UNLIMITED) -> Counted:
     """`{cores: 4, gpus: 0.5}` as numbers; `none` is none, of one or of both. What is left out is as in *otherwise*.
 
     Raises `Invalid`.
@@ -124,7 +116,7 @@ def resources(given: object, place: str, otherwise: Resources = UNLIMITED) -> Re
         cores = NO_LIMIT if values["cores"] == NONE else whole(values["cores"], f"{place}.cores", 0, MOST)
     if "gpus" in values:
         milli_gpu = NO_LIMIT if values["gpus"] == NONE else _thousandths(values["gpus"], f"{place}.gpus")
-    return Resources(cores, milli_gpu)
+    return Counted(cores, milli_gpu)
 
 
 def _thousandths(value: object, place: str) -> int:
@@ -221,7 +213,7 @@ def _circle(by_name: Mapping[str, Queue], among: set[str]) -> list[str]:
     return [*turned, turned[0]]
 
 
-def check(queues: Iterable[Queue], there: Resources) -> tuple[Queue, ...]:
+def check(queues: Iterable[Queue], there: Counted) -> tuple[Queue, ...]:
     """The tree in order, with `DEFAULT` in it. *there*: what the pool's devices have.
 
     Raises `Invalid` where quotas promise more than there is, where a limit is less than the quota, and where `DEFAULT`
@@ -236,7 +228,7 @@ def check(queues: Iterable[Queue], there: Resources) -> tuple[Queue, ...]:
     below: dict[str, list[Queue]] = {}
     for queue in ordered:
         below.setdefault(queue.parent, []).append(queue)
-    for name in Resources._fields:
+    for name in COUNTED:
         promised: dict[str, int] = {}
         for queue in reversed(ordered):  # those below come before it
             _check_limit(queue, name)
@@ -305,7 +297,7 @@ def document(queues: Iterable[Queue]) -> dict[str, Any]:
     return {"queues": top}
 
 
-def written(values: Resources) -> dict[str, Any]:
+def written(values: Counted) -> dict[str, Any]:
     """Those that are set, as a file has them."""
     found: dict[str, Any] = {}
     if values.cores != NO_LIMIT:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from everloop.reading import ReadColumn
-from everloop.specs import Task
+from everloop.specs import Features, Task
 
 
 class Record(BaseModel):
@@ -259,6 +259,10 @@ class Trained(Result):
     """Calibration and threshold, where the spec asks for them: a refit and the export keep them."""
     environment: Blob | None = None
     """JSON: Python, platform, seed and installed packages, where a user's code learned."""
+    features: Features | None = None
+    """The features that a search chose instead of the spec's: what comes after prepares rows so."""
+    prepared: Prepared | None = None
+    """The rows as it has learned them, where a search chose other features."""
 
 
 class Comparison(Record):

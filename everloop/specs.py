@@ -18,6 +18,7 @@ from everloop.errors import InvalidSpec
 from everloop.families import FAMILIES
 from everloop.requirements import MOST_CHARACTERS, Requirement
 from everloop.resources import MaxRuntime, Priority, Queue, Resources
+from everloop.search import Search, refused
 from everloop.strict import Strict
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
@@ -53,6 +54,7 @@ FIRST_READ: dict[str, Stage] = {
     "params": "train",
     "inputs": "train",
     "training": "train",
+    "search": "train",
     "validation": "train",
     "calibration": "train",
     "decision": "train",
@@ -373,7 +375,10 @@ class LifecycleSpec(Strict):
     inputs: Literal["raw", "features"] = "raw"
     """What your trainer learns from: the columns as they are, or the numbers that our preparation makes of them."""
     training: Training = Training()
+    search: Search | None = None
+    """Try families and parameters under a budget, and go on with the best. Left out: train once, as the rest says."""
     validation: Validation = Validation()
+    """With `search` and nothing said: auto."""
     calibration: Literal["none", "auto", "sigmoid", "isotonic"] = "none"
     """Make probabilities honest, inside the graph. auto: with the kind that lowers the log loss for sure, where the
     metric is log_loss or a `decision` needs it."""
@@ -399,6 +404,14 @@ class LifecycleSpec(Strict):
     that lasts longer is the first to be taken."""
     until: Stage | None = None
     """End well after this stage, `register` at the latest; left out, it goes on to the release and the monitor."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _searched_in_folds(cls, value: Any) -> Any:  # noqa: ANN401
+        """What is chosen among many by one held out part is often only lucky there."""
+        if isinstance(value, dict) and value.get("search") is not None and "validation" not in value:
+            return value | {"validation": {"method": "auto"}}
+        return value
 
     @field_validator("trainer", mode="before")
     @classmethod
@@ -429,6 +442,8 @@ class LifecycleSpec(Strict):
             raise ValueError(f"requirements: more than {MOST_CHARACTERS:,} letters; put a requirements.txt into `code`")
         if not self.own_trainer:
             families.check(self.trainer, self.params)
+        if self.search is not None and (why := refused(self.search, self, METRICS[self.task])):
+            raise ValueError(why)
         return self
 
     @model_validator(mode="after")

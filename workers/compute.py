@@ -156,7 +156,7 @@ def _as_reported(worker: dict[str, Any]) -> str:
     """The name the pool keeps, and what the device has, which its Dask worker says by its resources."""
     has = worker["resources"]
     light = names.LIGHT_SUFFIX if "light" in has else ""
-    amounts = "".join(f":{what}={int(has[what])}" for what in devices.AMOUNTS if what in has)
+    amounts = "".join(f":{what}={int(has[what])}" for what in devices.SAID if what in has)
     host = str(worker.get("host", ""))
     node = socket.gethostname() if host in LOOPBACK else host
     return f"{worker['name']}{light}:node={node.replace(':', '-')}{amounts}"

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from activities.jobs import memory
+from everloop.amounts import AMOUNTS
 from everloop.settings import DEFAULT_SLOTS, Settings
 
-AMOUNTS = ("cores", "memory_mib", "milli_gpu", "gpu_mib", "job_cores")
+SAID = (*AMOUNTS, "job_cores")
 """What a device's Dask worker says of it, as resources."""
 STACK_CORES = 1
 """Of a machine with more than two, for serve, Temporal and the other processes of the stack."""
@@ -44,7 +45,7 @@ class Device:
     @property
     def amounts(self) -> dict[str, int]:
         """What it has, as its Dask worker says it."""
-        return {name: getattr(self, name) for name in AMOUNTS}
+        return {name: getattr(self, name) for name in SAID}
 
 
 class Devices(Protocol):

@@ -28,6 +28,7 @@ from api.pool import seen
 from api.pool.answers import Counted, PoolView, QueueView
 from everloop.settings import Settings
 from everloop.store import DeviceRow, LeaseRequestRow, LeaseRow, LeaseTimeRow, Store
+from workers import pool_gauges
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,13 @@ class Metrics(Collector):
             buckets=WAITS,
             registry=self._registry,
         )
+        self._gang_wait = Histogram(
+            "everloop_gang_wait_seconds",
+            "From a request of several members to its grant.",
+            ("pool", "queue"),
+            buckets=WAITS,
+            registry=self._registry,
+        )
         self._preempted = Counter(
             "everloop_preemptions", "Leases that were told to let go.", ("pool", "queue", "reason"),
             registry=self._registry,
@@ -111,6 +119,8 @@ class Metrics(Collector):
         for lease, request in session.exec(fresh).all():
             waited = max(0.0, (lease.granted_at - request.requested_at).total_seconds())
             self._wait.labels(lease.pool, lease.queue).observe(waited)
+            if request.members_min > 1:
+                self._gang_wait.labels(lease.pool, lease.queue).observe(waited)
             self._granted_until = lease.token
         noticed = select(LeaseRow).where(col(LeaseRow.noticed_at) >= self.began)
         for lease in session.exec(noticed.order_by(col(LeaseRow.token).desc()).limit(MOST_AT_ONCE)).all():
@@ -130,9 +140,11 @@ class Metrics(Collector):
         with self._store.read() as session:
             names = session.exec(select(DeviceRow.pool).distinct()).all()
             views = [seen.pool(session, name, 10_000) for name in sorted(names)]
+            worked_out = list(pool_gauges.families(session, views, datetime.now(UTC)))
         yield from _devices(views)
         yield from _queues(views)
         yield from _requests(views)
+        yield from worked_out
 
 
 def _family(name: str, about: str, *labels: str) -> GaugeMetricFamily:

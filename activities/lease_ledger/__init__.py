@@ -4,7 +4,7 @@ A grant's token is the fence: strictly increasing in the whole deployment. Every
 in the transaction that checks it, so a holder whose lease was taken away commits nothing.
 """
 
-from activities.lease_ledger.decision import FUEL, due, grant, look, offers, outlook, told_or_offered
+from activities.lease_ledger.decision import FUEL, due, grant, look, offers, outlook, told, untold
 from activities.lease_ledger.devices import absent, cordon, drain, note_inventory, others_on, revoke, undrain
 from activities.lease_ledger.ends import end, end_run, proven, quarantine, unproven
 from activities.lease_ledger.fence import check_token
@@ -45,7 +45,8 @@ __all__ = [
     "replayed",
     "revoke",
     "said",
-    "told_or_offered",
+    "told",
     "undrain",
     "unproven",
+    "untold",
 ]

@@ -8,8 +8,8 @@ from activities import lease_time
 from activities.lease_ledger import rows
 from activities.lease_policy import used_by
 from activities.lease_policy.state import Amount, Counted, Held, Part, Request
+from everloop.amounts import AMOUNTS
 from everloop.store import DEFAULT_QUEUE, DeviceRow, LeaseMemberRow, LeaseRow, QueueRow
-from everloop.store.lease import COUNTED
 
 
 def take(session: Session, row: LeaseRow, parts: Iterable[Part], at_ms: int) -> None:
@@ -33,7 +33,7 @@ def give_back(session: Session, row: LeaseRow, at_ms: int) -> None:
     counted = [0, 0]
     for member in members:
         device = session.get_one(DeviceRow, (row.pool, member.device), with_for_update=True)
-        _use(device, Amount(*(getattr(member, what) for what in COUNTED)), -1)
+        _use(device, Amount(*(getattr(member, what) for what in AMOUNTS)), -1)
         member.live, device.since_ms = False, max(at_ms, device.since_ms)
         session.add_all((member, device))
         counted = [counted[0] + member.cores, counted[1] + member.milli_gpu] if not device.light else counted
@@ -42,7 +42,7 @@ def give_back(session: Session, row: LeaseRow, at_ms: int) -> None:
 
 
 def _use(device: DeviceRow, amount: Amount, sign: int) -> None:
-    for what in COUNTED:
+    for what in AMOUNTS:
         used = f"used_{what}"
         setattr(device, used, getattr(device, used) + sign * getattr(amount, what))
 

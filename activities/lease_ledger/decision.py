@@ -8,7 +8,7 @@ from sqlalchemy import func, update
 from sqlmodel import Session, col, select
 from sqlmodel.sql.expression import SelectOfScalar
 
-from activities.lease_ledger import capacity, record, rows
+from activities.lease_ledger import capacity, record, reservations, rows
 from activities.lease_ledger.ends import ended, request_ends
 from activities.lease_ledger.state import DAY_MS, policy, read
 from activities.lease_policy import decide
@@ -37,6 +37,7 @@ from everloop.store import (
     LeaseRow,
     PoolRow,
     QueueRow,
+    ReservationRow,
     Store,
 )
 
@@ -58,11 +59,13 @@ def grant(store: Store, pool: str) -> int:
         with store.read() as session:
             row = session.get(PoolRow, pool)
             version, state, rules = row.version if row else 0, read(session, pool, now_ms), policy(session, pool)
+            reserved = reservations.standing(session, pool)
         with DECIDE.time():
             decisions = decide(state, now_ms, rules, FUEL)
         EXAMINED.observe(min(len(state.waiting), FUEL))
         acts = [one for one in decisions if not isinstance(one, Explain | Reserve)]
-        if not acts or _committed(store, pool, version, record.Decided(state, rules, now_ms, decisions)):
+        made = record.Decided(state, rules, now_ms, decisions)
+        if _committed(store, pool, version, made) if acts else _kept(store, pool, version, made, reserved):
             explain(store, [one for one in decisions if isinstance(one, Explain)])
             return sum(isinstance(one, Grant) for one in acts)
     raise Unavailable(f"pool {pool} changes faster than it can be decided about")
@@ -88,7 +91,21 @@ def _committed(store: Store, pool: str, version: int, made: record.Decided) -> b
         for one in made.decisions:
             _do(session, pool, one, made.now_ms)
             session.flush()  # in their order: what one gives back another may take
+        reservations.note(session, pool, reservations.kept(made.state, made.decisions, made.now_ms), made.now_ms)
     record.remember(pool, kept)
+    return True
+
+
+def _kept(store: Store, pool: str, version: int, made: record.Decided, before: Sequence[ReservationRow]) -> bool:
+    """Write what is reserved where that has changed and nothing else has. False: the ledger is another by now."""
+    now = reservations.kept(made.state, made.decisions, made.now_ms)
+    if not reservations.differ(before, now):
+        return True
+    with store.write() as session:
+        row = session.get(PoolRow, pool, with_for_update=True)
+        if row is not None and row.version != version:
+            return False
+        reservations.note(session, pool, now, made.now_ms)
     return True
 
 
@@ -260,15 +277,29 @@ def due(store: Store, pool: str) -> list[LeaseRow]:
         return [row for row in found if row.expires_at and row.expires_at <= rows.now()]
 
 
-def told_or_offered(store: Store, pool: str, state: str) -> list[LeaseRow]:
-    """Leases in *state* that their holders have to hear of: `offered`, `noticed`."""
-    with store.read() as session:
-        return list(session.exec(select(LeaseRow).where(LeaseRow.pool == pool, LeaseRow.state == state)).all())
-
-
 def offers(store: Store, pool: str) -> list[LeaseRow]:
     """Grants that their holders have not taken yet."""
-    return told_or_offered(store, pool, "offered")
+    with store.read() as session:
+        return list(session.exec(select(LeaseRow).where(LeaseRow.pool == pool, LeaseRow.state == "offered")).all())
+
+
+def untold(store: Store, pool: str) -> list[LeaseRow]:
+    """Leases whose holders have to hear of a notice, or that it is withdrawn."""
+    noticed = (col(LeaseRow.state) == "noticed") & (
+        col(LeaseRow.told_at).is_(None) | (col(LeaseRow.told_at) != col(LeaseRow.deadline_at))
+    )
+    withdrawn = (col(LeaseRow.state) == "active") & col(LeaseRow.told_at).is_not(None)
+    with store.read() as session:
+        return list(session.exec(select(LeaseRow).where(LeaseRow.pool == pool, noticed | withdrawn)).all())
+
+
+def told(store: Store, pool: str, token: int, deadline: datetime | None) -> None:
+    """Its holder knows by when it has to let go; None: that it has not to any more."""
+    with store.write() as session:
+        row = session.get(LeaseRow, (pool, token))
+        if row is not None:
+            row.told_at = deadline
+            session.add(row)
 
 
 def outlook(store: Store, pool: str) -> tuple[int, float | None]:

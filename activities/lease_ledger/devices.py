@@ -9,10 +9,10 @@ from sqlmodel import Session, col, select
 from activities import lease_time
 from activities.lease_ledger import rows
 from everloop import names
+from everloop.amounts import AMOUNTS
 from everloop.errors import Conflict, NotFound
 from everloop.settings import AWAY_SECONDS
 from everloop.store import DeviceRow, LeaseMemberRow, LeaseRow, Store
-from everloop.store.lease import COUNTED
 
 
 class Reported(NamedTuple):
@@ -31,7 +31,7 @@ def parsed(said: str) -> Reported:
     What is not said is one core and nothing else; what is not understood is left out.
     """
     name, *facts = said.split(":")
-    whole, node = dict.fromkeys(COUNTED, 0) | {"cores": 1, "job_cores": 1}, ""
+    whole, node = dict.fromkeys(AMOUNTS, 0) | {"cores": 1, "job_cores": 1}, ""
     for fact in facts:
         what, _, value = fact.partition("=")
         if what == "node":
@@ -70,7 +70,7 @@ def _noted(session: Session, row: DeviceRow, device: Reported | None) -> bool:
     facts: dict[str, object] = {"present": device is not None}
     if device is not None:
         facts |= {"light": device.light, "node": device.node or row.node, "job_cores": device.job_cores}
-        facts |= {what: max(device.whole[what], getattr(row, f"used_{what}")) for what in COUNTED}
+        facts |= {what: max(device.whole[what], getattr(row, f"used_{what}")) for what in AMOUNTS}
     if all(getattr(row, name) == value for name, value in facts.items()):
         return False
     row.sqlmodel_update(facts)

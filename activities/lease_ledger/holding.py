@@ -9,6 +9,7 @@ from activities.lease_ledger import capacity, rows
 from activities.lease_ledger.ends import ended, request_ends
 from activities.lease_ledger.fence import check_token
 from activities.lease_policy.state import Amount, Part
+from everloop.amounts import AMOUNTS
 from everloop.contracts import AcceptRequest, CommitRequest
 from everloop.errors import Forbidden, LeaseLost
 from everloop.records import Member, Slot
@@ -21,7 +22,6 @@ from everloop.store import (
     ResultRow,
     Store,
 )
-from everloop.store.lease import COUNTED
 
 
 def accept(store: Store, request: AcceptRequest, asks: Caller) -> Slot:
@@ -41,7 +41,7 @@ def accept(store: Store, request: AcceptRequest, asks: Caller) -> Slot:
 def slot_of(session: Session, row: LeaseRow) -> Slot:
     """The lease as its holder knows it."""
     members = tuple(
-        Member(rank=one.rank, device=one.device, **{what: getattr(one, what) for what in COUNTED})
+        Member(rank=one.rank, device=one.device, **{what: getattr(one, what) for what in AMOUNTS})
         for one in rows.members(session, row)
     )
     return Slot(device=row.device, token=row.token, holder=row.holder, members=members)
@@ -102,7 +102,7 @@ def adopt(store: Store, request: AcceptRequest, asks: Caller) -> Slot:
 def _followed(session: Session, row: LeaseRow, asks: Caller) -> LeaseRow:
     at = rows.now()
     parts = [
-        Part(one.device, Amount(*(getattr(one, what) for what in COUNTED)))
+        Part(one.device, Amount(*(getattr(one, what) for what in AMOUNTS)))
         for one in rows.members(session, row, live=True)
     ]
     counter = session.get_one(CounterRow, LEASE_TOKENS, with_for_update=True)

@@ -32,6 +32,14 @@ def ms(at: datetime | None) -> int:
     return in_ms(at) if at else 0
 
 
+def seen_alive(row: LeaseRow) -> datetime:
+    """When the holder of a live lease was last known to live: `expires_at` was set then (`holding.py`)."""
+    if row.expires_at is None or row.state == "offered":
+        return row.granted_at
+    longer: timedelta = LEASE_TTL * 2 ** min(row.renewals, SELDOM)
+    return max(row.granted_at, row.expires_at - longer)
+
+
 def moment(at_ms: int) -> datetime:
     return EPOCH + timedelta(milliseconds=at_ms)
 

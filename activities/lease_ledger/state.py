@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlmodel import Session, col, select
 
+from activities import lease_queues
 from activities.lease_ledger import rows
 from activities.lease_policy.state import (
     Amount,
@@ -27,7 +28,6 @@ from everloop.store import (
     LeaseRequestRow,
     LeaseRow,
     PoolPolicyRow,
-    QueueRow,
 )
 
 DAY_MS = 24 * 3600 * 1000
@@ -56,12 +56,21 @@ def read(session: Session, pool: str, now_ms: int) -> PoolState:
     """All that `decide` may look at."""
     devices = session.exec(select(DeviceRow).where(DeviceRow.pool == pool).order_by(DeviceRow.name)).all()
     sizes = _sizes(devices)
+    queues = lease_queues.used(session, pool)
+    leaves = lease_queues.leaves(queues)
     return PoolState(
         devices=tuple(_device(row) for row in devices),
-        queues=_queues(session, pool),
+        queues=queues,
         waiting=_waiting(session, pool, sizes, now_ms),
-        held=_held(session, pool, sizes, now_ms),
+        held=tuple(_in_a_leaf(held, leaves) for held in _held(session, pool, sizes, now_ms)),
     )
+
+
+def _in_a_leaf(held: Held, leaves: set[str]) -> Held:
+    """A lease of a queue that is gone counts in the default one: without a queue nobody could take it back."""
+    if held.request.queue in leaves:
+        return held
+    return held._replace(request=held.request._replace(queue=DEFAULT_QUEUE))
 
 
 def policy(session: Session, pool: str) -> Policy:
@@ -89,25 +98,6 @@ def _sizes(devices: Sequence[DeviceRow]) -> Sizes:
 
     cores = min((row.job_cores for row in devices if not row.light), default=1)
     return Sizes(cores, core_mib(light=False), core_mib(light=True), any(row.milli_gpu for row in devices))
-
-
-def _queues(session: Session, pool: str) -> tuple[Queue, ...]:
-    found = session.exec(select(QueueRow).where(QueueRow.pool == pool)).all()
-    queues = {
-        row.id: Queue(
-            id=row.id,
-            parent=row.parent,
-            quota=Counted(row.quota_cores, row.quota_milli_gpu),
-            limit=Counted(row.limit_cores, row.limit_milli_gpu),
-            weight=row.weight,
-            priority=row.priority,
-            usage=Counted(row.usage_cores, row.usage_milli_gpu),
-            usage_at_ms=row.usage_at_ms,
-        )
-        for row in found
-    }
-    queues.setdefault(DEFAULT_QUEUE, Queue(DEFAULT_QUEUE))
-    return tuple(queues[name] for name in sorted(queues))
 
 
 ASKED = (

@@ -6,28 +6,8 @@ has a quota, a limit and a share of two resources, `COUNTED`; memory is a bound 
 
 from typing import NamedTuple
 
-NO_LIMIT = -1
-"""As a limit: none. As a quota: none is set. Such a queue competes by its weight alone, and its work that is not
-preemptible is not bounded by it; a queue of queues without a quota has what theirs add up to."""
-
-
-class Amount(NamedTuple):
-    """What one member of a lease uses, or what a device has."""
-
-    cores: int = 0
-    memory_mib: int = 0
-    milli_gpu: int = 0
-    gpu_mib: int = 0
-
-
-class Counted(NamedTuple):
-    """What queues share."""
-
-    cores: int = 0
-    milli_gpu: int = 0
-
-
-COUNTED = Counted._fields
+from everloop.amounts import COUNTED, NO_LIMIT, Amount, Counted
+from everloop.queues import Queue
 
 
 class Device(NamedTuple):
@@ -42,25 +22,6 @@ class Device(NamedTuple):
     """It may get new leases: its worker is there, and nobody drains it."""
     drain_by_ms: int = 0
     """Somebody drains it: by then no lease is to be on it. 0: nobody does."""
-
-
-class Queue(NamedTuple):
-    """A node of the queue tree; requests are in leaves only."""
-
-    id: str
-    parent: str = ""
-    """Empty: below the pool itself."""
-    quota: Counted = Counted(NO_LIMIT, NO_LIMIT)
-    """What it gets whenever it wants it. Work that is not preemptible stays within it."""
-    limit: Counted = Counted(NO_LIMIT, NO_LIMIT)
-    """What it never gets more of."""
-    weight: int = 1
-    """Of what is left when all quotas are served; 0: none of it."""
-    priority: int = 0
-    """Higher ones are served first from what is left."""
-    usage: Counted = Counted()
-    """Decayed, in resource-milliseconds, at `usage_at_ms`."""
-    usage_at_ms: int = 0
 
 
 class Request(NamedTuple):
@@ -233,3 +194,28 @@ class Standing(NamedTuple):
     """Decayed, in resource-milliseconds."""
     scaled: bool
     """The quotas beside it add up to more than there is to give: its own counts only in part."""
+
+
+__all__ = [
+    "COUNTED",
+    "NO_LIMIT",
+    "Amount",
+    "Counted",
+    "Decision",
+    "Device",
+    "Explain",
+    "Grant",
+    "Held",
+    "Kill",
+    "Notice",
+    "Part",
+    "Policy",
+    "PoolState",
+    "Queue",
+    "Request",
+    "Reserve",
+    "Resize",
+    "Standing",
+    "Usage",
+    "Withdraw",
+]

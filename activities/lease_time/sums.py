@@ -53,6 +53,9 @@ class Mark(NamedTuple):
     from_ms: int
     to_ms: int
     kind: str
+    cores: int = 0
+    """Reserved, as far as they are free. What is lost is lost whole."""
+    milli_gpu: int = 0
 
 
 class Spent(NamedTuple):
@@ -97,9 +100,8 @@ def totals(
             by_kind[use.kind] = by_kind[use.kind].plus(use.cores * length, use.milli_gpu * length)
         for moment in _moments(there[device], used.get(device, ()), marked.get(device, ())):
             whole = whole.plus(moment.cores * moment.length, moment.milli_gpu * moment.length)
-            by_kind[moment.kind] = by_kind[moment.kind].plus(
-                moment.free_cores * moment.length, moment.free_milli_gpu * moment.length
-            )
+            for kind, (cores, milli_gpu) in moment.unleased.items():
+                by_kind[kind] = by_kind[kind].plus(cores * moment.length, milli_gpu * moment.length)
     return Totals(whole, by_kind, dict(leased))
 
 
@@ -112,37 +114,44 @@ class _Moment(NamedTuple):
     length: int
     cores: int
     milli_gpu: int
-    free_cores: int
-    free_milli_gpu: int
-    kind: str
-    """Of what is free."""
+    unleased: dict[str, tuple[int, int]]
+    """What nobody has, by kind."""
 
 
 def _moments(there: Sequence[Capacity], uses: Sequence[Use], marks: Sequence[Mark]) -> Iterable[_Moment]:
     """The device's time between the edges of all its rows. One pass over the edges in order."""
-    changes: dict[int, list[int]] = defaultdict(lambda: [0] * 6)
+    changes: dict[int, list[int]] = defaultdict(lambda: [0] * 7)
     for place, rows in ((0, there), (2, uses)):
         for row in rows:
             for at, sign in ((row.from_ms, 1), (row.to_ms, -1)):
                 changes[at][place] += sign * row.cores
                 changes[at][place + 1] += sign * row.milli_gpu
     for mark in marks:
-        place = 4 if mark.kind == "lost" else 5
-        changes[mark.from_ms][place] += 1
-        changes[mark.to_ms][place] -= 1
-    now = [0] * 6
+        told = (1, 0, 0) if mark.kind == "lost" else (0, mark.cores, mark.milli_gpu)
+        for at, sign in ((mark.from_ms, 1), (mark.to_ms, -1)):
+            for place, value in enumerate(told, 4):
+                changes[at][place] += sign * value
+    now = [0] * 7
     edges = sorted(changes)
     for at, until in pairwise(edges):
         now = [before + change for before, change in zip(now, changes[at], strict=True)]
-        cores, milli_gpu, used_cores, used_gpu, away, reserved = now
+        cores, milli_gpu, used_cores, used_gpu, away, *reserved = now
         if used_cores > cores or used_gpu > milli_gpu:
             name = next(row.device for row in uses if row.from_ms <= at < row.to_ms)
             raise Overcommitted(
                 f"{name} has {cores} cores and {milli_gpu} milli-GPU at {at}, "
                 f"and leases have {used_cores} and {used_gpu}"
             )
-        kind = "lost" if away else "reserved_idle" if reserved else "free"
-        yield _Moment(until - at, cores, milli_gpu, cores - used_cores, milli_gpu - used_gpu, kind)
+        yield _Moment(
+            until - at, cores, milli_gpu, _unleased((cores - used_cores, milli_gpu - used_gpu), reserved, away=away > 0)
+        )
+
+
+def _unleased(free: tuple[int, int], reserved: Sequence[int], *, away: bool) -> dict[str, tuple[int, int]]:
+    if away:
+        return {"lost": free}
+    kept = min(free[0], reserved[0]), min(free[1], reserved[1])
+    return {"reserved_idle": kept, "free": (free[0] - kept[0], free[1] - kept[1])}
 
 
 def _by_device(rows: Iterable[Row], from_ms: int, to_ms: int) -> dict[str, list[Row]]:

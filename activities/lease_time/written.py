@@ -12,7 +12,7 @@ from sqlmodel import Session, col, select
 
 from activities.lease_time.cutting import Job, Life, cut
 from activities.lease_time.sums import Capacity, Mark, Totals, Use, totals
-from everloop.store import DeviceTimeRow, JobTimeRow, LeaseTimeRow, LifecycleRow
+from everloop.store import DeviceTimeRow, JobTimeRow, LeaseTimeRow, LifecycleRow, ReservationRow
 
 NEVER = 2**62
 """As an end: it has none yet."""
@@ -160,6 +160,7 @@ def spent(session: Session, pool: str, live: Sequence[Leased], from_ms: int, to_
     first = first_ms(session, pool)  # a lease of before has nothing to be a part of
     from_ms = max(from_ms, to_ms if first is None else first)
     marks = [Mark(row.device, row.from_ms, row.to_ms or NEVER, row.kind) for row in devices if row.kind != "there"]
+    marks += _reserved(session, pool, from_ms, to_ms)
     return totals(capacity, uses, marks, from_ms, to_ms)
 
 
@@ -174,6 +175,17 @@ def _devices(session: Session, pool: str, from_ms: int, to_ms: int) -> Sequence[
     return session.exec(
         select(DeviceTimeRow).where(DeviceTimeRow.pool == pool, still, DeviceTimeRow.from_ms < to_ms)
     ).all()
+
+
+def _reserved(session: Session, pool: str, from_ms: int, to_ms: int) -> list[Mark]:
+    still = or_(col(ReservationRow.to_ms) == 0, col(ReservationRow.to_ms) > from_ms)
+    rows = session.exec(
+        select(ReservationRow).where(ReservationRow.pool == pool, still, ReservationRow.from_ms < to_ms)
+    ).all()
+    return [
+        Mark(row.device, row.from_ms, row.to_ms or NEVER, "reserved_idle", row.idle_cores, row.idle_milli_gpu)
+        for row in rows
+    ]
 
 
 def _use(row: LeaseTimeRow) -> Use:

@@ -126,8 +126,7 @@ def _must_have_a_queue(here: Parts, spec: LifecycleSpec) -> None:
     """Raise `Invalid` for a queue that takes no requests: whoever mistypes it would wait."""
     with here.store.read() as session:
         queues = lease_queues.tree(session, names.DEFAULT_POOL)
-    parents = {queue.parent for queue in queues}
-    leaves = sorted(queue.id for queue in queues if queue.id not in parents)
+    leaves, parents = sorted(lease_queues.leaves(queues)), {queue.parent for queue in queues}
     if spec.queue not in leaves:
         why = "has queues below it, which take the requests" if spec.queue in parents else "is not there"
         known = ", ".join(leaves)[:500]

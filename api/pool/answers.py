@@ -58,6 +58,8 @@ class QueueView(BaseModel):
     """What it may have now, by the policy; null where the policy could not say it."""
     use: Counted
     """Of it and of all below it."""
+    usage: Counted
+    """What it and all below it have used, decayed by the policy's half-life, in resource-milliseconds."""
     pending: int
     over_quota: bool
     scaled: bool
@@ -105,6 +107,10 @@ class LeaseView(BaseModel):
     notice: Notice | None
     reclaimable: bool
     """Its queue has more than its quota, and it may be preempted: another queue that is owed may take it back."""
+    max_runtime_seconds: float
+    """Declared by its owner; 0: not."""
+    over_runtime_seconds: float
+    """It runs so much longer than that: the first to let go when somebody has waited for a minute. 0: it does not."""
 
 
 class WaitingView(BaseModel):
@@ -126,6 +132,32 @@ class WaitingView(BaseModel):
     unblocks: str
 
 
+class KeptView(BaseModel):
+    """What is kept of a device."""
+
+    device: str
+    amounts: Amounts
+    """At the start."""
+    idle: Counted
+    """Of it, what is kept idle until then, as far as nothing short runs on it."""
+
+
+class ReservationView(BaseModel):
+    """Devices are kept for somebody who waits: others start there only if they end before, by their declared time."""
+
+    request: str
+    lifecycle: str
+    queue: str
+    since: datetime
+    starts_at: datetime
+    slipped_seconds: float
+    """How much later that is than it was to be at first."""
+    parts: list[KeptView]
+    waits_for: list[int]
+    """Tokens of the leases that end by then."""
+    sentence: str
+
+
 class PoolView(BaseModel):
     """A pool as it is now."""
 
@@ -136,6 +168,7 @@ class PoolView(BaseModel):
     waiting: list[WaitingView]
     waiting_in_all: int
     """`waiting` lists the first ones alone."""
+    reservations: list[ReservationView]
     links: dict[str, str]
 
 

@@ -14,9 +14,10 @@ from api.pool.answers import Changed, DrainAsked, Ordered, QueueAsked, RevokeAsk
 from api.pool.effects import tried
 from api.pool.seen import lease_row
 from everloop import names, orders, queues
+from everloop.amounts import COUNTED, Counted
 from everloop.errors import Invalid, NotFound
 from everloop.orders import PoolOrder, PoolOrdered
-from everloop.queues import Queue, Resources, amount
+from everloop.queues import Queue, amount
 
 ORDER_LASTS = timedelta(minutes=10)
 """A signed order that was not carried out by then is void: nobody is surprised by it tomorrow."""
@@ -65,6 +66,7 @@ def _tried(here: Parts, pool: str, wanted: "Wanted") -> tuple[Changed, tuple[Que
     with here.store.read() as session:
         before = lease_queues.tree(session, pool)
         after = wanted.tree(session, pool, before)
+        lease_queues.must_keep_those_in_use(session, pool, after)
         effects, grants = tried(session, pool, after)
     changes = told(before, after)
     return (
@@ -110,7 +112,7 @@ def _with(before: tuple[Queue, ...], name: str, asked: QueueAsked) -> list[Queue
     return list(by_name.values())
 
 
-def _resources(given: Any, place: str, old: Resources) -> Resources:  # noqa: ANN401  # as it stands in JSON
+def _resources(given: Any, place: str, old: Counted) -> Counted:  # noqa: ANN401  # as it stands in JSON
     return old if given is None else queues.resources(given, place, old)
 
 
@@ -139,14 +141,14 @@ def _about(queue: Queue) -> str:
 
 def _word(queue: Queue, name: str) -> str:
     value = getattr(queue, name)
-    if not isinstance(value, Resources):
+    if not isinstance(value, Counted):
         return str(value) if value != "" else "the pool"
     return " and ".join(amount(each, getattr(value, each)) for each in shown_of(value))
 
 
-def shown_of(value: Resources) -> list[str]:
+def shown_of(value: Counted) -> list[str]:
     """The resources worth a word: GPUs only where there is something to say of them."""
-    return [name for name in Resources._fields if name == "cores" or getattr(value, name) > 0]
+    return [name for name in COUNTED if name == "cores" or getattr(value, name) > 0]
 
 
 async def _ordered(here: Parts, person: str, asked: dict[str, Any]) -> Ordered:

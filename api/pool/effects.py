@@ -8,10 +8,10 @@ from activities import lease_time
 from activities.lease_ledger.state import policy as policy_of
 from activities.lease_ledger.state import read
 from activities.lease_policy import decide, standing
-from activities.lease_policy.state import Counted, Decision, Grant, Held, Notice, Policy, PoolState, Standing
-from activities.lease_policy.state import Queue as PolicyQueue
+from activities.lease_policy.state import Decision, Grant, Held, Notice, Policy, PoolState, Standing
 from api.pool.answers import Effect
-from everloop.queues import NO_LIMIT, Queue, Resources, amount
+from everloop.amounts import COUNTED, NO_LIMIT
+from everloop.queues import Queue, amount
 from everloop.store import LeaseRequestRow, LeaseRow
 
 FUEL = 2_000
@@ -56,17 +56,13 @@ def compared(state: PoolState, now_ms: int, policy: Policy, after: tuple[Queue, 
     return effects, sorted(later.granted - now.granted)
 
 
-def with_usage(after: tuple[Queue, ...], before: tuple[PolicyQueue, ...]) -> tuple[PolicyQueue, ...]:
+def with_usage(after: tuple[Queue, ...], before: tuple[Queue, ...]) -> tuple[Queue, ...]:
     """The tree as the policy reads it. A queue that was there keeps its usage."""
     known = {queue.id: queue for queue in before}
     return tuple(
-        known.get(queue.id, PolicyQueue(queue.id))._replace(
-            parent=queue.parent,
-            quota=Counted(*queue.quota),
-            limit=Counted(*queue.limit),
-            weight=queue.weight,
-            priority=queue.priority,
-        )
+        queue._replace(usage=known[queue.id].usage, usage_at_ms=known[queue.id].usage_at_ms)
+        if queue.id in known
+        else queue
         for queue in after
     )
 
@@ -89,7 +85,7 @@ class _Look:
 
     def _over(self, held: Held) -> Standing | None:
         """The queue on the way up from the lease's that has more than its quota of what the lease uses."""
-        used = [sum(getattr(part.amount, name) for part in held.members) for name in Resources._fields]
+        used = [sum(getattr(part.amount, name) for part in held.members) for name in COUNTED]
         at = held.request.queue
         while at in self.standings:
             found = self.standings[at]

@@ -26,9 +26,11 @@ from api.pool.answers import (
     QueueView,
     WaitingView,
 )
+from api.pool.reserved import reservations
 from everloop import names, orders
+from everloop.amounts import NO_LIMIT
 from everloop.errors import NotFound
-from everloop.queues import NO_LIMIT, Queue, document
+from everloop.queues import Queue, document
 from everloop.store import DeviceRow, LeaseMemberRow, LeaseRequestRow, LeaseRow, LifecycleRow, PoolRow
 
 WORKING = ("offered", "active", "noticed")
@@ -48,6 +50,7 @@ def pool(session: Session, name: str, limit: int) -> PoolView:
         leases=leases(session, name, 0, views),
         waiting=[waiting_view(row) for row in waiting],
         waiting_in_all=sum(_pending(session, name).values()),
+        reservations=reservations(session, name),
         links={"self": f"/api/v1/pools/{quote(name)}", "page": f"/pool?pool={quote(name)}"},
     )
 
@@ -159,6 +162,7 @@ def _queue(queue: Queue, depth: int, standing: Standing | None, pending: int) ->
         priority=queue.priority,
         share=_counted(standing.share) if standing else None,
         use=_counted(use),
+        usage=_counted(standing.usage if standing else (0, 0)),
         pending=pending,
         over_quota=over and queue.quota != (NO_LIMIT, NO_LIMIT),
         scaled=standing.scaled if standing else False,
@@ -225,7 +229,15 @@ def lease_view(session: Session, row: LeaseRow, over: Iterable[str] = ()) -> Lea
         ended_at=row.ended_at,
         notice=_notice(session, row),
         reclaimable=preemptible and row.queue in over and working,
+        max_runtime_seconds=request.max_runtime_ms / 1000 if request else 0,
+        over_runtime_seconds=_over_runtime(row, request) if working else 0,
     )
+
+
+def _over_runtime(row: LeaseRow, request: LeaseRequestRow | None) -> float:
+    declared = request.max_runtime_ms / 1000 if request else 0
+    ran = (datetime.now(UTC) - row.granted_at).total_seconds()
+    return round(ran - declared, 1) if 0 < declared < ran else 0
 
 
 def _member(row: LeaseMemberRow) -> MemberView:
@@ -317,11 +329,25 @@ def _of_lease(session: Session, row: LeaseRow) -> Explained:
     until = f" until {_time(row.ended_at)}" if row.ended_at else ""
     told = f"; told to let go: {row.why or row.notice}" if row.noticed_at else ""
     by = f" by {_time(row.deadline_at)}" if row.noticed_at and row.deadline_at and not row.ended_at else ""
+    late = "" if row.noticed_at else f"; {over_runtime(view)}" if view.over_runtime_seconds else ""
     sentence = (
         f"{view.lifecycle} {'held' if row.ended_at else 'holds'} lease {row.token} ({what}) in queue {row.queue} since "
-        f"{_time(row.granted_at)}{until}, {row.state}{told}{by}."
+        f"{_time(row.granted_at)}{until}, {row.state}{told}{by}{late}."
     )
     return Explained(lease=view, sentence=sentence)
+
+
+def over_runtime(view: LeaseView) -> str:
+    """Of a lease that is over its declared time."""
+    follows = (
+        "it is the first to let go, at a checkpoint, when somebody has waited for a minute"
+        if view.preemptible
+        else "it goes on, since it is not preemptible, but nobody waits for its end any more"
+    )
+    return (
+        f"it runs {view.over_runtime_seconds:.0f} s longer than the max_runtime of {view.max_runtime_seconds:g} s that "
+        f"was declared: {follows}"
+    )
 
 
 def _time(moment: datetime) -> str:

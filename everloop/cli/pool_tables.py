@@ -29,6 +29,8 @@ def pool(found: Json) -> RenderableType:
     parts += [heading("held now"), leases(found["leases"])]
     parts += [heading("queues"), queues(found["queues"])]
     parts += [heading("waiting"), *waiting(found["waiting"], found["waiting_in_all"])]
+    if found["reservations"]:
+        parts += [heading("reserved"), *(Text(each["sentence"]) for each in found["reservations"])]
     return Group(*parts)
 
 
@@ -54,6 +56,8 @@ def leases(rows: Iterable[Json]) -> RenderableType:
         state = row["state"] + (f": {told['why'] or told['reason']}" if told else "")
         if row["reclaimable"] and not told:
             state += ", over quota"
+        if row["over_runtime_seconds"] and not told:
+            state += ", over its max_runtime"
         made.add_row(
             str(row["token"]), row["lifecycle"], row["stage"] or "-", row["queue"], has(row["members"]), state,
             when(row["granted_at"]),

@@ -26,12 +26,14 @@ from everloop.store.lease import (
     PoolPolicyRow,
     PoolRow,
     QueueRow,
+    ReservationRow,
     ResultRow,
 )
 from everloop.store.lifecycle import LifecycleRow, StageRow
 from everloop.store.metric import MetricRow
 from everloop.store.registry import VersionRow
 from everloop.store.release import ReleaseRow, RouteChangeRow, RouteRow
+from everloop.store.search import StudyRow, TrialRow
 from everloop.store.time import DeviceTimeRow, JobTimeRow
 
 READ_MODELS: tuple[type[SQLModel], ...] = (LifecycleRow, StageRow, ApprovalRow, ReleaseRow, DriftRow)
@@ -65,11 +67,14 @@ __all__ = [
     "PoolRow",
     "QueueRow",
     "ReleaseRow",
+    "ReservationRow",
     "ResultRow",
     "RouteChangeRow",
     "RouteRow",
     "StageRow",
     "Store",
+    "StudyRow",
+    "TrialRow",
     "TriggerRow",
     "UtcDateTime",
     "VersionRow",

@@ -10,14 +10,12 @@ from typing import Any
 from sqlalchemy import BigInteger, CheckConstraint, Index, Text
 from sqlmodel import Field, SQLModel
 
+from everloop.amounts import AMOUNTS, NO_LIMIT
 from everloop.store.columns import document, moment
 
 LEASE_TOKENS = "lease_tokens"
 DEFAULT_QUEUE = "default"
 """There without any set-up, and without quota or limit: what names no queue waits in it."""
-NO_LIMIT = -1
-"""As a quota or a limit: none."""
-COUNTED = ("cores", "memory_mib", "milli_gpu", "gpu_mib")
 
 
 def big(default: int = 0, **kwargs: Any) -> Any:  # noqa: ANN401
@@ -27,7 +25,7 @@ def big(default: int = 0, **kwargs: Any) -> Any:  # noqa: ANN401
 
 def within_whole(table: str) -> list[CheckConstraint]:
     """No device gives more than it has, nor gets back more than it gave."""
-    return [CheckConstraint(f"0 <= used_{what} AND used_{what} <= {what}", f"{table}_{what}") for what in COUNTED]
+    return [CheckConstraint(f"0 <= used_{what} AND used_{what} <= {what}", f"{table}_{what}") for what in AMOUNTS]
 
 
 class PoolRow(SQLModel, table=True):
@@ -201,6 +199,8 @@ class LeaseRow(SQLModel, table=True):
     queue: str = DEFAULT_QUEUE
     noticed_at: datetime | None = moment(default=None)
     deadline_at: datetime | None = moment(default=None)
+    told_at: datetime | None = moment(default=None)
+    """The deadline that its holder was told; while there is no notice any more: it has to hear that, too."""
     notice: str = ""
     """Why it is to end: `reclaim`, `preempt`, `over_runtime`, `drain`, `shrink`, `revoke`."""
     beneficiary: str = ""
@@ -262,6 +262,41 @@ class LeaseTimeRow(SQLModel, table=True):
     """`useful`, `redone`, `checkpoint`, `held_idle`, `notice`, `quarantined`."""
     charged_to: str = ""
     """Queue that pays: of what was wasted the beneficiary's."""
+
+
+class ReservationRow(SQLModel, table=True):
+    """What is kept on a device for somebody who waits, for a stretch of time. Written when a decision changes it.
+
+    No possession: what ends before `start_ms` by its declared time may still run there, so what was idle of it is the
+    least of `idle_*` and of what was free (activities/lease_time).
+    """
+
+    __tablename__ = "reservation"
+    __table_args__ = (Index("reservation_to", "pool", "to_ms"), Index("reservation_request", "request_id"))
+
+    id: int | None = Field(default=None, primary_key=True)
+    pool: str
+    request_id: str
+    workflow_id: str
+    queue: str
+    device: str
+    cores: int = 0
+    """At its start, as the three below."""
+    memory_mib: int = 0
+    milli_gpu: int = 0
+    gpu_mib: int = 0
+    idle_cores: int = 0
+    """Of it, what need not come free first: kept idle until the start."""
+    idle_milli_gpu: int = 0
+    start_ms: int = big()
+    """When it starts, by the declared ends of `waits_for`."""
+    first_start_ms: int = big()
+    """When it was to start at first: it has slipped by the difference."""
+    waits_for: list[int] = document(list)
+    """Tokens of the leases there that end by then, by their declared time."""
+    from_ms: int = big()
+    to_ms: int = big()
+    """0: still."""
 
 
 class PoolDecisionRow(SQLModel, table=True):

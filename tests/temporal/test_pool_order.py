@@ -10,12 +10,13 @@ from temporalio.exceptions import ActivityError, ApplicationError
 
 from activities import lease_queues
 from everloop import names, orders, signing
+from everloop.amounts import Counted
 from everloop.orders import PoolOrder, PoolOrdered, SignedPoolOrder
-from everloop.queues import Queue, Resources
+from everloop.queues import Queue
 from everloop.store import DeviceRow
 from tests.temporal.conftest import Stack
 
-VISION = (Queue("default"), Queue("vision", quota=Resources(2, -1)))
+VISION = (Queue("default"), Queue("vision", quota=Counted(2, -1)))
 
 
 def order(pool: str, **changes: Any) -> PoolOrder:
@@ -87,9 +88,7 @@ async def test_what_the_api_did_not_sign_so_or_long_ago_is_refused(stack: Stack,
 
 
 async def test_a_tree_that_promises_more_than_there_is_changes_nothing(stack: Stack, pool: str) -> None:
-    error = await refused(
-        stack, orders.sign(stack.signer, order(pool, queues=(Queue("vision", quota=Resources(4, 0)),)))
-    )
+    error = await refused(stack, orders.sign(stack.signer, order(pool, queues=(Queue("vision", quota=Counted(4, 0)),))))
 
     assert (error.type, error.message) == (
         "Invalid",

@@ -15,6 +15,7 @@ from everloop.store import (
     LeaseRequestRow,
     LeaseRow,
     QueueRow,
+    ReservationRow,
     Store,
 )
 from tests import api_parts as parts
@@ -81,7 +82,8 @@ def fill(store: Store) -> None:
         session.add_all([queue("text", "research", quota_cores=2), queue("default")])
         for row in (
             *lease(1, "ada", "vision", "cpu0"),
-            *lease(2, "bob", "vision", "cpu0"),
+            *lease(2, "bob", "vision", "cpu0")[:2],
+            request("bob", "vision", "granted", cores=2, max_runtime_ms=600_000),
             *lease(3, "cleo", "text", "cpu1", state="noticed", noticed_at=NOW, notice="drain",
                    deadline_at=NOW + timedelta(seconds=60), why="ada drains beta: a new disk"),
             *waits,
@@ -106,6 +108,22 @@ def fill(store: Store) -> None:
             )
         )
     with store.write() as session:
+        started = lease_time.in_ms(NOW + timedelta(hours=1))
+        session.add(
+            ReservationRow(
+                pool="default",
+                request_id="request-dora",
+                workflow_id="dora",
+                queue="text",
+                device="cpu1",
+                cores=2,
+                idle_cores=1,
+                start_ms=started,
+                first_start_ms=started - 90_000,
+                waits_for=[3],
+                from_ms=lease_time.in_ms(NOW - timedelta(minutes=2)),
+            )
+        )
         lease_time.inventoried(
             session,
             "default",
@@ -144,6 +162,10 @@ def test_a_pool_says_who_holds_what_with_queues_and_who_waits_for_which_reason(c
     assert queues["research"]["use"]["cores"] == 6
     assert queues["vision"]["depth"] == 1
     assert (queues["vision"]["over_quota"], queues["text"]["pending"], queues["research"]["pending"]) == (False, 2, 2)
+    (kept,) = found["reservations"]
+    assert (kept["lifecycle"], kept["waits_for"], kept["slipped_seconds"]) == ("dora", [3], 90)
+    assert kept["sentence"].startswith("dora has 2 cores of cpu1 reserved: it starts by ")
+    assert "when lease 3 of cleo has ended by the declared max_runtime; that is 90 s later than at" in kept["sentence"]
     first, second = found["waiting"]
     assert first["sentence"] == "waits for 2 cores in queue text: next, 0 cores free"
     assert first["unblocks"].startswith("a lease ends")
@@ -181,6 +203,14 @@ def test_a_lifecycle_that_waits_names_the_reason_of_its_queue(client):
     assert found["wait"].startswith("Waiting for 2 cores in queue text: next, 0 cores free since")
     assert "a lease ends, or another queue goes over its share" in found["wait"]
     assert "waiting for 2 cores in queue text" in client.get("/lifecycles/dora").text.lower()
+
+
+def test_a_lease_over_its_declared_time_says_what_follows(client):
+    late = get(client, "/leases/explain/2")["sentence"]
+
+    assert "active; it runs " in late
+    assert "s longer than the max_runtime of 600 s that was declared: it is the first to let go" in late
+    assert get(client, "/leases")["items"][0]["over_runtime_seconds"] == 0
 
 
 def test_what_nobody_has_is_not_found(client):
@@ -222,6 +252,14 @@ def test_the_tree_that_is_printed_is_the_tree_that_is_applied(client):
         ("PATCH", "/queues/text", {"weight": 1.5}, 422, "weight"),
         ("PATCH", "/queues/gone", {"remove": True}, 404, "there is no queue gone"),
         ("PATCH", "/queues/research", {"remove": True}, 422, "has queues below it"),
+        ("PATCH", "/queues/vision", {"remove": True}, 409, "ada, bob run in queue vision, which would be gone"),
+        (
+            "PATCH",
+            "/queues/below",
+            {"parent": "text"},
+            409,
+            "dora, emil wait and cleo runs in queue text, which would have",
+        ),
     ],
 )
 def test_a_tree_that_makes_no_sense_is_refused(client, method, path, body, status, says):  # noqa: PLR0917
@@ -253,6 +291,7 @@ def test_the_page_of_a_pool_shows_the_drawing_the_same_as_a_table_and_buttons(cl
     assert "<textarea" not in follows.text  # it would forget what is being typed
     assert page.count('class="k-held_idle"') >= 3
     assert "ada, lease 1, queue vision: train (useful)" in page
+    assert "dora has 2 cores of cpu1 reserved: it starts by" in page
     assert 'action="/pool/leases/1/revoke"' in page
     assert 'action="/pool/leases/3/revoke"' not in page  # it is told already
     assert 'action="/pool/nodes/alpha/drain"' in page

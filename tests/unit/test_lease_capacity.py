@@ -391,6 +391,42 @@ def test_a_queue_that_was_left_out_while_its_lease_ran_stays_out(pool: Store) ->
     assert used(pool) == (0, 0)
 
 
+def test_a_lease_of_a_queue_that_is_gone_can_be_taken_back_like_one_of_the_default_queue(pool: Store) -> None:
+    two_queues(pool)
+    ask(pool, "a", queue="low", cores=4)
+    ledger.grant(pool, POOL)
+    slot = take(pool, "a")
+    with pool.write() as session:
+        session.delete(session.get_one(QueueRow, (POOL, "low")))
+    ask(pool, "owed", queue="high", cores=4)
+
+    ledger.grant(pool, POOL)
+
+    assert state(pool, slot.token) == "noticed"
+
+
+def test_a_holder_hears_of_its_notice_and_that_it_is_withdrawn_whatever_process_dies_between(pool: Store) -> None:
+    two_queues(pool, grace_s=60)
+    ask(pool, "a", queue="low", cores=4)
+    ledger.grant(pool, POOL)
+    slot = take(pool, "a")
+    assert ledger.untold(pool, POOL) == []
+    ask(pool, "owed", queue="high", cores=4)
+    ledger.grant(pool, POOL)
+
+    (notice,) = ledger.untold(pool, POOL)  # control dies before the signal: it is found again
+    assert (notice.token, notice.state) == (slot.token, "noticed")
+    ledger.told(pool, POOL, slot.token, notice.deadline_at)
+    assert ledger.untold(pool, POOL) == []
+    ledger.cancel(pool, "owed", who("owed"))
+    ledger.grant(pool, POOL)
+
+    (withdrawn,) = ledger.untold(pool, POOL)
+    assert (withdrawn.token, withdrawn.state, withdrawn.deadline_at) == (slot.token, "active", None)
+    ledger.told(pool, POOL, slot.token, None)
+    assert ledger.untold(pool, POOL) == []
+
+
 def test_records_are_whole_again_and_old_ones_go_whatever_else_counts_as_a_version(
     pool: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import run_state_machine_as_test
 
+from activities.lease_ledger import reservations
 from activities.lease_policy import apply, decide, sentence, standing, unblocks
 from activities.lease_policy.state import (
     Amount,
@@ -181,6 +182,11 @@ def test_small_work_does_not_pass_a_starving_gang_for_ever_and_what_ends_before_
     assert of(made, Reserve) == [Reserve("r2", ("d0", "d1"), NOW + 3_600_000)]
     assert [one.request_id for one in of(made, Grant)] == ["r4"]
     assert code(made, "r3") == "reserved_for"
+    kept = reservations.kept(state, made, LATER)  # r4 runs on the core beside h1, and ends before
+    assert [(one.device, one.amount.cores, one.idle.cores, one.waits_for) for one in kept] == [
+        ("d0", 2, 0, (1,)),
+        ("d1", 2, 2, ()),
+    ]
 
 
 def test_a_queue_is_not_taken_below_its_quota() -> None:

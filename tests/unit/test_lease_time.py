@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,10 @@ from activities.lease_time import (
     spent,
     totals,
 )
+from api.pool.reserved import reservations
 from everloop import names
 from everloop.contracts import AcceptRequest, LeaseRequest
-from everloop.store import JobTimeRow, LeaseRow, LeaseTimeRow, Store
+from everloop.store import JobTimeRow, LeaseRequestRow, LeaseRow, LeaseTimeRow, ReservationRow, Store
 
 POOL = names.DEFAULT_POOL
 ADA = Caller("ada", "run-1", names.LIFECYCLE)
@@ -124,9 +125,10 @@ def ledgers(draw: some.DrawFn) -> tuple[list[Capacity], list[Use], list[Mark]]:
                 ends = draw(some.integers(begins + 1, until))
                 uses.append(Use(device, begins, ends, mine, gpu, draw(some.sampled_from(KINDS[:6])), queue="vision"))
             at = until + draw(some.integers(0, 20))
-        for kind in ("lost", "reserved_idle"):
+        for kind in ("lost", "reserved_idle", "reserved_idle"):
             begins = draw(some.integers(0, 100))
-            marks.append(Mark(device, begins, begins + draw(some.integers(1, 100)), kind))
+            amounts = () if kind == "lost" else (draw(some.integers(0, 6)), draw(some.sampled_from((0, 400, 1000))))
+            marks.append(Mark(device, begins, begins + draw(some.integers(1, 100)), kind, *amounts))
     return capacity, uses, marks
 
 
@@ -139,11 +141,15 @@ def slowly(rows: tuple[list[Capacity], list[Use], list[Mark]], from_ms: int, to_
             mine = [use for use in uses if use.device == there.device and use.from_ms <= at < use.to_ms]
             for use in mine:
                 found[use.kind] = found[use.kind].plus(use.cores, use.milli_gpu)
-            told = {mark.kind for mark in marks if mark.device == there.device and mark.from_ms <= at < mark.to_ms}
-            kind = "lost" if "lost" in told else "reserved_idle" if told else "free"
-            found[kind] = found[kind].plus(
-                there.cores - sum(use.cores for use in mine), there.milli_gpu - sum(use.milli_gpu for use in mine)
-            )
+            cores = there.cores - sum(use.cores for use in mine)
+            milli_gpu = there.milli_gpu - sum(use.milli_gpu for use in mine)
+            told = [mark for mark in marks if mark.device == there.device and mark.from_ms <= at < mark.to_ms]
+            if any(mark.kind == "lost" for mark in told):
+                found["lost"] = found["lost"].plus(cores, milli_gpu)
+                continue
+            kept = min(cores, sum(mark.cores for mark in told)), min(milli_gpu, sum(mark.milli_gpu for mark in told))
+            found["reserved_idle"] = found["reserved_idle"].plus(*kept)
+            found["free"] = found["free"].plus(cores - kept[0], milli_gpu - kept[1])
     return found
 
 
@@ -231,6 +237,50 @@ def test_what_a_lease_lost_is_charged_to_the_queue_that_took_it_back(store: Stor
     assert charged == {"redone": "text", "held_idle": "vision", "notice": "text"}
     assert {use.model for use in found.leased} == {"credit"}
     assert found.by_kind["free"] == Spent(200, 0)
+
+
+def test_what_is_reserved_is_kept_in_the_ledger_from_decision_to_decision_and_counted_while_it_is_idle(
+    store: Store,
+) -> None:
+    ledger.note_inventory(store, POOL, ("cpu0:cores=2", "cpu1:cores=2"))
+    bob, dora, emil = (Caller(name, f"run-of-{name}", names.LIFECYCLE) for name in ("bob", "dora", "emil"))
+    ledger.enqueue(store, LeaseRequest(id="one", cores=1, max_runtime_s=3600), ADA)
+    ledger.enqueue(store, LeaseRequest(id="other", cores=2), bob)
+    ledger.grant(store, POOL)
+    ledger.enqueue(store, LeaseRequest(id="large", cores=2), dora)
+    with store.write() as session:
+        request = session.get_one(LeaseRequestRow, "large")
+        request.requested_at -= timedelta(hours=5)  # it has starved for long
+    for token in (1, 2):
+        row = rows_of(store, LeaseRow)[token - 1]
+        ledger.accept(store, AcceptRequest(request_id=row.request_id, token=token), ADA if token == 1 else bob)
+    ledger.grant(store, POOL)
+    (kept,) = rows_of(store, ReservationRow)
+    time.sleep(0.02)
+    ledger.enqueue(store, LeaseRequest(id="small", cores=1), emil)
+    ledger.grant(store, POOL)  # it does not pass, and nothing is another
+
+    assert (kept.request_id, kept.device, kept.cores, kept.idle_cores, kept.waits_for) == ("large", "cpu0", 2, 1, [1])
+    assert kept.start_ms == kept.first_start_ms == in_ms(rows_of(store, LeaseRow)[0].granted_at) + 3_600_000
+    assert rows_of(store, ReservationRow) == [kept]
+    until = datetime.now(UTC)
+    found = spent_until(store, until)
+    assert found.by_kind["reserved_idle"].core_ms == in_ms(until) - kept.from_ms >= 20
+    assert sum(spent.core_ms for spent in found.by_kind.values()) == found.capacity.core_ms
+    with store.read() as session:
+        (view,) = reservations(session, POOL)
+        assert view.sentence.startswith("dora has 2 cores of cpu0 reserved: it starts by ")
+        assert view.sentence.endswith("when lease 1 of ada has ended by the declared max_runtime")
+
+    ledger.end(store, POOL, 1, "released")
+    ledger.grant(store, POOL)
+
+    (kept,) = rows_of(store, ReservationRow)
+    (served,) = [row for row in rows_of(store, LeaseRow) if row.request_id == "large"]
+    assert kept.to_ms == in_ms(served.granted_at)
+    found = spent_until(store, datetime.now(UTC))
+    assert found.by_kind["reserved_idle"].core_ms == kept.to_ms - kept.from_ms
+    assert sum(spent.core_ms for spent in found.by_kind.values()) == found.capacity.core_ms
 
 
 def job_time(token: int, began: datetime, *, done: bool, milliseconds: int = 10) -> JobTimeRow:

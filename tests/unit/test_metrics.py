@@ -8,12 +8,15 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from activities import lease_time
+from activities.lease_policy.state import Device, PoolState, Request
 from api import identity
-from everloop.store import LeaseRow, Store
+from everloop.amounts import Amount
+from everloop.queues import Queue
+from everloop.store import LeaseRequestRow, LeaseRow, Store
 from tests import api_parts as parts
 from tests.conftest import free_port_base
 from tests.unit.test_api_pool import fill
-from workers import metrics
+from workers import metrics, pool_gauges
 
 
 def value(text: str, name: str, **labels: str) -> float | None:
@@ -44,6 +47,24 @@ def test_gauges_say_what_the_ledger_says(store):
     assert value(text, "everloop_device_state", device="cpu1", state="draining") == 1
     assert value(text, "everloop_device_state", device="cpu1", state="ready") == 0
     assert value(text, "everloop_starved_seconds_max", queue="text") == 0  # it has its quota
+    assert value(text, "everloop_usage_decayed_core_seconds", queue="vision") == pytest.approx(2 * 2 * 18 * 60, abs=60)
+    assert value(text, "everloop_usage_decayed_gpu_seconds", queue="vision") is None
+    assert value(text, "everloop_lease_renew_age_seconds", pool="default") == pytest.approx(18 * 60, abs=60)
+    assert value(text, "everloop_reservation_slip_seconds", queue="text") == 90
+    assert value(text, "everloop_fragmentation", resource="cores") is None  # nothing is free that is open
+
+
+def test_what_is_free_but_too_small_for_the_usual_request_is_told():
+    devices = (
+        Device("d0", "n", Amount(4, 4096)),
+        Device("d1", "n", Amount(2, 4096)),
+        Device("d2", "n", Amount(8), open=False),
+    )
+    wide, small = Request("r1", 1, 0, "a", Amount(3, 1024)), Request("r2", 2, 0, "a", Amount(1, 1024))
+    state = PoolState(devices, (Queue("a"),), (wide, small, wide._replace(id="r3")))
+
+    assert pool_gauges.fragmentation(state) == {"cores": 2 / 6}
+    assert pool_gauges.fragmentation(state._replace(waiting=())) == {}
 
 
 def test_sums_go_on_from_where_the_last_look_came_to(store):
@@ -52,12 +73,16 @@ def test_sums_go_on_from_where_the_last_look_came_to(store):
 
     with store.write() as session:
         first = session.get_one(LeaseRow, ("default", 1))
+        gang = session.get_one(LeaseRequestRow, first.request_id)
+        gang.members_min = gang.members_max = 2
+        session.add(gang)
         again = LeaseRow(**first.model_dump() | {"token": 9, "noticed_at": read.began, "notice": "reclaim"})
         session.add(again)
         lease_time.members_freed(session, first, first.granted_at + timedelta(minutes=18))
     for _ in range(2):
         text = read.text().decode()
         assert value(text, "everloop_queue_wait_seconds_count", queue="vision") == 1
+        assert value(text, "everloop_gang_wait_seconds_count", queue="vision") == 1
         assert value(text, "everloop_preemptions_total", queue="vision", reason="reclaim") == 1
         assert value(text, "everloop_leased_core_seconds_total", queue="vision", kind="useful") == 2 * 600
 
@@ -83,5 +108,6 @@ async def test_metrics_are_answered_on_loopback_to_the_key_alone(store, tmp_path
         serving.cancel()
 
     assert value(answer.text, "everloop_capacity_cores", pool="default") == 9
+    assert value(answer.text, "everloop_reservation_slip_seconds", queue="text") == 90
     assert nobody.status_code == 401
     assert rebound.status_code == 421

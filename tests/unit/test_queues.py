@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from everloop import queues
+from everloop.amounts import NO_LIMIT, UNLIMITED, Counted
 from everloop.errors import Invalid
-from everloop.queues import NO_LIMIT, UNLIMITED, Queue, Resources
+from everloop.queues import Queue
 
 TREE = """
 queues:
@@ -19,7 +20,7 @@ queues:
   nightly: {priority: -1}
   release: {parent: research, quota: none}
 """
-WHOLE = Resources(8, 4000)
+WHOLE = Counted(8, 4000)
 
 
 def read(text: str) -> tuple[Queue, ...]:
@@ -29,10 +30,10 @@ def read(text: str) -> tuple[Queue, ...]:
 def test_a_tree_is_read_parents_first_with_what_a_file_may_leave_out() -> None:
     assert read(TREE) == (
         Queue("nightly", priority=-1),
-        Queue("research", quota=Resources(6, 2000)),
+        Queue("research", quota=Counted(6, 2000)),
         Queue("release", "research", quota=UNLIMITED),
-        Queue("text", "research", quota=Resources(2, NO_LIMIT)),
-        Queue("vision", "research", Resources(4, 1500), Resources(8, NO_LIMIT), 2),
+        Queue("text", "research", quota=Counted(2, NO_LIMIT)),
+        Queue("vision", "research", Counted(4, 1500), Counted(8, NO_LIMIT), 2),
     )
 
 
@@ -97,7 +98,7 @@ def test_a_near_miss_is_guessed() -> None:
 
 
 AMOUNTS = some.one_of(some.just(NO_LIMIT), some.integers(0, 50))
-RESOURCES = some.builds(Resources, AMOUNTS, AMOUNTS.map(lambda n: n * 125 if n > 0 else n))
+RESOURCES = some.builds(Counted, AMOUNTS, AMOUNTS.map(lambda n: n * 125 if n > 0 else n))
 
 
 @some.composite

@@ -6,7 +6,7 @@ from alembic import op
 import everloop.store
 
 revision = "0016_labels"
-down_revision = "0011_time"
+down_revision = "0012_told"
 branch_labels = None
 depends_on = None
 
