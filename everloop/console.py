@@ -370,14 +370,16 @@ def checks(rows: Iterable[Json]) -> RenderableType:
 
 def performance(found: Json) -> RenderableType:
     """What a model's labels say, the oldest window first."""
-    made = table("window (UTC)", "version", "labelled", "metric", "value", "95 %", "at evaluation", "what came of it")
+    made = table("window (UTC)", "labelled", "performance (95 %)", "then", "what came of it")
     for row in found["performance"]:
+        span = f"{number(row['low'])} to {number(row['high'])}"
         made.add_row(
-            when(row["window_start"]), str(row["version"]), f"{row['labelled']:,} of {row['rows']:,}", row["metric"],
-            number(row["value"]), f"{number(row['low'])} to {number(row['high'])}", number(row["expected"]),
-            _came_of(row),
+            when(row["window_start"]), f"{row['labelled']:,} of {row['rows']:,}",
+            f"{row['metric']} {number(row['value'])} ({span})", number(row["expected"]), _came_of(row),
         )  # fmt: skip
-    said = f"{found['labels']:,} rows have a label; of {found['waiting']:,} the prediction has not come yet"
+    said = f"{found['labels']:,} rows have a label"
+    if found["waiting"]:
+        said += f"; of {found['waiting']:,} the prediction has not come yet"
     if found["corrected"]:
         said += f"; {found['corrected']:,} labels were corrections"
     if found["unread_bytes"]:
@@ -388,7 +390,7 @@ def performance(found: Json) -> RenderableType:
 
 
 def _came_of(row: Json) -> str:
-    told = "worse than at the evaluation" if row["over"] else "as at the evaluation or better"
+    told = "worse than then" if row["over"] else "-"
     return f"{row['verdict'].replace('_', ' ')}: {row['reason']}" if row["verdict"] else told
 
 
