@@ -233,6 +233,7 @@ class Lifecycle:
         return answer.champion
 
     async def _prepare(self, snapshot: Snapshot, champion: Champion | None) -> Prepared:
+        since = f", of rows since {self._spec.since:%Y-%m-%d %H:%M} UTC alone" if self._spec.since else ""
         return _there(
             await self._stages.run(
                 "prepare",
@@ -240,7 +241,7 @@ class Lifecycle:
                 PrepareRequest(spec=self._spec, snapshot=snapshot, champion=champion),
                 lambda made: (
                     f"{made.feature_count} features; {made.train_rows:,} train, {made.validation_rows:,} validation, "
-                    f"{made.test_rows:,} test rows"
+                    f"{made.test_rows:,} test rows" + since
                 ),
             )
         )

@@ -22,11 +22,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sqlmodel import select
-from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
+from temporalio.client import Client, RetryConfig, WorkflowFailureError, WorkflowHandle
 from temporalio.service import RPCError
 
 from everloop import engine, names, signing, starts
@@ -99,21 +100,37 @@ class Room:
         await eventually((self.data / f"{role}.ready").exists)
 
     async def connect(self) -> Client:
-        return await Client.connect(self.settings.temporal_address, data_converter=converter)
+        soon = RetryConfig(max_elapsed_time_millis=1000, max_retries=2)
+        return await Client.connect(self.settings.temporal_address, data_converter=converter, retry_config=soon)
 
     async def mend(self, client: Client) -> None:
         """Start again what has died, as `up` does."""
-        if self.server.process.poll() is not None:
-            self.server.stop()
-            await asyncio.to_thread(self.start_temporal)
+        await self.mend_temporal()
         for role, child in list(self.children.items()):
             if child.poll() is not None:
                 later = Settings(
                     data_dir=self.data, session=f"later-{uuid.uuid4().hex[:6]}",
                     temporal_address=self.settings.temporal_address,
                 )  # fmt: skip
-                await patiently(lambda session=later: take_over(client, session, jobs_too=False))
+                await self.patiently(partial(take_over, client, later, jobs_too=False))
                 await self.start(role)
+
+    async def mend_temporal(self) -> None:
+        if self.server.process.poll() is not None:
+            self.server.stop()
+            await asyncio.to_thread(self.start_temporal)
+
+    async def patiently(self, call: Callable[[], Any]) -> Any:
+        """The answer of Temporal, which is started again where it has died."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                return await call()
+            except RPCError:
+                if time.monotonic() > deadline:
+                    raise
+                await self.mend_temporal()
+                await asyncio.sleep(0.2)
 
     def stop(self) -> None:
         for child in self.children.values():
@@ -143,18 +160,6 @@ class Room:
             return [row for row in session.exec(select(LifecycleRow)) if row.id.startswith("retrain/")]
 
 
-async def patiently(call: Callable[[], Any]) -> Any:
-    """The answer of Temporal, which may be coming back."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        try:
-            return await call()
-        except RPCError:
-            if time.monotonic() > deadline:
-                raise
-            await asyncio.sleep(0.2)
-
-
 async def released(room: Room, client: Client) -> None:
     """A first version with a monitor."""
     signer = signing.Signer(room.settings.keys_dir)
@@ -179,7 +184,7 @@ async def one(room: Room, client: Client, number: int, seed: int) -> Seen:
     if seen.moment != "start":
         room.orders.give(seen.process, seen.moment)
     handles = [
-        await patiently(
+        await room.patiently(
             lambda: client.start_workflow(
                 names.DRIFT_CHECK,
                 CheckRequest(project="default", model=MODEL),
@@ -225,7 +230,7 @@ async def _wrong(room: Room, client: Client, handles: list[WorkflowHandle[Any, A
     wrong = []
     for handle in handles:
         try:
-            await asyncio.wait_for(patiently(handle.result), PATIENCE_SECONDS)
+            await asyncio.wait_for(room.patiently(handle.result), PATIENCE_SECONDS)
         except (WorkflowFailureError, TimeoutError) as error:
             wrong.append(f"check: {type(error).__name__} {error.__cause__ or ''}"[:120])
     of_window = f"{window:%Y%m%dT%H%M%SZ}"
@@ -234,7 +239,7 @@ async def _wrong(room: Room, client: Client, handles: list[WorkflowHandle[Any, A
         return [row.id for row in room.lifecycles() if of_window in row.id.split("/")[-1].split("-")[0]]
 
     await _soon(there)
-    await patiently(lambda: _ended(client, there()))
+    await room.patiently(lambda: _ended(client, there()))
     found = there()
     if len(found) != 1:
         wrong.append(f"{'two' if found else 'none'}: {len(found)} lifecycles of {window:%m-%d %H}:00")
