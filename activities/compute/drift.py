@@ -123,7 +123,7 @@ def _beside(  # noqa: PLR0917
         return [], []
     measures, broken = measures_of(signature, reference, current, rows, request.monitor)
     evaluation = evaluation_of(job, request.evaluation)
-    answers = answers_of(signature, rows, evaluation, request.champion.version, word)
+    answers = answers_of(signature, rows, evaluation, request.champion.version)
     measures = [*([answers] if answers else []), *measures]
     for measure in measures:
         print(f"{'over' if measure.over else 'within bounds'}: {measure.why}")

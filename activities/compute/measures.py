@@ -29,6 +29,10 @@ so many rows brings (the second, by the root of the rows)."""
 FAR = 0.6
 """And how far they must lie apart before it."""
 FEWEST_VALUES, FEWEST_ROWS = 20, 100
+DISTANCE, CHANCE = 0.1, 2.0
+"""From where answers have moved: Evidently's threshold of distances, and what two samples bring by chance alone, by
+the root of the sum of 1 / rows."""
+LEAST_SPREAD = 1e-3
 SURE = 3.0
 """Standard errors by which a share must be larger than it was."""
 MOST_NAMED = 3
@@ -64,11 +68,13 @@ def measures_of(
 
 
 def answers_of(
-    signature: Signature, rows: Sequence[Mapping[str, Any]], evaluation: Mapping[str, Any], version: int, judge: Judge
+    signature: Signature, rows: Sequence[Mapping[str, Any]], evaluation: Mapping[str, Any], version: int
 ) -> Measure | None:
     """How far the answers lie from those of the evaluation, which were on rows that the model had not learned.
 
-    None where the version does not say them, or answered too few rows of the window.
+    A distance and no test: what was evaluated is not the model that answers, which was fitted again on all rows, and
+    a test tells two forests apart by the very values of their leaves.
+    None where the version does not say its answers, or answered too few rows of the window.
     """
     then = (evaluation.get("sample") or {}).get("answers")
     own = [row for row in rows if row.get("version") == version]
@@ -77,7 +83,24 @@ def answers_of(
     now = [answer for row in own if (answer := answer_of(signature, row)) is not None]
     if len(now) < FEWEST_ROWS:
         return None
-    return _spread("predictions", "the answers", signature.task != "multiclass", then, now, judge)
+    numeric = signature.task != "multiclass"
+    far = _distance(np.array(then), np.array(now), numeric=numeric)
+    by_chance = CHANCE * math.sqrt(1 / len(then) + 1 / len(now))
+    threshold = DISTANCE + by_chance
+    moved = "have moved away from" if far >= threshold else "are spread like"
+    method = "normed Wasserstein distance" if numeric else "Jensen-Shannon distance"
+    why = f"the answers {moved} those of the evaluation ({method} {far:.3g}, threshold {threshold:.3g})"
+    return Measure(name="predictions", value=far, threshold=threshold, over=far >= threshold, why=why)
+
+
+def _distance(then: NDArray[Any], now: NDArray[Any], *, numeric: bool) -> float:
+    from scipy.spatial.distance import jensenshannon
+    from scipy.stats import wasserstein_distance
+
+    if numeric:
+        return float(wasserstein_distance(then, now) / max(float(np.std(then)), LEAST_SPREAD))
+    names = np.unique(np.concatenate([then, now]))
+    return float(jensenshannon(*(np.array([np.mean(side == name) for name in names]) for side in (then, now))))
 
 
 def labels_drift(signature: Signature, then: Sequence[Any], now: Sequence[Any], judge: Judge) -> Measure | None:

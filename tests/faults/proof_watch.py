@@ -50,7 +50,6 @@ HARNESS = Path(__file__).with_name("watch_harness.py")
 START, HOUR = datetime(2024, 1, 1, tzinfo=UTC), timedelta(hours=1)
 MODEL = "watched"
 PATIENCE_SECONDS = 90.0
-LOOK_SECONDS = 0.02
 
 
 @dataclass
@@ -114,6 +113,10 @@ class Room:
                 )  # fmt: skip
                 await self.patiently(partial(take_over, client, later, jobs_too=False))
                 await self.start(role)
+
+    def is_dead(self, role: str) -> bool:
+        child = self.server.process if role == "temporal" else self.children[role]
+        return child.poll() is not None
 
     async def mend_temporal(self) -> None:
         if self.server.process.poll() is not None:
@@ -217,11 +220,12 @@ async def _killed(room: Room, seen: Seen, window: datetime, draw: random.Random)
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, 9)
             seen.hit = True
-        await asyncio.sleep(LOOK_SECONDS)
+        await _soon(lambda: room.is_dead(seen.process))
         return time.monotonic()
     await _soon(lambda: not (room.data / "die").exists())
     seen.hit = not (room.data / "die").exists()
-    await asyncio.sleep(5 * LOOK_SECONDS)
+    if seen.hit:
+        await _soon(lambda: room.is_dead(seen.process))
     return time.monotonic()
 
 

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from activities.compute.drift import word
 from activities.compute.measures import answers_of, changed_unit, distribution, measures_of
 from everloop.records import Field, Signature
 from everloop.specs import Monitor
@@ -84,14 +83,14 @@ def test_answers_are_compared_with_those_of_the_evaluation() -> None:
     def rows(low: float) -> list[dict]:
         return [{"version": 1, "prediction": {"probability": p}} for p in DRAW.uniform(low, low + 0.4, 2000)]
 
-    steady, moved = (answers_of(SIGNATURE, rows(low), sample, 1, word) for low in (0.0, 0.3))
+    steady, moved = (answers_of(SIGNATURE, rows(low), sample, 1) for low in (0.0, 0.3))
     assert steady is not None
     assert not steady.over
     assert moved is not None
     assert moved.over
     assert "the answers have moved away from those of the evaluation" in moved.why
-    assert answers_of(SIGNATURE, rows(0.3), sample, 2, word) is None  # another version answered
-    assert answers_of(SIGNATURE, rows(0.3), {}, 1, word) is None  # it does not say
+    assert answers_of(SIGNATURE, rows(0.3), sample, 2) is None  # another version answered
+    assert answers_of(SIGNATURE, rows(0.3), {}, 1) is None  # it does not say
 
 
 def test_distributions_sum_up_and_tell_what_is_missing() -> None:
