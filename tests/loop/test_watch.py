@@ -154,7 +154,7 @@ def test_broken_data_is_in_quarantine_until_a_person_says_that_it_is_mended(
     page = browser.new_context(java_script_enabled=False).new_page()
     page.goto(json.loads(everloop(shared, "login", "--json").stdout)["url"])
     page.goto(f"{shared.api_url}/models/{watched}")
-    assert "The data is in quarantine" in page.get_by_role("alert").inner_text()
+    assert "The data has been in quarantine" in page.get_by_role("alert").inner_text()
     page.get_by_role("button", name="It is mended").click()
     assert "quarantine since" not in page.inner_text("main")
     monitor = client.model(watched)["monitor"]
