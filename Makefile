@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 COMPILE = { $(BIN)/python -m compileall -q -j 0 -x '/(plotly|faker|litestar|pip|tests)/' $(VENV)/lib >/dev/null || true; }
 
-.PHONY: demo test check format bench proof-compute proof-sleep proof-leases proof-lease-kills proof-watch
+.PHONY: demo test check format bench proof-compute proof-sleep proof-leases proof-lease-kills proof-gangs proof-watch
 
 demo: $(VENV)/.demo  ## the whole loop on a real year of data
 	$(BIN)/everloop demo $(ARGS)
@@ -43,7 +43,10 @@ proof-sleep: $(VENV)/.dev  ## the machine sleeps for MINUTES in a training: docs
 	PYTHONPATH=. $(BIN)/python bench/sleep.py $(if $(MINUTES),--minutes $(MINUTES)) $(if $(RUNS),--runs $(RUNS)) \
 	  $(if $(SEED),--seed $(SEED)) $(if $(PLANT),--plant $(PLANT))
 
-proof-lease-kills: $(VENV)/.dev  ## many jobs on few devices, kill -9 of each process in turn: 0 overlaps, 0 leaks; ARGS="--lifecycles 20"
+proof-gangs: $(VENV)/.dev  ## a gang of four, kill -9 of a rank KILLS=10 times: docs/proof/gangs.csv; SEED=, PLANT=1..3 must fail
+	$(BIN)/python -m tests.faults.proof_gangs
+
+proof-lease-kills: $(VENV)/.dev  ## many jobs on few devices, kill -9 of each process in turn, Temporal too: 0 overlaps, 0 leaks; ARGS="--lifecycles 20"
 	EVERLOOP_SLOTS=4 EVERLOOP_SLOT_CORES=2 $(BIN)/python -m tests.faults.proof_lease_kills $(ARGS)
 
 $(BIN)/python:

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 TYPES = (
     *(names.LIFECYCLE, names.APPROVAL, names.RELEASE, names.ROLL_BACK),
-    *(names.DRIFT_CHECK, names.GPU_POOL, names.POOL_ORDER),
+    *(names.DRIFT_CHECK, names.GPU_POOL, names.POOL_ORDER, names.SEARCH),
 )
 QUERY = (
     "ExecutionStatus = 'Running' AND TemporalReportedProblems IS NOT NULL "
@@ -112,8 +112,8 @@ def _message(event: HistoryEvent) -> str:
 def _lifecycle(execution: WorkflowExecution) -> str:
     if execution.workflow_type == names.LIFECYCLE:
         return execution.id
-    suffix = names.approval_id("")
-    return execution.id.removesuffix(suffix) if execution.workflow_type == names.APPROVAL else ""
+    suffix = {names.APPROVAL: names.approval_id(""), names.SEARCH: names.search_id("")}.get(execution.workflow_type)
+    return execution.id.removesuffix(suffix) if suffix else ""
 
 
 def _write(store: Store, rows: list[AlarmRow]) -> list[AlarmRow]:

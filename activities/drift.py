@@ -4,7 +4,6 @@ import asyncio
 from bisect import bisect_right
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from sqlmodel import Session, col, select
@@ -27,6 +26,7 @@ from temporalio.common import SearchAttributePair, TypedSearchAttributes
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.caller import caller
+from activities.predictions.index import LogIndex
 from activities.registry import champion
 from activities.trigger_policy import COLUMNS, Before, held_back
 from everloop import names
@@ -42,11 +42,10 @@ from everloop.contracts import (
     Watched,
 )
 from everloop.errors import Conflict
-from everloop.predictions import PredictionLog
 from everloop.records import Break, DriftReport, Version, Window
 from everloop.settings import Settings
 from everloop.specs import LifecycleSpec, Monitor
-from everloop.store import LifecycleRow, MonitorRow, PerformanceRow, Store, TriggerRow, VersionRow
+from everloop.store import LifecycleRow, LogHourRow, MonitorRow, PerformanceRow, Store, TriggerRow, VersionRow
 from everloop.windows import begins, window_of
 
 if TYPE_CHECKING:  # control uses this file too, and starts without Dask
@@ -58,8 +57,6 @@ MOST_TOLD = 5
 """Broken columns named in a reason."""
 MOST_BEFORE = 2_000
 """Windows that the monitor's rules look back at."""
-SETTLED = timedelta(seconds=2)
-"""A row is in the log this long after the `logged_at` that it bears, at the latest."""
 CATCH_UP = timedelta(minutes=10)
 """Ticks missed for longer are not made up: one check drains all windows that have closed meanwhile."""
 
@@ -67,13 +64,18 @@ CATCH_UP = timedelta(minutes=10)
 class DriftCompute(DriftComputeActivities):
     """Runs on the compute worker: measures in a job child (compute/drift.py)."""
 
-    def __init__(self, jobs: "Jobs") -> None:
+    def __init__(self, jobs: "Jobs", store: Store, settings: Settings) -> None:
         self._jobs = jobs
+        self._store = store
+        self._settings = settings
 
     @activity.defn(name="everloop.drift.measure")
     async def measure(self, request: DriftRequest) -> DriftReport:
         """Evidently's word on each column of the window against the reference sample of the release."""
-        return await self._jobs.run("drift.measure", request, DriftReport)
+        index = LogIndex(self._store, self._settings.predictions_dir, request.project, request.model)
+        # Here and not in the workflow: files that are replaced by others stay for a while only.
+        parts = await asyncio.to_thread(index.parts, request.window)
+        return await self._jobs.run("drift.measure", request.model_copy(update={"log": parts}), DriftReport)
 
 
 class DriftLedger(DriftActivities):
@@ -142,18 +144,22 @@ class DriftLedger(DriftActivities):
         spec = LifecycleSpec.model_validate_json(row.spec)
         if spec.monitor is None:
             return NextWindow(window=None)
-        log = PredictionLog(self._settings.predictions_dir / request.project / request.model)
+        log = LogIndex(self._store, self._settings.predictions_dir, request.project, request.model)
         at = datetime.now(UTC)
-        window = next_closed(log, spec.monitor, row.cursor, at)
+        with log.alone():
+            log.refresh(at)
+            window = next_closed(log, spec.monitor, row.cursor, at)
+            if window is not None:
+                log.close(window.end)
         if window is None:
-            _count_late_rows(self._store, log, row, at)
+            _count_late_rows(self._store, row)
             return NextWindow(window=None)
         with self._store.read() as session:
             row_of_it = session.get_one(VersionRow, (request.project, request.model, now.version))
         version = Version.model_validate_json(row_of_it.record)
         reference = version.exported.reference
         needed = spec.monitor.minimum_rows
-        rows = sum(1 for _ in islice(log.read(window), needed))
+        rows = min(log.rows(window), needed)  # the measure counts them exactly
         return NextWindow(
             window=window,
             champion=now,
@@ -184,7 +190,7 @@ async def open_retraining(store: Store, client: Client, project: str, model: str
     return started.lifecycle if described.status is WorkflowExecutionStatus.RUNNING else ""
 
 
-def next_closed(log: PredictionLog, monitor: Monitor, cursor: datetime | None, now: datetime) -> Window | None:
+def next_closed(log: LogIndex, monitor: Monitor, cursor: datetime | None, now: datetime) -> Window | None:
     """The first window that begins at or after *cursor*, holds a row and has closed, else None.
 
     It closes when its end is past by the clock, and then by event time (a row later than its end by `lateness`), or
@@ -202,7 +208,7 @@ def next_closed(log: PredictionLog, monitor: Monitor, cursor: datetime | None, n
     return window if silent and now >= until else None
 
 
-def _next_with_a_row(log: PredictionLog, size: str, cursor: datetime | None, now: datetime) -> Window | None:
+def _next_with_a_row(log: LogIndex, size: str, cursor: datetime | None, now: datetime) -> Window | None:
     first = log.first() if cursor is None else log.first_at_or_after(begins(cursor, size))
     return None if first is None or first > now else window_of(first, size)
 
@@ -444,33 +450,24 @@ def _of_another_window(store: Store, request: TriggerRequest, lifecycle: str) ->
         )
 
 
-def _count_late_rows(store: Store, log: PredictionLog, monitor: MonitorRow, now: datetime) -> None:
-    """Add to each decided window the rows that came after it had closed, and were logged since the last count."""
-    until = now - SETTLED
-    late: dict[tuple[datetime, datetime], int] = {}
-    if monitor.cursor is not None and monitor.late_counted_at is not None:
-        with store.read() as session:
-            decided = session.exec(_decided(monitor)).all()
-        for row in log.logged_between(monitor.late_counted_at, until, monitor.cursor):
-            moment = datetime.fromisoformat(row["event_time"])
-            logged_at = datetime.fromisoformat(row["logged_at"])
-            place = bisect_right(decided, moment, key=lambda window: window.window_start) - 1
-            if place < 0:
-                continue
-            window = decided[place]
-            if moment < window.window_end and logged_at > (window.closed_at or window.decided_at):
-                key = (window.window_start, window.window_end)
-                late[key] = late.get(key, 0) + 1
+def _count_late_rows(store: Store, monitor: MonitorRow) -> None:
+    """Add to each decided window the rows that came after it had closed, and were not yet added."""
+    if monitor.cursor is None:
+        return
+    of_model = (LogHourRow.project == monitor.project, LogHourRow.model == monitor.model)
+    late = select(LogHourRow).where(*of_model, col(LogHourRow.hour) < monitor.cursor, LogHourRow.late > 0)
+    with store.read() as session:
+        if session.exec(late).first() is None:
+            return
     with store.write() as session:
-        kept = session.get_one(MonitorRow, (monitor.project, monitor.model))
-        if kept.late_counted_at != monitor.late_counted_at:
-            return  # another check has counted meanwhile
-        kept.late_counted_at = until
-        session.add(kept)
-        for key, rows in late.items():
-            found = session.get_one(TriggerRow, (monitor.project, monitor.model, *key))
-            found.late_rows += rows
-            session.add(found)
+        decided = session.exec(_decided(monitor)).all()
+        for row in session.exec(late).all():
+            place = bisect_right(decided, row.hour, key=lambda window: window.window_start) - 1
+            if place >= 0 and row.hour < decided[place].window_end:
+                decided[place].late_rows += row.late
+                session.add(decided[place])
+            row.late = 0
+            session.add(row)
 
 
 def _decided(monitor: MonitorRow) -> SelectOfScalar[TriggerRow]:

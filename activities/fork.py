@@ -101,9 +101,12 @@ def _done(
 
 
 def _differs(stage: Stage, asked: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Names of what the stage would be told otherwise now; both as this version reads them."""
+    """Names of what the stage would be told otherwise now; both as this version reads them.
+
+    A fork that keeps a training has not searched: what was found follows from the rest of the question.
+    """
     before, after = QUESTIONS[stage].model_validate(asked), QUESTIONS[stage].model_validate(now)
-    names_ = [name for name in type(before).model_fields if name not in ("slot", "spec")]
+    names_ = [name for name in type(before).model_fields if name not in ("slot", "spec", "searched")]
     found = [name for name in names_ if getattr(before, name) != getattr(after, name)]
     return [*changed(_spec(before), _spec(after), stage), *found]
 

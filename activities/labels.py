@@ -10,6 +10,7 @@ from temporalio.client import Client
 
 from activities.caller import caller
 from activities.drift import before, open_retraining, still_quarantined
+from activities.predictions.index import LogIndex
 from activities.registry import champion
 from activities.trigger_policy import held_back
 from everloop import names
@@ -42,13 +43,17 @@ SEED = 0
 class LabelCompute(LabelComputeActivities):
     """Runs on the compute worker: joins in a job child (compute/performance.py)."""
 
-    def __init__(self, jobs: "Jobs") -> None:
+    def __init__(self, jobs: "Jobs", store: Store, settings: Settings) -> None:
         self._jobs = jobs
+        self._store = store
+        self._settings = settings
 
     @activity.defn(name="everloop.labels.perform")
     async def perform(self, request: PerformanceRequest) -> PerformanceReport:
         """Each prediction with what became of it, window by window."""
-        return await self._jobs.run("performance.measure", request, PerformanceReport)
+        index = LogIndex(self._store, self._settings.predictions_dir, request.project, request.model)
+        parts = await asyncio.to_thread(index.parts)
+        return await self._jobs.run("performance.measure", request.model_copy(update={"log": parts}), PerformanceReport)
 
 
 class LabelLedger(LabelActivities):

@@ -34,6 +34,15 @@ def leaves(queues: Iterable[Queue]) -> set[str]:
     return {queue.id for queue in queues if queue.id not in parents}
 
 
+def below(queues: Iterable[Queue], name: str) -> set[str]:
+    """The queue and all below it. *queues*: parents first."""
+    found = {name}
+    for queue in queues:
+        if queue.parent in found:
+            found.add(queue.id)
+    return found
+
+
 def whole(session: Session, pool: str) -> Counted:
     """What the devices of *pool* have together, without those for checks: what queues share."""
     rows = session.exec(select(DeviceRow).where(DeviceRow.pool == pool, col(DeviceRow.light).is_(False))).all()

@@ -41,6 +41,7 @@ def _sentence(row: AlarmRow) -> str:
     what = {
         names.LIFECYCLE: "This lifecycle",
         names.APPROVAL: "The gate of this lifecycle",
+        names.SEARCH: "The search of this lifecycle",
         names.GPU_POOL: f"The pool {row.workflow_id}",
     }.get(row.workflow_type, row.workflow_id)
     then = (

@@ -12,7 +12,25 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse
 from starlette.staticfiles import StaticFiles
 from temporalio.client import Client
 
-from api import approval, cost, data, drift, fork, identity, kept, labels, lifecycle, pages, pool, problems, release
+from api import (
+    advice,
+    approval,
+    budget,
+    cost,
+    data,
+    drift,
+    fork,
+    identity,
+    kept,
+    labels,
+    lifecycle,
+    pages,
+    pool,
+    problems,
+    release,
+    search,
+    spending,
+)
 from api.bodies import body_schema, describe, json_body, read_form
 from api.dependencies import Here, Parts, Person, ask
 from api.identity import Asker, Guard
@@ -170,6 +188,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     for router in (
         fork.router,
+        search.router,
         lifecycle.router,
         approval.router,
         drift.router,
@@ -177,6 +196,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         release.router,
         pool.router,
         cost.router,
+        budget.router,
+        advice.router,
         session,
     ):
         app.include_router(router, prefix=VERSION)
@@ -184,11 +205,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifecycle.page,
         approval.page,
         data.page,
+        search.page,
         kept.page,
         drift.page,
         release.page,
         pool.page,
-        cost.page,
+        spending.page,
         page,
     ):
         app.include_router(router)

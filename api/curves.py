@@ -3,14 +3,15 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from pydantic import BaseModel
 from sqlmodel import Session, col, func, select
 
 from api import journal
 from api.dependencies import Here
-from everloop import steps
+from everloop import names, steps
 from everloop.steps import TRAIN, VALIDATION
 from everloop.store import LifecycleRow, MetricRow
 
@@ -24,7 +25,7 @@ MOST_ROWS = 2000
 
 
 class Curve(BaseModel):
-    """A metric of a training, step by step; None where a step did not report it."""
+    """A metric of a training, step by step; None where a step did not report it. Of a gang, of one rank."""
 
     metric: str
     higher_is_better: bool
@@ -39,6 +40,8 @@ class Curve(BaseModel):
 
 class CurveList(BaseModel):
     items: list[Curve]
+    ranks: int = 1
+    """How many processes have learned together; `?rank=1` asks for another one's curves."""
 
 
 @dataclass(frozen=True)
@@ -54,16 +57,24 @@ class Chart:
 
 
 @router.get("/lifecycles/{id:path}/curves")
-def curves(id: str, here: Here) -> CurveList:  # noqa: A002
+def curves(id: str, here: Here, rank: Annotated[int, Query(ge=0, le=10_000)] = 0) -> CurveList:  # noqa: A002
     """The learning curves of the lifecycle's last training, each thinned out to 200 steps; none before it reports."""
     with here.store.read() as session:
-        return CurveList(items=curves_of(session, journal.lifecycle_row(session, id)))
+        row = journal.lifecycle_row(session, id)
+        return CurveList(items=curves_of(session, row, rank), ranks=ranks_of(session, row))
 
 
-def curves_of(session: Session, row: LifecycleRow) -> list[Curve]:
-    """The curves of the lifecycle's last training."""
+def curves_of(session: Session, row: LifecycleRow, rank: int = 0) -> list[Curve]:
+    """The curves of the lifecycle's last training, of one of its ranks."""
     job = journal.job_of(session, row, "train")
-    return [] if job is None else _curves(_steps(session, job))
+    return [] if job is None else _curves(_steps(session, names.metrics_of(job, rank)))
+
+
+def ranks_of(session: Session, row: LifecycleRow) -> int:
+    """How many processes of the lifecycle's last training have reported something; 1 before they do."""
+    job = journal.job_of(session, row, "train")
+    others = select(MetricRow.job).where(col(MetricRow.job).startswith(f"{job}#", autoescape=True)).distinct()
+    return 1 + len(session.exec(others).all()) if job is not None else 1
 
 
 def _steps(session: Session, job: str) -> list[MetricRow]:
@@ -79,9 +90,9 @@ def _steps(session: Session, job: str) -> list[MetricRow]:
 
 
 def _curves(rows: Sequence[MetricRow]) -> list[Curve]:
-    names = sorted({name for row in rows for name in row.values})
-    metrics = dict.fromkeys(name.partition("_")[2] for name in names if name.startswith((TRAIN, VALIDATION)))
-    unit = steps.unit_of(dict.fromkeys(names, 0.0))
+    told = sorted({name for row in rows for name in row.values})
+    metrics = dict.fromkeys(name.partition("_")[2] for name in told if name.startswith((TRAIN, VALIDATION)))
+    unit = steps.unit_of(dict.fromkeys(told, 0.0))
     return [_curve(metric, unit, rows) for metric in metrics]
 
 

@@ -17,6 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
 from activities.drift import accepting
+from activities.predictions.index import LogIndex
 from api import pages, watch
 from api.bodies import body_schema, json_body, read_form
 from api.dependencies import RPC_TIMEOUT, Here, Parts, Person, ask
@@ -325,6 +326,8 @@ def _request(here: Parts, row: DriftRow) -> DriftRequest:
     if found is None:
         raise NotFound(f"version {row.version} of {row.model} is not registered here", field="window")
     version = Version.model_validate_json(found.record)
+    window = Window(start=row.window_start, end=row.window_end)
+    index = LogIndex(here.store, here.settings.predictions_dir, row.project, row.model)
     return DriftRequest(
         project=row.project,
         model=row.model,
@@ -338,9 +341,10 @@ def _request(here: Parts, row: DriftRow) -> DriftRequest:
             release_seq=0,  # the report is about bytes, not about a release
         ),
         reference_sha256=version.exported.reference.sha256,
-        window=Window(start=row.window_start, end=row.window_end),
+        window=window,
         minimum_rows=0,
         seed=SAMPLE_SEED,
+        log=index.parts(window) if index.first() else None,
     )
 
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from sqlmodel import Session, col, select
 
 from api import journal, pages
+from api.search import reading as search
 from everloop import steps as words
 from everloop.specs import JOB_STAGES
 from everloop.store import LifecycleRow, MetricRow, StageRow
@@ -41,9 +42,20 @@ def progress_of(session: Session, row: LifecycleRow, now: datetime | None = None
     if row.status != "running" or row.wait_what or running is None or running.stage not in JOB_STAGES:
         return None
     now = now or datetime.now(UTC)
+    if running.stage == "train" and (searching := _of_a_search(session, row)):
+        return searching
     job = journal.job_of(session, row, running.stage)
     steps = _of_this_attempt(session, job or "")
     return _by_steps(running.stage, steps, now) if steps else _by_the_last_time(session, row, running, now)
+
+
+def _of_a_search(session: Session, row: LifecycleRow) -> Progress | None:
+    """How far its search is, while it runs."""
+    study = search.study_of(session, row.id)
+    if study is None or study.state != "running":
+        return None
+    left = None if study.seconds is None else max(0.0, study.seconds - study.spent_seconds)
+    return Progress(stage="train", sentence=study.sentence, step=study.told, most=study.trials, seconds_left=left)
 
 
 def _of_this_attempt(session: Session, job: str) -> list[MetricRow]:

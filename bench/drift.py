@@ -398,7 +398,7 @@ def of_false_alarms(streams: int) -> Iterator[bool]:
             at = len(rows) - (number + 1) * WINDOW_ROWS
             now = {name: side[at : at + WINDOW_ROWS] for name, side in sides.items()}
             found, _ = judge([Pair(name, name in numeric, reference[name], now[name]) for name in FEATURES])
-            measures, breaks = measures_of(signature, reference, now, [], monitor)
+            measures, breaks = measures_of(signature, reference, now, monitor)
             windows += 1
             columns += sum(each.drifted for each in found)
             drifted += sum(each.drifted for each in found) / len(found) >= monitor.share

@@ -23,6 +23,7 @@ from everloop import settings as configuration
 from everloop.errors import EverloopError, InvalidSpec, NotAuthenticated, Unavailable
 from everloop.label_calls import LabelCalls
 from everloop.pool_calls import PoolCalls
+from everloop.searches import SearchCalls
 from everloop.settings import Settings
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ RUNNING = frozenset({"running", "waiting_approval", "needs_attention"})
 FAR_SECONDS = 10 * 365 * 86400.0
 
 
-class Client(PoolCalls, LabelCalls):
+class Client(PoolCalls, SearchCalls, LabelCalls):
     """A connection to one deployment as one person. Safe to share between threads; use as a context manager."""
 
     def __init__(
@@ -110,7 +111,13 @@ class Client(PoolCalls, LabelCalls):
 
     @overload
     def logs(
-        self, lifecycle: str, stage: str | None = None, tail: int | None = None, *, follow: Literal[False] = False
+        self,
+        lifecycle: str,
+        stage: str | None = None,
+        tail: int | None = None,
+        *,
+        follow: Literal[False] = False,
+        rank: int = 0,
     ) -> str: ...
 
     @overload
@@ -119,9 +126,11 @@ class Client(PoolCalls, LabelCalls):
     ) -> Iterator[Json]: ...
 
     def logs(
-        self, lifecycle: str, stage: str | None = None, tail: int | None = None, *, follow: bool = False
+        self, lifecycle: str, stage: str | None = None, tail: int | None = None, *, follow: bool = False, rank: int = 0
     ) -> str | Iterator[Json]:
         """The last *tail* lines of a stage's log (of the stage that runs or ran last, when none is named).
+
+        *rank*: of a stage that several processes run together; what is followed is rank 0's.
 
         With *follow*: an iterator over all that its jobs write, stage after stage, until the lifecycle waits for a
         person or has ended. Each item is `{"stage", "attempt", "text"}`, the last one `{"status", "wait"}`. It
@@ -131,7 +140,7 @@ class Client(PoolCalls, LabelCalls):
         if follow:
             return self._follow(lifecycle, stage, tail)
         path = f"/lifecycles/{_part(lifecycle)}/logs"
-        return str(self._api("GET", path, params=_given(stage=stage, tail=tail)))
+        return str(self._api("GET", path, params=_given(stage=stage, tail=tail, rank=rank or None)))
 
     def data(self, lifecycle: str) -> Json:
         """What its latest snapshot has read: per column its kind, how it was read, missing values, bars of a histogram
@@ -171,11 +180,12 @@ class Client(PoolCalls, LabelCalls):
                 yield {"status": found["status"], "wait": found["wait"]}
                 return
 
-    def curves(self, lifecycle: str) -> Rows:
+    def curves(self, lifecycle: str, rank: int = 0) -> Rows:
         """The learning curves of its last training: per metric the steps, what they are called (`unit`), the values on
-        train and validation rows, and the best step. Each has 200 steps at most.
+        train and validation rows, and the best step. Each has 200 steps at most. *rank*: of several that have learned
+        together.
         """
-        return _items(self._api("GET", f"/lifecycles/{_part(lifecycle)}/curves"))
+        return _items(self._api("GET", f"/lifecycles/{_part(lifecycle)}/curves", params=_given(rank=rank or None)))
 
     def metrics(self, lifecycle: str) -> Any:  # noqa: ANN401
         """Progress of its jobs: values by step."""

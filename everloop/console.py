@@ -18,6 +18,8 @@ out = Console(highlight=False, soft_wrap=False)
 err = Console(stderr=True, highlight=False)
 
 MOST_NOTES = 6
+LEAST_SHARE = 0.01
+"""Of a parameter that is worth a line."""
 _UTF8 = (sys.stdout.encoding or "").lower().startswith("utf")
 MARKS = {
     "done": ("✓", "+", "green"),
@@ -133,6 +135,7 @@ def lifecycle(found: Json, now: datetime | None = None) -> RenderableType:
     parts.extend(notes_of(found))
     if found.get("progress"):
         parts.append(Text(f"{found['progress']['stage']}: {found['progress']['sentence']}", style="cyan"))
+    parts.extend(leaders(found))
     if found.get("wait"):
         parts.append(Text(str(found["wait"]), style="yellow"))
     if found["status"] == "waiting_approval":
@@ -146,6 +149,48 @@ def lifecycle(found: Json, now: datetime | None = None) -> RenderableType:
         if str(links.get(name, "")).startswith("http"):
             parts.append(whole(f"{label}: {links[name]}"))
     return Group(*parts)
+
+
+def leaders(found: Json) -> Iterator[RenderableType]:
+    """The search of a lifecycle: its best trials, and what a person can do about it."""
+    told = found.get("search")
+    if not told:
+        return
+    if told["sentence"] and told["state"] != "running":  # else `progress` says it
+        yield Text(f"search: {told['sentence']}")
+    if told["leaders"]:
+        yield Padding(trials(told, told["leaders"]), (0, 0, 0, 2))
+        yield command(
+            f"everloop take-best {found['id']}" if told["can_take_best"] else f"everloop trials {found['id']}"
+        )
+
+
+def search(found: Json, rows: Sequence[Json]) -> RenderableType:
+    """A search and some of its trials."""
+    parts: list[RenderableType] = [Text(str(found["sentence"]))] if found["sentence"] else []
+    parts.append(trials(found, rows) if rows else Text("no trial of these has ended yet"))
+    weighty = [each for each in found["importance"] if each["share"] >= LEAST_SHARE]
+    if weighty:
+        made = table("what made the difference", "family", "share of the order", "best with")
+        for each in weighty:
+            name = each["parameter"] if each["family"] else "which family"
+            made.add_row(name, each["family"] or "all", f"{100 * each['share']:.0f} %", each["best"])
+        parts += [Text(""), made]
+    return Group(*parts)
+
+
+def trials(found: Json, rows: Sequence[Json]) -> RenderableType:
+    """Trials, one a line."""
+    made = table("place", "trial", "family", found["metric"], "took", "what was chosen")
+    for row in rows:
+        chosen = ", ".join(f"{name} {number(value)}" for name, value in row["parameters"].items()) or "defaults"
+        place = str(row["rank"] or row["state"])
+        style = "green" if row["rank"] == 1 else "red" if row["state"] == "failed" else ""
+        made.add_row(
+            place, str(row["number"]), row["family"], number(row["value"]), span(row["seconds"]),
+            row["error"] or chosen, style=style,
+        )  # fmt: skip
+    return made
 
 
 def notes_of(found: Json) -> Iterator[RenderableType]:

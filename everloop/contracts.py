@@ -12,8 +12,10 @@ from pydantic import Field, StringConstraints
 from temporalio import activity
 
 from everloop import names
+from everloop.amounts import NO_LIMIT
 from everloop.events import Event, LifecycleSubmitted
 from everloop.orders import PoolOrdered, SignedPoolOrder
+from everloop.predictions import LogParts
 from everloop.records import (
     Blob,
     Break,
@@ -42,7 +44,7 @@ from everloop.records import (
     Window,
     WindowPerformance,
 )
-from everloop.resources import WHOLE_GPU
+from everloop.resources import ONE, WHOLE_GPU
 from everloop.specs import LifecycleSpec, Monitor, Stage
 from everloop.trials import Searched, Study, Trial, Trials
 
@@ -160,7 +162,7 @@ class TrialRequest(JobRequest):
     seconds: float | None = None
     """That the budget has left."""
     preload: tuple[str, ...] = ()
-    """Modules that the warm process loads before its fork."""
+    """Modules of the heavy place that the warm process loads before its fork."""
 
 
 class EvaluateRequest(JobRequest):
@@ -196,6 +198,8 @@ class DriftRequest(JobRequest):
     window: Window
     minimum_rows: int
     seed: int
+    log: LogParts | None = None
+    """The files that hold the window. None: the lines that lie in the model's folder."""
     evaluation: Blob | None = None
     """Report of the champion's evaluation: how its answers and the labels were spread then."""
     monitor: Monitor | None = None
@@ -208,6 +212,8 @@ class PerformanceRequest(JobRequest):
     project: str
     model: str
     champion: Champion
+    log: LogParts | None = None
+    """The files that hold the log. None: the lines that lie in the model's folder."""
     evaluation: Blob | None = None
     metric: str
     size: str
@@ -313,15 +319,22 @@ class Wants(Record):
     """None: a whole GPU where the pool has any."""
     gpu_mib: int = Field(default=0, ge=0, le=1 << 30)
     members: int = Field(default=1, ge=1, le=1024)
+    members_most: int = Field(default=0, ge=0, le=1024)
+    """Of an elastic lease: as many more as there is room for when it is granted. 0: exactly `members`."""
     max_runtime_s: int = Field(default=0, ge=0, le=1 << 40)
     """Declared by its owner; 0: not."""
     stage: Short = ""
     model: Short = ""
+    budget_core_ms: int = Field(default=NO_LIMIT, ge=NO_LIMIT, le=1 << 62)
+    """Of the holder, as the two below: what all its leases may spend together. -1: as much as it likes."""
+    budget_gpu_ms: int = Field(default=NO_LIMIT, ge=NO_LIMIT, le=1 << 62)
+    budget_micros: int = Field(default=NO_LIMIT, ge=NO_LIMIT, le=1 << 62)
 
     @classmethod
     def of(cls, spec: LifecycleSpec, stage: str) -> "Wants":
         """What a lifecycle's *stage* asks for."""
         amounts = spec.resources.of(stage)
+        members = amounts.members or ONE
         return cls(
             queue=spec.queue,
             priority=spec.priority,
@@ -330,16 +343,18 @@ class Wants(Record):
             memory_mib=amounts.memory or 0,
             milli_gpu=None if amounts.gpus is None else round(amounts.gpus * WHOLE_GPU),
             gpu_mib=amounts.gpu_memory or 0,
-            members=amounts.members or 1,
+            members=members.min,
+            members_most=members.max if members.max > members.min else 0,
             max_runtime_s=int(spec.max_runtime.total_seconds()) if spec.max_runtime else 0,
             stage=stage,
             model=spec.model,
+            **(spec.budget.bounds() if spec.budget else {}),
         )
 
     @property
     def amounts(self) -> tuple[int | None, ...]:
         """What a lease must have so that it will do for this."""
-        return (self.cores, self.memory_mib, self.milli_gpu, self.gpu_mib, self.members)
+        return (self.cores, self.memory_mib, self.milli_gpu, self.gpu_mib, self.members, self.members_most)
 
 
 class LeaseRequest(Wants):
@@ -793,26 +808,30 @@ class SearchOrder(Record):
 
 
 class SearchState(Record):
-    """Where a search stands when it is paused, or continues as new."""
+    """Where a search stands when it is paused, or continues as new. Nothing of it runs then."""
 
     study: Study
     spent: float = 0.0
     """Seconds of the budget."""
     next: int = 0
     """Number of the next trial."""
-    waiting: tuple[Trial, ...] = ()
-    """Trials that have ended and are not in the study's blobs: an earlier one runs still."""
-    again: tuple[TrialRequest, ...] = ()
-    """Jobs that were ended before they had: they are asked the same once more."""
-    best: Trial | None = None
+    free: tuple[int, ...] = ()
+    """Numbers before it that are to be tried again."""
+    ended: int = 0
+    """Trials that have ended."""
     gained_at: int = 0
-    """Trials there were when the best got better the last time."""
+    """There were so many when the best got better the last time."""
+    best: Trial | None = None
     seconds: float = 0.0
-    """Of a trial, lately."""
-    ended: str = ""
-    reason: str = ""
+    """That a trial takes, about."""
+    error: str = ""
+    """Why the last one failed that did."""
+    why: Literal["", "person"] = ""
+    """Why it is to end."""
+    order: str = ""
+    """A person's words for it."""
     lease: AcceptRequest | None = None
-    """The lease that the next run adopts."""
+    """What the next run adopts."""
 
 
 class SearchRequest(Record):

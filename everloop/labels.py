@@ -151,7 +151,7 @@ def _parsed(line: bytes) -> Label | None:
 
 
 def text_of(value: object) -> str | None:
-    """A name as the text it is compared by; None for what is no name. A float keeps its point: 7.0 is `7.0`."""
+    """What was sent as the text that it is compared by; None for what has none."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
@@ -160,16 +160,16 @@ def text_of(value: object) -> str | None:
 
 
 def names_of(row: Mapping[str, Any], columns: Iterable[tuple[str, ...]]) -> Iterator[Name]:
-    """All that a row of the prediction log is called. *columns*: sets of columns that labels name rows by."""
-    yield (REQUEST, str(row.get("request_id")), str(row.get("row", 0)))
-    key = text_of(row.get("key"))
-    if key is not None:
-        yield (KEY, key)
-    features = row.get("features") or {}
+    """All that a row of the prediction log is called: `request_id`, `row`, `key` and `feature:NAME`, as it is read
+    there. *columns*: sets of columns that labels name rows by.
+    """
+    yield (REQUEST, row["request_id"], str(row["row"]))
+    if row.get("key") is not None:
+        yield (KEY, row["key"])
     for chosen in columns:
-        texts = [text_of(features.get(column)) for column in chosen]
-        if None not in texts:
-            yield by_columns({column: str(text) for column, text in zip(chosen, texts, strict=True)})
+        texts = {column: row.get(f"feature:{column}") for column in chosen}
+        if all(isinstance(text, str) for text in texts.values()):
+            yield by_columns({column: str(text) for column, text in texts.items()})
 
 
 def by_columns(texts: Mapping[str, str]) -> Name:
@@ -188,7 +188,7 @@ def labels_of(rows: Sequence[Mapping[str, Any]], signature: Signature, at: datet
     """Rows such as `{"key": "A-17", "label": 1}` as labels.
 
     A row is named by `request_id` (with `row`, its place in that request), else by `key` or the key column's own
-    name, else by columns of the model. The label stands under `label` or under the target's own name.
+    name, else by columns of texts of the model. The label stands under `label` or under the target's own name.
     Raises `Invalid` that names the row and the column.
     """
     return [_label(row, place, signature, at) for place, row in enumerate(rows)]
@@ -240,6 +240,11 @@ def _name(row: Mapping[str, Any], place: int, signature: Signature) -> Name:
     for key in keys:
         if row.get(key) is not None:
             return (KEY, _text(row[key], place, key))
+    kinds = {field.name: field.kind for field in signature.fields}
+    for column in row:
+        if column in kinds and kinds[column] != "category":
+            hint = f"name the row by {REQUEST}, {' or '.join(keys)}, or columns of texts"
+            raise _wrong(place, column, f"is a {kinds[column]}, which has no exact text", hint)
     named = {column: _text(value, place, column) for column, value in row.items() if column in fields}
     if not named:
         hint = f"send {REQUEST}, {' or '.join(keys)}, or columns of the model"

@@ -39,6 +39,7 @@ A_RESUME = "a resume"
 """How the wait of a paused lifecycle begins."""
 
 A_FREE_SLOT = "a free slot"
+BUDGET_OF = "the budget of"  # so begins the sentence of a budget that is spent
 """How the wait of a lifecycle begins that waits for a lease."""
 
 MOST_CHARACTERS = 256  # of a name that comes in by a signal or an update
@@ -103,6 +104,16 @@ def retrain_id(project: str, model: str, window_start: datetime, window_end: dat
     """
     until = f"-{window_end:%Y%m%dT%H%M%SZ}" if window_end else ""
     return f"retrain/{project}/{model}/{window_start:%Y%m%dT%H%M%SZ}{until}"
+
+
+def job_log(job: str, attempt: int, rank: int = 0) -> str:
+    """Below the folder of logs: of an attempt of the job `<run id>/<activity id>`, and of a rank of its gang."""
+    return f"jobs/{job}/{attempt}.log" if rank == 0 else f"jobs/{job}/{attempt}.{rank}.log"
+
+
+def metrics_of(job: str, rank: int = 0) -> str:
+    """The key of the steps that a rank of a job has reported."""
+    return job if rank == 0 else f"{job}#{rank}"
 
 
 def pool_id(pool: str) -> str:

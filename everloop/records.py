@@ -121,6 +121,8 @@ class Ran(Record):
     """What was kept of earlier attempts, and what was done again."""
     artifacts: tuple[Blob, ...] = ()
     """Files that the job kept for people, by name."""
+    members: tuple[Member, ...] = ()
+    """Of a gang: where its ranks ran. None: one process on `device`."""
 
 
 class Result(Record):
@@ -216,6 +218,10 @@ class Prepared(Result):
     classes: tuple[str, ...] = ()
     unmatched: tuple[str, ...] = ()
     """Columns that are not read as they were for the champion: then no row counts as one it has never seen."""
+    selection: str = ""
+    """What became of the columns where the spec asks for a choice among them: a sentence."""
+    left_out_rows: int = 0
+    """Labelled rows in no part: by time, those of a group that has rows in a later part."""
 
 
 class Curve(Record):
@@ -376,6 +382,8 @@ class Exported(Result):
     parity: Parity
     reference: Blob
     """Parquet: up to 50,000 seeded raw feature rows, what drift checks compare with."""
+    latency_ms: float | None = None
+    """What one row takes in ONNX Runtime on one thread, the median of many. None: an older Everloop exported."""
 
 
 class Version(Record):
@@ -618,7 +626,7 @@ class Break(Record):
     """A column that is broken rather than moved."""
 
     column: str
-    kind: Literal["missing", "unit", "unreadable"]
+    kind: Literal["missing", "unit"]
     why: str
 
 

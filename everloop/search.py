@@ -1,5 +1,6 @@
 """`search:` of a spec: which families and parameters are tried, for how long, and what wins."""
 
+import math
 import re
 from datetime import timedelta
 from typing import Annotated, Any, Literal
@@ -17,6 +18,8 @@ FAMILIES = ("lightgbm", "xgboost", "linear", "forest")
 """What a search tries that does not say it: torch takes longer, and is asked for."""
 MEMBERS = 8
 """Of an ensemble, at most, where nothing is said."""
+QUARTER = 0.25
+"""Of the budget, for a retraining."""
 Sampler = Literal["tpe", "random", "grid", "gp", "nsga2"]
 Pruner = Literal["auto", "none", "median", "asha", "hyperband"]
 
@@ -57,6 +60,13 @@ class Budget(Strict):
     @property
     def seconds(self) -> float | None:
         return None if self.time is None else self.time.total_seconds()
+
+    def of(self, *, again: bool) -> "Budget":
+        """All of it, or a retraining's quarter: that begins from what was good before."""
+        if not again:
+            return self
+        trials = None if self.trials is None else max(1, math.ceil(self.trials * QUARTER))
+        return Budget.model_construct(time=None if self.time is None else self.time * QUARTER, trials=trials)
 
 
 def limits(value: Any) -> Any:  # noqa: ANN401  # what a person wrote

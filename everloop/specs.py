@@ -17,7 +17,7 @@ from everloop import families
 from everloop.errors import InvalidSpec
 from everloop.families import FAMILIES
 from everloop.requirements import MOST_CHARACTERS, Requirement
-from everloop.resources import MaxRuntime, Priority, Queue, Resources
+from everloop.resources import Budget, MaxRuntime, Priority, Queue, Resources
 from everloop.search import Search, refused
 from everloop.strict import Strict
 
@@ -62,6 +62,7 @@ FIRST_READ: dict[str, Stage] = {
     "metric": "evaluate",
     **dict.fromkeys(("resources", "queue", "priority", "preemptible", "max_runtime"), "monitor"),
     "model_mib": "export",
+    "latency_ms": "export",
     "gate": "approve",
     "monitor": "monitor",
     "retrain": "monitor",
@@ -164,6 +165,16 @@ def layouts_known(layout: str) -> bool:
     return bool(directives) and set(directives) <= set("YymdHMSIpbBfjz%") and bool({"Y", "y"} & set(directives))
 
 
+class Selection(Strict):
+    """Columns are ranked on the train part, and the best are kept; a request may bring the others, nobody looks."""
+
+    method: Literal["mutual_information", "correlation", "importance", "l1"] = "mutual_information"
+    """Filters: mutual information with the target, or the correlation of ranks. Embedded: by how much LightGBM is worse
+    without a column (importance), or how early an L1 penalty lets it into a linear model."""
+    keep: Annotated[int, Field(ge=1, le=10_000)] | Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """A share of the columns below 1, or how many."""
+
+
 class Features(Strict):
     """Which columns the model may look at. The target, the time and the key never are features."""
 
@@ -173,6 +184,14 @@ class Features(Strict):
     """Never these: leaks (columns known only after the fact) and identifiers."""
     target_mean: bool = False
     """Tell a category of more than 100 values also as the target's mean, fold by fold. LightGBM rarely needs it."""
+    near_duplicates: Annotated[float, Field(ge=0.5, lt=1)] | None = None
+    """Of two numbers whose correlation is above it, one is left out."""
+    selection: Selection | None = None
+    """Keep only the columns that say most about the target."""
+    skew: Literal["none", "log1p", "yeo_johnson", "quantile"] = "none"
+    """Make skewed numbers even, for linear and torch: trees only look at their order."""
+    interactions: Annotated[int, Field(ge=0, le=10)] = 0
+    """Products and ratios of each pair of so many numbers, those that say most about the target."""
 
 
 class Split(Strict):
@@ -333,6 +352,20 @@ class Monitor(Strict):
         return value
 
 
+class Log(Strict):
+    """The prediction log of the released model."""
+
+    keep: timedelta | None = None
+    """How long rows stay, from when they were logged: `90d`, say. Left out: for ever."""
+
+    @field_validator("keep")
+    @classmethod
+    def _long_enough(cls, value: timedelta | None) -> timedelta | None:
+        if value is not None and not timedelta(days=1) <= value <= timedelta(days=36_600):
+            raise ValueError("must be from 1 day to 100 years")
+        return value
+
+
 class LifecycleSpec(Strict):
     """One model's way from data to release."""
 
@@ -352,8 +385,8 @@ class LifecycleSpec(Strict):
     key: Column | None = None
     """Column that identifies a row; kept beside predictions, never a feature."""
     group: Column | None = None
-    """Column of what must not be torn apart, such as a customer: all its rows are in one part and one fold. Never a
-    feature. A time column comes first: then the parts are by time."""
+    """Column of what must not be torn apart, such as a customer: all its rows are in one part, and on one side of a
+    fold. Never a feature. With a time column, rows before others of their group in a later part are left out."""
     weight: Column | None = None
     """Column of numbers from 0: how much each row counts while a model learns. What is measured counts rows alike."""
     class_weight: Literal["balanced"] | dict[str, Annotated[float, Field(ge=0, le=1e6)]] | None = None
@@ -386,11 +419,15 @@ class LifecycleSpec(Strict):
     """Costs of errors, of a binary target: they say from which probability on the positive class is answered."""
     model_mib: Annotated[int, Field(ge=1, le=1024)] = 20
     """What the exported graph may take, in MiB: a larger one is refused."""
+    latency_ms: Annotated[float, Field(gt=0, le=60_000)] | None = None
+    """What one row may take in the exported graph, in milliseconds on one thread: a slower one is refused."""
     gate: Gate = Gate()
     monitor: Monitor | None = Monitor()
     retrain: Retrain = Retrain()
     since: datetime | None = None
     """Only rows from this moment on are learned from. A retraining on a trailing window sets it by itself."""
+    log: Log = Log()
+    """How long predictions stay in the log."""
     resources: Resources = Resources()
     """Cores, memory and GPU of its jobs, for all stages and by stage."""
     queue: Queue = "default"
@@ -402,6 +439,8 @@ class LifecycleSpec(Strict):
     max_runtime: MaxRuntime | None = None
     """How long one of its leases lasts at most, by your word: it may then pass others who wait for more room. A lease
     that lasts longer is the first to be taken."""
+    budget: Budget | None = None
+    """Core-hours, GPU-hours or money that its leases may spend together: then it waits until somebody raises it."""
     until: Stage | None = None
     """End well after this stage, `register` at the latest; left out, it goes on to the release and the monitor."""
 
@@ -442,6 +481,11 @@ class LifecycleSpec(Strict):
             raise ValueError(f"requirements: more than {MOST_CHARACTERS:,} letters; put a requirements.txt into `code`")
         if not self.own_trainer:
             families.check(self.trainer, self.params)
+        if self.resources.gang and not self.own_trainer:
+            raise ValueError(
+                f"resources.members: {self.trainer} learns in one process; a trainer of yours may be a gang "
+                "(examples/trainers/torch_ddp)"
+            )
         if self.search is not None and (why := refused(self.search, self, METRICS[self.task])):
             raise ValueError(why)
         return self

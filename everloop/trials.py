@@ -7,7 +7,6 @@ from pydantic import Field
 from everloop.records import Blob, Prepared, Record, Result, Snapshot
 from everloop.specs import LifecycleSpec
 
-STATES = ("complete", "pruned", "cut", "failed")
 FEATURES = "features."
 """How parameters begin that are the preparation's, and none of the trainer's."""
 
@@ -40,6 +39,8 @@ class Trial(Record):
     family: str = ""
     parameters: dict[str, Any] = Field(default_factory=dict)
     """What was asked for. Names that begin with `features.` are the preparation's."""
+    drawn: dict[str, Any] = Field(default_factory=dict)
+    """The same as the sampler knows it: of a starting point also what it leaves to the family."""
     distributions: dict[str, str] = Field(default_factory=dict)
     """Where each sampled one was drawn from, as Optuna's JSON."""
     values: tuple[float, ...] = ()
@@ -74,6 +75,8 @@ class Trial(Record):
     """To answer one row in ONNX Runtime, where that was measured."""
     answers: Blob | None = None
     """Its answers out of fold, of every row of the table (NumPy): only of trials that were among the best."""
+    prepared: Blob | None = None
+    """JSON of the `Prepared` that it learned from, where it chose other features than the spec."""
     error: str = ""
     device: str = ""
     job: str = ""
@@ -99,7 +102,7 @@ class Searched(Record):
     best: Trial
     sentence: str
     """Which trial is the best, how many there were, and why it has ended."""
-    ended: Literal["budget", "no_gain", "person", "exhausted"]
+    ended: Literal["budget", "no_gain", "person"]
 
 
 class Trials(Result):

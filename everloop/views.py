@@ -303,7 +303,9 @@ def _apply_to_stages(workflow_id: str, stages: list[StageRow], entry: Entry) -> 
             current.summary = f"paused by {event.person}" + (f": {event.reason}" if event.reason else "")
         case StagePreempted():
             current.status, current.ended_at = "preempted", event.at
-            current.summary = f"{event.device} was taken for others, it goes on by itself: {event.reason}"
+            taken = f"{event.device} was taken for others, it goes on by itself"
+            told = event.reason.startswith(names.BUDGET_OF)
+            current.summary = f"{event.device} was given back: {event.reason}" if told else f"{taken}: {event.reason}"
         case StageSkipped():
             current.status = "skipped"
             current.summary = f"skipped by {event.person}" + (f": {event.reason}" if event.reason else "")

@@ -26,9 +26,11 @@ from everloop.contracts import (
     ProveAnswer,
     ProveRequest,
     RefitRequest,
+    SearchJobActivities,
     SnapshotRequest,
     TrainingActivities,
     TrainRequest,
+    TrialRequest,
     ValidateRequest,
 )
 from everloop.records import (
@@ -52,12 +54,14 @@ from everloop.records import (
     Validation,
     WindowPerformance,
 )
+from everloop.trials import Trial, Trials
 
 
 class QuickCompute(
     DataActivities,
     FeaturesActivities,
     TrainingActivities,
+    SearchJobActivities,
     EvaluationActivities,
     ExportActivities,
     DriftComputeActivities,
@@ -80,6 +84,10 @@ class QuickCompute(
         """How the training ran."""
         self.unit = ""
         """What the trainer counts."""
+        self.value: Callable[[int], float] = lambda number: 0.5 + 0.4 * number / (number + 1)
+        """What a trial comes to: ever better, by less and less."""
+        self.trial_seconds = 0.9
+        """How long a trial says that it took."""
 
     async def _called(self, stage: str, request: JobRequest) -> None:
         self.calls.append((stage, request))
@@ -125,6 +133,30 @@ class QuickCompute(
         await self._called("train", request)
         model = self.artifacts.put(b"model")
         return Trained(model=model, iterations=7, metrics={"auc": 0.8}, ran=self.ran, code=request.code, unit=self.unit)
+
+    @activity.defn(name="everloop.search.try")
+    async def attempt(self, request: TrialRequest) -> Trials:
+        await self._called("trial", request)
+        recent = {trial.number for trial in request.recent}
+        knew = request.study.told
+        while knew in recent:
+            knew += 1
+        made = [
+            Trial(
+                number=number,
+                family="linear",
+                state="complete",
+                values=(self.value(number),),
+                knew=knew,
+                beside=tuple(sorted(each for each in recent if each > knew)),
+                seconds=self.trial_seconds,
+                left=request.seconds,
+                device=request.slot.device,
+            )
+            for number in request.numbers
+        ]
+        ran = Ran(device=request.slot.device, token=request.slot.token, attempt=1, seconds=self.trial_seconds)
+        return Trials(trials=tuple(made), ran=ran)
 
     @activity.defn(name="everloop.training.refit")
     async def refit(self, request: RefitRequest) -> Refitted:
@@ -192,6 +224,7 @@ class QuickCompute(
             self.validate,
             self.prepare,
             self.train,
+            self.attempt,
             self.refit,
             self.evaluate,
             self.export,

@@ -24,6 +24,7 @@ class FolderJob:
         self.logged: dict[str, bytes] = {}
         self.stop = False
         self.cores = 1
+        self.rank, self.world_size = 0, 1
         self.shrunk = 0
         """How often this stage has run out of memory."""
         self.shrinks = 0

@@ -11,10 +11,11 @@ from everloop import names
 from everloop.errors import Forbidden
 
 JOBS = ("everloop.data.", "everloop.features.", "everloop.training.", "everloop.evaluation.", "everloop.export.")
-HOLDERS = frozenset({names.LIFECYCLE, names.DRIFT_CHECK})
+HOLDERS = frozenset({names.LIFECYCLE, names.DRIFT_CHECK, names.SEARCH})
 SERVES = {
     names.JOURNAL_APPEND: HOLDERS | {names.APPROVAL, names.RELEASE, names.ROLL_BACK},
     "everloop.disk.": HOLDERS,
+    "everloop.search.": frozenset({names.SEARCH}),
     "everloop.lifecycle.": frozenset({names.LIFECYCLE}),
     "everloop.lease.pool_step": frozenset({names.GPU_POOL}),
     "everloop.lease.prove": frozenset({names.GPU_POOL}),
@@ -71,6 +72,8 @@ def _own_id(caller: Execution) -> bool:
     match caller.workflow_type:
         case names.APPROVAL:
             return caller.workflow_id == names.approval_id(caller.parent_id)
+        case names.SEARCH:
+            return caller.workflow_id == names.search_id(caller.parent_id)
         case names.RELEASE | names.ROLL_BACK:
             return caller.workflow_id.startswith("release/")
         case names.GPU_POOL:

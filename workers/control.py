@@ -17,8 +17,10 @@ from activities.labels import LabelLedger
 from activities.lease import LeaseOnControl
 from activities.lifecycle import LifecycleOnControl
 from activities.pool import PoolOnControl
+from activities.predictions.keeping import LogKeeper
 from activities.registry import RegistryOnControl
 from activities.release import ReleaseOnControl
+from activities.search import SearchOnControl
 from everloop import names
 from everloop.artifacts import Artifacts
 from everloop.settings import Settings
@@ -32,10 +34,11 @@ from workflows.lease import GpuPool
 from workflows.lifecycle import Lifecycle
 from workflows.pool import PoolOrdering
 from workflows.release import Release, RollBack
+from workflows.search import Search
 
 log = logging.getLogger(__name__)
 
-WORKFLOWS = (Lifecycle, Approval, Release, RollBack, DriftCheck, GpuPool, PoolOrdering)
+WORKFLOWS = (Lifecycle, Approval, Release, RollBack, DriftCheck, GpuPool, PoolOrdering, Search)
 SWEEP_SECONDS = 5.0
 STICKY_TIMEOUT = timedelta(seconds=2)
 """After kill -9 of this process its cached workflows wait this long for it (the SDK's default is 10 s)."""
@@ -55,9 +58,13 @@ async def main(settings: Settings) -> None:
     journal = JournalOnControl(store, artifacts, client)
     ends = Ends(client, journal, LeaseOnControl(store, client))
     alarms = Alarms(store, client, LeaseOnControl(store, client))
+    keeper = LogKeeper(store, artifacts, settings.predictions_dir)
     async with worker(client, activities(client, store, artifacts, settings, journal)):
         await connect.first_of(
-            _sweep(journal.sweep), _sweep(alarms.sweep), ends.watch(), *_metrics(settings, store), stop.wait()
+            *map(_sweep, (journal.sweep, alarms.sweep, keeper.sweep)),
+            ends.watch(),
+            *_metrics(settings, store),
+            stop.wait(),
         )
     store.close()
 
@@ -89,7 +96,7 @@ def activities(
     lease = LeaseOnControl(store, client, settings.away_seconds)
     registry = RegistryOnControl(store, artifacts, settings.keys_dir)
     release = ReleaseOnControl(store, artifacts, settings, client)
-    drift = DriftLedger(store, settings, client)
+    drift, search = DriftLedger(store, settings, client), SearchOnControl(store, artifacts)
     labels = LabelLedger(store, settings, client)
     return (
         journal.append,
@@ -101,6 +108,7 @@ def activities(
         *(release.route, release.observe, release.roll_back),
         *(drift.watch, drift.next_window, drift.trigger),
         *(labels.due, labels.judge),
+        *(search.begin, search.tell),
     )
 
 
@@ -114,7 +122,7 @@ def _metrics(settings: Settings, store: Store) -> list[Awaitable[None]]:
 
 
 async def _sweep(sweep: Callable[[], Awaitable[object]]) -> None:
-    """For ever: what workflows could not journal themselves, the archive of closed histories, alarms."""
+    """For ever: what workflows could not journal themselves, the archive of closed histories, alarms, predictions."""
     while True:
         try:
             await sweep()

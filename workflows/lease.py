@@ -220,6 +220,8 @@ class Lease:
     async def take(self) -> Slot:
         """The slot of the held lease; waits for one when none is held, or none that will do."""
         await self._let_go_of_the_lost()
+        if self.grows:
+            await self.resize()
         if self.slot is not None and self.notice is not None:
             await self.let_go()
         if self.slot is not None and self._given.amounts != self.wants.amounts:
@@ -229,6 +231,55 @@ class Lease:
             if self.slot is not None and self._was_noticed_early(self.slot):
                 await self.let_go()
         return self.slot
+
+    async def adopt(self, held: AcceptRequest) -> bool:
+        """Go on with the lease that the run before of this workflow held: the same members under a new token.
+
+        False when it has ended: then `take` asks for another.
+        """
+        try:
+            slot = await self._call(LeaseActivities.adopt, held, "go on with the lease of the run before")
+        except ActivityError as error:
+            if _kind_of(error) != "LeaseLost":
+                raise
+            return False
+        self._taken_over(slot, held.request_id)
+        return True
+
+    def hand_on(self) -> AcceptRequest | None:
+        """The lease for the next run of this workflow, which adopts it; it is no more ours."""
+        held, self.slot, self._held = self._held, None, None
+        return held
+
+    @property
+    def is_resized(self) -> bool:
+        """Are other members offered instead of those that are held?"""
+        return self.slot is not None and bool(self._offers)
+
+    @property
+    def grows(self) -> bool:
+        """`is_resized`, of a lease that was asked for as elastic: no other is ever offered other members."""
+        return self.is_resized and self._given.members_most > 0
+
+    async def resize(self) -> None:
+        """Take the other members. Nothing may run on those that are held."""
+        offer = self._offers.pop()
+        self._offers = []
+        taken = AcceptRequest(request_id=offer.request_id, token=offer.token)
+        try:
+            slot = await self._call(LeaseActivities.accept, taken, f"other members ({offer.token})")
+        except ActivityError as error:
+            if _kind_of(error) != "LeaseLost":
+                raise
+            self.lost()
+            return
+        self._taken_over(slot, offer.request_id)
+
+    def _taken_over(self, slot: Slot, request_id: str) -> None:
+        self._asked, self._given = request_id, self.wants
+        self.slot = self.last = slot
+        self._held, self.notice = AcceptRequest(request_id=request_id, token=slot.token), None
+        self._journal.record(LeaseGranted(device=slot.device, token=slot.token, waited_seconds=0.0))
 
     def _was_noticed_early(self, slot: Slot) -> bool:
         early, self._early = self._early, None

@@ -46,6 +46,10 @@ from everloop.contracts import (
     RegistryActivities,
     ReleaseAnswer,
     ReleaseRequest,
+    SearchAnswer,
+    SearchOrder,
+    SearchRequest,
+    SearchState,
     SnapshotRequest,
     TrainingActivities,
     TrainRequest,
@@ -67,10 +71,12 @@ from everloop.records import (
 )
 from everloop.specs import LifecycleSpec
 from everloop.steps import STEP, count
+from everloop.trials import Searched
 from workflows.approval import Approval
 from workflows.journal import Journal, heed_a_cancel, until
 from workflows.lease import Lease
 from workflows.release import Release
+from workflows.search import Search
 from workflows.stage import LIGHT_TIMEOUT, RETRY, Aborted, Reached, ReadAgain, Stages
 
 R = TypeVar("R", bound=Record)
@@ -109,6 +115,11 @@ class Lifecycle:
         self._gate_open = False
         self._rolling = False
         """A rollout of ours runs, and the traffic may have moved."""
+        self._search: workflow.ChildWorkflowHandle[Search, SearchAnswer] | None = None
+        """The search that runs."""
+        self._searched: Searched | None = None
+        self._search_state: SearchState | None = None
+        """Where a search stands that was paused."""
 
     @workflow.run
     async def run(self, request: LifecycleRequest) -> LifecycleAnswer:
@@ -162,7 +173,8 @@ class Lifecycle:
         await self._validate(snapshot)
         champion = await self._champion()
         prepared = await self._prepare(snapshot, champion)
-        trained = await self._train(snapshot, prepared)
+        trained = await self._train(snapshot, prepared, champion)
+        prepared = trained.prepared or prepared  # a search may choose other features
         evaluation = await self._evaluate(snapshot, prepared, trained, champion)
         self._must_beat_the_champion(evaluation)
         refitted = await self._refit(snapshot, prepared, trained)
@@ -174,7 +186,7 @@ class Lifecycle:
 
     @workflow.signal(name=names.LEASE_OFFERED, description="The pool's offer of a slot")
     def lease_offered(self, offer: Offer) -> None:
-        self._lease.offered(offer)
+        self._stages.offered(offer)
 
     @workflow.signal(name=names.LEASE_NOTICED, description="Others need the slot: let go at the next checkpoint")
     def lease_noticed(self, notice: LeaseNotice) -> None:
@@ -201,6 +213,17 @@ class Lifecycle:
     @pause.validator
     def check_pause(self, request: PauseRequest) -> None:
         self._stages.check_pause(request)
+
+    @workflow.update(name=names.SEARCH_ORDER, description="Take the best that the search has found so far")
+    async def search(self, order: SearchOrder) -> str:
+        assert self._search is not None  # noqa: S101  # looked at by the validator
+        await self._search.signal(Search.order, order)
+        return order.action
+
+    @search.validator
+    def check_search(self, order: SearchOrder) -> None:  # noqa: ARG002
+        if self._search is None:
+            raise ApplicationError("no search of this lifecycle runs", type="NotWaiting", non_retryable=True)
 
     # --- stages ---------------------------------------------------------------------------------
 
@@ -241,20 +264,68 @@ class Lifecycle:
                 PrepareRequest(spec=self._spec, snapshot=snapshot, champion=champion),
                 lambda made: (
                     f"{made.feature_count} features; {made.train_rows:,} train, {made.validation_rows:,} validation, "
-                    f"{made.test_rows:,} test rows" + since
+                    f"{made.test_rows:,} test rows" + since + (f"; {made.selection}" if made.selection else "")
                 ),
             )
         )
 
-    async def _train(self, snapshot: Snapshot, prepared: Prepared) -> Trained:
+    async def _train(self, snapshot: Snapshot, prepared: Prepared, champion: Champion | None) -> Trained:
+        async def searched(request: TrainRequest) -> TrainRequest:
+            if self._searched is None:
+                self._searched = await self._found(snapshot, prepared, champion)
+            return request.model_copy(update={"searched": self._searched})
+
         return _there(
             await self._stages.run(
                 "train",
                 TrainingActivities.train,
                 TrainRequest(spec=self._spec, prepared=prepared, snapshot=snapshot, code=snapshot.code),
-                lambda made: count(made.iterations, _unit(made)) + _again(made),
+                self._learned,
+                searched if self._spec.search is not None else None,
             )
         )
+
+    def _learned(self, made: Trained) -> str:
+        learned = count(made.iterations, _unit(made)) + _again(made)
+        if self._searched is None:
+            return learned
+        members = made.parameters.get("members", ()) if made.family == "ensemble" else ()
+        chosen = f"an ensemble of {len(members)}" if members else f"{made.family}, {learned}"
+        return f"{chosen}; {self._searched.sentence}"
+
+    async def _found(self, snapshot: Snapshot, prepared: Prepared, champion: Champion | None) -> Searched:
+        """What the search comes to. Raises `CancelledError` where a pause ends it: it goes on from there."""
+        lifecycle = workflow.info().workflow_id
+        self._search = await workflow.start_child_workflow(
+            Search.run,
+            SearchRequest(
+                lifecycle=lifecycle,
+                spec=self._spec,
+                snapshot=snapshot,
+                prepared=prepared,
+                champion=champion,
+                again=champion is not None and self._request.trigger != "manual",
+                state=self._search_state,
+            ),
+            id=names.search_id(lifecycle),
+            id_reuse_policy=WorkflowIDReusePolicy.TERMINATE_IF_RUNNING,
+            parent_close_policy=ParentClosePolicy.REQUEST_CANCEL,
+            static_summary=f"Search for {self._spec.model}",
+        )
+        self._stages.pauses(self._search)
+        try:
+            answer = await self._search
+        except ChildWorkflowError as error:
+            if workflow.cancellation_reason() is not None or isinstance(error.cause, CancelledError):
+                raise CancelledError("the search was cancelled") from None
+            raise _of_the_search(error) from None
+        finally:
+            self._search = None
+            self._stages.pauses(None)
+        self._search_state = answer.state
+        if answer.searched is None:
+            raise CancelledError("the search is paused")
+        return answer.searched
 
     async def _evaluate(
         self, snapshot: Snapshot, prepared: Prepared, trained: Trained, champion: Champion | None
@@ -285,11 +356,12 @@ class Lifecycle:
             raise Ended(self._answer("not_better", comparison.reason))
 
     async def _refit(self, snapshot: Snapshot, prepared: Prepared, trained: Trained) -> Refitted:
+        spec = _with_features(self._spec, trained)
         return _there(
             await self._stages.run(
                 "refit",
                 TrainingActivities.refit,
-                RefitRequest(spec=self._spec, snapshot=snapshot, prepared=prepared, trained=trained, code=trained.code),
+                RefitRequest(spec=spec, snapshot=snapshot, prepared=prepared, trained=trained, code=trained.code),
                 lambda made: f"fitted again on all {made.rows:,} labelled rows" + _again(made),
             )
         )
@@ -304,6 +376,11 @@ class Lifecycle:
                     f"ONNX {made.model.sha256[:12]}, equal to the trained model on "
                     f"{made.parity.rows + made.parity.edge_rows:,} rows "
                     f"(max difference {made.parity.max_difference:.1e})"
+                    + (
+                        f"; {made.model.size_bytes / 2**20:.2f} MiB, one row takes {made.latency_ms:.3f} ms"
+                        if made.latency_ms is not None
+                        else ""
+                    )
                 ),
             )
         )
@@ -542,7 +619,23 @@ def _unit(made: Trained | Refitted) -> str:
 def _again(made: Trained | Refitted) -> str:
     """What a training kept and did again when its job was ended, and where it was."""
     resumed = made.ran.resumed if made.ran else None
-    return f"; {resumed.sentence(_unit(made))}" if resumed else ""
+    ranks = made.ran.members if made.ran else ()
+    together = f"; {len(ranks)} processes together ({', '.join(each.device for each in ranks)})" if ranks else ""
+    return together + (f"; {resumed.sentence(_unit(made))}" if resumed else "")
+
+
+def _with_features(spec: LifecycleSpec, trained: Trained) -> LifecycleSpec:
+    """The spec with the features that a search chose: so are the rows of a refit made."""
+    return spec if trained.features is None else spec.model_copy(update={"features": trained.features})
+
+
+def _of_the_search(error: ChildWorkflowError) -> ApplicationError:
+    """Why a search has ended without an answer, as a stage's failure."""
+    cause = error.cause
+    if isinstance(cause, ApplicationError):
+        return cause
+    hint = "a retry begins it anew"
+    return ApplicationError(f"the search did not end well: {_innermost(error)}", "search", hint, type="JobFailed")
 
 
 def _there(result: R | None) -> R:

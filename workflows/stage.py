@@ -3,6 +3,7 @@
 All timeouts and retries of stages are here; the error's class says what is retried (everloop/errors.py).
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any, TypeVar, get_type_hints
@@ -22,6 +23,7 @@ from everloop.contracts import (
     KeptRequest,
     LeaseActivities,
     LeaseNotice,
+    Offer,
     PauseRequest,
     Wants,
 )
@@ -102,8 +104,9 @@ class Stages:
         method: Callable[[Any, Q], Awaitable[R]],
         request: Q,
         summary: Callable[[R], str],
+        first: Callable[[Q], Awaitable[Q]] | None = None,
     ) -> R | None:
-        """The stage's result, or None when a person skipped it.
+        """The stage's result, or None when a person skipped it. *first*: what is done before its job, without a lease.
 
         Raises `Aborted` when a person ended it here, `ReadAgain` when one retries what the data was to blame for,
         `Reached` when it was the last one to run.
@@ -114,7 +117,7 @@ class Stages:
                 await self._pause.over()
             self.started(stage)
             try:
-                result = await self._attempt(stage, method, request)
+                result = await self._attempt(stage, method, request, first)
             except (ActivityError, ApplicationError, CancelledError) as error:
                 # Without an activity: the request is too large to be sent, or a pause came before the job began.
                 cause = error.cause if isinstance(error, ActivityError) else error
@@ -193,6 +196,17 @@ class Stages:
         """What a person said about holding still."""
         self._pause.heed(request)
 
+    def pauses(self, job: "asyncio.Task[Any] | None") -> None:
+        """What a pause has to end, where that is no job of ours."""
+        self._pause.job = job
+
+    def offered(self, offer: Offer) -> None:
+        """The pool offers what is waited for, or other members instead of those that are held."""
+        self._lease.offered(offer)
+        if self._lease.grows and self._preempted is None and self._pause.job is not None:
+            self._preempted = LeaseNotice(token=offer.token, reason="more devices are free, it goes on with them too")
+            self._pause.job.cancel()
+
     def noticed(self, notice: LeaseNotice) -> None:
         """Others need what the lease has: the running job ends at a checkpoint, and goes on with another lease."""
         if self._lease.noticed(notice) and self._pause.job is not None:
@@ -203,13 +217,23 @@ class Stages:
         """What a person decided about the parked stage."""
         self._attention = request
 
-    async def _attempt(self, stage: Stage, method: Callable[[Any, Q], Awaitable[R]], request: Q) -> R:
+    async def _attempt(
+        self,
+        stage: Stage,
+        method: Callable[[Any, Q], Awaitable[R]],
+        request: Q,
+        first: Callable[[Q], Awaitable[Q]] | None,
+    ) -> R:
         if not isinstance(request, JobRequest):
             return await workflow.execute_activity_method(
                 method, request, start_to_close_timeout=LIGHT_TIMEOUT, retry_policy=RETRY, summary=f"**{stage}**"
             )
         if self.fork is not None and stage in STAGES[: STAGES.index(self.fork.stage)]:
             return await self._kept(stage, method, request, self.fork)
+        if first is not None:
+            await self._lease.give_back()
+            request = await first(request)
+            assert isinstance(request, JobRequest)  # noqa: S101  # as it was
         self._lease.wants = Wants.of(request.spec, stage) if hasattr(request, "spec") else Wants()
         slot = await self._lease.take()
         self._preempted = None
@@ -258,8 +282,10 @@ class Stages:
 
     def _was_paused(self, stage: Stage, cause: BaseException | None) -> bool:
         """Did a person's pause end it? A cancel of the lifecycle ends jobs too."""
-        by = self._pause.by
-        if by is None or workflow.cancellation_reason() is not None or not isinstance(cause, CancelledError):
+        if workflow.cancellation_reason() is not None or not isinstance(cause, CancelledError):
+            return False
+        by = self._pause.ended()
+        if by is None:
             return False
         self._journal.record(StagePaused(stage=stage, person=by.person, reason=by.reason))
         return True
@@ -272,7 +298,7 @@ class Stages:
             return False
         self._preempted = None
         self._journal.record(StagePreempted(stage=stage, device=slot.device, token=slot.token, reason=notice.reason))
-        await self._lease.let_go()
+        await (self._lease.resize() if self._lease.grows else self._lease.let_go())
         return True
 
     def _activity_id(self, stage: Stage) -> str:

@@ -3,6 +3,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,7 @@ def evaluate(request: EvaluateRequest, job: Job) -> Evaluation:
         "said": dict(getattr(fitted, "said", {})),
         "not_used": {column.name: column.reason for column in pipeline.dropped},
         "added": {entry.name: f"{entry.rule}: {entry.reason}" for entry in pipeline.added},
+        "selection": asdict(pipeline.selected) if pipeline.selected else None,
     } | _figures(pipeline, values, answers)
     if spec.decision and request.trained.finish and (threshold := request.trained.finish.threshold) is not None:
         costs = {

@@ -12,14 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from activities.compute import Job
-from activities.compute.inference import Columns, unreadable
+from activities.compute.inference import Columns
 from everloop.records import Blob, Break, ColumnDrift, Field, Measure, Signature
 from everloop.specs import Monitor
 
 GONE, THERE_ONCE = 0.995, 0.5
 """A column is broken that lacks at least the first share of its values and lacked at most the second in training."""
-UNREADABLE = 0.5
-"""So is one of which at least this share of the values cannot be read."""
 FACTORS = (1000.0, 100.0, 10.0, 60.0, 24.0, 3600.0, 2.20462, 1.609344, 3.28084, 2.54, 25.4)
 """Between units that people mix up: thousands and cents, minutes, hours, pounds, miles, feet and inches."""
 QUANTILES = np.linspace(0.05, 0.95, 19)
@@ -37,16 +35,15 @@ SURE = 3.0
 """Standard errors by which a share must be larger than it was."""
 MOST_NAMED = 3
 
+ANSWER = {"binary": "probability", "regression": "value", "multiclass": "label"}
+"""The column of the log that tells an answer as one number, or of many classes as the label."""
+Answers = NDArray[Any]
 Judge = Callable[[str, bool, NDArray[Any], NDArray[Any]], ColumnDrift]
 """Evidently's word on one pair: name, are they numbers, then, now."""
 
 
 def measures_of(
-    signature: Signature,
-    reference: Columns,
-    current: Columns,
-    rows: Sequence[Mapping[str, Any]],
-    monitor: Monitor,
+    signature: Signature, reference: Columns, current: Columns, monitor: Monitor
 ) -> tuple[list[Measure], list[Break]]:
     """The data's quality: what is missing, new or out of range more than it was, and which columns are broken."""
     shares: dict[str, dict[str, float]] = {"missing": {}, "new_categories": {}, "out_of_range": {}}
@@ -55,7 +52,7 @@ def measures_of(
         if entry.name not in reference or entry.name == signature.time:
             continue
         then, now = reference[entry.name], current[entry.name]
-        found = _break(entry, then, now, rows)
+        found = _break(entry, then, now)
         if found is not None:
             broken.append(found)
         lacks = [_missing(entry, side) for side in (then, now)]
@@ -67,9 +64,7 @@ def measures_of(
     return [_worst(name, found, monitor.quality) for name, found in shares.items() if found], broken
 
 
-def answers_of(
-    signature: Signature, rows: Sequence[Mapping[str, Any]], evaluation: Mapping[str, Any], version: int
-) -> Measure | None:
+def answers_of(signature: Signature, now: Answers, evaluation: Mapping[str, Any]) -> Measure | None:
     """How far the answers lie from those of the evaluation, which were on rows that the model had not learned.
 
     A distance and no test: what was evaluated is not the model that answers, which was fitted again on all rows, and
@@ -77,14 +72,10 @@ def answers_of(
     None where the version does not say its answers, or answered too few rows of the window.
     """
     then = (evaluation.get("sample") or {}).get("answers")
-    own = [row for row in rows if row.get("version") == version]
-    if not then or len(own) < FEWEST_ROWS:
-        return None
-    now = [answer for row in own if (answer := answer_of(signature, row)) is not None]
-    if len(now) < FEWEST_ROWS:
+    if not then or len(now) < FEWEST_ROWS:
         return None
     numeric = signature.task != "multiclass"
-    far = _distance(np.array(then), np.array(now), numeric=numeric)
+    far = _distance(np.array(then), now, numeric=numeric)
     by_chance = CHANCE * math.sqrt(1 / len(then) + 1 / len(now))
     threshold = DISTANCE + by_chance
     moved = "have moved away from" if far >= threshold else "are spread like"
@@ -108,15 +99,6 @@ def labels_drift(signature: Signature, then: Sequence[Any], now: Sequence[Any], 
     if not len(then) or len(now) < FEWEST_ROWS:
         return None
     return _spread("target", "the labels", signature.task == "regression", then, now, judge)
-
-
-def answer_of(signature: Signature, row: Mapping[str, Any]) -> Any:  # noqa: ANN401
-    """A logged answer as one number, or of many classes as the label; None where the row has none."""
-    told = row.get("prediction") or {}
-    if signature.task == "multiclass":
-        return None if told.get("label") is None else str(told["label"])
-    value = told.get("value") if signature.task == "regression" else told.get("probability")
-    return float(value) if isinstance(value, int | float) else None
 
 
 def _spread(  # noqa: PLR0917
@@ -192,15 +174,10 @@ def _worst(name: Any, shares: Mapping[str, float], threshold: float) -> Measure:
 # --- broken -----------------------------------------------------------------------------------------
 
 
-def _break(entry: Field, then: NDArray[Any], now: NDArray[Any], rows: Sequence[Mapping[str, Any]]) -> Break | None:
+def _break(entry: Field, then: NDArray[Any], now: NDArray[Any]) -> Break | None:
     lacked, lacks = (float(_missing(entry, side).mean()) if len(side) else 1.0 for side in (then, now))
     if len(now) < FEWEST_ROWS:
         return None
-    values = [value for row in rows if (value := (row.get("features") or {}).get(entry.name)) is not None]
-    wrong = sum(unreadable(entry, value) for value in values)
-    if values and wrong >= UNREADABLE * len(values):
-        what = f"{wrong:,} of {len(values):,} values cannot be read as {entry.kind}"
-        return Break(column=entry.name, kind="unreadable", why=f"{what}, such as {str(values[0])[:40]!r}")
     if lacks >= GONE and lacked <= THERE_ONCE:
         gone = "all values are" if lacks == 1 else f"{lacks:.1%} of the values are"
         return Break(column=entry.name, kind="missing", why=f"{gone} missing; {lacked:.1%} were in training")

@@ -2,7 +2,7 @@
 """What do the labels say? Each prediction joined with what became of it, window by window."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -14,17 +14,17 @@ from activities.compute.drift import word
 from activities.compute.evaluation import scores
 from activities.compute.features import Floats
 from activities.compute.measures import evaluation_of, labels_drift
+from activities.compute.predictions import Logged, signatures_of
+from activities.compute.predictions.columns import FEATURE
 from activities.compute.resampling import interval
 from everloop.contracts import PerformanceRequest
 from everloop.labels import LabelLog, Name, columns_of, names_of
-from everloop.predictions import PredictionLog
+from everloop.predictions import on_disk
 from everloop.records import PerformanceReport, Signature, Window, WindowPerformance
 from everloop.windows import window_of
 
 MOST_WINDOWS = 60
 """Of which the labels are told: the newest."""
-MOST_ROWS = 5_000_000
-"""Rows of the log that are looked at. They are read from the first one on."""
 ALONE = 0.9
 """Share of the labelled rows of a window that one version must have answered to be judged by them."""
 EVER = datetime(1500, 1, 1, tzinfo=UTC)
@@ -36,6 +36,7 @@ class Known:
 
     values: dict[Name, tuple[int, str | float]] = field(default_factory=dict)
     columns: set[tuple[str, ...]] = field(default_factory=set)
+    """Sets of columns that labels name rows by."""
     corrected: int = 0
     joined: set[Name] = field(default_factory=set)
 
@@ -58,8 +59,12 @@ class Rows:
 
     rows: int = 0
     labels: list[str | float] = field(default_factory=list)
-    predictions: list[Mapping[str, Any]] = field(default_factory=list)
-    versions: Counter[int] = field(default_factory=Counter)
+    answers: list[tuple[int, Any]] = field(default_factory=list)
+    """Of the labelled ones: version, and value or probabilities in the order of its classes."""
+
+    @property
+    def versions(self) -> Counter[int]:
+        return Counter(version for version, _ in self.answers)
 
 
 def measure(request: PerformanceRequest, job: Job) -> PerformanceReport:
@@ -67,14 +72,16 @@ def measure(request: PerformanceRequest, job: Job) -> PerformanceReport:
     signature = Signature.model_validate_json(job.artifacts.get(request.champion.signature))
     folder = job.predictions_dir / request.project / request.model
     known = _known(LabelLog(folder), request.labels_bytes)
-    logged = PredictionLog(folder).read(Window(start=EVER, end=request.until))
-    windows, scanned = _joined(logged, known, request.size)
+    parts = request.log if request.log is not None else on_disk(folder)
+    signatures = signatures_of(parts, job.artifacts)
+    logged = Logged(folder, parts, Window(start=EVER, end=request.until), signatures, signature)
+    windows, scanned = _joined(logged, known, signature, request.size)
     evaluation = evaluation_of(job, request.evaluation)
     told: list[WindowPerformance] = []
     for window in sorted(windows, key=lambda each: each.start, reverse=True):
         if len(told) == MOST_WINDOWS:
             break
-        found = _performance(request, signature, window, windows[window], evaluation)
+        found = _performance(request, signature, signatures, window, windows[window], evaluation)
         if found is not None:
             told.append(found)
     waiting = len(known.values) - len(known.joined)
@@ -102,41 +109,39 @@ def _known(log: LabelLog, until: int) -> Known:
     return known
 
 
-def _joined(logged: Iterable[Mapping[str, Any]], known: Known, size: str) -> tuple[dict[Window, Rows], int]:
+def _joined(logged: Logged, known: Known, signature: Signature, size: str) -> tuple[dict[Window, Rows], int]:
     """Rows by their window, of which those with a label are kept."""
     windows: dict[Window, Rows] = {}
-    scanned = 0
-    for row, window in _placed(logged, size):
-        scanned += 1
-        of = windows.setdefault(window, Rows())
-        of.rows += 1
-        label = known.label(row)
-        if label is not None:
-            of.labels.append(label)
-            of.predictions.append(row.get("prediction") or {})
-            of.versions[int(row.get("version") or 0)] += 1
-    return windows, scanned
-
-
-def _placed(logged: Iterable[Mapping[str, Any]], size: str) -> Iterator[tuple[Mapping[str, Any], Window]]:
+    answer = "value" if signature.task == "regression" else "probabilities"
+    features = sorted({column for chosen in known.columns for column in chosen})
+    wanted = ["request_id", "row", "key", "event_time", "version", answer, *(FEATURE + name for name in features)]
     window: Window | None = None
-    for place, row in enumerate(logged):
-        if place == MOST_ROWS:
-            print(f"only the first {MOST_ROWS:,} rows of the log are looked at")
-            return
-        moment = datetime.fromisoformat(row["event_time"])
-        if window is None or not window.start <= moment < window.end:
-            window = window_of(moment, size)
-        yield row, window
+    for batch in logged.batches(wanted):
+        for row in batch.to_pylist():
+            moment = row["event_time"]
+            if window is None or not window.start <= moment < window.end:
+                window = window_of(moment, size)
+            of = windows.setdefault(window, Rows())
+            of.rows += 1
+            label = known.label(row)
+            if label is not None:
+                of.labels.append(label)
+                of.answers.append((row["version"], row[answer]))
+    return windows, logged.rows
 
 
-def _performance(
-    request: PerformanceRequest, signature: Signature, window: Window, of: Rows, evaluation: Mapping[str, Any]
+def _performance(  # noqa: PLR0917
+    request: PerformanceRequest,
+    signature: Signature,
+    signatures: Mapping[int, Signature],
+    window: Window,
+    of: Rows,
+    evaluation: Mapping[str, Any],
 ) -> WindowPerformance | None:
-    """None where too few rows have a label, or none of the answers can be judged by it."""
+    """None where too few rows have a label, or an answer that can be judged by it."""
     if len(of.labels) < request.minimum_rows:
         return None
-    values, answers, labels = _sides(signature, of)
+    values, answers, labels = _sides(signature, signatures, of)
     if len(values) < request.minimum_rows:
         return None
     found = scores(signature.task, values, answers)
@@ -158,21 +163,23 @@ def _performance(
     )
 
 
-def _sides(signature: Signature, of: Rows) -> tuple[Floats, Floats, Sequence[str | float]]:
+def _sides(
+    signature: Signature, signatures: Mapping[int, Signature], of: Rows
+) -> tuple[Floats, Floats, Sequence[str | float]]:
     """Labels and answers that can be compared, and these labels as they were told."""
+    pairs = [(label, *answer) for label, answer in zip(of.labels, of.answers, strict=True) if answer[1] is not None]
     if signature.task == "regression":
-        pairs = [
-            (float(label), float(told["value"]))
-            for label, told in zip(of.labels, of.predictions, strict=True)
-            if isinstance(told.get("value"), int | float)
-        ]
-        values, answers = np.array([pair[0] for pair in pairs]), np.array([pair[1] for pair in pairs])
-        return values, answers, values.tolist()
+        values = np.array([float(label) for label, _, _ in pairs])
+        return values, np.array([value for _, _, value in pairs], np.float64), values.tolist()
     # A class that no version knew has probability 0 in every answer.
-    kept = [(str(label), told["probabilities"]) for label, told in zip(of.labels, of.predictions, strict=True)
-            if isinstance(told.get("probabilities"), dict)]  # fmt: skip
-    classes = list(dict.fromkeys([*signature.classes, *(label for label, _ in kept)]))
+    classes = list(dict.fromkeys([*signature.classes, *(str(label) for label, _, _ in pairs)]))
     places = {label: place for place, label in enumerate(classes)}
-    values = np.array([places[label] for label, _ in kept], np.float64)
-    answers = np.array([[told.get(label, 0.0) for label in classes] for _, told in kept], np.float64)
-    return values, answers.reshape(len(kept), len(classes)), [label for label, _ in kept]
+    values = np.array([places[str(label)] for label, _, _ in pairs], np.float64)
+    answers = np.zeros((len(pairs), len(classes)))
+    own = {version: [places.get(name, -1) for name in made.classes] for version, made in signatures.items()}
+    usual = [places[name] for name in signature.classes]
+    for row, (_, version, told) in enumerate(pairs):
+        for place, probability in zip(own.get(version, usual), told, strict=False):
+            if place >= 0:
+                answers[row, place] = probability
+    return values, answers, [str(label) for label, _, _ in pairs]

@@ -7,6 +7,7 @@ import json
 import platform
 import sys
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,7 +58,7 @@ def train(request: TrainRequest, job: Context) -> Trained:
             raw=raw,
             weights=weights_of(spec, pipeline, raw.table() if spec.weight else None, rows.rows, rows.y),
         )
-        learned = _in_folds(examples, job) if wants_folds(spec, _learnable(rows)) else _held_out(examples, job)
+        learned = _learned(request, examples, job)
         judged, told = learned.judged, learned.answers
         metrics = score(pipeline, rows.y[judged], told)
         finish = finish_of(spec, pipeline, rows.y[judged], told)
@@ -65,13 +66,13 @@ def train(request: TrainRequest, job: Context) -> Trained:
     print(f"{steps.count(fitted.iterations, fitted.unit)}; validation: {_told(metrics)}")
     return Trained(
         model=job.artifacts.put(fitted.dump(), fitted.file),
-        iterations=max(1, fitted.iterations),
+        iterations=learned.iterations or max(1, fitted.iterations),
         folds=learned.folds,
         finish=finish,
         metrics=metrics,
-        family=spec.trainer,
+        family=learned.family or spec.trainer,
         unit=fitted.unit,
-        parameters=learned_with(fitted, spec.params),
+        parameters=learned_with(fitted, spec.params if learned.parameters is None else learned.parameters),
         code=request.code,
         environment=_environment(request.code, spec, job),
     )
@@ -86,6 +87,20 @@ class Learned:
     """Places of those rows."""
     answers: Floats
     folds: int = 0
+    family: str = ""
+    """What a search chose, as the next two."""
+    parameters: dict[str, Any] | None = None
+    iterations: int = 0
+
+
+def _learned(request: TrainRequest, examples: Examples, job: Context) -> Learned:
+    if request.searched is not None:
+        from activities.compute.search.concluding import concluded
+
+        return concluded(examples, request.searched, job)
+    if wants_folds(request.spec, _learnable(examples.rows)):
+        return _in_folds(examples, job)
+    return _held_out(examples, job)
 
 
 def _learnable(rows: PreparedRows) -> int:

@@ -49,6 +49,8 @@ class Start(TypedDict):
     grace_seconds: float
     lease: NotRequired[str]
     """The part of a lease that it is of (mark.py)."""
+    modules: NotRequired[list[str]]
+    """What it needs beside the usual: loaded before the fork, for all that come after it."""
 
 
 class Pipes(NamedTuple):

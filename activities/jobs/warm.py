@@ -66,9 +66,15 @@ def _next(control: socket.socket) -> bool:
     message, fds, _, _ = socket.recv_fds(control, MESSAGE_BYTES, len(reaper.Pipes._fields))
     if not message:
         return False
+    start: reaper.Start = json.loads(message)
+    missing = [name for name in start.get("modules", ()) if name not in sys.modules]
+    for name in missing:
+        _load(name)
+    if missing:
+        gc.freeze()
     if os.fork() == 0:
         control.close()
-        os._exit(_reaper(json.loads(message), reaper.Pipes(*fds)))
+        os._exit(_reaper(start, reaper.Pipes(*fds)))
     for fd in fds:
         os.close(fd)
     return True

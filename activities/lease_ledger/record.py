@@ -13,7 +13,7 @@ from sqlmodel import Session, col, select
 
 from activities.lease_ledger import rows
 from activities.lease_ledger.state import decisions_text, difference, followed, of_plain, plain, text
-from activities.lease_policy.state import Decision, Explain, Policy, PoolState
+from activities.lease_policy.state import VERSION, Decision, Explain, Policy, PoolState
 from everloop import signing
 from everloop.store import PoolDecisionRow
 
@@ -83,7 +83,8 @@ def _newest(session: Session, pool: str) -> int | None:
 def replayed(records: Iterable[PoolDecisionRow]) -> Iterator[tuple[PoolDecisionRow, PoolState, Policy]]:
     """Of each of a pool's records, in order, what `decide` was given. Begins at the first whole one.
 
-    Records of before this format are left out. Raises `ValueError` for one whose digest is not its state's.
+    Left out are records of before this format, and those that another version of the policy decided: it need not
+    decide as today's does. Raises `ValueError` for one whose digest is not its state's.
     """
     state: dict[str, list[Any]] | None = None
     for row in records:
@@ -97,7 +98,9 @@ def replayed(records: Iterable[PoolDecisionRow]) -> Iterator[tuple[PoolDecisionR
             continue
         if signing.digest_of(text(state)) != row.input_digest:
             raise ValueError(f"record {row.version} of pool {row.pool} does not follow from the one before")
-        yield row, of_plain(state), Policy(**json.loads(row.policy))
+        rules = Policy(**json.loads(row.policy))
+        if rules.version == VERSION:
+            yield row, of_plain(state), rules
 
 
 def said(decisions: Iterable[Decision]) -> str:

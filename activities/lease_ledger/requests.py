@@ -3,9 +3,11 @@
 from sqlalchemy import func
 from sqlmodel import Session, select
 
+from activities import lease_budgets
 from activities.caller import Caller
 from activities.lease_ledger import rows
 from activities.lease_ledger.ends import ended
+from everloop.budgets import Bounds
 from everloop.contracts import LeaseRequest
 from everloop.errors import Forbidden
 from everloop.store import LeaseRequestRow, Store
@@ -23,6 +25,8 @@ def enqueue(store: Store, request: LeaseRequest, asks: Caller) -> str:
         known = session.get(LeaseRequestRow, request.id)
         if known is None:
             session.add(_request(session, request, asks))
+            bounds = Bounds(request.budget_core_ms, request.budget_gpu_ms, request.budget_micros)
+            lease_budgets.begin(session, request.pool, asks.workflow_id, bounds, rows.ms(rows.now()))
             return ""
         if known.workflow_id != asks.workflow_id:
             raise Forbidden(f"request {request.id} is not one of {asks.workflow_id}")
@@ -51,7 +55,7 @@ def _request(session: Session, request: LeaseRequest, asks: Caller) -> LeaseRequ
         milli_gpu=NOT_SAID if request.milli_gpu is None else request.milli_gpu,
         gpu_mib=request.gpu_mib,
         members_min=request.members,
-        members_max=request.members,
+        members_max=max(request.members, request.members_most),
         max_runtime_ms=request.max_runtime_s * 1000,
         stage=request.stage,
         model=request.model,

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlmodel import Session, col, select
 
-from activities import lease_queues
+from activities import lease_budgets, lease_queues
 from activities.lease_ledger import rows
 from activities.lease_policy.state import (
     Amount,
@@ -78,7 +78,7 @@ def policy(session: Session, pool: str) -> Policy:
     row = session.get(PoolPolicyRow, pool)
     if row is None:
         return Policy()
-    return Policy(**{name: value for name, value in row.policy.items() if name in Policy._fields})
+    return Policy()._replace(**{name: value for name, value in row.policy.items() if name in Policy._fields[1:]})
 
 
 def _device(row: DeviceRow) -> Device:
@@ -128,6 +128,10 @@ def _request(row: Any, sizes: Sizes, now_ms: int) -> Request:  # noqa: ANN401  #
 
 def _waiting(session: Session, pool: str, sizes: Sizes, now_ms: int) -> tuple[Request, ...]:
     query = select(*ASKED).where(LeaseRequestRow.pool == pool, LeaseRequestRow.state == "queued")  # type: ignore[call-overload]
+    spent_queues, spent_lifecycles = lease_budgets.held_back(session, pool)
+    if spent_queues or spent_lifecycles:
+        theirs = col(LeaseRequestRow.queue).in_(spent_queues) | col(LeaseRequestRow.workflow_id).in_(spent_lifecycles)
+        query = query.where(~theirs | (LeaseRequestRow.kind == lease_budgets.CHECK))
     found = (_request(row, sizes, now_ms) for row in session.exec(query))
     return tuple(sorted(found, key=lambda request: (request.arrival, request.id)))
 

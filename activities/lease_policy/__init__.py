@@ -41,7 +41,8 @@ def decide(state: PoolState, now_ms: int, policy: Policy, fuel: int) -> tuple[De
         acts = _acts(pool)
         if not acts:
             break
-        state = apply(state, acts, now_ms, TRIAL_TOKENS + len(done))
+        granted = tuple(pool.asking[name][0] for name in pool.grants)  # the pool knows who else waits
+        state = apply(state._replace(waiting=granted), acts, now_ms, TRIAL_TOKENS + len(done))
         done += acts
         fuel = max(fuel - len(pool.grants), 0)
         rounds += 0 if pool.unsettled else 1  # there are fewer notices after each unsettled one

@@ -57,9 +57,12 @@ def _serve(pool: Pool, line: Line, shape: Shape | None) -> Shape | None:
             line.asked += number
             pool.fuel -= number
             return None
+        if known and (top is None or top in pool.reserving):
+            _pass_the_refused(pool, line)
+            continue
         line.asked += 1
         pool.fuel -= 1
-        if known and (not own.refused or own.unreserved or top is None or top in pool.reserving):
+        if known and (not own.refused or own.unreserved):
             continue
         if request.id in pool.beneficiaries or request.id in pool.grants:
             continue
@@ -69,6 +72,16 @@ def _serve(pool: Pool, line: Line, shape: Shape | None) -> Shape | None:
         elif own.refused and top is not None and top not in pool.reserving:
             consider(pool, line, request, own)
     return None
+
+
+def _pass_the_refused(pool: Pool, line: Line) -> None:
+    """Those next in the line of whom it is known: one at least."""
+    waiting, closed = line.waiting, line.closed
+    asked, last = line.asked, min(len(waiting), line.asked + pool.fuel)
+    while asked < last and ((shape := waiting[asked][1]).refused or shape.number in closed):
+        asked += 1
+    pool.fuel -= asked - line.asked
+    line.asked = asked
 
 
 def _try(pool: Pool, line: Line, request: Request, shape: Shape) -> bool:

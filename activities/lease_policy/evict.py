@@ -31,16 +31,16 @@ def evict(pool: Pool) -> None:
             if request.id in pool.beneficiaries or line.leaf is None:
                 continue
             known = request.id not in pool.coming
-            if known and (shape.number, request.priority, True) in in_vain:
+            if known and (shape.alike, request.priority, True) in in_vain:
                 continue
             starving = is_starving(pool, line, request, shape)
-            if known and (shape.number, request.priority, starving) in in_vain:
+            if known and (shape.alike, request.priority, starving) in in_vain:
                 continue
             victims, reason = _victims(pool, line, request, shape, among, starving=starving)
             if reason:
                 left -= 1
             if not victims:
-                in_vain.add((shape.number, request.priority, starving))
+                in_vain.add((shape.alike, request.priority, starving))
                 continue
             pool.asking[request.id] = (request, line, shape)
             _tell(pool, request, victims, reason)

@@ -4,7 +4,7 @@ In this order: what nobody can mend by waiting, what a limit or a quota refuses,
 and, where only room is wanting, whether the queue has a right to more.
 """
 
-from collections.abc import Sequence
+from functools import partial
 
 from activities.lease_policy.evict import in_turn
 from activities.lease_policy.pool import Line, Pool, Shape
@@ -16,7 +16,10 @@ from activities.lease_policy.tree import Node, over_firm, over_limit, over_quota
 ROOM = ("no_room", "behind", "over_quota")
 """Codes of those that want nothing but room."""
 Detail = tuple[tuple[str, str], ...]
-FUEL: tuple[str, Detail] = ("fuel", ())
+Reason = tuple[str, Detail]
+FUEL: Reason = ("fuel", ())
+_told = partial(tuple.__new__, Explain)
+"""Of a tuple; the class itself takes twice as long, and there are ten thousand."""
 
 
 def explain(pool: Pool) -> list[Explain]:
@@ -31,46 +34,68 @@ def explain(pool: Pool) -> list[Explain]:
 
 
 def _of_line(pool: Pool, line: Line, free: "_Free", before: int) -> list[Explain]:
-    told = []
-    asked, beneficiaries, reserved = line.asked, pool.beneficiaries, pool.reserved
-    known: dict[int, tuple[str, Detail]] = {}
-    wanting = ""
-    for place, (request, shape) in enumerate(line.waiting):
-        name = request.id
-        if place >= asked:
-            code, detail = FUEL
-        elif name in beneficiaries:
-            number, until_ms = beneficiaries[name]
-            code, detail = "waits_for_notice", (("victims", str(number)), ("until_ms", str(until_ms)))
-        else:
-            found = known.get(shape.alike)
-            if found is None:
-                found = known[shape.alike] = _reason(line, shape, free, wanting)
-            code, detail = found
-            if name in reserved and code in ROOM:
-                code, detail = "no_room", (*free.wants(shape), ("start_ms", str(reserved[name].start_ms)))
-        if not wanting and code in ("no_room", "over_quota", "waits_for_notice"):
-            wanting = name
-            known.clear()  # from here on others may be behind it
-        told.append(Explain(name, code, place + 1, before + place, detail))
-    return told
+    names = [request.id for request, _ in line.waiting]
+    reasons = _reasons(pool, line, free)
+    reasons += [FUEL] * (len(names) - len(reasons))
+    codes, details = zip(*reasons, strict=True)
+    end = len(names)
+    return list(map(_told, zip(names, codes, range(1, end + 1), range(before, before + end), details, strict=True)))
 
 
-def _reason(line: Line, shape: Shape, free: "_Free", wanting: str) -> tuple[str, Detail]:
+def _reasons(pool: Pool, line: Line, free: "_Free") -> list[Reason]:
+    """Of those who were asked, in their order."""
+    special = pool.beneficiaries.keys() | pool.reserved.keys()
+    looked = line.waiting[: line.asked]
+    known: dict[int, Reason] = {}
+    reasons: list[Reason] = []
+    for request, shape in looked:
+        reason = known.get(shape.alike) or known.setdefault(shape.alike, _reason(line, shape, free, ""))
+        reasons.append(_own_reason(pool, request, reason, free.wants(shape)) if request.id in special else reason)
+        if reasons[-1][0] in ("no_room", "over_quota", "waits_for_notice"):
+            break
+    rest = looked[len(reasons) :]
+    if not rest:
+        return reasons
+    first = looked[len(reasons) - 1][0].id  # from here on others may be behind it
+    known = {alike: one for alike, one in known.items() if one[0] != "no_room"}
+    for shape in {shape.alike: shape for _, shape in rest}.values():
+        if shape.alike not in known:
+            known[shape.alike] = _reason(line, shape, free, first)
+    if special.isdisjoint(request.id for request, _ in rest):
+        return reasons + [known[shape.alike] for _, shape in rest]
+    return reasons + [
+        _own_reason(pool, request, known[shape.alike], free.wants(shape))
+        if request.id in special
+        else known[shape.alike]
+        for request, shape in rest
+    ]
+
+
+def _own_reason(pool: Pool, request: Request, reason: Reason, wants: Detail) -> Reason:
+    """Of one for whom others were told to let go, or something is reserved."""
+    if request.id in pool.beneficiaries:
+        number, until_ms = pool.beneficiaries[request.id]
+        return "waits_for_notice", (("victims", str(number)), ("until_ms", str(until_ms)))
+    if reason[0] in ROOM:
+        return "no_room", (*wants, ("start_ms", str(pool.reserved[request.id].start_ms)))
+    return reason
+
+
+def _reason(line: Line, shape: Shape, free: "_Free", wanting: str) -> Reason:
     leaf = line.leaf
     if leaf is None:
         return ("behind" if wanting else "no_room"), free.wants(shape)
     node = over_limit(leaf, shape.need)
     if node:
-        return "over_limit", (*free.wants(shape), *_bound(node, node.limit, node.allocated, shape))
+        return "over_limit", free.wants(shape) + free.bound("limit", node, shape)
     node = None if shape.preemptible else over_firm(leaf, shape.need)
     if node:
-        return "not_preemptible_over_quota", (*free.wants(shape), *_bound(node, node.queue.quota, node.firm, shape))
+        return "not_preemptible_over_quota", free.wants(shape) + free.bound("firm", node, shape)
     if free.without_those_kept(shape):
-        return "reserved_for", (*free.wants(shape), ("for", free.kept_for()))
+        return "reserved_for", (*free.wants(shape), ("for", free.kept_for))
     node = over_quota(leaf, shape.need)
     if node:
-        return "over_quota", (*free.wants(shape), *_bound(node, node.quota, node.allocated, shape))
+        return "over_quota", free.wants(shape) + free.bound("quota", node, shape)
     return ("behind", (*free.wants(shape), ("first", wanting))) if wanting else ("no_room", free.wants(shape))
 
 
@@ -85,22 +110,34 @@ class _Free:
         }
         self._amounts: dict[bool, tuple[Four, Four]] = {}
         self._wants: dict[int, Detail] = {}
-        self._fits: dict[tuple[Four, int], bool] = {}
+        self._fits: dict[int, bool] = {}
+        self.kept_for = min([*pool.reserved, *pool.beneficiaries], default="")
+        """Whom it is kept for: one of them, where there are several."""
+        self._bounds: dict[tuple[str, str, bool, bool], Detail] = {}
 
     def without_those_kept(self, shape: Shape) -> bool:
         """Would it fit, were nothing kept for others?"""
-        key = (shape.member, shape.count)
-        if self._kept and key not in self._fits:
+        if not self._kept:
+            return False
+        fits = self._fits.get(shape.alike)
+        if fits is None:
             room = self._pool.room
             total = room.count(shape.member, MANY)
             for name, free in self._kept.items():
                 total += fit(free, shape.member) - fit(room.open_to_all(name), shape.member)
-            self._fits[key] = total >= shape.count
-        return self._fits.get(key, False)
+            fits = self._fits[shape.alike] = total >= shape.count
+        return fits
 
-    def kept_for(self) -> str:
-        """Whom it is kept for: one of them, where there are several."""
-        return min([*self._pool.reserved, *self._pool.beneficiaries], default="")
+    def bound(self, which: str, node: Node, shape: Shape) -> Detail:
+        """The queue whose limit or quota it is, for the resources that are asked for."""
+        key = (which, node.id, shape.need[0] > 0, shape.need[1] > 0)
+        if key not in self._bounds:
+            like = (int(key[2]), 0, int(key[3]), 0)
+            most_of_it = {"limit": node.limit, "quota": node.quota, "firm": node.queue.quota}[which]
+            used = node.firm if which == "firm" else node.allocated
+            of, has = (max(most_of_it[0], 0), 0, max(most_of_it[1], 0), 0), (used[0], 0, used[1], 0)
+            self._bounds[key] = (("of", node.id), ("bound", said(of, like=like)), ("used", said(has, like=like)))
+        return self._bounds[key]
 
     def wants(self, shape: Shape) -> Detail:
         """What it needs, and what of that is free."""
@@ -124,13 +161,6 @@ class _Free:
                 total = plus(total, most(room.open_to_all(name), NOTHING))
             self._amounts[light] = (total, room.most_on_one())
         return self._amounts[light]
-
-
-def _bound(node: Node, bound: Sequence[int], used: Sequence[int], shape: Shape) -> Detail:
-    """The queue whose limit or quota it is, for the resources that are asked for."""
-    like = (shape.need[0], 0, shape.need[1], 0)
-    of, has = (max(bound[0], 0), 0, max(bound[1], 0), 0), (used[0], 0, used[1], 0)
-    return (("of", node.id), ("bound", said(of, like=like)), ("used", said(has, like=like)))
 
 
 def _odd(pool: Pool, request: Request, code: str) -> Explain:

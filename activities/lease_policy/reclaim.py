@@ -5,10 +5,12 @@ is taken below its quota, nor when it is at or below its share; where the taker 
 below its share either, and only when the taker stays less saturated than the other by the policy's margin.
 """
 
+from collections.abc import Iterable
+
 from activities.lease_policy.pool import Pool, Shape
 from activities.lease_policy.state import NO_LIMIT, Held
 from activities.lease_policy.tree import BOTH, Node, Two, add
-from activities.lease_policy.victims import Rights, gives_counted, has_surplus
+from activities.lease_policy.victims import Candidates, Rights, gives_counted, has_surplus
 
 QUOTA, SHARE = "quota", "share"
 
@@ -18,7 +20,13 @@ class Reclaim(Rights):
 
     def __init__(self, pool: Pool, taker: Node, shape: Shape) -> None:
         self._pool, self._taker, self._need = pool, taker, shape.need
-        self._right = {node.id: right_of(node, shape.need) for node in taker.path}
+        self._place = {node.id: place for place, node in enumerate(taker.path)}
+        self._by_right = [""]
+        """Of the first so many queues on the way up, all below the lowest common one, together."""
+        for node in taker.path:
+            rights = (right_of(node, shape.need), self._by_right[-1] or QUOTA)
+            hindered = len(self._by_right) > 1 and not self._by_right[-1]
+            self._by_right.append("" if hindered or "" in rights else SHARE if SHARE in rights else QUOTA)
         self._taken: dict[str, list[int]] = {}
         self._lost = 0
         self._at_first: dict[tuple[str, Two], bool] = {}
@@ -48,6 +56,12 @@ class Reclaim(Rights):
         for node in self._of(held.request.queue)[1]:
             add(self._taken[node.id], self._loses(held), -1)
 
+    def all_of(self, among: Candidates) -> Iterable[Held]:
+        """Most queues have nothing that may be taken."""
+        for queue, leases in among.of_queue.items():
+            if self._of(queue)[0]:
+                yield from filter(self.may, leases)
+
     def _loses(self, held: Held) -> Two:
         """An elastic lease comes back, and grows again by what the taker does not use."""
         cores, milli_gpu = gives_counted(self._pool, held)
@@ -66,14 +80,19 @@ class Reclaim(Rights):
         giver = self._pool.tree.leaf(queue)
         if giver is None or giver is self._taker:
             return "", ()
-        takers = [node for node in self._taker.path if node not in giver.path]
-        givers = tuple(node for node in giver.path if node not in self._taker.path)
-        rights = [self._right[node.id] for node in takers]
-        if "" in rights or not takers or not givers:
+        above, common = 0, len(self._by_right) - 1
+        for node in giver.path:
+            if node.id in self._place:
+                common = self._place[node.id]
+                break
+            above += 1
+        right = self._by_right[common]
+        if not right or not above:
             return "", ()
-        if SHARE not in rights:
-            return QUOTA, givers
-        return (SHARE if self._much_less_saturated(takers[-1], givers[-1]) else ""), givers
+        givers = giver.path[:above]
+        if right == SHARE and not self._much_less_saturated(self._taker.path[common - 1], givers[-1]):
+            return "", ()
+        return right, givers
 
     def _much_less_saturated(self, taker: Node, giver: Node) -> bool:
         percent = max(self._pool.policy.saturation_percent, 100)

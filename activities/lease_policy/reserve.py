@@ -6,12 +6,10 @@ Others pass it only where that does not delay it: on what is left beside it at i
 backfill). A lease without a declared run time is not counted on; where that leaves no room, nothing is reserved.
 """
 
-from activities.lease_policy.pool import Line, Pool, Shape
+from activities.lease_policy.pool import End, Line, Pool, Shape
 from activities.lease_policy.room import MANY, NOTHING, Four, fit, minus, plus, tightness, times
-from activities.lease_policy.state import NO_LIMIT, Part, Request, Reserve
+from activities.lease_policy.state import NO_LIMIT, Request, Reserve
 from activities.lease_policy.tree import BOTH, within_quota
-
-End = tuple[int, int, tuple[Part, ...]]
 
 
 def ends_before_reservations(pool: Pool, shape: Shape) -> bool:
@@ -72,16 +70,20 @@ def _start(pool: Pool, shape: Shape) -> tuple[int, dict[str, Four]] | None:
 
 def _ends(pool: Pool) -> list[End]:
     """Declared ends of leases that nobody was told to give up for somebody, and of the grants made just now."""
+    so_far = len(pool.grants)
+    if pool.ends is not None and pool.ends[0] == so_far:
+        return pool.ends[1]
+    noticed = {one.token for one in pool.notices}
     ends = [
         (held.granted_ms + held.request.max_runtime_ms, held.token, held.members)
         for held in pool.held
-        if held.request.max_runtime_ms > 0 and held.state in ("offered", "active")
+        if held.request.max_runtime_ms > 0 and held.state in ("offered", "active") and held.token not in noticed
     ]
     for number, one in enumerate(pool.grants.values()):
         runtime = pool.asking[one.request_id][2].runtime_ms
         ends += [(pool.now_ms + runtime, -number - 1, one.members)] if runtime else []
-    noticed = {one.token for one in pool.notices}
-    return sorted(end for end in ends if end[0] > pool.now_ms and end[1] not in noticed)
+    pool.ends = so_far, sorted(end for end in ends if end[0] > pool.now_ms)
+    return pool.ends[1]
 
 
 def _set_aside(pool: Pool, shape: Shape, gained: dict[str, Four]) -> tuple[str, ...]:

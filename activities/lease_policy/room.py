@@ -60,12 +60,22 @@ class Room:
         self.spare: dict[str, Four] = {}
         self._shown: dict[str, Four] = {}
         self._alike: dict[Four, list[str]] = {}
+        sound: dict[Four, Four] = {}
         for device in devices:
-            free = minus(most(device.whole, NOTHING), used.get(device.name, NOTHING))
-            self.free[device.name] = self._shown[device.name] = free
-            self._alike.setdefault(free, []).append(device.name)
+            name, whole = device.name, device.whole
+            free = sound.get(whole) or sound.setdefault(whole, most(whole, NOTHING))
+            if name in used:
+                free = minus(free, used[name])
+            self.free[name] = self._shown[name] = free
+            self._alike.setdefault(free, []).append(name)
         for names in self._alike.values():
             names.sort()
+
+    def copied(self) -> "Room":
+        other = Room((), {})
+        other.free, other.spare, other._shown = self.free.copy(), self.spare.copy(), self._shown.copy()
+        other._alike = {free: names.copy() for free, names in self._alike.items()}
+        return other
 
     def count(self, member: Four, enough: int) -> int:
         """How many members fit, counted up to *enough*."""

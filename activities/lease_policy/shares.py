@@ -27,8 +27,16 @@ def divide_all(pool: Pool) -> None:
     """Demand from the leaves up, then shares from the pool down."""
     for node in reversed(pool.tree.nodes):
         for r in BOTH:
-            wanted = node.asked[r] + sum(child.demand[r] for child in node.children)
+            wanted = node.asked[r]
+            for child in node.children:
+                wanted += child.demand[r]
             node.demand[r] = wanted if node.limit[r] == NO_LIMIT else min(wanted, node.limit[r])
+    wishes = [(*node.demand, *node.usage) for node in pool.tree.nodes]
+    if wishes == pool.tree.wishes:  # as in the round before: so are the shares
+        return
+    pool.tree.wishes = wishes
+    for node in pool.tree.nodes:
+        node.scaled = False
     for r in BOTH:
         _divide_among(pool, pool.tree.tops, pool.capacity[r], r)
         for node in pool.tree.nodes:

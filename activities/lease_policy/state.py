@@ -9,6 +9,9 @@ from typing import NamedTuple
 from everloop.amounts import COUNTED, NO_LIMIT, Amount, Counted
 from everloop.queues import Queue
 
+VERSION = "3"
+"""Of the decisions: another one wherever the same state may be decided otherwise (tests/unit/test_lease_policy.py)."""
+
 
 class Device(NamedTuple):
     """One Dask worker's part of a machine. What leases use of it is in `Held`, also offered and quarantined ones."""
@@ -85,7 +88,8 @@ class PoolState(NamedTuple):
 class Policy(NamedTuple):
     """What an operator may set for a pool."""
 
-    version: str = "2"
+    version: str = VERSION
+    """Not an operator's to set: records of another version are not decided again."""
     half_life_s: int = 7 * 24 * 3600
     """Of a queue's usage."""
     usage_weight: int = 1000

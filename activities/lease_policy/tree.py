@@ -24,6 +24,19 @@ class Node:
         self.quota: list[int] = [max(each, NO_LIMIT) for each in queue.quota]
         """Its own, or what its children's add up to; `NO_LIMIT` where none is set."""
         self.limit: list[int] = [max(each, NO_LIMIT) for each in queue.limit]
+        self.limited: bool = any(each != NO_LIMIT for node in self.path for each in node.limit)
+        """By its own limit or one above it."""
+        self.demand = [0, 0]
+        self.share = [0, 0]
+        self.own_usage: Two = ZERO
+        """Decayed."""
+        self.usage = [0, 0]
+        """With that of the queues below it."""
+        self.scaled = False
+        self.begin_again()
+
+    def begin_again(self) -> None:
+        """Nothing is counted yet."""
         self.allocated = [0, 0]
         self.firm = [0, 0]
         """Not preemptible, of what it has or has been promised."""
@@ -33,11 +46,6 @@ class Node:
         """Of what it has, what was told to let go for somebody else."""
         self.asked = [0, 0]
         """Wanted beside what it has, with elastic work at its largest."""
-        self.demand = [0, 0]
-        self.share = [0, 0]
-        self.usage = [0, 0]
-        """Decayed, with that of the queues below it."""
-        self.scaled = False
 
     @property
     def top(self) -> "Node":
@@ -62,11 +70,18 @@ class Tree:
             node.children = [Node(queue, node) for queue in below.get(node.id, ())]
             self.nodes += node.children
         self.by_id = {node.id: node for node in self.nodes}
+        self.wishes: list[tuple[int, ...]] = []
+        """Demand and usage of each, for which shares were found last."""
         for node in reversed(self.nodes):
             for r in BOTH:
                 if node.quota[r] == NO_LIMIT:
                     below_it = [child.quota[r] for child in node.children if child.quota[r] != NO_LIMIT]
                     node.quota[r] = sum(below_it) if below_it else NO_LIMIT
+
+    def begin_again(self) -> None:
+        """Nothing is counted yet."""
+        for node in self.nodes:
+            node.begin_again()
 
     def leaf(self, queue: str) -> Node | None:
         node = self.by_id.get(queue)
@@ -80,6 +95,8 @@ def add(where: list[int], amount: Two, sign: int = 1) -> None:
 
 def over_limit(leaf: Node, need: Two, leaving: Two = ZERO) -> Node | None:
     """The queue on the way up whose limit it would go over, with what was promised; less *leaving*."""
+    if not leaf.limited:
+        return None
     for node in leaf.path:
         for r in BOTH:
             limit = node.limit[r]

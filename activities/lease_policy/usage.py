@@ -5,11 +5,11 @@ A queue's row holds its usage at a step of a 64th of the half-life. What leases 
 is asked for, so no event is missed between two rows; whoever ends a lease adds what it has used (`used_by`).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from activities.lease_policy.pool import Pool
 from activities.lease_policy.state import COUNTED, Counted, Held, Queue, Usage
-from activities.lease_policy.tree import BOTH
+from activities.lease_policy.tree import BOTH, Node
 
 STEPS = 64
 TABLE = (
@@ -34,14 +34,24 @@ def decay(pool: Pool) -> None:
     for held in pool.held:
         of_queue.setdefault(held.request.queue, []).append(held)
     for node in reversed(pool.tree.nodes):
-        queue, leases = node.queue, of_queue.get(node.id, [])
-        own = _at(pool, queue, leases, pool.now_ms, step)
-        passed = (pool.now_ms - queue.usage_at_ms) // step
-        if passed > 0 and (own != (0, 0) or queue.usage != (0, 0)):
-            at = queue.usage_at_ms + passed * step
-            pool.usages.append(Usage(queue.id, _at(pool, queue, leases, at, step), at))
-        node.usage[:] = [own[r] + sum(child.usage[r] for child in node.children) for r in BOTH]
+        if node.id in pool.news:
+            _find(pool, node, of_queue.get(node.id, []), step)
+        node.usage[:] = node.own_usage
+        for child in node.children:
+            for r in BOTH:
+                node.usage[r] += child.usage[r]
     pool.usages.sort()
+
+
+def _find(pool: Pool, node: Node, leases: Sequence[Held], step: int) -> None:
+    queue = node.queue
+    node.own_usage = _at(pool, queue, leases, pool.now_ms, step)
+    passed = (pool.now_ms - queue.usage_at_ms) // step
+    if passed > 0 and (node.own_usage != (0, 0) or queue.usage != (0, 0)):
+        at = queue.usage_at_ms + passed * step
+        told = Usage(queue.id, _at(pool, queue, leases, at, step), at)
+        pool.usages.append(told)
+        node.queue = queue._replace(usage=told.usage, usage_at_ms=told.at_ms)  # what the next round begins with
 
 
 def used_by(held: Held, since_ms: int, now_ms: int) -> Counted:

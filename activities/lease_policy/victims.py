@@ -220,6 +220,10 @@ class Rights:
     def undo(self, held: Held) -> None:
         """It is not taken after all."""
 
+    def all_of(self, among: "Candidates") -> Iterable[Held]:
+        """All that may be taken now, in any order."""
+        return filter(self.may, among.all)
+
 
 def these(allowed: Iterable[Held]) -> Rights:
     tokens = {held.token for held in allowed}
@@ -258,7 +262,7 @@ def choose(  # noqa: PLR0917
     ten devices helps nobody. Then whoever is not needed is put back.
     """
     chosen = list(coming)
-    if not _has_room_with(pool, shape, chain(chosen, filter(rights.may, among.all))):
+    if not _has_room_with(pool, shape, chain(chosen, rights.all_of(among))):
         return []
     options = _Options(pool, shape, among, rights, chosen)
     while not options.suffice():

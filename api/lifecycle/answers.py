@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints
 
 from api.kept import Kept
 from api.progress import Progress
+from api.search.answers import SearchSummary
 
 Status = Literal[
     "running",
@@ -22,7 +23,7 @@ Status = Literal[
     "terminated",
     "failed",
 ]
-Action = Literal["retry", "skip", "abort", "cancel", "pause", "resume"]
+Action = Literal["retry", "skip", "abort", "cancel", "pause", "resume", "take_best"]
 
 
 class Submitted(BaseModel):
@@ -98,10 +99,12 @@ class LifecycleView(LifecycleSummary):
     """Of the job that runs now."""
     paused: bool = False
     """A person paused it: it runs nothing until a resume."""
+    search: SearchSummary | None = None
+    """Of a lifecycle that searches, or has."""
 
 
 class Attend(BaseModel):
-    """What else to say with a retry, a skip, an abort, a cancel, a pause or a resume."""
+    """What else to say with a retry, a skip, an abort, a cancel, a pause, a resume or a take_best."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -5,7 +5,7 @@ from urllib.parse import quote
 from api.dependencies import Parts
 
 
-def links(here: Parts, id: str, *, gate: bool, data: bool) -> dict[str, str]:  # noqa: A002
+def links(here: Parts, id: str, *, gate: bool, data: bool, search: bool = False) -> dict[str, str]:  # noqa: A002
     """Where else to look."""
     found = {
         "self": api_url(id),
@@ -16,6 +16,7 @@ def links(here: Parts, id: str, *, gate: bool, data: bool) -> dict[str, str]:  #
         "temporal": temporal_url(here, id),
     }
     found |= {"data": f"/data/{quote(id)}"} if data else {}
+    found |= {"search": f"/search/{quote(id)}", "trials": f"{api_url(id)}/trials"} if search else {}
     return found | ({"approval": approval_url(id)} if gate else {})
 
 

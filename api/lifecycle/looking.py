@@ -7,7 +7,7 @@ from sqlmodel import Session, col, select
 from starlette.concurrency import run_in_threadpool
 from temporalio.client import WorkflowExecutionDescription, WorkflowExecutionStatus
 
-from api import alarm, data, journal, progress
+from api import alarm, data, journal, progress, search
 from api.dependencies import RPC_TIMEOUT, Here, Parts, ask
 from api.lifecycle.answers import LifecycleList, LifecycleView, Status
 from api.lifecycle.links import links
@@ -60,6 +60,7 @@ def stored(here: Parts, id: str) -> LifecycleView | None:  # noqa: A002
             return None
         gate = session.get(ApprovalRow, names.approval_id(id))
         spec = LifecycleSpec.model_validate_json(row.spec)
+        searched = search.summary(session, row)
         return LifecycleView(
             **summary(here, session, row, low_on_room(here)).model_dump(),
             objective=spec.objective,
@@ -72,9 +73,10 @@ def stored(here: Parts, id: str) -> LifecycleView | None:  # noqa: A002
             refused=_refused(here, session, row),
             help=help_now(here, session, row),
             notes=data.notes(here, session, row),
-            links=links(here, id, gate=gate is not None, data=data.there(session, row)),
+            links=links(here, id, gate=gate is not None, data=data.there(session, row), search=searched is not None),
             paused=is_paused(row),
             progress=progress.progress_of(session, row),
+            search=searched,
         )
 
 

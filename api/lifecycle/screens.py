@@ -17,6 +17,7 @@ from api.lifecycle.looking import not_yet_written, stored
 from api.lifecycle.summary import low_on_room, summary
 from api.lifecycle.telling import tell
 from api.refusals import HELP, refusals
+from api.search import screens as search
 from everloop.specs import LAST_STAGES, SKIPPABLE, STAGES, LifecycleSpec
 from everloop.store import ApprovalRow, DriftRow, LifecycleRow, RouteRow, VersionRow
 from everloop.views import OPEN_STATUSES
@@ -87,6 +88,8 @@ def _page(here: Parts, person: str, view: LifecycleView, still: bool) -> HTMLRes
         row = session.get(LifecycleRow, view.id)
         events = journal.events_of(session, row) if row else []
         learned = curves.curves_of(session, row) if row else []
+        ranks = curves.ranks_of(session, row) if row else 1
+        searched = search.on_a_lifecycle(session, row, view.search) if row else None
         log = logs.tail(session, row, here.settings.logs_dir) if row and row.status == "running" else None
     return pages.render(
         "lifecycle.html",
@@ -99,6 +102,8 @@ def _page(here: Parts, person: str, view: LifecycleView, still: bool) -> HTMLRes
         open=view.status in OPEN_STATUSES,
         pausable=view.status == "running" and not view.paused and view.stage in LAST_STAGES,
         log=log,
+        ranks=ranks,
+        searched=searched,
         charts=[(curve, curves.drawn(curve), curves.told_in_rows(curve)) for curve in learned],
     )
 

@@ -3,8 +3,9 @@
 from typing import Any
 from urllib.parse import quote
 
-from sqlmodel import Session, select
+from sqlmodel import Session, col, select
 
+from activities.lease_budgets import CODE as OVER_BUDGET
 from api import alarm, journal
 from api.dependencies import Parts
 from api.kept import kept_of
@@ -56,14 +57,13 @@ def _wait(session: Session, row: LifecycleRow, low: StorageLow | None) -> str:
 
 def _queued(session: Session, row: LifecycleRow) -> str:
     """Why it waits in its queue, where it stands in one; else what it says itself."""
-    mine = session.exec(
-        select(LeaseRequestRow).where(LeaseRequestRow.workflow_id == row.id, LeaseRequestRow.state == "queued")
-    ).first()
+    asks = col(LeaseRequestRow.workflow_id).in_([row.id, names.search_id(row.id)])
+    mine = session.exec(select(LeaseRequestRow).where(asks, LeaseRequestRow.state == "queued")).first()
     if mine is None:
         own = Wait(what=row.wait_what, since=row.wait_since, unblocks=row.wait_unblocks) if row.wait_since else None
         return own.sentence() if own else ""
     why, unblocks = explained_by(mine)
-    again = row.wait_what.removeprefix(names.A_FREE_SLOT)  # why it had to ask again
+    again = "" if mine.code == OVER_BUDGET else row.wait_what.removeprefix(names.A_FREE_SLOT)  # why it had to ask again
     what = why.removeprefix("waits for ") + again
     return Wait(what=what, since=mine.requested_at, unblocks=unblocks).sentence()
 

@@ -1,4 +1,4 @@
-"""Tell a lifecycle what to do: retry, skip or abort a parked one; cancel, pause or resume a running one."""
+"""Tell a lifecycle what to do: retry, skip or abort a parked one; cancel, pause, resume a running one; end a search."""
 
 import uuid
 from typing import Annotated
@@ -13,7 +13,7 @@ from api.lifecycle.answers import Action, Attend, Attended
 from api.lifecycle.links import api_url
 from api.lifecycle.looking import not_yet_written
 from everloop import names
-from everloop.contracts import AttendRequest, PauseRequest
+from everloop.contracts import AttendRequest, PauseRequest, SearchOrder
 from everloop.errors import NotWaiting
 from everloop.store import LifecycleRow
 from everloop.views import OPEN_STATUSES
@@ -33,7 +33,10 @@ async def attend(
     person: Person,
     body: Annotated[Attend, Depends(json_body(Attend, optional=True))],
 ) -> Attended:
-    """Tell a parked lifecycle to retry, skip or abort its failed stage; cancel, pause or resume a running one."""
+    """Tell a parked lifecycle to retry, skip or abort its failed stage; cancel, pause or resume a running one.
+
+    `take_best` ends its search: it goes on with the best trial so far.
+    """
     await tell(here, id, action, person, body)
     return Attended(id=id, action=action, url=api_url(id))
 
@@ -51,6 +54,11 @@ async def tell(here: Parts, id: str, action: Action, person: str, body: Attend) 
     if action in ("pause", "resume"):
         hold = PauseRequest(action=action, person=person, reason=body.reason)
         said = handle.execute_update(names.PAUSE, hold, id=f"{action}-{uuid.uuid4()}")
+        await ask(said, missing=missing, hint=hint)
+        return
+    if action == "take_best":
+        order = SearchOrder(action=action, person=person, reason=body.reason)
+        said = handle.execute_update(names.SEARCH_ORDER, order, id=f"{action}-{uuid.uuid4()}")
         await ask(said, missing=missing, hint=hint)
         return
     request = AttendRequest(action=action, person=person, stage=body.stage, reason=body.reason)

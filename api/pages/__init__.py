@@ -66,6 +66,13 @@ def figure(value: float | None) -> str:
     return f"{value:,.4f}" if abs(value) < 1000 else f"{value:,.1f}"  # noqa: PLR2004
 
 
+def short(value: Any) -> str:  # noqa: ANN401  # a parameter of whatever kind
+    """A parameter's value in few letters."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)[:40]
+
+
 def signed(value: float | None) -> str:
     """A difference, with its sign."""
     return "\N{EN DASH}" if value is None else ("+" if value > 0 else "") + figure(value)
@@ -108,5 +115,5 @@ def told(event: Any) -> str:  # noqa: ANN401
 
 TOLD = ("stage", "outcome", "summary", "error", "message", "reason", "person", "device", "version", "submitted_by")
 
-for _filter in (spaced, ticked, told, moment, ago, span, figure, signed, words, day):
+for _filter in (spaced, ticked, told, moment, ago, span, figure, short, signed, words, day):
     _templates.filters[_filter.__name__] = _filter

@@ -1,13 +1,14 @@
 """A pool's rows as people read them: devices, queues, leases, and why each request waits."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from urllib.parse import quote
 
 from sqlmodel import Session, col, func, select
 
 from activities import lease_queues, lease_time
+from activities.lease_budgets import CODE as OVER_BUDGET
 from activities.lease_ledger.state import policy as policy_of
 from activities.lease_ledger.state import read
 from activities.lease_policy import sentence, standing, unblocks
@@ -128,7 +129,7 @@ def queue_views(session: Session, pool: str) -> list[QueueView]:
     found = []
     for queue in tree:
         depths[queue.id] = depths[queue.parent] + 1
-        below = _below(tree, queue.id)
+        below = lease_queues.below(tree, queue.id)
         found.append(
             _queue(queue, depths[queue.id], standings.get(queue.id), sum(pending.get(one, 0) for one in below))
         )
@@ -138,15 +139,6 @@ def queue_views(session: Session, pool: str) -> list[QueueView]:
 def _standings(session: Session, pool: str) -> Sequence[Standing]:
     now_ms = lease_time.in_ms(datetime.now(UTC))
     return standing(read(session, pool, now_ms), now_ms, policy_of(session, pool))
-
-
-def _below(tree: Sequence[Queue], name: str) -> set[str]:
-    """It and all queues below it."""
-    found = {name}
-    for queue in tree:  # parents first
-        if queue.parent in found:
-            found.add(queue.id)
-    return found
 
 
 def _queue(queue: Queue, depth: int, standing: Standing | None, pending: int) -> QueueView:
@@ -283,9 +275,20 @@ def waiting_view(row: LeaseRequestRow) -> WaitingView:
 def explained_by(row: LeaseRequestRow) -> tuple[str, str]:
     """Why it waits, and what unblocks it, as of the pool's last step."""
     if not row.code:
-        return "the pool has not looked at it yet", "it is looked at within seconds"
+        return "waits for the pool to look at it", "it does so within seconds"
+    if row.code == OVER_BUDGET:
+        facts = {pair[0]: pair[1] for pair in row.detail}
+        return (
+            f"waits for more budget in queue {row.queue}: {facts['why']}",
+            f"somebody raises it: {raise_budget(facts)}",
+        )
     said = Explain(row.id, row.code, row.position, row.ahead, tuple((name, value) for name, value in row.detail))
     return sentence(said, row.queue), unblocks(said)
+
+
+def raise_budget(facts: Mapping[str, str]) -> str:
+    which = f"--lifecycle {facts['of']}" if facts["scope"] == "lifecycle" else facts["of"]
+    return f"`everloop budget set {which}`"
 
 
 def explained(session: Session, of: str) -> Explained:
@@ -340,7 +343,7 @@ def _of_lease(session: Session, row: LeaseRow) -> Explained:
 def over_runtime(view: LeaseView) -> str:
     """Of a lease that is over its declared time."""
     follows = (
-        "it is the first to let go, at a checkpoint, when somebody has waited for a minute"
+        "it is the first to let go, at a checkpoint, for who has waited long within its queue's quota"
         if view.preemptible
         else "it goes on, since it is not preemptible, but nobody waits for its end any more"
     )

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from everloop.families.space import Parameter, Space
 from everloop.strict import Strict
 
-__all__ = ["FAMILIES", "LEARNERS", "Family", "Parameter", "Space", "check", "family"]
+__all__ = ["FAMILIES", "FILES", "LEARNERS", "Family", "Parameter", "Space", "check", "family"]
 
 
 class Family(Protocol):
@@ -30,6 +30,9 @@ class Family(Protocol):
 
 
 _OTHERS = {"space"}
+
+FILES = {"torch": "torch_tabular"}
+"""In activities/compute/trainers, of families that are not called as their file is there."""
 
 FAMILIES: tuple[str, ...] = tuple(
     sorted(each.name for each in pkgutil.iter_modules(__path__) if each.name not in _OTHERS)

@@ -28,8 +28,8 @@ def space(task: str, rows: int) -> Space:  # noqa: ARG001
     return Space(
         parameters=(
             choice("kind", "random", "extra"),
-            integer("min_leaf", 1, 20 if rows < 5_000 else 60, log=True),  # noqa: PLR2004
-            number("features", 0.1, 1.0),
+            integer("min_leaf", 1, 20 if rows < 5_000 else 60, log=True, usual=2),  # noqa: PLR2004
+            number("features", 0.1, 1.0, usual=0.3),
         ),
         portfolio=({}, {"kind": "extra", "features": 0.5}, {"min_leaf": 5, "features": 0.4}),
     )

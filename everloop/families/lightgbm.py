@@ -51,14 +51,14 @@ def space(task: str, rows: int) -> Space:  # noqa: ARG001  # the same for every 
     leaves = 31 if rows < 2_000 else 127 if rows < 20_000 else 255  # noqa: PLR2004
     return Space(
         parameters=(
-            number("learning_rate", 0.01, 0.3, log=True),
-            integer("num_leaves", 4, leaves, log=True),
-            integer("min_data_in_leaf", 2, 100 if rows < 20_000 else 300, log=True),  # noqa: PLR2004
-            number("feature_fraction", 0.4, 1.0),
-            number("bagging_fraction", 0.5, 1.0),
-            number("lambda_l1", 1e-8, 10.0, log=True),
-            number("lambda_l2", 1e-8, 10.0, log=True),
-            number("cat_smooth", 1.0, 100.0, log=True),
+            number("learning_rate", 0.01, 0.3, log=True, usual=0.05),
+            integer("num_leaves", 4, leaves, log=True, usual=31),
+            integer("min_data_in_leaf", 2, 100 if rows < 20_000 else 300, log=True, usual=20),  # noqa: PLR2004
+            number("feature_fraction", 0.4, 1.0, usual=1.0),
+            number("bagging_fraction", 0.5, 1.0, usual=1.0),
+            number("lambda_l1", 1e-8, 10.0, log=True, usual=1e-8),
+            number("lambda_l2", 1e-8, 10.0, log=True, usual=1e-8),
+            number("cat_smooth", 1.0, 100.0, log=True, usual=10.0),
             choice("extra_trees", False, True),
         ),
         portfolio=(

@@ -16,6 +16,8 @@ class Parameter(Strict):
     log: bool = False
     """Draw its logarithm."""
     choices: tuple[Any, ...] = ()
+    usual: Any = None
+    """What a model that is not told it does much as: a sampler learns from the defaults, too."""
     when: dict[str, tuple[Any, ...]] = {}
     """Asked only where each of these parameters, which stand before this one, has one of the values."""
 
@@ -34,12 +36,16 @@ class Space(Strict):
         )
 
 
-def number(name: str, low: float, high: float, *, log: bool = False, **when: tuple[Any, ...]) -> Parameter:
-    return Parameter(name=name, kind="float", low=low, high=high, log=log, when=when)
+def number(
+    name: str, low: float, high: float, *, log: bool = False, usual: float | None = None, **when: tuple[Any, ...]
+) -> Parameter:
+    return Parameter(name=name, kind="float", low=low, high=high, log=log, usual=usual, when=when)
 
 
-def integer(name: str, low: int, high: int, *, log: bool = False, **when: tuple[Any, ...]) -> Parameter:
-    return Parameter(name=name, kind="integer", low=low, high=high, log=log, when=when)
+def integer(
+    name: str, low: int, high: int, *, log: bool = False, usual: int | None = None, **when: tuple[Any, ...]
+) -> Parameter:
+    return Parameter(name=name, kind="integer", low=low, high=high, log=log, usual=usual, when=when)
 
 
 def choice(name: str, *choices: Any, **when: tuple[Any, ...]) -> Parameter:  # noqa: ANN401

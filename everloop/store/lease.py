@@ -44,7 +44,7 @@ class PoolPolicyRow(SQLModel, table=True):
 
     pool: str = Field(primary_key=True)
     policy: dict[str, Any] = document()
-    """Fields of `Policy` that are not as by default; `version` counts the changes."""
+    """Fields of `Policy` that are not as by default; never its `version`, which is the code's."""
     person: str = ""
     at: datetime = moment()
 

@@ -16,7 +16,7 @@ class StudyRow(SQLModel, table=True):
     id: str = Field(primary_key=True)
     lifecycle: str = Field(index=True)
     state: str
-    """`running`, `paused`, or why it has ended: `budget`, `no_gain`, `person`, `exhausted`, `failed`."""
+    """`running`, `paused`, or why it has ended: `budget`, `no_gain`, `person`."""
     metric: str
     sampler: str
     pruner: str

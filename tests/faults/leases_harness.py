@@ -1,11 +1,13 @@
 """Many lifecycles on the real stack whose jobs write down where they run, and what is looked at after their end."""
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ from workers import connect
 RECORDER = Path(__file__).parent / "recorder"
 PROCESSES = ("control", "compute", "scheduler", "slot cpu0", "slot cpu1", "api", "serve")
 """Each is killed in turn; the launcher starts it again."""
+TEMPORAL = "temporal"
+"""The server itself. It carries no mark of a stack, so it is found by its database."""
 
 
 def wake(here: Settings) -> None:
@@ -45,13 +49,35 @@ def recording(table: Path, model: str, records: Path, *, cpus: int, seconds: flo
 
 def kill(here: Settings, name: str) -> bool:
     """kill -9 of the process whose command ends with *name*. Was it there?"""
-    found = [each for each in stack.members(here) if each.command.endswith(name)]
-    for each in found[:1]:
-        os.kill(each.pid, signal.SIGKILL)
+    found = [each.pid for each in stack.members(here) if each.command.endswith(name)]
+    if name == TEMPORAL:
+        found = servers(here)
+    for pid in found[:1]:
+        os.kill(pid, signal.SIGKILL)
     return bool(found)
 
 
-def run(here: Settings, table: Path, records: Path, *, lifecycles: int, kills: int, seed: int) -> None:
+def servers(here: Settings) -> list[int]:
+    """Pids of the Temporal server of this data folder."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            command = (entry / "cmdline").read_bytes().split(b"\0")
+            mine = any(str(here.data_dir).encode() in word for word in command)
+            found += [int(entry.name)] if mine and command[0].endswith(b"/temporal") else []
+    return found
+
+
+def run(
+    here: Settings,
+    table: Path,
+    records: Path,
+    *,
+    lifecycles: int,
+    kills: int,
+    seed: int,
+    processes: Sequence[str] = PROCESSES,
+) -> None:
     """Submit *lifecycles* of several sizes, kill processes meanwhile, and wait for the end of all."""
     numbers = random.Random(seed)
     keys = [f"job-{number}" for number in range(lifecycles)]
@@ -61,7 +87,7 @@ def run(here: Settings, table: Path, records: Path, *, lifecycles: int, kills: i
             client.submit(recording(table, key, records, cpus=cpus, seconds=seconds), key)
     for number in range(kills):
         time.sleep(numbers.uniform(2, 6))
-        kill(here, PROCESSES[number % len(PROCESSES)])
+        kill(here, processes[number % len(processes)])
     deadline = time.monotonic() + 60 + 60 * lifecycles
     store = Store(here.database)
     while statuses(store, keys) != {"done"}:
@@ -108,13 +134,14 @@ def leaks(here: Settings) -> list[str]:
         leases = session.exec(select(LeaseRow).where(col(LeaseRow.state).in_(("offered", "active", "noticed")))).all()
         members = session.exec(select(LeaseMemberRow).where(col(LeaseMemberRow.live))).all()
         devices = session.exec(select(DeviceRow)).all()
+        every = session.exec(select(LeaseMemberRow)).all()
     store.close()
     used = [f"{row.name} counts {row.used_cores} cores" for row in devices if row.used_cores or row.used_memory_mib]
     locks = [str(path) for path in (here.scratch_dir / "slots").rglob(f"*{slot.SUFFIX}") if slot.is_held(path)]
     running = [
         f"process {pid} of {row.device}"
-        for row in leases_of(here)
-        for pid in mark.carriers(f"{here.scratch_dir}/{row.device}", mark.part(row.token, 0))
+        for row in every
+        for pid in mark.carriers(f"{here.scratch_dir}/{row.device}", mark.part(row.token, row.rank))
     ]
     return [
         *(f"lease {row.token}" for row in leases),

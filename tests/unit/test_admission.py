@@ -33,6 +33,7 @@ IDS = {
     names.LIFECYCLE: ("one", ""),
     names.DRIFT_CHECK: ("monitor/default/credit/check-1", ""),
     names.APPROVAL: ("one/approval", "one"),
+    names.SEARCH: ("one/search", "one"),
     names.RELEASE: ("release/default/credit", "one"),
     names.ROLL_BACK: ("release/default/credit", ""),
     names.GPU_POOL: ("pool/default", ""),

@@ -102,7 +102,7 @@ def test_without_a_training_there_is_no_curve_and_without_a_lifecycle_an_error(s
     _, store, client = served
     lifecycle(store, "early", ("snapshot", "running"))
 
-    assert client.get("/api/v1/lifecycles/early/curves").json() == {"items": []}
+    assert client.get("/api/v1/lifecycles/early/curves").json() == {"items": [], "ranks": 1}
     assert "no learning curve yet" in printed(console.curves([]))
     missing = client.get("/api/v1/lifecycles/nobody/curves")
     assert (missing.status_code, missing.json()["detail"]) == (404, "there is no lifecycle nobody")

@@ -12,7 +12,7 @@ import pytest
 import typer
 
 from everloop import cli, console
-from everloop.cli.lifecycles import _changes
+from everloop.cli.lifecycles import given_changes
 from everloop.cli.rows import rows_of
 from everloop.client import Client, error_of, load_spec
 from everloop.client import _encode as encode
@@ -63,12 +63,12 @@ def test_every_command_that_ends_by_itself_has_json():
     command = typer.main.get_command(cli.app)
     commands = dict(command.commands) | {
         f"{group} {name}": one
-        for group in ("journal", "keys", "lease", "node", "queue")
+        for group in ("budget", "journal", "keys", "lease", "node", "queue")
         for name, one in command.commands[group].commands.items()
     }
     without = {name for name, one in commands.items() if not any("--json" in option.opts for option in one.params)}
 
-    assert without == {"journal", "keys", "lease", "node", "queue", "worker", "api", "serve"}
+    assert without == {"budget", "journal", "keys", "lease", "node", "queue", "worker", "api", "serve"}
 
 
 def test_init_prints_the_spec_as_json_that_submits(tmp_path):
@@ -379,14 +379,14 @@ def test_set_stands_over_what_the_spec_says():
 
     assert (changed["target_missing"], changed["training"]) == ("drop", {"rounds": 50})
     assert changed["columns"] == {"age": {"type": "number"}}
-    assert _changes(["training.rounds=50", "positive='1'", "metric="]) == {
+    assert given_changes(["training.rounds=50", "positive='1'", "metric="]) == {
         "training.rounds": 50,
         "positive": "1",
         "metric": None,
     }
     for given in ("drop", "=drop", "metric=[", "metric: auc"):
         with pytest.raises(Invalid) as refused:
-            _changes([given])
+            given_changes([given])
         assert refused.value.field == "--set"
     with pytest.raises(InvalidSpec, match="target holds no fields"):
         load_spec(SPEC, {"target.x": 1})

@@ -34,9 +34,9 @@ def named(signature: Signature = BINARY, **row: Any) -> tuple[str, ...]:
 def test_names_are_exact_texts() -> None:
     assert named(key=7) == named(id="7") == named(key="7")
     assert named(key="7") not in (named(key="7.0"), named(key="07"), named(key=" 7"))
-    row = {"request_id": "r1", "row": 2, "key": 7.0, "features": {"age": 7, "flight": "UA1"}}
-    told = list(names_of(row, [("age",), ("age", "flight"), ("none",)]))
-    assert told == [named(request_id="r1", row=2), named(key="7.0"), named(age="7"), named(flight="UA1", age=7)]
+    row = {"request_id": "r1", "row": 2, "key": "007", "feature:age": 7.0, "feature:flight": "UA1"}
+    told = list(names_of(row, [("flight",), ("age", "flight"), ("none",)]))
+    assert told == [named(request_id="r1", row=2), named(key="007"), named(flight="UA1")]
 
 
 @pytest.mark.parametrize(
@@ -48,6 +48,7 @@ def test_names_are_exact_texts() -> None:
         ({"key": "a", "late": "perhaps"}, "late", "row 0: 'late' is 'perhaps'"),
         ({"label": 1}, "id", "row 0: 'id' names no prediction"),
         ({"kee": "a", "label": 1}, "kee", "row 0: 'kee' is no column that a row can be named by"),
+        ({"age": 7, "label": 1}, "age", "row 0: 'age' is a number, which has no exact text"),
         ({"key": ["a"], "label": 1}, "key", "row 0: 'key' is ['a'], which is no name"),
     ],
 )

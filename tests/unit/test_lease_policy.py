@@ -15,6 +15,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from activities.lease_ledger import reservations
 from activities.lease_policy import apply, decide, sentence, standing, unblocks
 from activities.lease_policy.state import (
+    VERSION,
     Amount,
     Counted,
     Device,
@@ -261,7 +262,7 @@ def several(one: st.SearchStrategy) -> st.SearchStrategy:
         several(asked),
         several(leases),
     ),
-    st.builds(Policy, st.just("2"), *[st.integers(-1, 9)] * 8),
+    st.builds(Policy, st.just(VERSION), *[st.integers(-1, 9)] * 8),
     st.integers(0, 9),
 )
 def test_a_state_that_makes_no_sense_raises_nothing(state: PoolState, policy: Policy, fuel: int) -> None:
@@ -293,6 +294,24 @@ def test_recorded_decisions_come_out_the_same_in_another_process_and_hash_seed()
             check=True,
         )
         assert told.stdout.strip() == mine
+
+
+DECISIONS = {"3": "ba3c569753163736"}
+"""Of each version of the policy that was released, the digest of what it decides about a hundred states."""
+
+
+def test_a_policy_that_decides_otherwise_has_another_version() -> None:
+    texts = []
+    for number in range(100):
+        state = scene(random.Random(number))
+        for now in (NOW, LATER, LATER + 125_000):
+            made = decide(state, now, Policy(), 1000)
+            texts += [repr(one) for one in made if not isinstance(one, Explain)]
+            state = apply(state, made, now, 100 + len(texts))
+
+    assert DECISIONS[Policy().version] == hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16], (
+        "the policy decides otherwise than its version did: give it another `VERSION`, and its digest here"
+    )
 
 
 def scene(numbers: random.Random) -> PoolState:

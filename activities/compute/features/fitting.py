@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from activities.compute.data import Table, Target, array_of, mistaken, unread_type
 from activities.compute.features.automation import Gap, make
+from activities.compute.features.choices import choose, repeat
 from activities.compute.features.columns import Numbers, Texts, numbers_of, texts_in
 from activities.compute.features.encoding import MOST_ENCODED
 from activities.compute.features.goals import Goal
@@ -85,7 +86,7 @@ def fit(  # noqa: PLR0917
     ranks = {"number": 0, "boolean": 0, "datetime": 1, "text": 2, "category": 3}
     inputs.sort(key=lambda entry: ranks[entry.kind])
     made = make(table, rows, goal, inputs, fitting.texts, fitting.gaps, like, target_mean=spec.features.target_mean)
-    return Pipeline(
+    pipeline = Pipeline(
         task=spec.task,
         target=spec.target,
         time=spec.time,
@@ -101,6 +102,9 @@ def fit(  # noqa: PLR0917
         added=(*fitting.added, *made.added),
         center=center,
         scale=scale,
+    )
+    return (
+        repeat(pipeline, table, rows, like, spec.training.seed) if like else choose(spec, pipeline, table, rows, goal)
     )
 
 

@@ -93,6 +93,63 @@ class Terms:
 
 
 @dataclass(frozen=True)
+class Combination:
+    """Two numbers as one: their product, or the first by the second; missing where either is, or nothing divides."""
+
+    left: str
+    right: str
+    how: Literal["product", "ratio"]
+
+    @property
+    def name(self) -> str:
+        return f"{self.left} {'*' if self.how == 'product' else '/'} {self.right}"
+
+
+@dataclass(frozen=True)
+class Skew:
+    """What makes a column's numbers even: it rises everywhere, so their order stays."""
+
+    column: str
+    how: Literal["log1p", "yeo_johnson", "quantile"]
+    unit: float = 1.0
+    """The numbers are divided by it first: the median of what is not 0."""
+    power: float = 0.0
+    """Yeo-Johnson's."""
+    where: tuple[float, ...] = ()
+    value: tuple[float, ...] = ()
+    """quantile: places, ascending, and what they become; lines between them."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one column was found to say about the target, and whether it was kept."""
+
+    column: str
+    score: float
+    kept: bool
+
+
+@dataclass(frozen=True)
+class Selected:
+    """How columns were chosen, the best first."""
+
+    method: str
+    scores: tuple[Score, ...]
+
+    def __str__(self) -> str:
+        gone = [each.column for each in self.scores if not each.kept]
+        kept, by = len(self.scores) - len(gone), self.method.replace("_", " ")
+        listed = ", ".join(name[:SHOWN] for name in gone[:LISTED])
+        more = f" and {len(gone) - LISTED:,} more" if len(gone) > LISTED else ""
+        dropped = f"; dropped: {listed}{more}" if gone else ""
+        return f"kept {kept:,} of {len(self.scores):,} columns, by {by}{dropped}"
+
+
+LISTED, SHOWN = 8, 60
+"""Columns in a sentence, and letters of a name."""
+
+
+@dataclass(frozen=True)
 class Added:
     """A feature that was made, or what was done to a column, and why."""
 

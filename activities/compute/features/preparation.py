@@ -2,19 +2,17 @@
 """The prepare stage: rows are split, the preprocessing is fitted on the train part, all rows are transformed."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from activities.compute import Job
-from activities.compute.data import Table, array_of, bounded, check_spec, seen, target_of
-from activities.compute.features.categories import Coded, texts_of
+from activities.compute.data import Table, bounded, check_spec, seen, target_of
 from activities.compute.features.fitting import fit
 from activities.compute.features.inputs import Floats
-from activities.compute.features.parts import TEST, TRAIN, VALIDATION, folds, split
+from activities.compute.features.parts import NO_PART, TEST, TRAIN, VALIDATION, folds, split
 from activities.compute.features.pipeline import Pipeline
+from activities.compute.features.sample import raw
 from activities.compute.features.table import Writer
 from activities.compute.resources import Resources
 from activities.compute.rows import CHUNK_ROWS, chunks, opened
@@ -42,6 +40,8 @@ def _prepare(request: PrepareRequest, job: Job, table: Table) -> Prepared:
     rows = target.labelled
     unseen, unmatched = seen.unseen(table, rows, request, job.artifacts, job.scratch)
     part = split(spec, table, target, unseen)
+    kept = part != NO_PART
+    rows, unseen, part = rows[kept], unseen[kept], part[kept]
     fresh = unseen & (part == TEST)
     pipeline = fit(spec, table, target, rows[part == TRAIN], scratch=job.scratch, resources=Resources.of(job))
     path = job.scratch / "prepared.arrow"
@@ -56,6 +56,11 @@ def _prepare(request: PrepareRequest, job: Job, table: Table) -> Prepared:
         print(f"{made.rule}: {made.name!r}, {made.reason}")
     for column in pipeline.dropped:
         print(f"not used: {column.name!r}, {column.reason}")
+    if pipeline.selected:
+        print(f"{pipeline.selected}")
+        for each in pipeline.selected.scores:
+            if each.kept:
+                print(f"kept: {each.column!r}, {each.score:.4g}")
     return Prepared(
         table=job.artifacts.put_file(path, "prepared.arrow"),
         pipeline=job.artifacts.put(pipeline.dump(), "pipeline.json"),
@@ -67,6 +72,8 @@ def _prepare(request: PrepareRequest, job: Job, table: Table) -> Prepared:
         features=bounded([Column(name=entry.name, kind=entry.kind) for entry in pipeline.inputs]),
         classes=pipeline.classes,
         unmatched=unmatched[:UNMATCHED],
+        selection=str(pipeline.selected or ""),
+        left_out_rows=int((~kept).sum()),
     )
 
 
@@ -91,13 +98,3 @@ def write(
             matrix = pipeline.by_feature(raw(batch), learned).T
             out.add(matrix, y=y[own], part=part[own], fold=fold, row=numbers, fresh=fresh[own])
             start += len(numbers)
-
-
-def raw(batch: pa.Table) -> dict[str, Any]:
-    """Raw columns as `Pipeline.transform` takes them; texts as `Coded`."""
-    return {name: _raw(column) for name, column in zip(batch.column_names, batch.columns, strict=True)}
-
-
-def _raw(column: pa.ChunkedArray) -> NDArray[np.generic] | Coded:
-    text = pa.types.is_string(column.type) or pa.types.is_dictionary(column.type)
-    return texts_of(column) if text else array_of(column)

@@ -24,14 +24,12 @@ from activities.compute.inference import Columns
 from activities.compute.rows import opened
 from everloop.artifacts import Artifacts
 from everloop.errors import JobFailed
-from everloop.families import FAMILIES
+from everloop.families import FAMILIES, FILES
 from everloop.records import Snapshot
 from everloop.specs import LifecycleSpec
 
 USER = "user"
 """The file that calls functions of users."""
-FILES = {"torch": "torch_tabular"}
-"""Of families that are not called as their file is."""
 SMALLEST = 1e-15
 """Probabilities are kept this far from 0 before their logarithm is taken."""
 

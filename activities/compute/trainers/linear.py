@@ -123,9 +123,9 @@ def fit(examples: Examples, params: Mapping[str, Any], context: Context) -> "Fit
     """The coefficients with the least penalised loss of the train rows."""
     chosen = Params.model_validate(dict(params))
     pipeline, places = examples.pipeline, examples.drawn(MOST_CELLS, "what is learned from is kept in memory")
-    encoding = _encoding(examples, places, chosen)
+    encoding = encoding_of(examples, places, chosen)
     weights, goal = examples.weight(places), examples.goal[places]
-    problem = Problem.of(_design(encoding, examples, places), goal, weights, pipeline, chosen)
+    problem = Problem.of(design_of(encoding, examples, places), goal, weights, pipeline, chosen)
     flat = _learned(problem, chosen, context)
     coefficients, intercepts = problem.parts(flat)
     kept_ = Fitted(encoding, coefficients, intercepts, pipeline, _criteria(problem, flat))
@@ -231,7 +231,7 @@ def _batches(examples: Examples, places: NDArray[np.int64]) -> Iterator[Matrix]:
     yield from examples.rows.matrices(places, BATCH_ROWS)
 
 
-def _encoding(examples: Examples, places: NDArray[np.int64], chosen: Params) -> Encoding:
+def encoding_of(examples: Examples, places: NDArray[np.int64], chosen: Params) -> Encoding:
     pipeline = examples.pipeline
     numbers = len(pipeline.names) - len(pipeline.categorical)
     sizes = [len(entry.known) + 2 for entry in pipeline.of("category")]
@@ -288,7 +288,7 @@ def _levels(held: list[NDArray[np.int64]], most: int) -> NDArray[np.int64]:
     return np.concatenate(found) if found else np.zeros(0, np.int64)
 
 
-def _design(encoding: Encoding, examples: Examples, places: NDArray[np.int64]) -> Design:
+def design_of(encoding: Encoding, examples: Examples, places: NDArray[np.int64]) -> Design:
     lines, codes = [], []
     for batch in _batches(examples, places):
         lines.append(encoding.line(batch))
@@ -386,10 +386,10 @@ def _learned(problem: Problem, chosen: Params, context: Context) -> Floats:
     options = {"maxiter": chosen.iterations, "maxcor": 20, "ftol": 1e-12, "gtol": 1e-7}
     found = scipy.optimize.minimize(problem.smooth, start, jac=True, method="L-BFGS-B", options=options, callback=count)
     flat = np.asarray(found.x, np.float64)
-    return _sparse(problem, flat, chosen.iterations, count) if problem.l1 else flat
+    return sparse(problem, flat, chosen.iterations, count) if problem.l1 else flat
 
 
-def _sparse(problem: Problem, flat: Floats, most: int, count: Callable[[object], None]) -> Floats:
+def sparse(problem: Problem, flat: Floats, most: int, count: Callable[[object], None]) -> Floats:
     """FISTA with backtracking, begun again where it overshoots: coefficients become exactly 0."""
     free = len(flat) - problem.outputs  # intercepts are not penalised
 

@@ -75,6 +75,21 @@ class Part:
         return self.whole.cores
 
     @property
+    def rank(self) -> int:
+        return self.whole.rank
+
+    @property
+    def world_size(self) -> int:
+        return self.whole.world_size
+
+    @property
+    def rendezvous(self) -> Any:  # noqa: ANN401
+        return self.whole.rendezvous
+
+    def join(self, backend: str = "") -> None:
+        self.whole.join(backend)
+
+    @property
     def artifacts(self) -> Artifacts:
         return self.whole.artifacts
 

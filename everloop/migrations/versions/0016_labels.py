@@ -6,7 +6,7 @@ from alembic import op
 import everloop.store
 
 revision = "0016_labels"
-down_revision = "0012_told"
+down_revision = "0014_log"
 branch_labels = None
 depends_on = None
 

@@ -1,0 +1,255 @@
+# ruff: noqa: T201  # what a job prints is its log
+"""Trials: a job asks for parameters, learns and judges, once or, where that is quick, several times.
+
+Optuna is loaded when a trial is asked for (`asking.py`): a warm process that runs no search has no use for it.
+"""
+
+import io
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from activities.compute import Context
+from activities.compute.evaluation import score
+from activities.compute.features import TRAIN, VALIDATION, Floats, Pipeline, prepared_rows
+from activities.compute.folds import Crossed, Fold, cross, plan
+from activities.compute.trainers import Examples, Pruned, raw_columns
+from activities.compute.trainers.part import Part
+from activities.compute.weights import weights_of
+from everloop.artifacts import Artifacts
+from everloop.contracts import TrialRequest
+from everloop.errors import EverloopError, Invalid
+from everloop.families import family
+from everloop.records import Blob, Prepared
+from everloop.search import Search
+from everloop.specs import LifecycleSpec
+from everloop.trials import Plan, Study, Trial, Trials
+
+if TYPE_CHECKING:
+    from activities.compute.search.asking import Asked, Asking
+
+ENOUGH_SECONDS = 1.0
+"""A job that has worked so long begins no further trial."""
+KEPT = 16
+"""Trials among so many best keep their answers: an ensemble is chosen from these."""
+FIRST_RUNG, NEXT_RUNG = 8, 1.5
+"""Of rounds: which ones a pruner is told, so that trials are compared at the same ones."""
+SAID = 300
+"""Letters of an error."""
+
+
+def trials(request: TrialRequest, job: Context) -> Trials:
+    """Ask, learn and judge: the first of the request's numbers, and more of them while there is time."""
+    began = time.monotonic()
+    from activities.compute.search.asking import Asking
+
+    shared = plan_of(job.artifacts, request.study)
+    known = sorted([*told_trials(job.artifacts, request.study), *request.recent], key=lambda each: each.number)
+    restored = job.restore()
+    done, held = Part.done(restored)
+    ended = [Trial.model_validate(each) for each in json.loads(str(held["trials"]))] if done else []
+    with _examples(shared, shared.prepared, job) as examples:
+        folds = plan(examples)
+        asking = Asking(shared, len(folds[0].train))
+        for place in range(len(ended), len(request.numbers)):
+            left = None if request.seconds is None else request.seconds - (time.monotonic() - began)
+            if place and (time.monotonic() - began > ENOUGH_SECONDS or (left is not None and left <= 0)):
+                break
+            part = Part(job, place, {"trials": json.dumps([each.model_dump(mode="json") for each in ended])}, restored)
+            judged = Judged(asking, examples, folds, [*known, *ended], left)
+            ended.append(judged.tried(request.numbers[place], part))
+            print(said(ended[-1]), flush=True)
+    return Trials(trials=tuple(ended))
+
+
+def said(trial: Trial) -> str:
+    """A trial as its log has it."""
+    figures = ", ".join(f"{value:.6g}" for value in trial.values)
+    result = f"{trial.state} {figures}" if figures else trial.state + (f": {trial.error}" if trial.error else "")
+    return f"trial {trial.number}: {trial.family} {json.dumps(trial.parameters)}: {result}, {trial.seconds:.2f} s"
+
+
+def plan_of(artifacts: Artifacts, study: Study) -> Plan:
+    return Plan.model_validate_json(artifacts.get(study.plan))
+
+
+def told_trials(artifacts: Artifacts, study: Study) -> list[Trial]:
+    """Those of the study's blobs, in order of their numbers."""
+    lines = [line for blob in study.blobs for line in artifacts.get(blob).splitlines()]
+    return [Trial.model_validate_json(line) for line in lines]
+
+
+@contextmanager
+def _examples(shared: Plan, prepared: Prepared, job: Context) -> Iterator[Examples]:
+    spec = shared.spec
+    pipeline = Pipeline.read(job.artifacts, prepared.pipeline)
+    with prepared_rows(job.artifacts, prepared) as rows, raw_columns(job.artifacts, shared.snapshot) as raw:
+        yield Examples(
+            spec=spec,
+            pipeline=pipeline,
+            rows=rows,
+            train=np.flatnonzero(rows.part == TRAIN),
+            validation=np.flatnonzero(rows.part == VALIDATION),
+            goal=(rows.y - pipeline.center) / pipeline.scale,
+            raw=raw,
+            weights=weights_of(spec, pipeline, raw.table() if spec.weight else None, rows.rows, rows.y),
+        )
+
+
+def of_family(spec: LifecycleSpec, name: str) -> LifecycleSpec:
+    """The spec as if it said `trainer: name`, for what a family reads of it."""
+    return spec.model_copy(update={"trainer": name, "params": {}, "search": None})
+
+
+class Cut(Pruned):
+    """The time is over."""
+
+
+class Looking:
+    """A pruner looks at a training's rungs; a clock, too."""
+
+    def __init__(self, asked: "Asked", until: float | None, *, folds: int, prunes: bool) -> None:
+        self._asked, self._until, self._folds, self._prunes = asked, until, folds, prunes
+        self._next = float(FIRST_RUNG) if family(asked.family).STEP == "rounds" and folds == 1 else 1.0
+        self.seen: list[tuple[int, float]] = []
+
+    def reached(self, step: int, loss: float) -> None:
+        """Raises `Cut` or `Pruned`."""
+        if self._until is not None and time.monotonic() > self._until:
+            raise Cut
+        if step < round(self._next) or not math.isfinite(loss):
+            return
+        if self._folds == 1:
+            self._next = max(self._next * NEXT_RUNG, self._next + 1)
+        self.seen.append((step, loss))
+        if not self._prunes or step == self._folds > 1:
+            return
+        if self._asked.worse(step, loss):
+            raise Pruned
+
+
+class Clock:
+    """Only a clock looks."""
+
+    def __init__(self, until: float | None) -> None:
+        self._until = until
+
+    def reached(self, step: int, loss: float) -> None:  # noqa: ARG002
+        """Raises `Cut`."""
+        if self._until is not None and time.monotonic() > self._until:
+            raise Cut
+
+
+class Judged:
+    """One trial of a job."""
+
+    def __init__(
+        self,
+        asking: "Asking",
+        examples: Examples,
+        folds: Sequence[Fold],
+        known: Sequence[Trial],
+        left: float | None,
+    ) -> None:
+        self._asking, self._examples, self._folds, self._left = asking, examples, folds, left
+        self._known = sorted(known, key=lambda each: each.number)
+        self._search = asking.search if isinstance(asking.search, Search) else Search()
+
+    def tried(self, number: int, job: Context) -> Trial:
+        """The trial *number*. What a family refuses, or fails with, is a failed trial."""
+        began = time.monotonic()
+        knew = next((place for place, each in enumerate(self._known) if each.number != place), len(self._known))
+        asked = self._asking.ask(number, self._known, self._left)
+        # The first ones go to their end: something must be found.
+        may_be_cut = self._left is not None and any(each.state == "complete" for each in self._known)
+        until = began + max(0.0, self._left or 0.0) if may_be_cut else None
+        looks = Looking(asked, until, folds=len(self._folds), prunes=self._search.pruned_by != "none")
+        found: dict[str, Any] = {}
+        try:
+            crossed = cross(
+                self._own(asked), asked.parameters, job, self._folds, looks, Clock(until) if until else None
+            )
+            found = self._complete(crossed, job)
+        except Cut:
+            found = {"state": "cut"}
+        except Pruned:
+            found = {"state": "pruned"}
+        except (MemoryError, EverloopError) as error:
+            if not isinstance(error, Invalid):
+                raise
+            found = {"state": "failed", "error": str(error)[:SAID]}
+        except Exception as error:  # a library's, of parameters that it does not bear
+            if "OutOfMemory" in type(error).__name__:
+                raise
+            found = {"state": "failed", "error": f"{type(error).__name__}: {error}"[:SAID]}
+        return Trial.model_validate(
+            {
+                "number": number,
+                "family": asked.family,
+                "parameters": asked.parameters,
+                "drawn": asked.drawn,
+                "distributions": asked.distributions,
+                "intermediates": looks.seen,
+                "attributes": asked.attributes,
+                "origin": asked.origin,
+                "knew": knew,
+                "beside": [each.number for each in self._known[knew:]],
+                "left": self._left,
+                "seconds": round(time.monotonic() - began, 4),
+                "device": job.lease.members[0].device,
+            }
+            | found
+        )
+
+    def _own(self, asked: "Asked") -> Examples:
+        from dataclasses import replace
+
+        return replace(self._examples, spec=of_family(self._examples.spec, asked.family))
+
+    def _complete(self, crossed: Crossed, job: Context) -> dict[str, Any]:
+        pipeline, rows, judged = self._examples.pipeline, self._examples.rows, crossed.judged
+        metrics = score(pipeline, rows.y[judged], crossed.answers[judged])
+        value = self._asking.value(metrics)
+        if not math.isfinite(value):
+            return {"state": "failed", "error": f"the rows do not say its {self._asking.metric}"}
+        size, milliseconds = (len(crossed.last.dump()) if crossed.last else 0), 0.0
+        values: tuple[float, ...] = (value,)
+        if self._search.sampler == "nsga2" and crossed.last is not None:
+            from activities.compute.search.measuring import measured
+
+            size, milliseconds = measured(crossed.last, pipeline, self._examples)
+            values = (value, milliseconds, float(size))
+        return {
+            "state": "complete",
+            "values": values,
+            "metrics": metrics,
+            "losses": [round(each, 8) for each in crossed.losses],
+            "learned": crossed.parameters,
+            "iterations": crossed.iterations,
+            "rows": len(judged),
+            "bytes": size,
+            "milliseconds": round(milliseconds, 4),
+            "answers": self._kept(crossed.answers, value, job),
+        }
+
+    def _kept(self, answers: Floats, value: float, job: Context) -> Blob | None:
+        """The answers out of fold, where the trial is among the best so far."""
+        losses = sorted(self._asking.loss(each.values[0]) for each in self._known if each.state == "complete")
+        if len(losses) >= KEPT and self._asking.loss(value) > losses[KEPT - 1]:
+            return None
+        packed = io.BytesIO()
+        np.save(packed, answers.astype(np.float32), allow_pickle=False)
+        return job.artifacts.put(packed.getvalue(), "answers.npy")
+
+
+def answers_of(artifacts: Artifacts, trial: Trial) -> Floats | None:
+    """The answers that a trial has kept."""
+    if trial.answers is None:
+        return None
+    found: Floats = np.load(io.BytesIO(artifacts.get(trial.answers)), allow_pickle=False).astype(np.float64)
+    return found
