@@ -260,8 +260,11 @@ class Latency:
     """Share of requests, and the time within which they were answered."""
     rows: list[tuple[str, float]]
     """Time, and the share that took so long at most."""
+    refused: int = 0
+    """Requests that were not as the model takes them (422): none of their rows is in the log."""
 
 
+REFUSED = re.compile(r"^everloop_predict_requests_total\{(.*)\} (\S+)$")
 BUCKET = re.compile(r"^everloop_predict_seconds_(bucket|sum)\{(.*)\} (\S+)$")
 LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
@@ -281,8 +284,12 @@ def latency(settings: Settings, project: str, model: str) -> Latency | None:
 def latency_of(text: str, project: str, model: str) -> Latency | None:
     """From the text format of Prometheus."""
     buckets: dict[float, int] = {}
-    seconds = 0.0
+    seconds, refused = 0.0, 0
     for line in text.splitlines():
+        counted = REFUSED.match(line)
+        said = dict(LABEL.findall(counted[1])) if counted else {}
+        if counted and (said.get("project"), said.get("model"), said.get("status")) == (project, model, "422"):
+            refused += int(float(counted[2]))
         found = BUCKET.match(line)
         labels = dict(LABEL.findall(found[2])) if found else {}
         if not found or (labels.get("project"), labels.get("model")) != (project, model):
@@ -302,7 +309,7 @@ def latency_of(text: str, project: str, model: str) -> Latency | None:
     rows = [(_time(bound), count / total) for bound, count in sorted(buckets.items())]
     first = next((place for place, row in enumerate(rows) if row[1] > 0), 0)
     last = next((place for place, row in enumerate(rows) if row[1] >= 1), len(rows) - 1)
-    return Latency(total, 1000 * seconds / total, told, rows[first : last + 1])
+    return Latency(total, 1000 * seconds / total, told, rows[first : last + 1], refused)
 
 
 def _time(seconds: float) -> str:

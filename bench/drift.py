@@ -54,6 +54,8 @@ class Part:
     rows: pd.DataFrame
     start: datetime
     end: datetime
+    outcomes: pd.DataFrame | None = None
+    """What comes into the source after it; None: its own rows."""
 
 
 @dataclass
@@ -118,7 +120,9 @@ class Loop:
         return FolderJob(self.folder)
 
     def _deliver(self, part: Part) -> None:
-        part.rows.to_csv(self.folder / "source" / f"{part.name}.csv", index=False)
+        (part.rows if part.outcomes is None else part.outcomes).to_csv(
+            self.folder / "source" / f"{part.name}.csv", index=False
+        )
 
     def _version(self, job: Any, champion: dict[str, Any] | None, number: int) -> dict[str, Any] | None:
         """Train, and compare with *champion* by the spec's certainty. None: it is not better."""
@@ -292,7 +296,17 @@ def rodents(folder: Path) -> Loop:
     years = [("y1977", "1977-01-01", "1980-01-01")]
     years += [(f"y{year}", f"{year}-01-01", f"{year + 1}-01-01") for year in range(1980, 2003)]
     spec = spec_of("rodents", "multiclass", "species_id", "caught", "accuracy")
-    return Loop(spec, by(table, "caught", years), folder).run()
+    parts = by(table, "caught", years)
+    waiting = parts[0].rows.iloc[:0]
+    caught: dict[str, int] = {}
+    for part in parts:  # who was caught a few times only is nothing to learn yet
+        for name, count in part.rows["species_id"].value_counts().items():
+            caught[str(name)] = caught.get(str(name), 0) + int(count)
+        known = [name for name, count in caught.items() if count >= 10]
+        waiting = pd.concat([waiting, part.rows])
+        part.outcomes = waiting[waiting["species_id"].isin(known)]
+        waiting = waiting[~waiting["species_id"].isin(known)]
+    return Loop(spec, parts, folder).run()
 
 
 def chicago(folder: Path) -> Loop:

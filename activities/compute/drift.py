@@ -378,7 +378,7 @@ def _report(pairs: Sequence[Pair], names: Sequence[str]) -> Any:  # noqa: ANN401
     categories = [name for name, pair in zip(names, pairs, strict=True) if not pair.numeric]
     definition = DataDefinition(numerical_columns=numeric, categorical_columns=categories)
     sides = [
-        Dataset.from_pandas(pd.DataFrame(dict(zip(names, values, strict=True))), data_definition=definition)
+        Dataset.from_pandas(_frame(names, values), data_definition=definition)
         for values in ([pair.current for pair in pairs], [pair.reference for pair in pairs])
     ]
     methods = [method_and_threshold(pair) for pair in pairs]
@@ -387,6 +387,13 @@ def _report(pairs: Sequence[Pair], names: Sequence[str]) -> Any:  # noqa: ANN401
         for name, (method, threshold) in zip(names, methods, strict=True)
     ]
     return Report(asked, include_tests=True).run(sides[0], sides[1])
+
+
+def _frame(names: Sequence[str], values: Sequence[NDArray[Any]]) -> pd.DataFrame:
+    """Texts as categories: Evidently looks at each value again and again, and so it looks at a number."""
+    return pd.DataFrame(
+        {name: pd.Categorical(side) if side.dtype == object else side for name, side in zip(names, values, strict=True)}
+    )
 
 
 def method_and_threshold(pair: Pair) -> tuple[str | None, float | None]:

@@ -67,6 +67,8 @@ everloop_predict_seconds_bucket{project="p",model="m",process="2",le="0.001"} 10
 everloop_predict_seconds_bucket{project="p",model="m",process="2",le="0.01"} 100
 everloop_predict_seconds_bucket{project="p",model="m",process="2",le="+Inf"} 100
 everloop_predict_seconds_sum{project="p",model="m",process="2"} 0.2
+everloop_predict_requests_total{project="p",model="m",status="422",process="1"} 3
+everloop_predict_requests_total{project="p",model="m",status="200",process="1"} 97
 everloop_predict_seconds_bucket{project="p",model="other",process="1",le="+Inf"} 5
 """
 
@@ -74,7 +76,7 @@ everloop_predict_seconds_bucket{project="p",model="other",process="1",le="+Inf"}
 def test_latency_is_of_all_processes_together() -> None:
     found = watch.latency_of(METRICS, "p", "m")
     assert found is not None
-    assert (found.requests, found.mean_ms) == (200, pytest.approx(2))
+    assert (found.requests, found.mean_ms, found.refused) == (200, pytest.approx(2), 3)
     assert found.bounds_ms == [("50%", 1.0), ("95%", 1.0), ("99%", 10.0)]
     assert found.rows == [("1 ms", 0.95), ("10 ms", 1.0)]
     assert watch.latency_of(METRICS, "p", "none") is None
