@@ -26,6 +26,7 @@ from api import (
     lifecycle,
     pages,
     pool,
+    predictions,
     problems,
     release,
     search,
@@ -34,8 +35,8 @@ from api import (
 from api.bodies import body_schema, describe, json_body, read_form
 from api.dependencies import Here, Parts, Person, ask
 from api.identity import Asker, Guard
+from everloop import isolation, signing
 from everloop import settings as configuration
-from everloop import signing
 from everloop.artifacts import Artifacts
 from everloop.errors import Forbidden, NotAuthenticated, Unavailable
 from everloop.payloads import converter
@@ -175,6 +176,7 @@ def _store_answers(here: Parts) -> bool:
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The API as an ASGI application. Its store must have been migrated; Temporal may come later."""
     settings = settings or configuration.load()
+    pages.say_on_every_page(isolation.BANNER if settings.devices.startswith("sim:") else "")
     store = Store(settings.database)
     app = FastAPI(
         title="Everloop",
@@ -193,6 +195,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         approval.router,
         drift.router,
         labels.router,
+        predictions.router,
         release.router,
         pool.router,
         cost.router,

@@ -12,7 +12,7 @@ from starlette.responses import HTMLResponse, RedirectResponse
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 
-from api import drift, labels, pages, watch
+from api import drift, labels, pages, predictions, watch
 from api.bodies import body_schema, json_body, read_form, validated
 from api.dependencies import RPC_TIMEOUT, Here, Parts, Person, ask
 from api.drift import DriftView, Project
@@ -186,6 +186,7 @@ def model_page(model: str, here: Here, person: Person, project: Project = "defau
         found = view(session, here.settings.serve_url, project, model)
         known = labels.view(session, here, project, model)
         came = watch.triggers(session, found.checks, known.performance)
+        log = predictions.view(session, here, project, model)
     found.refused = _refused(refusals(here.settings), project, model)
     threshold = found.monitor.share if found.monitor else None
     latest = next((check for check in reversed(found.checks) if "report" in check.links), None)
@@ -203,6 +204,7 @@ def model_page(model: str, here: Here, person: Person, project: Project = "defau
         latency=watch.latency(here.settings, project, model),
         page_url=page_url,
         refusal_help=HELP,
+        log=log,
     )
 
 

@@ -20,9 +20,10 @@ import httpx
 
 from everloop import errors, stack
 from everloop import settings as configuration
-from everloop.errors import EverloopError, InvalidSpec, NotAuthenticated, Unavailable
+from everloop.errors import EverloopError, Invalid, InvalidSpec, NotAuthenticated, Unavailable
 from everloop.label_calls import LabelCalls
 from everloop.pool_calls import PoolCalls
+from everloop.prediction_calls import PredictionCalls
 from everloop.searches import SearchCalls
 from everloop.settings import Settings
 
@@ -42,7 +43,7 @@ RUNNING = frozenset({"running", "waiting_approval", "needs_attention"})
 FAR_SECONDS = 10 * 365 * 86400.0
 
 
-class Client(PoolCalls, SearchCalls, LabelCalls):
+class Client(PoolCalls, PredictionCalls, SearchCalls, LabelCalls):
     """A connection to one deployment as one person. Safe to share between threads; use as a context manager."""
 
     def __init__(
@@ -351,6 +352,27 @@ class Client(PoolCalls, SearchCalls, LabelCalls):
         return str(_object(self._api("POST", "/credentials", json={"person": person}))["key"])
 
     # --- HTTP
+
+    def _download(self, path: str, target: Path, params: Json) -> int:
+        """Write an answer of the API into a file, whole or not at all; how many rows it says that it has."""
+        staged = target.with_name(f"{target.name}.part")
+        url = f"{self.url}/api/v1{path}"
+        try:
+            with self._http.stream("GET", url, params=params, timeout=httpx.Timeout(None, connect=5)) as answer:
+                if answer.is_error:
+                    answer.read()
+                    raise error_of(answer)
+                with staged.open("wb") as file:
+                    for piece in answer.iter_bytes():
+                        file.write(piece)
+            staged.replace(target)
+        except httpx.TransportError as error:
+            raise Unavailable(f"{self.url} does not answer ({type(error).__name__})") from None
+        except OSError as error:
+            raise Invalid(f"cannot write {target}: {error.strerror}", field="path") from None
+        finally:
+            staged.unlink(missing_ok=True)
+        return int(answer.headers.get("x-rows", 0))
 
     def _api(self, method: str, path: str, **request: Any) -> Any:  # noqa: ANN401
         return self._call(method, f"{self.url}/api/v1{path}", **request)

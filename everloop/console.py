@@ -18,6 +18,8 @@ out = Console(highlight=False, soft_wrap=False)
 err = Console(stderr=True, highlight=False)
 
 MOST_NOTES = 6
+LOG_DAYS = 31
+"""Shown of a log."""
 LEAST_SHARE = 0.01
 """Of a parameter that is worth a line."""
 _UTF8 = (sys.stdout.encoding or "").lower().startswith("utf")
@@ -393,6 +395,25 @@ def models(rows: Iterable[Json]) -> RenderableType:
             live = Text(f"{live}: {row['refused']}; `everloop journal verify` helps", style="red")
         made.add_row(row["project"], row["model"], live, when(row["released_at"]), str(row["versions"]))
     return made if made.row_count else Text("no model yet; `everloop submit SPEC.yaml` makes one")
+
+
+def log(found: Json) -> RenderableType:
+    """What a prediction log holds, and its latest days."""
+    days = found["days"]
+    made = table("day (UTC)", "rows")
+    for each in days[-LOG_DAYS:]:
+        made.add_row(each["day"], f"{each['rows']:,}")
+    parts = [f"{found['rows']:,} rows"]
+    if found["first_event"]:
+        parts.append(f"event time {when(found['first_event'])} to {when(found['last_event'])} UTC")
+    parts.append(f"{found['parquet_bytes'] / 2**20:,.1f} MiB of Parquet, {found['lines_bytes'] / 2**20:,.1f} of lines")
+    if found["torn"]:
+        parts.append(f"{found['torn']:,} torn lines passed over")
+    keep = found["keep_seconds"]
+    parts.append("rows stay for ever" if keep is None else f"rows stay for {keep / 86_400:g} days")
+    if found["removed_rows"]:
+        parts.append(f"{found['removed_rows']:,} have been removed")
+    return Group(Text("; ".join(parts)), made) if days else Text("; ".join(parts))
 
 
 def keys(rows: Iterable[Json]) -> RenderableType:

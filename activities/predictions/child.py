@@ -4,7 +4,6 @@ import asyncio
 import ctypes
 import json
 import signal
-import sys
 from typing import TypeVar
 
 from pydantic import BaseModel
@@ -29,7 +28,6 @@ async def run(what: str, request: BaseModel, result: type[R]) -> R:
         env=environment,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
-        stderr=sys.stderr,
     )
     try:
         async with asyncio.timeout(SECONDS):
