@@ -20,6 +20,8 @@ from everloop.contracts import (
     ExportRequest,
     FeaturesActivities,
     JobRequest,
+    LabelComputeActivities,
+    PerformanceRequest,
     PrepareRequest,
     ProveAnswer,
     ProveRequest,
@@ -32,6 +34,7 @@ from everloop.contracts import (
     ValidateRequest,
 )
 from everloop.records import (
+    Break,
     Check,
     Code,
     Column,
@@ -39,7 +42,9 @@ from everloop.records import (
     DriftReport,
     Evaluation,
     Exported,
+    Measure,
     Parity,
+    PerformanceReport,
     Prepared,
     Ran,
     Refitted,
@@ -47,6 +52,7 @@ from everloop.records import (
     Snapshot,
     Trained,
     Validation,
+    WindowPerformance,
 )
 from everloop.trials import Trial, Trials
 
@@ -59,6 +65,7 @@ class QuickCompute(
     EvaluationActivities,
     ExportActivities,
     DriftComputeActivities,
+    LabelComputeActivities,
 ):
     """Every compute stage, answered at once. `hooks[stage]` may raise or wait; `calls` lists what was asked."""
 
@@ -68,6 +75,9 @@ class QuickCompute(
         self.hooks: dict[str, Callable[[], Any]] = {}
         self.verdict = "better"
         self.share = 0.0
+        self.measures: tuple[Measure, ...] = ()
+        self.broken: tuple[Break, ...] = ()
+        self.performance: tuple[WindowPerformance, ...] = ()
         self.features: tuple[Column, ...] = ()
         self.code: Code | None = None
         self.ran: Ran | None = None
@@ -189,7 +199,20 @@ class QuickCompute(
     @activity.defn(name="everloop.drift.measure")
     async def measure(self, request: DriftRequest) -> DriftReport:
         await self._called("measure", request)
-        return DriftReport(window=request.window, rows=500, reference_rows=500, columns=(), share=self.share)
+        return DriftReport(
+            window=request.window,
+            rows=500,
+            reference_rows=500,
+            columns=(),
+            share=self.share,
+            measures=self.measures,
+            broken=self.broken,
+        )
+
+    @activity.defn(name="everloop.labels.perform")
+    async def perform(self, request: PerformanceRequest) -> PerformanceReport:
+        await self._called("perform", request)
+        return PerformanceReport(windows=self.performance, labels=9, joined=7, corrected=1)
 
     @activity.defn(name="everloop.lease.prove")
     async def prove(self, request: ProveRequest) -> ProveAnswer:
@@ -214,6 +237,7 @@ class QuickCompute(
             self.evaluate,
             self.export,
             self.measure,
+            self.perform,
             self.room,
             self.prove,
         ]
