@@ -28,6 +28,7 @@ from api import (
     predictions,
     problems,
     release,
+    score,
     search,
     spending,
 )
@@ -191,6 +192,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         approval.router,
         drift.router,
         predictions.router,
+        score.router,
         release.router,
         pool.router,
         cost.router,

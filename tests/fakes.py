@@ -11,6 +11,8 @@ from temporalio import activity
 
 from everloop.artifacts import Artifacts
 from everloop.contracts import (
+    ChunkRequest,
+    CutRequest,
     DataActivities,
     DriftComputeActivities,
     DriftRequest,
@@ -20,10 +22,12 @@ from everloop.contracts import (
     ExportRequest,
     FeaturesActivities,
     JobRequest,
+    JoinRequest,
     PrepareRequest,
     ProveAnswer,
     ProveRequest,
     RefitRequest,
+    ScoreJobActivities,
     SearchJobActivities,
     SnapshotRequest,
     TrainingActivities,
@@ -48,6 +52,7 @@ from everloop.records import (
     Trained,
     Validation,
 )
+from everloop.scores import Chunk, Cut, Joined
 from everloop.trials import Trial, Trials
 
 
@@ -59,6 +64,7 @@ class QuickCompute(
     EvaluationActivities,
     ExportActivities,
     DriftComputeActivities,
+    ScoreJobActivities,
 ):
     """Every compute stage, answered at once. `hooks[stage]` may raise or wait; `calls` lists what was asked."""
 
@@ -183,6 +189,22 @@ class QuickCompute(
         await self._called("measure", request)
         return DriftReport(window=request.window, rows=500, reference_rows=500, columns=(), share=self.share)
 
+    @activity.defn(name="everloop.score.cut")
+    async def cut(self, request: CutRequest) -> Cut:
+        await self._called("cut", request)
+        return Cut(rows=30, chunks=("1", "2", "3"), rejected=0)
+
+    @activity.defn(name="everloop.score.chunk")
+    async def chunk(self, request: ChunkRequest) -> Chunk:
+        await self._called("chunk", request)
+        return Chunk(scored=request.chunk, rejects="", rows=10, rejected=0)
+
+    @activity.defn(name="everloop.score.join")
+    async def join(self, request: JoinRequest) -> Joined:
+        await self._called("join", request)
+        out = self.artifacts.put("".join(request.scored).encode())
+        return Joined(out=out, rejects=None, rows=request.rows, rejected=0)
+
     @activity.defn(name="everloop.lease.prove")
     async def prove(self, request: ProveRequest) -> ProveAnswer:
         """Nothing runs after its activity here: all are dead."""
@@ -206,6 +228,9 @@ class QuickCompute(
             self.evaluate,
             self.export,
             self.measure,
+            self.cut,
+            self.chunk,
+            self.join,
             self.room,
             self.prove,
         ]
