@@ -284,6 +284,14 @@ class Comparison(Record):
     rows: int = 0
 
 
+class ColumnScore(Record):
+    """What one column was found to say about the target, and whether the model looks at it."""
+
+    column: str
+    score: float
+    kept: bool
+
+
 class Evaluation(Result):
     """How the candidate does on the test part, and against the champion on fresh rows."""
 
@@ -296,6 +304,10 @@ class Evaluation(Result):
     """The features that are worth most, as shares of what all are worth."""
     importance_is: Literal["", "native", "permutation"] = ""
     """How that was found: what the family says of itself, or by how much shuffling a feature raises the loss."""
+    selected_by: str = ""
+    """The method by which columns were chosen, where the spec asks for a choice."""
+    selection: tuple[ColumnScore, ...] = ()
+    """The first of them by it, the best first; the report has all."""
 
 
 class Refitted(Result):

@@ -451,6 +451,14 @@ class LifecycleSpec(Strict):
             raise ValueError(f"{_largest(self)}: the spec takes {size:,} bytes, more than {SPEC_BYTES:,}; name fewer")
         return self
 
+    @model_validator(mode="after")
+    def _looked_at(self) -> "LifecycleSpec":
+        changed = {"skew": self.features.skew != "none", "interactions": self.features.interactions > 0}
+        if self.own_trainer and self.inputs == "raw" and any(changed.values()):
+            name = next(name for name, there in changed.items() if there)
+            raise ValueError(f"features.{name}: a trainer of yours sees it with `inputs: features` alone")
+        return self
+
     @property
     def own_trainer(self) -> bool:
         """Does a function of a user learn, and none of our trainers?"""

@@ -14,7 +14,7 @@ from activities.compute.inference import Columns, Model
 from activities.compute.rows import opened
 from everloop.contracts import EvaluateRequest
 from everloop.errors import naming
-from everloop.records import Champion, Comparison, Evaluation, Field, Signature
+from everloop.records import Champion, ColumnScore, Comparison, Evaluation, Field, Signature
 from everloop.specs import HIGHER_IS_BETTER, METRICS, LifecycleSpec, Task
 
 SMALLEST = 1e-15
@@ -74,6 +74,11 @@ def evaluate(request: EvaluateRequest, job: Job) -> Evaluation:
         comparison=comparison,
         importance={name[:SHOWN]: share for name, share in importance[:MOST_SHOWN]},
         importance_is=how,
+        selected_by=pipeline.selected.method if pipeline.selected else "",
+        selection=tuple(
+            ColumnScore(column=each.column[:SHOWN], score=each.score, kept=each.kept)
+            for each in (pipeline.selected.scores[:MOST_IMPORTANT] if pipeline.selected else ())
+        ),
         report=job.artifacts.put(json.dumps(report, indent=1).encode(), "evaluation.json"),
     )
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from activities.compute import Context
 from activities.compute.data import event_seconds
-from activities.compute.features import TEST, TRAIN, VALIDATION, Floats, opened_rows
+from activities.compute.features import TEST, TRAIN, VALIDATION, Floats, Pipeline, opened_rows
 from activities.compute.features.again import written
 from activities.compute.features.parts import LEAST_SHARE, groups_of
 from activities.compute.trainers import Examples, Fitted, Rungs, answers_of_rows, learned_with, loss_of, trainer
@@ -153,6 +153,8 @@ class Crossed:
     """For the checkpoints of what is learned after the folds."""
     last: Fitted | None = None
     """The last fold's model; None where a checkpoint stood after it."""
+    last_pipeline: Pipeline | None = None
+    """What that model's features are made by: the fold's own where features look at the target."""
 
     @property
     def judged(self) -> Places:
@@ -182,13 +184,14 @@ def cross(  # noqa: PLR0917
     counts = np.array(held["counts"]) if ended else np.zeros(len(rows))
     losses: list[float] = list(held["losses"]) if ended else []
     fitted: Fitted | None = None
+    used = pipeline
     learned: list[tuple[int, dict[str, Any]]] = [tuple(each) for each in held["learned"]] if ended else []
     for place in range(ended, len(folds)):
         fold = folds[place]
         watched = replace(examples, rungs=rungs if len(folds) == 1 else within)
         with _own(watched, fold, context, alone=len(folds) == 1) as own:
             fitted = trainer(examples.spec.trainer).fit(own, params, Part(context, place, held, restored))
-            told = answers_of_rows(fitted, own.pipeline, own.rows, fold.validation, examples.raw)
+            told, used = answers_of_rows(fitted, own.pipeline, own.rows, fold.validation, examples.raw), own.pipeline
         sums[fold.validation] += told
         counts[fold.validation] += 1
         goal = examples.goal[fold.validation]
@@ -204,7 +207,7 @@ def cross(  # noqa: PLR0917
     divisor = np.where(counts, counts, np.nan)
     answers = sums / (divisor[:, None] if pipeline.classes else divisor)
     iterations = max(1, round(float(np.median([each for each, _ in learned]))))
-    return Crossed(answers, losses, iterations, _settled([each for _, each in learned]), held, fitted)
+    return Crossed(answers, losses, iterations, _settled([each for _, each in learned]), held, fitted, used)
 
 
 @contextmanager

@@ -7,10 +7,10 @@ import random
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlmodel import col, select
 
@@ -23,11 +23,33 @@ from everloop.store import DeviceRow, DeviceTimeRow, LeaseMemberRow, LeaseRow, L
 from tests.faults.test_kill_each_stage import spec_of
 from workers import connect
 
+T = TypeVar("T")
+
 RECORDER = Path(__file__).parent / "recorder"
 PROCESSES = ("control", "compute", "scheduler", "slot cpu0", "slot cpu1", "api", "serve")
 """Each is killed in turn; the launcher starts it again."""
 TEMPORAL = "temporal"
 """The server itself. It carries no mark of a stack, so it is found by its database."""
+
+
+def eventually(look: Callable[[], T | None], seconds: float) -> T:
+    """What *look* returns, once that is something."""
+    deadline = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.005)
+    return found
+
+
+def job_on(here: Settings, device: str, name: str) -> int | None:
+    """The pid of the job *name* that runs on *device*."""
+    mine = f"EVERLOOP_SLOT={here.scratch_dir}/{device}".encode()
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            named = (entry / "comm").read_text().strip() == name[:15]
+            if named and mine in (entry / "environ").read_bytes().split(b"\0"):
+                return int(entry.name)
+    return None
 
 
 def wake(here: Settings) -> None:
@@ -77,6 +99,7 @@ def run(
     kills: int,
     seed: int,
     processes: Sequence[str] = PROCESSES,
+    pause: tuple[float, float] = (2, 6),
 ) -> None:
     """Submit *lifecycles* of several sizes, kill processes meanwhile, and wait for the end of all."""
     numbers = random.Random(seed)
@@ -86,7 +109,7 @@ def run(
             cpus, seconds = numbers.choice((1, 1, 2)), numbers.uniform(0.5, 2)
             client.submit(recording(table, key, records, cpus=cpus, seconds=seconds), key)
     for number in range(kills):
-        time.sleep(numbers.uniform(2, 6))
+        time.sleep(numbers.uniform(*pause))
         kill(here, processes[number % len(processes)])
     deadline = time.monotonic() + 60 + 60 * lifecycles
     store = Store(here.database)

@@ -29,12 +29,22 @@ class Public(NamedTuple):
     """Share of right classes, or R squared, on rows of the table."""
     more: str = ""
     """What a person adds to the draft."""
+    chosen: str = ""
+    """And to its features."""
 
 
 TABLES = {
     "credit": Public("credit_data", "Status", "binary", folder=False, at_least=0.78),
     "hpc": Public("hpc_data", "class", "multiclass", folder=True, at_least=0.80),
-    "ames": Public("ames", "Sale_Price", "regression", folder=False, at_least=0.85),
+    "ames": Public(
+        "ames",
+        "Sale_Price",
+        "regression",
+        folder=False,
+        at_least=0.85,
+        more="latency_ms: 50\n",
+        chosen="  near_duplicates: 0.95\n  selection: {method: importance, keep: 40}\n  interactions: 3\n",
+    ),
     "hpc-torch": Public(
         "hpc_data", "class", "multiclass", folder=False, at_least=0.75, more="trainer: torch\nparams: {epochs: 6}\n"
     ),
@@ -92,7 +102,7 @@ def test_a_public_table_is_released_and_answers_its_rows(shared: Settings, tmp_p
     drafted = everloop(shared, "init", str(source), "--target", public.target, "--model", name, "-o", str(spec))
     assert drafted.returncode == 0, drafted.stderr
     assert f"task: {public.task}" in spec.read_text()
-    spec.write_text(spec.read_text() + public.more)
+    spec.write_text(spec.read_text().replace("features:\n", f"features:\n{public.chosen}") + public.more)
     waiting = said(shared, "submit", str(spec), "--wait")
     assert waiting["status"] == "waiting_approval"
     said(shared, "approve", waiting["id"], "--yes", "--comment", "as good as expected")
@@ -101,6 +111,9 @@ def test_a_public_table_is_released_and_answers_its_rows(shared: Settings, tmp_p
 
     assert released["status"] == "released", released["reason"]
     assert all(stage["status"] == "done" for stage in released["stages"])
+    summaries = {stage["stage"]: stage["summary"] for stage in released["stages"]}
+    assert "one row takes 0." in summaries["export"]
+    assert bool(public.chosen) == ("; kept 40 of 68 columns, by importance; dropped: " in summaries["prepare"])
     rows = frame(public).sample(SHOWN_ROWS, random_state=0)
     rows.to_csv(tmp_path / "rows.csv", index=False)
     (tmp_path / "rows.json").write_text(rows.to_json(orient="records"))
