@@ -115,7 +115,10 @@ async def refused(handle: WorkflowHandle[Any, Any], name: str, what: str) -> Non
 
 
 async def unanswered(handle: WorkflowHandle[Any, Any], name: str, what: str) -> None:
-    with pytest.raises(WorkflowQueryFailedError):
+    refused = pytest.raises(WorkflowQueryFailedError)
+    if name == names.SCORE_PROGRESS:  # it takes nothing, so it may answer whatever comes
+        refused = contextlib.suppress(WorkflowQueryFailedError)
+    with refused:
         await handle.query(name, args=JUNK[what])
 
 
