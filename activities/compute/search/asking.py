@@ -123,7 +123,7 @@ class Asking:
         if not self.search.features:
             return own
         more = choices.space(spec, name, rows, self.plan.prepared.feature_count)
-        return Space(parameters=(*own.parameters, *more.parameters), portfolio=own.portfolio)
+        return Space(parameters=(*own.parameters, *more.parameters), portfolio=(*own.portfolio, *more.portfolio))
 
     def _points(self) -> list[Point]:
         """Where to begin: the champion's, then each family's best starting point, each one's second, ..."""
