@@ -24,7 +24,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-BENCHES := orchestration recovery init stack_memory chain prepare torch_tabular serving prediction_log leases lease_ledger
+BENCHES := orchestration recovery init stack_memory chain prepare torch_tabular single_row serving prediction_log leases lease_ledger
 bench: $(VENV)/.dev  ## what Everloop costs, beside others; ROWS=200000 for small tables; ONLY="init prepare" for some
 	@missed=0; for name in $(or $(ONLY),$(BENCHES)); do echo "== $$name"; \
 	  PYTHONPATH=. $(BIN)/python bench/$$name.py $(if $(ROWS),$$(case $$name in (prepare|chain) echo --rows $(ROWS);; esac)) \
