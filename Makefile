@@ -46,7 +46,7 @@ proof-log: $(VENV)/.dev  ## kill -9 of prediction servers and of the log's keepe
 proof-gangs: $(VENV)/.dev  ## a gang of four, kill -9 of a rank KILLS=10 times: docs/proof/gangs.csv; SEED=, PLANT=1..3 must fail
 	$(BIN)/python -m tests.faults.proof_gangs
 
-proof-lease-kills: $(VENV)/.dev  ## many jobs on few devices, kill -9 of each process in turn, Temporal too: 0 overlaps, 0 leaks; ARGS="--lifecycles 20"
+proof-lease-kills: $(VENV)/.dev  ## many jobs on few devices, kill -9 of each process in turn, Temporal too: 0 overlaps, 0 leaks; ARGS="--lifecycles 20", "--gpus" for fractions
 	EVERLOOP_SLOTS=4 EVERLOOP_SLOT_CORES=2 $(BIN)/python -m tests.faults.proof_lease_kills $(ARGS)
 
 $(BIN)/python:

@@ -35,8 +35,8 @@ from api import (
 from api.bodies import body_schema, describe, json_body, read_form
 from api.dependencies import Here, Parts, Person, ask
 from api.identity import Asker, Guard
+from everloop import isolation, signing
 from everloop import settings as configuration
-from everloop import signing
 from everloop.artifacts import Artifacts
 from everloop.errors import Forbidden, NotAuthenticated, Unavailable
 from everloop.payloads import converter
@@ -174,6 +174,7 @@ def _store_answers(here: Parts) -> bool:
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The API as an ASGI application. Its store must have been migrated; Temporal may come later."""
     settings = settings or configuration.load()
+    pages.say_on_every_page(isolation.BANNER if settings.devices.startswith("sim:") else "")
     store = Store(settings.database)
     app = FastAPI(
         title="Everloop",

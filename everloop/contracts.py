@@ -332,6 +332,8 @@ class Wants(Record):
     members: int = Field(default=1, ge=1, le=1024)
     members_most: int = Field(default=0, ge=0, le=1024)
     """Of an elastic lease: as many more as there is room for when it is granted. 0: exactly `members`."""
+    isolation: Short = ""
+    """`isolation.Isolation`; empty: any."""
     max_runtime_s: int = Field(default=0, ge=0, le=1 << 40)
     """Declared by its owner; 0: not."""
     stage: Short = ""
@@ -354,6 +356,7 @@ class Wants(Record):
             memory_mib=amounts.memory or 0,
             milli_gpu=None if amounts.gpus is None else round(amounts.gpus * WHOLE_GPU),
             gpu_mib=amounts.gpu_memory or 0,
+            isolation=amounts.isolation or "",
             members=members.min,
             members_most=members.max if members.max > members.min else 0,
             max_runtime_s=int(spec.max_runtime.total_seconds()) if spec.max_runtime else 0,
@@ -363,9 +366,17 @@ class Wants(Record):
         )
 
     @property
-    def amounts(self) -> tuple[int | None, ...]:
+    def amounts(self) -> tuple[int | str | None, ...]:
         """What a lease must have so that it will do for this."""
-        return (self.cores, self.memory_mib, self.milli_gpu, self.gpu_mib, self.members, self.members_most)
+        return (
+            self.cores,
+            self.memory_mib,
+            self.milli_gpu,
+            self.gpu_mib,
+            self.members,
+            self.members_most,
+            self.isolation,
+        )
 
 
 class LeaseRequest(Wants):

@@ -84,6 +84,10 @@ class MemberView(BaseModel):
     rank: int
     device: str
     amounts: Amounts
+    isolation: str = ""
+    """The level that it has on its GPU; empty without one."""
+    fenced: str = ""
+    """The same in words: "shared, not fenced"."""
 
 
 class LeaseView(BaseModel):
