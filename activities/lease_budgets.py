@@ -11,7 +11,7 @@ from sqlmodel import Session, col, func, select
 
 from activities import lease_queues, lease_time
 from activities.lease_time.rows import in_ms
-from everloop import budgets
+from everloop import budgets, names
 from everloop.amounts import NO_LIMIT
 from everloop.budgets import Bounds, Price
 from everloop.errors import Invalid, NotFound
@@ -45,13 +45,14 @@ def bounds_of(row: BudgetRow) -> Bounds:
 
 
 def held_back(session: Session, pool: str) -> tuple[set[str], set[str]]:
-    """Queues and lifecycles that are granted nothing for want of budget."""
+    """Queues, and lifecycles with their searches, that are granted nothing for want of budget."""
     rows = session.exec(select(BudgetRow).where(BudgetRow.pool == pool, col(BudgetRow.spent))).all()
     if not rows:
         return set(), set()
     tree = lease_queues.tree(session, pool)
     queues = {name for row in rows if row.scope == "queue" for name in lease_queues.below(tree, row.name)}
-    return queues, {row.name for row in rows if row.scope == "lifecycle"}
+    lifecycles = [row.name for row in rows if row.scope == "lifecycle"]
+    return queues, {*lifecycles, *map(names.search_id, lifecycles)}
 
 
 def used(session: Session, pool: str, row: BudgetRow, now_ms: int) -> Bounds:
@@ -93,7 +94,7 @@ def _live(session: Session, row: BudgetRow, tree: Sequence[Queue]) -> list[Lease
     return [
         lease
         for lease in lease_time.held(session, row.pool)
-        if (lease.queue in mine if row.scope == "queue" else lease.workflow_id == row.name)
+        if (lease.queue in mine if row.scope == "queue" else names.lifecycle_of(lease.workflow_id) == row.name)
     ]
 
 
@@ -134,7 +135,11 @@ def _count_on(session: Session, row: BudgetRow, tree: Sequence[Queue], known: Se
 
 
 def _of(row: BudgetRow, tree: Sequence[Queue], queue: str, lifecycle: str) -> bool:
-    return queue in lease_queues.below(tree, row.name) if row.scope == "queue" else lifecycle == row.name
+    return (
+        queue in lease_queues.below(tree, row.name)
+        if row.scope == "queue"
+        else names.lifecycle_of(lifecycle) == row.name
+    )
 
 
 def _untold(session: Session, pool: str, spent: Iterable[BudgetRow], tree: Sequence[Queue]) -> bool:

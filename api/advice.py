@@ -61,20 +61,21 @@ def advice(here: Here, since: Since = "30d", pool: Pool = names.DEFAULT_POOL) ->
 
 def found(session: Session, pool: str, since: datetime) -> list[Advice]:
     query = (
-        select(JobTimeRow, LeaseMemberRow, LifecycleRow.model)
+        select(JobTimeRow, LeaseMemberRow, LeaseRow.workflow_id)
         .join(LeaseRow, col(LeaseRow.token) == col(JobTimeRow.token))
         .join(
             LeaseMemberRow,
             (col(LeaseMemberRow.token) == col(LeaseRow.token)) & (col(LeaseMemberRow.pool) == col(LeaseRow.pool)),
         )
-        .join(LifecycleRow, col(LifecycleRow.id) == col(LeaseRow.workflow_id))
         .where(
             LeaseRow.pool == pool, JobTimeRow.to_ms > lease_time.in_ms(since), JobTimeRow.done, LeaseMemberRow.rank == 0
         )
     )
     by_stage: dict[tuple[str, str], list[tuple[JobTimeRow, LeaseMemberRow]]] = defaultdict(list)
-    for job, member, model in session.exec(query).all():
-        if job.cpu_ms and job.to_ms - job.from_ms >= LEAST_MS:
+    for job, member, holder in session.exec(query).all():
+        lifecycle = session.get(LifecycleRow, names.lifecycle_of(holder))
+        model = lifecycle.model if lifecycle else ""
+        if model and job.cpu_ms and job.to_ms - job.from_ms >= LEAST_MS:
             by_stage[model, job.stage].append((job, member))
     told = [_of(model, stage, jobs) for (model, stage), jobs in sorted(by_stage.items())]
     return sorted(told, key=lambda one: (("under", "over", "fits").index(one.kind), one.model, one.stage))

@@ -10,6 +10,7 @@ import argparse
 import sys
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from everloop import choices
 
 INPUTS = Path("/work/shared/inputs")
 STRANGERS = {"t5_names": ("binary", "target"), "t1_values": ("binary", "income")}
+METHODS = ("mutual_information", "correlation", "importance", "l1")
 ALONE: tuple[dict[str, Any], ...] = (
-    *({"features.selection": method, "features.keep": keep} for method in choices.METHODS for keep in (0.5, 0.8)),
+    *({"features.selection": method, "features.keep": keep} for method in METHODS for keep in (0.5, 0.8)),
     {"features.near_duplicates": 0.95},
     *({"features.skew": how} for how in ("log1p", "yeo_johnson", "quantile")),
     {"features.interactions": 3},
@@ -47,20 +49,19 @@ def main() -> int:
         for family in given.families:
             for table in tables:
                 for point in ({}, *ALONE):
-                    if skewed(point) and family not in choices.EVEN:
+                    if skewed(point) and family not in choices.LINES:
                         continue
                     if time.monotonic() < until:
                         judged(kept, table, family, point)
             alone(family, kept)
-        for family in given.families:
-            for table in tables:
+        random = {(family, table.name): np.random.default_rng(1) for family in given.families for table in tables}
+        for _ in range(given.trials):
+            for family, table in product(given.families, tables):
                 columns = table.prepared.feature_count
                 space = choices.space(table.spec, family, table.prepared.train_rows, columns)
-                random = np.random.default_rng(1)
-                for _ in range(given.trials):
-                    point = drawn(space, random)
-                    if time.monotonic() < until:
-                        judged(kept, table, family, point)
+                point = drawn(space, random[family, table.name])
+                if time.monotonic() < until:
+                    judged(kept, table, family, point)
     searched(kept)
     return 0
 

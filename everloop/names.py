@@ -82,9 +82,17 @@ def approval_id(lifecycle: str) -> str:
     return f"{lifecycle}/approval"
 
 
+OF_SEARCH = "/search"
+
+
 def search_id(lifecycle: str) -> str:
     """Workflow id of the search of *lifecycle*."""
-    return f"{lifecycle}/search"
+    return f"{lifecycle}{OF_SEARCH}"
+
+
+def lifecycle_of(workflow_id: str) -> str:
+    """The lifecycle that a holder of leases works for: itself, or the one whose search it is."""
+    return workflow_id.removesuffix(OF_SEARCH)
 
 
 def release_id(project: str, model: str) -> str:

@@ -418,9 +418,6 @@ class LifecycleSpec(Strict):
             raise ValueError(f"requirements: more than {MOST_CHARACTERS:,} letters; put a requirements.txt into `code`")
         if not self.own_trainer:
             families.check(self.trainer, self.params)
-        elif self.inputs == "raw" and (self.features.skew != "none" or self.features.interactions):
-            name = "skew" if self.features.skew != "none" else "interactions"
-            raise ValueError(f"features.{name}: a trainer of yours sees it with `inputs: features` alone")
         if self.resources.gang and not self.own_trainer:
             raise ValueError(
                 f"resources.members: {self.trainer} learns in one process; a trainer of yours may be a gang "
@@ -452,6 +449,14 @@ class LifecycleSpec(Strict):
             raise ValueError("features.include: must not name the target")
         if (size := len(_as_json(self))) > SPEC_BYTES:
             raise ValueError(f"{_largest(self)}: the spec takes {size:,} bytes, more than {SPEC_BYTES:,}; name fewer")
+        return self
+
+    @model_validator(mode="after")
+    def _looked_at(self) -> "LifecycleSpec":
+        changed = {"skew": self.features.skew != "none", "interactions": self.features.interactions > 0}
+        if self.own_trainer and self.inputs == "raw" and any(changed.values()):
+            name = next(name for name, there in changed.items() if there)
+            raise ValueError(f"features.{name}: a trainer of yours sees it with `inputs: features` alone")
         return self
 
     @property

@@ -8,7 +8,7 @@ from activities.caller import Caller
 from activities.lease_gpus import gpus
 from activities.lease_ledger import rows
 from activities.lease_ledger.ends import ended
-from everloop import isolation
+from everloop import isolation, names
 from everloop.budgets import Bounds
 from everloop.contracts import LeaseRequest
 from everloop.errors import Forbidden
@@ -28,7 +28,9 @@ def enqueue(store: Store, request: LeaseRequest, asks: Caller) -> str:
         if known is None:
             session.add(_request(session, request, asks))
             bounds = Bounds(request.budget_core_ms, request.budget_gpu_ms, request.budget_micros)
-            lease_budgets.begin(session, request.pool, asks.workflow_id, bounds, rows.ms(rows.now()))
+            lease_budgets.begin(
+                session, request.pool, names.lifecycle_of(asks.workflow_id), bounds, rows.ms(rows.now())
+            )
             return ""
         if known.workflow_id != asks.workflow_id:
             raise Forbidden(f"request {request.id} is not one of {asks.workflow_id}")

@@ -7,6 +7,7 @@ from sqlmodel import Session, col, select
 
 from activities.lease_time.cutting import Life
 from activities.lease_time.written import Leased, Part, freed, inventoried
+from everloop import names
 from everloop.store import DeviceRow, LeaseMemberRow, LeaseRequestRow, LeaseRow
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -79,7 +80,7 @@ def leased(
     other = session.get(LeaseRequestRow, row.beneficiary) if row.beneficiary else None
     return Leased(
         token=row.token,
-        workflow_id=row.workflow_id,
+        workflow_id=names.lifecycle_of(row.workflow_id),
         run_id=row.run_id,
         queue=row.queue,
         life=life,

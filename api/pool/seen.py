@@ -198,7 +198,8 @@ def leases(session: Session, pool: str, ended: int, queues: Sequence[QueueView] 
 
 def lease_view(session: Session, row: LeaseRow, over: Iterable[str] = ()) -> LeaseView:
     request = session.get(LeaseRequestRow, row.request_id)
-    lifecycle = session.get(LifecycleRow, row.workflow_id)
+    holder = names.lifecycle_of(row.workflow_id)
+    lifecycle = session.get(LifecycleRow, holder)
     members = session.exec(
         select(LeaseMemberRow)
         .where(LeaseMemberRow.pool == row.pool, LeaseMemberRow.token == row.token)
@@ -209,7 +210,7 @@ def lease_view(session: Session, row: LeaseRow, over: Iterable[str] = ()) -> Lea
     return LeaseView(
         token=row.token,
         request=row.request_id,
-        lifecycle=row.workflow_id,
+        lifecycle=holder,
         model=(lifecycle.model if lifecycle else "") or (request.model if request else ""),
         stage=lifecycle.stage if lifecycle and working else request.stage if request else "",
         queue=row.queue,
@@ -260,7 +261,7 @@ def waiting_view(row: LeaseRequestRow) -> WaitingView:
     told = explained_by(row)
     return WaitingView(
         request=row.id,
-        lifecycle=row.workflow_id,
+        lifecycle=names.lifecycle_of(row.workflow_id),
         queue=row.queue,
         priority=row.priority,
         since=row.requested_at,

@@ -7,10 +7,10 @@ import random
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from sqlmodel import col, select
 
@@ -23,6 +23,8 @@ from everloop.store import DeviceRow, DeviceTimeRow, LeaseMemberRow, LeaseRow, L
 from tests.faults.test_kill_each_stage import spec_of
 from workers import connect
 
+T = TypeVar("T")
+
 RECORDER = Path(__file__).parent / "recorder"
 PROCESSES = ("control", "compute", "scheduler", "slot cpu0", "slot cpu1", "api", "serve")
 """Each is killed in turn; the launcher starts it again."""
@@ -30,6 +32,26 @@ FRACTIONS = ((0.25, 3000), (0.25, 9000), (0.5, 2000), (0.5, 8000), (0.34, 5000),
 """Of a GPU of 16,000 MiB: what fits by its share may not fit by its memory."""
 TEMPORAL = "temporal"
 """The server itself. It carries no mark of a stack, so it is found by its database."""
+
+
+def eventually(look: Callable[[], T | None], seconds: float) -> T:
+    """What *look* returns, once that is something."""
+    deadline = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.005)
+    return found
+
+
+def job_on(here: Settings, device: str, name: str) -> int | None:
+    """The pid of the job *name* that runs on *device*."""
+    mine = f"EVERLOOP_SLOT={here.scratch_dir}/{device}".encode()
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            named = (entry / "comm").read_text().strip() == name[:15]
+            if named and mine in (entry / "environ").read_bytes().split(b"\0"):
+                return int(entry.name)
+    return None
 
 
 def wake(here: Settings) -> None:
@@ -83,6 +105,7 @@ def run(
     kills: int,
     seed: int,
     processes: Sequence[str] = PROCESSES,
+    pause: tuple[float, float] = (2, 6),
     gpus: bool = False,
 ) -> None:
     """Submit *lifecycles* of several sizes, kill processes meanwhile, and wait for the end of all."""
@@ -96,7 +119,7 @@ def run(
                 recording(table, key, records, cpus=cpus, seconds=seconds, gpus=part[0], gpu_mib=part[1]), key
             )
     for number in range(kills):
-        time.sleep(numbers.uniform(2, 6))
+        time.sleep(numbers.uniform(*pause))
         name = processes[number % len(processes)]
         kill(here, name.replace("slot cpu", "slot sim-") if gpus else name)
     deadline = time.monotonic() + 60 + 60 * lifecycles

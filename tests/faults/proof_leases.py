@@ -1,13 +1,16 @@
 """`make proof-leases`: a pool to which anything happens, again and again, and whether an invariant was ever broken.
 
-EXAMPLES= (50000) and MINUTES= (60) bound it. SEED= names the examples: the same seed at the same commit goes on where
-it was stopped. A line goes to docs/proof/leases.csv. PLANT=1, 2, 3 puts a fault into the policy (a killed lease's
+EXAMPLES= (50000) and MINUTES= (60) bound it, WORKERS= (2) processes share it. SEED= names the examples: with the same
+seed it goes on where it was stopped, for as long as the policy, the checker and the machine are the same, whatever else
+was committed. A line goes to docs/proof/leases.csv. PLANT=1, 2, 3 puts a fault into the policy (a killed lease's
 parts are free at once, quotas are ignored in reclaim, the minimum run time is ignored), which this must find: it then
 ends with 1 and leaves no line.
 """
 
 import contextlib
+import hashlib
 import json
+import multiprocessing
 import os
 import random
 import sys
@@ -15,6 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -29,7 +33,9 @@ from bench.figures import append
 from tests.faults.proof_compute import commit
 from tests.unit.lease_machine import MEMBERS, Pool
 
-TABLE = Path(__file__).parents[2] / "docs" / "proof" / "leases.csv"
+HERE = Path(__file__).parents[2]
+TABLE = HERE / "docs" / "proof" / "leases.csv"
+SOURCES = ("activities/lease_policy/*.py", "tests/unit/lease_checker.py", "tests/unit/lease_machine.py")
 BATCH = 100
 STEPS = 25
 
@@ -49,37 +55,60 @@ def main() -> int:
     plant = os.environ.get("PLANT", "")
     seed = int(os.environ.get("SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
     examples, minutes = int(os.environ.get("EXAMPLES", "50000")), float(os.environ.get("MINUTES", "60"))
-    done = Path(tempfile.gettempdir()) / f"everloop-{'planted-' + plant if plant else 'proof'}-leases-{seed}-{commit()}"
+    workers = int(os.environ.get("WORKERS", "2"))
+    name = f"everloop-{'planted-' + plant if plant else 'proof'}-leases-{seed}-{sources()}"
+    done = Path(tempfile.gettempdir()) / name
     done.touch()
     print(f"SEED={seed}, {done}", flush=True)
     began = time.monotonic()
     with planted(plant):
-        broken = prove(examples, seed, done, began + 60 * minutes)
+        broken = prove(examples, seed, done, began + 60 * minutes, workers)
     lines = [json.loads(line) for line in done.read_text().splitlines()]
-    told = summary(lines, seed, (time.monotonic() - began) / 60, broken)
+    told = summary(lines, seed, broken)
     print(*(f"{name}: {value}" for name, value in told.items()), broken, sep="\n")
     if not plant:
         append(TABLE, told)
     return 1 if broken else 0
 
 
-def prove(examples: int, seed: int, done: Path, until: float) -> str:
+def sources() -> str:
+    """Of what is proven and of what proves it."""
+    digest = hashlib.sha256(f"{BATCH} {STEPS}".encode())
+    for file in sorted(file for pattern in SOURCES for file in HERE.glob(pattern)):
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def prove(examples: int, seed: int, done: Path, until: float, workers: int) -> str:
     """Run the batches that are not done yet. The first broken invariant; empty: none."""
     known = {json.loads(line)["batch"] for line in done.read_text().splitlines()}
-    for batch in range((examples + BATCH - 1) // BATCH):
-        if time.monotonic() > until:
-            break
-        if batch in known:
-            continue
-        Counting.seen = Counter()
-        Counting._hypothesis_internal_use_seed = f"{seed} {batch}"
-        try:
-            run_state_machine_as_test(Counting, settings=thorough())
-        except AssertionError as error:
-            return f"batch {batch}: {error}"
-        with done.open("a") as target:
-            target.write(json.dumps({"batch": batch, "seen": Counting.seen}) + "\n")
+    todo = [batch for batch in range((examples + BATCH - 1) // BATCH) if batch not in known]
+    fork = multiprocessing.get_context("fork")  # with what is planted
+    with ProcessPoolExecutor(workers, mp_context=fork) as processes, done.open("a") as target:
+        running = {processes.submit(prove_one, seed, batch, until) for batch in todo}
+        for ended in as_completed(running):
+            told, broken = ended.result()
+            if broken:
+                processes.shutdown(wait=False, cancel_futures=True)
+                return broken
+            if told:
+                target.write(json.dumps(told) + "\n")
+                target.flush()
     return ""
+
+
+def prove_one(seed: int, batch: int, until: float) -> tuple[dict, str]:
+    """What was seen in a batch, and the broken invariant. Neither: there is no time left."""
+    began = time.monotonic()
+    if began > until:
+        return {}, ""
+    Counting.seen = Counter()
+    Counting._hypothesis_internal_use_seed = f"{seed} {batch}"
+    try:
+        run_state_machine_as_test(Counting, settings=thorough())
+    except AssertionError as error:
+        return {}, f"batch {batch}: {error}"
+    return {"batch": batch, "seen": Counting.seen, "seconds": round(time.monotonic() - began, 1)}, ""
 
 
 def thorough() -> settings:
@@ -93,7 +122,7 @@ def thorough() -> settings:
     )
 
 
-def summary(lines: list[dict], seed: int, minutes: float, broken: str) -> dict[str, object]:
+def summary(lines: list[dict], seed: int, broken: str) -> dict[str, object]:
     seen: Counter[str] = Counter()
     for line in lines:
         seen.update(line["seen"])
@@ -102,10 +131,11 @@ def summary(lines: list[dict], seed: int, minutes: float, broken: str) -> dict[s
         "at": f"{datetime.now(UTC):%Y-%m-%d %H:%M}",
         "commit": commit(),
         "seed": seed,
-        "minutes": round(minutes, 1),
+        "minutes": round(sum(line["seconds"] for line in lines) / 60, 1),
         "examples": len(lines) * BATCH,
         **{kind: seen[kind] for kind in kinds},
         "broken": int(bool(broken)),
+        "sources": sources(),
     }
 
 

@@ -8,7 +8,6 @@ from everloop.client import Client
 from everloop.errors import Invalid
 from tests.faults import leases_harness as harness
 from tests.faults.test_kill_each_stage import SEED, up, write_table
-from tests.faults.test_lost_device import eventually
 from tests.loop.test_stack import everloop
 
 
@@ -24,7 +23,7 @@ def test_parts_of_gpus_are_shared_as_they_are_said_to_be_and_none_is_used_twice(
         with pytest.raises(Invalid, match="isolation E4 is a MIG slice, and this pool has none"):
             client.submit(wants, "apart")
         client.submit(harness.recording(table, "half", records, cpus=1, seconds=8, gpus=0.5, gpu_mib=4000), "half")
-        (member,) = eventually(
+        (member,) = harness.eventually(
             lambda: [m for lease in client.leases() for m in lease["members"] if m["amounts"]["milli_gpu"]], 120
         )
         shown = " ".join(everloop(here, "pool").stdout.split())
@@ -36,5 +35,5 @@ def test_parts_of_gpus_are_shared_as_they_are_said_to_be_and_none_is_used_twice(
     harness.run(here, table, records, lifecycles=4, kills=2, seed=SEED, gpus=True)
     assert harness.overlaps(records, 4, 1000, 16_000) == []
     assert len(harness.spans(records)) >= 5
-    assert eventually(lambda: not harness.leaks(here), 60), harness.leaks(here)
+    assert harness.eventually(lambda: not harness.leaks(here), 60), harness.leaks(here)
     assert harness.unaccounted(here) == []

@@ -10,13 +10,13 @@ import psutil
 import pytest
 from sklearn.datasets import load_digits
 from sqlmodel import col, select
+from tests.faults.test_lost_device import eventually
 
 from everloop import stack
 from everloop.client import Client
 from everloop.errors import InvalidSpec
 from everloop.store import LeaseMemberRow, LeaseRow, Store
 from tests.faults import leases_harness as harness
-from tests.faults.test_lost_device import eventually
 from tests.loop.test_stack import Launcher, everloop
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "trainers" / "torch_ddp"

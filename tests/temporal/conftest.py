@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import json
+import os
 import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -30,6 +32,9 @@ from tests.fakes import QuickCompute
 from workers import connect, control
 from workers.ends import Ends
 from workers.temporal import Server
+
+HISTORIES = Path(__file__).with_name("histories")
+"""A folder per version that landed (test_replay.py)."""
 
 SPEC = {
     "model": "credit",
@@ -199,10 +204,26 @@ async def assembled(
 
 
 @pytest.fixture
-async def stack(temporal_server: Server, store: Store, artifacts: Artifacts, tmp_path: Path) -> AsyncIterator[Stack]:
+async def stack(
+    temporal_server: Server, store: Store, artifacts: Artifacts, tmp_path: Path, request: pytest.FixtureRequest
+) -> AsyncIterator[Stack]:
     """Control with real activities against the session's Temporal server, and quick compute."""
     async with assembled(temporal_server, store, artifacts, tmp_path) as made, made.control():  # type: ignore[attr-defined]
         yield made
+        if request.node.get_closest_marker("history") and os.environ.get("EVERLOOP_RECORD"):
+            await keep_histories(made, HISTORIES / os.environ["EVERLOOP_RECORD"])
+
+
+async def keep_histories(stack: Stack, folder: Path) -> None:
+    """Those of this test's runs, beside what is in *folder* already."""
+    async for execution in stack.client.list_workflows():
+        if stack.prefix not in execution.id:
+            continue
+        history = await stack.client.get_workflow_handle(execution.id, run_id=execution.run_id).fetch_history()
+        kind = execution.workflow_type.rsplit(".", 1)[-1].lower()
+        number = len(list(folder.glob(f"{kind}-*.json"))) + 1
+        stored = {"workflowId": execution.id} | json.loads(history.to_json())
+        (folder / f"{kind}-{number}.json").write_text(json.dumps(stored))
 
 
 async def clear(client: Client) -> None:

@@ -1,5 +1,7 @@
 """A budget that is spent holds a lifecycle still, durably, and raising it lets it go on where it was."""
 
+import pytest
+
 from everloop import names, orders
 from everloop.budgets import Bounds
 from tests.temporal.conftest import Stack, eventually
@@ -8,6 +10,7 @@ from tests.temporal.test_pool_order import order, ordered, refused
 from tests.temporal.test_preemption import leases, wake
 
 
+@pytest.mark.history
 async def test_a_lifecycle_whose_budget_is_spent_waits_and_goes_on_when_it_is_raised(stack: Stack) -> None:
     begun, ends = holding(stack, "train")
     handle = await stack.submit(budget={"core_hours": 0.0006})  # 2.2 s of a core

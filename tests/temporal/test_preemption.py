@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlmodel import col, select
+from temporalio.worker import UnsandboxedWorkflowRunner
 
 from activities import lease_ledger as ledger
 from everloop import names
@@ -16,8 +17,17 @@ from everloop.store import DeviceRow, LeaseMemberRow, LeaseRequestRow, LeaseRow,
 from tests.temporal.conftest import Stack, eventually
 from tests.temporal.test_pause import holding, tell
 from tests.temporal.test_reset import reset, workflow_task_after
+from workers import connect
+from workflows import stage
 
 POOL = names.DEFAULT_POOL
+
+
+@pytest.fixture
+def quick_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job of which nothing is heard is given up after 4 s instead of 30 s; without the sandbox, which has its own."""
+    monkeypatch.setattr(connect, "sandbox", UnsandboxedWorkflowRunner)
+    monkeypatch.setattr(stage, "HEARTBEAT_TIMEOUT", timedelta(seconds=4))
 
 
 def leases(stack: Stack, lifecycle: str) -> list[LeaseRow]:
@@ -39,6 +49,7 @@ def queues(stack: Stack, **quotas: int) -> None:
         session.add(PoolPolicyRow(pool=POOL, policy={"min_runtime_s": 0, "grace_s": 30}, at=datetime.now(UTC)))
 
 
+@pytest.mark.history
 async def test_a_starved_queue_gets_its_quota_and_the_preempted_training_goes_on_by_itself(stack: Stack) -> None:
     queues(stack, tabular=0, vision=1)
     begun, ends = holding(stack, "train")
@@ -124,6 +135,7 @@ async def test_a_drained_device_is_empty_by_its_deadline_and_takes_nothing_until
     assert [row.device for row in leases(stack, handle.id)] == ["cpu0", "cpu0"]
 
 
+@pytest.mark.history
 async def test_a_notice_that_comes_before_the_holder_knows_of_its_grant_is_heeded(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,6 +162,7 @@ async def test_a_notice_that_comes_before_the_holder_knows_of_its_grant_is_heede
     assert (await stack.verified()).differences == []
 
 
+@pytest.mark.history
 async def test_who_has_waited_for_its_slot_says_so_no_more_while_its_job_runs(stack: Stack) -> None:
     begun, _ = holding(stack, "train")
     first = await stack.submit("first", model=f"first-{stack.prefix}")
@@ -173,8 +186,9 @@ async def test_who_has_waited_for_its_slot_says_so_no_more_while_its_job_runs(st
     assert (await stack.verified()).differences == []
 
 
+@pytest.mark.history
 async def test_a_job_that_is_told_to_end_while_its_machine_is_lost_does_not_take_the_lifecycle_with_it(
-    stack: Stack,
+    quick_heartbeats: None, stack: Stack
 ) -> None:
     proof, lost, runs = asyncio.Event(), asyncio.Event(), []
     stack.compute.hooks["prove"] = lambda members: members if proof.is_set() else ()
@@ -206,6 +220,7 @@ async def test_a_job_that_is_told_to_end_while_its_machine_is_lost_does_not_take
     assert (await stack.verified()).differences == []
 
 
+@pytest.mark.history
 async def test_a_pause_while_a_notice_runs_holds_still_and_the_resume_goes_on_with_a_lease_of_its_own(
     stack: Stack,
 ) -> None:
@@ -232,6 +247,7 @@ async def test_a_pause_while_a_notice_runs_holds_still_and_the_resume_goes_on_wi
     assert (await stack.verified()).differences == []
 
 
+@pytest.mark.history
 async def test_a_reset_of_a_lifecycle_whose_lease_is_noticed_goes_on_with_another_lease(stack: Stack) -> None:
     begun, ends = holding(stack, "train")
     handle = await stack.submit()

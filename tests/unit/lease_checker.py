@@ -3,8 +3,9 @@
 `problems` names the invariant of gpu.md 2.5 that is broken. It answers for states that the ledger can hold.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
+from typing import Any
 
 from activities.lease_policy.state import (
     NO_LIMIT,
@@ -29,6 +30,25 @@ BOTH = (0, 1)
 Two = tuple[int, int]
 
 
+class _Known:
+    """What was worked out about a state, by the state itself: they are large, and each is asked the same again."""
+
+    def __init__(self) -> None:
+        self._of: dict[int, tuple[PoolState, dict[object, Any]]] = {}
+
+    def get(self, state: PoolState, key: object, work: Callable[[], Any]) -> Any:
+        of = self._of.setdefault(id(state), (state, {}))[1]
+        if key not in of:
+            of[key] = work()
+        return of[key]
+
+    def clear(self) -> None:
+        self._of.clear()
+
+
+known = _Known()
+
+
 def problems(
     before: PoolState,
     decisions: Sequence[Decision],
@@ -40,6 +60,7 @@ def problems(
     fuel: int,
 ) -> list[str]:
     """*steps*: each decision with the state before and after it; *after*: the last of them."""
+    known.clear()
     explains = [one for one in decisions if isinstance(one, Explain)]
     promised = {one.request_id for one in explains if one.code == "waits_for_notice"}
     shares = {one.queue: one for one in standings}
@@ -64,6 +85,10 @@ def is_open(state: PoolState, name: str) -> bool:
 
 def path(state: PoolState, queue: str) -> list[str]:
     """From the queue up; empty when it does not lead to the pool."""
+    return known.get(state, ("path", queue), lambda: _path(state, queue))
+
+
+def _path(state: PoolState, queue: str) -> list[str]:
     by_id = {one.id: one for one in state.queues}
     ids: list[str] = []
     while queue:
@@ -90,8 +115,13 @@ def in_light_lane(state: PoolState, request: Request) -> bool:
 
 
 def allocated(state: PoolState, queue: str, *, firm: bool = False) -> Two:
+    return known.get(state, ("allocated", queue, firm), lambda: _allocated(state, queue, firm=firm))
+
+
+def _allocated(state: PoolState, queue: str, *, firm: bool) -> Two:
     below = [h for h in state.held if queue in path(state, h.request.queue) and not (firm and h.request.preemptible)]
-    return sum(counted(state, h)[0] for h in below), sum(counted(state, h)[1] for h in below)
+    sums = [counted(state, held) for held in below]
+    return sum(one[0] for one in sums), sum(one[1] for one in sums)
 
 
 def free(state: PoolState, name: str, without: Iterable[Held] = ()) -> list[int]:
@@ -113,11 +143,17 @@ def gives(held: Held) -> tuple:
 
 
 def fits(state: PoolState, request: Request, without: Iterable[Held] = (), *, empty: bool = False) -> bool:
+    gone = list(without)
+    key = ("fits", request.member, request.members_min, request.light, empty, tuple(one.token for one in gone))
+    return known.get(state, key, lambda: _fits(state, request, gone, empty=empty))
+
+
+def _fits(state: PoolState, request: Request, without: list[Held], *, empty: bool) -> bool:
     light = in_light_lane(state, request)
     number = 0
     for device in state.devices:
         if device.light == light and is_open(state, device.name):
-            left = list(device.whole) if empty else free(state, device.name, list(without))
+            left = list(device.whole) if empty else free(state, device.name, without)
             asked = [(a, b) for a, b in zip(left, request.member, strict=True) if b]
             number += max(0, min((a // b for a, b in asked), default=request.members_min))
     return number >= request.members_min
@@ -387,7 +423,21 @@ def _explained(
 def _untrue(
     state: PoolState, asks: Request, one: Explain, promised: set[str], reserved: set[str], short_of_fuel: bool
 ) -> str:
-    """What is wrong with the reason; empty: nothing."""
+    """What is wrong with the reason; empty: nothing. Of those of whom nothing else is said, once for all alike."""
+    holds = known.get(state, "holds", lambda: {h.request.id for h in state.held})
+    if asks.id in promised | reserved | holds or one.code == "waits_for_notice":
+        return _wrong(state, asks, one, promised, reserved, short_of_fuel)
+    kind = (asks.queue, asks.member, asks.members_min, asks.members_max, asks.preemptible, asks.light)
+    return known.get(
+        state,
+        ("untrue", kind, one.code, one.position > 1),
+        lambda: _wrong(state, asks, one, promised, reserved, short_of_fuel),
+    )
+
+
+def _wrong(
+    state: PoolState, asks: Request, one: Explain, promised: set[str], reserved: set[str], short_of_fuel: bool
+) -> str:
     queues = path(state, asks.queue)
     others = beneficiaries_of(state, promised - {asks.id})
     lane = in_light_lane(state, asks)

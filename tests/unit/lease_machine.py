@@ -241,17 +241,9 @@ class Pool(RuleBasedStateMachine):
         before = self.state
         made = lease_policy.decide(before, self.now, self.policy, fuel)
         steps, self.state = self._done(before, made)
-        found = checker.problems(
-            before,
-            made,
-            self.state,
-            steps,
-            lease_policy.standing(before, self.now, self.policy),
-            self.now,
-            self.policy,
-            fuel,
-        )
-        found += checker.share_problems(before, lease_policy.standing(before, self.now, self.policy), self.policy)
+        standings = lease_policy.standing(before, self.now, self.policy)
+        found = checker.problems(before, made, self.state, steps, standings, self.now, self.policy, fuel)
+        found += checker.share_problems(before, standings, self.policy)
         found += self._overlaps()
         again = lease_policy.decide(self.state, self.now, self.policy, fuel)
         if again != tuple(one for one in made if isinstance(one, Explain | Reserve)):
@@ -264,7 +256,8 @@ class Pool(RuleBasedStateMachine):
         self, state: PoolState, made: Sequence[Decision]
     ) -> tuple[list[tuple[Decision, PoolState, PoolState]], PoolState]:
         steps = []
-        for one in made:
+        acts = [one for one in made if not isinstance(one, Explain | Reserve)]
+        for one in acts:
             following = lease_policy.apply(state, (one,), self.now, self.token + 1)
             if isinstance(one, Grant | Resize):
                 self.token += 1
@@ -275,6 +268,8 @@ class Pool(RuleBasedStateMachine):
                 assert self.token in tokens, f"I5: token {self.token} was not taken"
             steps.append((one, state, following))
             state = following
+        same = lease_policy.apply(state, made[len(acts) :], self.now, self.token + 1)
+        assert same == state, "a reason or a reservation changes the state"
         return steps, state
 
     def _overlaps(self) -> list[str]:

@@ -91,7 +91,8 @@ def test_a_spent_budget_takes_the_lease_at_a_checkpoint_and_holds_back_until_it_
     assert told.why.endswith(" EUR of 0.00 EUR")
     ledger.end(pool, POOL, token, "released")
     ask(pool, "a", again=True, queue="vision")
-    ask(pool, "b", queue="vision", cores=1)
+    search = LeaseRequest(id="b", queue="vision", cores=1)
+    ledger.enqueue(pool, search, who(names.search_id("b")))
     ledger.grant(pool, POOL)
     again = Store(str(pool.engine.url))  # everything is started anew
     assert ledger.grant(again, POOL) == 0
@@ -120,8 +121,12 @@ def test_a_budget_that_is_raised_during_the_grace_takes_its_notice_back(pool: St
     ledger.grant(pool, POOL)
     assert lease(pool, "a").state == "noticed"
 
-    bound(pool, "lifecycle", "a", Bounds(3_600_000, NO_LIMIT, NO_LIMIT))
+    ledger.enqueue(pool, LeaseRequest(id="trials", cores=1), who(names.search_id("a")))
     ledger.grant(pool, POOL)
+    assert code(pool, "trials") == "over_budget"  # its search spends the same budget
+
+    bound(pool, "lifecycle", "a", Bounds(3_600_000, NO_LIMIT, NO_LIMIT))
+    assert ledger.grant(pool, POOL) == 1
 
     assert (lease(pool, "a").state, lease(pool, "a").notice) == ("active", "")
     assert bound(pool, "lifecycle", "a", NO_BOUNDS) == "lifecycle a has no budget any more"
