@@ -7,6 +7,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-
 COMPILE = { $(BIN)/python -m compileall -q -j 0 -x '/(plotly|faker|litestar|pip|tests)/' $(VENV)/lib >/dev/null || true; }
 
 .PHONY: demo test check format bench proof-compute proof-sleep proof-leases proof-lease-kills proof-gangs proof-log
+>>>>>>> main
 
 demo: $(VENV)/.demo  ## the whole loop on a real year of data
 	$(BIN)/everloop demo $(ARGS)
@@ -46,7 +47,13 @@ proof-log: $(VENV)/.dev  ## kill -9 of prediction servers and of the log's keepe
 proof-gangs: $(VENV)/.dev  ## a gang of four, kill -9 of a rank KILLS=10 times: docs/proof/gangs.csv; SEED=, PLANT=1..3 must fail
 	$(BIN)/python -m tests.faults.proof_gangs
 
+<<<<<<< HEAD
 proof-lease-kills: $(VENV)/.dev  ## many jobs on few devices, kill -9 of each process in turn, Temporal too: 0 overlaps, 0 leaks; ARGS="--lifecycles 20", "--gpus" for fractions
+=======
+proof-search: $(VENV)/.dev  ## kill -9 of everything at trial 37 of 100, one and four at once: docs/proof/search.csv; SEED=, PLANT=1..3 must fail
+	$(BIN)/python -m tests.faults.proof_search
+
+.PHONY: demo test check format bench proof-compute proof-sleep proof-leases proof-lease-kills proof-gangs proof-search
 	EVERLOOP_SLOTS=4 EVERLOOP_SLOT_CORES=2 $(BIN)/python -m tests.faults.proof_lease_kills $(ARGS)
 
 $(BIN)/python:

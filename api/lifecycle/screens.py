@@ -26,6 +26,8 @@ page = APIRouter(include_in_schema=False)
 
 REFRESH_SECONDS = 3
 RECENT = 12
+MOST_CHARTS = 6
+"""Of folds and of an ensemble's members there are several; the API has all."""
 
 
 @page.get("/")
@@ -104,7 +106,8 @@ def _page(here: Parts, person: str, view: LifecycleView, still: bool) -> HTMLRes
         log=log,
         ranks=ranks,
         searched=searched,
-        charts=[(curve, curves.drawn(curve), curves.told_in_rows(curve)) for curve in learned],
+        charts=[(curve, curves.drawn(curve), curves.told_in_rows(curve)) for curve in learned[:MOST_CHARTS]],
+        more_charts=len(learned[MOST_CHARTS:]),
     )
 
 

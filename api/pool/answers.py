@@ -70,7 +70,7 @@ class Notice(BaseModel):
     """A lease is told to let go."""
 
     reason: str
-    """`reclaim`, `preempt`, `over_runtime`, `drain`, `shrink`, `revoke`."""
+    """`reclaim`, `preempt`, `over_runtime`, `drain`, `shrink`, `revoke`, `budget`."""
     why: str
     """In words; who said it, where a person did."""
     by: str

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+from sqlmodel import select
 from temporalio import activity, workflow
 from temporalio.client import Client
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
@@ -16,10 +17,10 @@ from api.app import create_app
 from everloop import names, signing
 from everloop.contracts import AppendRequest, ApprovalAnswer, ApprovalRequest
 from everloop.payloads import converter
-from everloop.store import ApprovalRow, Store
+from everloop.store import ApprovalRow, Store, StudyRow
 from tests import api_parts as parts
 from tests.conftest import free_port_base
-from tests.temporal.conftest import Stack
+from tests.temporal.conftest import Stack, eventually
 from workflows.approval import Approval
 
 
@@ -361,3 +362,34 @@ async def test_a_person_with_an_apostrophe_submits_signs_and_is_shown(api, stack
     assert "Miles O&#39;Brien" in page
     runs = [run async for run in stack.client.list_workflows(f"WorkflowId = '{key}'")]
     assert (await runs[0].memo())["submitted_by"] == name
+
+
+async def test_the_best_so_far_is_taken_with_the_button_of_its_page_and_only_while_a_search_runs(api, stack):
+    key, plain = f"{stack.prefix}-searches", f"{stack.prefix}-plain"
+    searching = {"search": {"budget": "1h", "families": ["linear"]}, "until": "train"}
+    await submit(api, stack, key, **searching)
+    await submit(api, stack, plain)
+    await eventually(lambda: _trials(stack, key) >= 3)
+
+    running = (await api.get(f"/api/v1/lifecycles/{key}/search")).json()
+    button = f'formaction="/lifecycles/{key}/take_best"'
+    page = (await api.get(f"/search/{key}")).text
+    pressed = await api.post(f"/lifecycles/{key}/take_best", data={"reason": "good enough"})
+    await stack.status(key, "done")
+    ended = (await api.get(f"/api/v1/lifecycles/{key}/search")).json()
+    await stack.gate(plain)
+    refused = await api.post(f"/api/v1/lifecycles/{plain}/take_best")
+
+    assert running["can_take_best"] and button in page
+    assert pressed.status_code == 303
+    assert (ended["state"], ended["can_take_best"]) == ("person", False)
+    assert "good enough" in ended["sentence"]
+    assert ended["leaders"][0]["rank"] == 1
+    assert button not in (await api.get(f"/search/{key}")).text
+    assert (refused.status_code, refused.json()["code"]) == (409, "not_waiting")
+
+
+def _trials(stack, lifecycle):
+    with stack.store.read() as session:
+        study = session.exec(select(StudyRow).where(StudyRow.lifecycle == lifecycle)).first()
+        return study.told if study else 0

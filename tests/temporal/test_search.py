@@ -46,6 +46,7 @@ def search(**said: Any) -> dict[str, Any]:
     return {"search": {"budget": {"trials": 12}, "families": ["linear"]} | said, "until": "train"}
 
 
+@pytest.mark.history
 async def test_a_search_gives_each_number_once_under_a_lease_of_its_own_and_its_best_is_learned(stack: Stack) -> None:
     handle = await stack.submit(**search())
 
@@ -134,6 +135,7 @@ async def test_a_paused_search_holds_nothing_and_goes_on_with_the_same_study(sta
     assert (await stack.verified()).differences == []
 
 
+@pytest.mark.history
 async def test_a_long_search_continues_as_new_with_the_same_members_under_a_new_token(stack: Stack) -> None:
     stack.compute.trial_seconds = 0.001
     handle = await stack.submit(**search(budget={"trials": 310}))
@@ -174,6 +176,7 @@ async def test_parallel_trials_run_on_as_many_members_as_there_are_and_none_is_l
         assert trial.number not in trial.beside and trial.knew <= 30
 
 
+@pytest.mark.history
 async def test_a_search_lets_go_for_others_and_comes_back_to_the_same_questions(stack: Stack) -> None:
     queues(stack, tabular=0, vision=1)
     stack.compute.hooks["trial"] = holding_after(stack, 3)
