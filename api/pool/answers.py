@@ -269,6 +269,12 @@ class DrainAsked(_Asked):
     grace_seconds: Annotated[int, Field(ge=0, le=86_400)] = 60
 
 
+class CordonAsked(_Asked):
+    """Give a node no new leases; those that it has go on."""
+
+    reason: Reason = ""
+
+
 class UndrainAsked(_Asked):
     """Let it have leases again."""
 
