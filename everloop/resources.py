@@ -7,7 +7,10 @@ import re
 from datetime import timedelta
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from everloop import queues
+from everloop.errors import Invalid
 
 UNITS = {"": 1, "MiB": 1, "GiB": 1 << 10, "TiB": 1 << 20}
 AMOUNT = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?) ?(MiB|GiB|TiB|)")
@@ -59,7 +62,15 @@ class Resources(Amounts):
         return Amounts.model_construct(**said)
 
 
-Queue = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")]
+def _queue(name: str) -> str:
+    try:
+        queues.check_name(name)
+    except Invalid as error:
+        raise ValueError(f"{name[:80]!r} cannot be a queue's name: {error.hint}") from None
+    return name
+
+
+Queue = Annotated[str, AfterValidator(_queue)]
 Priority = Annotated[int, Field(ge=0, le=1000)]
 """Within a queue: 50 for batch work, 75 for people who wait, 100 for what must not wait."""
-MaxRuntime = Annotated[timedelta, Field(gt=timedelta(0), le=timedelta(days=366))]
+MaxRuntime = Annotated[timedelta, Field(ge=timedelta(seconds=1), le=timedelta(days=366))]
