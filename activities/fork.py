@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from pydantic import BaseModel
 from temporalio import activity
 from temporalio.api.enums.v1 import EventType
 from temporalio.api.history.v1 import HistoryEvent
@@ -107,8 +108,17 @@ def _differs(stage: Stage, asked: dict[str, Any], now: dict[str, Any]) -> list[s
     """
     before, after = QUESTIONS[stage].model_validate(asked), QUESTIONS[stage].model_validate(now)
     names_ = [name for name in type(before).model_fields if name not in ("slot", "spec", "searched")]
-    found = [name for name in names_ if getattr(before, name) != getattr(after, name)]
+    found = [name for name in names_ if _without_ran(getattr(before, name)) != _without_ran(getattr(after, name))]
     return [*changed(_spec(before), _spec(after), stage), *found]
+
+
+def _without_ran(value: Any) -> Any:  # noqa: ANN401  # a field of a question
+    """What a result says, without how the job ran: one that was kept says so there, and answers the same."""
+    if isinstance(value, BaseModel):
+        return {name: _without_ran(inner) for name, inner in value if name != "ran"}
+    if isinstance(value, tuple | list):
+        return [_without_ran(inner) for inner in value]
+    return value
 
 
 def _spec(question: JobRequest) -> LifecycleSpec:

@@ -36,7 +36,7 @@ from everloop.store import LeaseRow, Store
 
 log = logging.getLogger(__name__)
 
-HOLDERS = (names.LIFECYCLE, names.DRIFT_CHECK, names.SEARCH)
+HOLDERS = (names.LIFECYCLE, names.DRIFT_CHECK, names.SEARCH, names.SCORE)
 """Workflows that hold leases."""
 
 
@@ -145,10 +145,10 @@ class LeaseOnControl(LeaseActivities):
     async def _look_after_the_due(self, pool: str) -> None:
         """Renew leases that have come to their time, or end those whose holder is gone or whose device stays away."""
         due = await asyncio.to_thread(ledger.due, self._store, pool)
-        away = await asyncio.to_thread(ledger.absent, self._store, pool) if due else set()
+        away = await asyncio.to_thread(ledger.absent, self._store, pool) if due else {}
         for row in due:
-            if row.device in away:
-                await self._fence(row, f"its device {row.device} is gone")
+            if row.token in away:
+                await self._fence(row, f"its device {away[row.token]} is gone")
             elif await self._lives(row.workflow_id, row.run_id):
                 await asyncio.to_thread(ledger.renew, self._store, pool, row.token)
             else:

@@ -1,4 +1,4 @@
-"""What an operator orders of a pool, carried out in the ledger: queues, revoke, drain, undrain."""
+"""What an operator orders of a pool, carried out in the ledger: queues, revoke, drain, cordon, undrain."""
 
 import asyncio
 from collections.abc import Callable
@@ -7,12 +7,14 @@ from pathlib import Path
 
 from temporalio import activity
 
+from activities import lease_budgets, lease_queues
 from activities import lease_ledger as ledger
-from activities import lease_queues
 from activities.caller import caller
 from activities.lease import LeaseOnControl
 from activities.lease_ledger.rows import changed
+from activities.lease_time import in_ms
 from everloop import names, orders, queues, signing
+from everloop.budgets import Price
 from everloop.contracts import PoolActivities
 from everloop.errors import Conflict
 from everloop.orders import PoolOrder, PoolOrdered, SignedPoolOrder
@@ -71,14 +73,46 @@ def _drain(store: Store, order: PoolOrder) -> PoolOrdered:
     return PoolOrdered(done=f"{told}; {holders if tokens else 'nothing is held on it'}", tokens=tuple(tokens))
 
 
+def _cordon(store: Store, order: PoolOrder) -> PoolOrdered:
+    devices = ledger.cordon(store, order.pool, order.node, by=order.person, reason=order.reason)
+    told = f"{', '.join(devices)} get{'s' * (len(devices) == 1)} no new leases"
+    return PoolOrdered(done=f"{told}; what is held there goes on")
+
+
 def _undrain(store: Store, order: PoolOrder) -> PoolOrdered:
     devices = ledger.undrain(store, order.pool, order.node)
     return PoolOrdered(done=f"{', '.join(devices)} get{'s' * (len(devices) == 1)} leases again")
+
+
+def _budget(store: Store, order: PoolOrder) -> PoolOrdered:
+    at_ms = in_ms(order.ordered_at)
+    with store.write() as session:
+        changed(session, order.pool)
+        done = lease_budgets.change(
+            session,
+            order.pool,
+            order.scope,
+            order.name,
+            order.bounds,
+            at_ms,
+            person=order.person,
+            restart=order.restart,
+        )
+    return PoolOrdered(done=done)
+
+
+def _prices(store: Store, order: PoolOrder) -> PoolOrdered:
+    price = Price(in_ms(order.ordered_at), order.currency, order.core_micros, order.gpu_micros)
+    with store.write() as session:
+        return PoolOrdered(done=lease_budgets.set_prices(session, order.pool, price, person=order.person))
 
 
 _DO: dict[str, Callable[[Store, PoolOrder], PoolOrdered]] = {
     "queues": _queues,
     "revoke": _revoke,
     "drain": _drain,
+    "cordon": _cordon,
     "undrain": _undrain,
+    "budget": _budget,
+    "prices": _prices,
 }

@@ -12,12 +12,32 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse
 from starlette.staticfiles import StaticFiles
 from temporalio.client import Client
 
-from api import approval, cost, data, drift, fork, identity, kept, lifecycle, pages, pool, problems, release, search
+from api import (
+    advice,
+    approval,
+    budget,
+    cost,
+    data,
+    drift,
+    fork,
+    identity,
+    kept,
+    labels,
+    lifecycle,
+    pages,
+    pool,
+    predictions,
+    problems,
+    release,
+    score,
+    search,
+    spending,
+)
 from api.bodies import body_schema, describe, json_body, read_form
 from api.dependencies import Here, Parts, Person, ask
 from api.identity import Asker, Guard
+from everloop import isolation, signing
 from everloop import settings as configuration
-from everloop import signing
 from everloop.artifacts import Artifacts
 from everloop.errors import Forbidden, NotAuthenticated, Unavailable
 from everloop.payloads import converter
@@ -70,6 +90,8 @@ BODIES: tuple[type[BaseModel], ...] = (
     fork.ForkAsked,
     approval.DecisionRequest,
     release.RollBackRequest,
+    labels.LabelsRequest,
+    drift.Lift,
     *pool.BODIES,
     CredentialRequest,
 )
@@ -155,6 +177,7 @@ def _store_answers(here: Parts) -> bool:
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The API as an ASGI application. Its store must have been migrated; Temporal may come later."""
     settings = settings or configuration.load()
+    pages.say_on_every_page(isolation.BANNER if settings.devices.startswith("sim:") else "")
     store = Store(settings.database)
     app = FastAPI(
         title="Everloop",
@@ -172,9 +195,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifecycle.router,
         approval.router,
         drift.router,
+        labels.router,
+        predictions.router,
+        score.router,
         release.router,
         pool.router,
         cost.router,
+        budget.router,
+        advice.router,
         session,
     ):
         app.include_router(router, prefix=VERSION)
@@ -187,7 +215,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         drift.page,
         release.page,
         pool.page,
-        cost.page,
+        spending.page,
         page,
     ):
         app.include_router(router)

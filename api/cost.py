@@ -1,24 +1,25 @@
 """What leased and free time was for: sums that are exact, by lifecycle, model, queue or stage."""
 
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
 from pydantic import BaseModel
 from sqlmodel import Session
-from starlette.responses import HTMLResponse
 
-from activities import lease_time
-from activities.lease_time import KINDS, LEASED, Overcommitted, Totals, Use
-from api import pages
-from api.dependencies import Here, Person
+from activities import lease_budgets, lease_time
+from activities.lease_time import KINDS, Overcommitted, Spent, Totals, Use
+from api.dependencies import Here
 from everloop import names
+from everloop.budgets import Price, micros, periods
 from everloop.errors import Invalid, text
 
 router = APIRouter(tags=["cost"])
-page = APIRouter(include_in_schema=False)
 
+Priced = tuple[Totals, Price | None]
+"""Of a stretch of time with one price list."""
 By = Literal["queue", "model", "lifecycle", "stage"]
 Pool = Annotated[str, Query(max_length=names.MOST_CHARACTERS)]
 Since = Annotated[str, Query(max_length=60, description="A moment (ISO), or how long ago: 90m, 12h, 7d")]
@@ -34,6 +35,8 @@ class Amount(BaseModel):
     """Core-milliseconds."""
     gpu_ms: int
     """Milliseconds of thousandths of a GPU."""
+    micros: int = 0
+    """What it costs by the price list of its time, in millionths of the currency; 0 without one."""
 
 
 class CostRow(Amount):
@@ -45,6 +48,7 @@ class CostRow(Amount):
     charged_core_ms: int
     """What it pays: by queue, also what another's lease lost because it was taken back for this one."""
     charged_gpu_ms: int
+    charged_micros: int = 0
 
 
 class CostView(BaseModel):
@@ -62,6 +66,8 @@ class CostView(BaseModel):
     kinds: dict[str, Amount]
     rows: list[CostRow]
     """Largest first, at most 1,000."""
+    currency: str
+    """Of all `micros`; empty: there are no prices."""
     problem: str
     """Why there are no sums: the ledger contradicts itself. Empty where there are."""
 
@@ -72,17 +78,6 @@ def cost(here: Here, by: By = "queue", since: Since = "7d", pool: Pool = names.D
     now = datetime.now(UTC)
     with here.store.read() as session:
         return view(session, pool, by, moment(since, now), now)
-
-
-@page.get("/cost")
-def cost_page(
-    here: Here, person: Person, by: By = "queue", since: Since = "7d", pool: Pool = names.DEFAULT_POOL
-) -> HTMLResponse:
-    """The same as a page."""
-    now = datetime.now(UTC)
-    with here.store.read() as session:
-        found = view(session, pool, by, moment(since, now), now)
-    return pages.render("cost.html", person=person, view=found, since=since, kinds=KINDS, leased=LEASED)
 
 
 def moment(since: str, now: datetime) -> datetime:
@@ -104,11 +99,20 @@ def view(session: Session, pool: str, by: By, since: datetime, until: datetime) 
     from_ms, to_ms = lease_time.in_ms(since), lease_time.in_ms(until)
     first = lease_time.first_ms(session, pool)
     from_ms = min(max(from_ms, first if first is not None else to_ms), to_ms)
-    problem = ""
+    known = lease_budgets.prices(session, pool)
+    problem, parts = "", list[Priced]()
     try:
-        found = lease_time.spent(session, pool, lease_time.held_now(session, pool, until), from_ms, to_ms)
+        live = lease_time.held_now(session, pool, until)
+        for begins, ends, price in periods(known, from_ms, to_ms):
+            parts.append((lease_time.spent(session, pool, live, begins, ends), price))
     except Overcommitted as error:
-        found, problem = lease_time.totals([], [], [], from_ms, to_ms), f"the ledger contradicts itself: {text(error)}"
+        parts, problem = [], f"the ledger contradicts itself: {text(error)}"
+    kinds = {kind: Amount(core_ms=0, gpu_ms=0) for kind in KINDS}
+    capacity = Amount(core_ms=0, gpu_ms=0)
+    for found, price in parts:
+        _add(capacity, found.capacity, price)
+        for kind, spent in found.by_kind.items():
+            _add(kinds[kind], spent, price)
     return CostView(
         pool=pool,
         by=by,
@@ -116,14 +120,21 @@ def view(session: Session, pool: str, by: By, since: datetime, until: datetime) 
         until=until,
         from_ms=from_ms,
         to_ms=to_ms,
-        capacity=_amount(*found.capacity),
-        kinds={kind: _amount(*spent) for kind, spent in found.by_kind.items()},
-        rows=sorted(_rows(found, by), key=lambda row: (-row.core_ms, -row.gpu_ms, row.name))[:MOST_ROWS],
+        capacity=capacity,
+        kinds=kinds,
+        rows=sorted(_rows(parts, by), key=lambda row: (-row.core_ms, -row.gpu_ms, row.name))[:MOST_ROWS],
+        currency=known[-1].currency if known else "",
         problem=problem,
     )
 
 
-def _rows(found: Totals, by: By) -> list[CostRow]:
+def _add(to: Amount, spent: Spent, price: Price | None) -> None:
+    to.core_ms += spent.core_ms
+    to.gpu_ms += spent.gpu_ms
+    to.micros += micros(price, spent.core_ms, spent.gpu_ms)
+
+
+def _rows(parts: Sequence[Priced], by: By) -> list[CostRow]:
     rows: dict[str, CostRow] = {}
 
     def row(name: str) -> CostRow:
@@ -131,23 +142,18 @@ def _rows(found: Totals, by: By) -> list[CostRow]:
             name, CostRow(name=name, core_ms=0, gpu_ms=0, kinds={}, charged_core_ms=0, charged_gpu_ms=0)
         )
 
-    for use, spent in found.leased.items():
-        mine = row(getattr(use, by))
-        mine.core_ms += spent.core_ms
-        mine.gpu_ms += spent.gpu_ms
-        kind = mine.kinds.setdefault(use.kind, Amount(core_ms=0, gpu_ms=0))
-        kind.core_ms += spent.core_ms
-        kind.gpu_ms += spent.gpu_ms
-        payer = row(_payer(use, by))
-        payer.charged_core_ms += spent.core_ms
-        payer.charged_gpu_ms += spent.gpu_ms
+    for found, price in parts:
+        for use, spent in found.leased.items():
+            mine = row(getattr(use, by))
+            _add(mine, spent, price)
+            _add(mine.kinds.setdefault(use.kind, Amount(core_ms=0, gpu_ms=0)), spent, price)
+            payer = row(_payer(use, by))
+            payer.charged_core_ms += spent.core_ms
+            payer.charged_gpu_ms += spent.gpu_ms
+            payer.charged_micros += micros(price, spent.core_ms, spent.gpu_ms)
     return list(rows.values())
 
 
 def _payer(use: Use, by: By) -> str:
     """Only queues pay for each other."""
     return use.charged_to if by == "queue" else str(getattr(use, by))
-
-
-def _amount(core_ms: int, gpu_ms: int) -> Amount:
-    return Amount(core_ms=core_ms, gpu_ms=gpu_ms)

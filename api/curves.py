@@ -3,14 +3,15 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from pydantic import BaseModel
 from sqlmodel import Session, col, func, select
 
 from api import journal
 from api.dependencies import Here
-from everloop import steps
+from everloop import names, steps
 from everloop.steps import TRAIN, VALIDATION
 from everloop.store import LifecycleRow, MetricRow
 
@@ -24,10 +25,12 @@ MOST_ROWS = 2000
 
 
 class Curve(BaseModel):
-    """A metric of a training, step by step; None where a step did not report it."""
+    """A metric of a training, step by step; None where a step did not report it. Of a gang, of one rank."""
 
     metric: str
     higher_is_better: bool
+    part: int = 0
+    """Which of several trainings of one job, folds or an ensemble's members, from 1; 0: the only one."""
     unit: str
     """What its trainer calls a step: `round`, `epoch`."""
     steps: list[int]
@@ -39,6 +42,8 @@ class Curve(BaseModel):
 
 class CurveList(BaseModel):
     items: list[Curve]
+    ranks: int = 1
+    """How many processes have learned together; `?rank=1` asks for another one's curves."""
 
 
 @dataclass(frozen=True)
@@ -54,16 +59,24 @@ class Chart:
 
 
 @router.get("/lifecycles/{id:path}/curves")
-def curves(id: str, here: Here) -> CurveList:  # noqa: A002
+def curves(id: str, here: Here, rank: Annotated[int, Query(ge=0, le=10_000)] = 0) -> CurveList:  # noqa: A002
     """The learning curves of the lifecycle's last training, each thinned out to 200 steps; none before it reports."""
     with here.store.read() as session:
-        return CurveList(items=curves_of(session, journal.lifecycle_row(session, id)))
+        row = journal.lifecycle_row(session, id)
+        return CurveList(items=curves_of(session, row, rank), ranks=ranks_of(session, row))
 
 
-def curves_of(session: Session, row: LifecycleRow) -> list[Curve]:
-    """The curves of the lifecycle's last training."""
+def curves_of(session: Session, row: LifecycleRow, rank: int = 0) -> list[Curve]:
+    """The curves of the lifecycle's last training, of one of its ranks."""
     job = journal.job_of(session, row, "train")
-    return [] if job is None else _curves(_steps(session, job))
+    return [] if job is None else _curves(_steps(session, names.metrics_of(job, rank)))
+
+
+def ranks_of(session: Session, row: LifecycleRow) -> int:
+    """How many processes of the lifecycle's last training have reported something; 1 before they do."""
+    job = journal.job_of(session, row, "train")
+    others = select(MetricRow.job).where(col(MetricRow.job).startswith(f"{job}#", autoescape=True)).distinct()
+    return 1 + len(session.exec(others).all()) if job is not None else 1
 
 
 def _steps(session: Session, job: str) -> list[MetricRow]:
@@ -79,13 +92,21 @@ def _steps(session: Session, job: str) -> list[MetricRow]:
 
 
 def _curves(rows: Sequence[MetricRow]) -> list[Curve]:
+    parts: dict[int, list[MetricRow]] = {}
+    for row in rows:
+        parts.setdefault(steps.in_part(row.step, row.values)[0], []).append(row)
+    # A step of all parts together is their end, and no curve.
+    return [curve for part, own in sorted(parts.items()) if part or len(parts) == 1 for curve in _of_part(part, own)]
+
+
+def _of_part(part: int, rows: Sequence[MetricRow]) -> list[Curve]:
     names = sorted({name for row in rows for name in row.values})
     metrics = dict.fromkeys(name.partition("_")[2] for name in names if name.startswith((TRAIN, VALIDATION)))
     unit = steps.unit_of(dict.fromkeys(names, 0.0))
-    return [_curve(metric, unit, rows) for metric in metrics]
+    return [_curve(metric, part, unit, rows) for metric in metrics]
 
 
-def _curve(metric: str, unit: str, rows: Sequence[MetricRow]) -> Curve:
+def _curve(metric: str, part: int, unit: str, rows: Sequence[MetricRow]) -> Curve:
     train, validation = TRAIN + metric, VALIDATION + metric
     told = [row for row in rows if train in row.values or validation in row.values]
     rising = not RISING.isdisjoint(metric.lower().split("_"))
@@ -95,12 +116,17 @@ def _curve(metric: str, unit: str, rows: Sequence[MetricRow]) -> Curve:
     return Curve(
         metric=metric,
         higher_is_better=rising,
+        part=part,
         unit=unit,
-        steps=[row.step for row in thinned],
+        steps=[_number(row) for row in thinned],
         train=[row.values.get(train) for row in thinned],
         validation=[row.values.get(validation) for row in thinned],
-        best_step=best.step if best else None,
+        best_step=_number(best) if best else None,
     )
+
+
+def _number(row: MetricRow) -> int:
+    return steps.in_part(row.step, row.values)[1]
 
 
 def _thinned(rows: Sequence[MetricRow], best: MetricRow | None) -> list[MetricRow]:

@@ -2,6 +2,7 @@
 
 import json
 from collections import deque
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -70,13 +71,19 @@ def logs(
     here: Here,
     stage: str = "",
     tail: Annotated[int, Query(ge=1, le=10_000)] = 200,
+    rank: Annotated[int, Query(ge=0, le=10_000)] = 0,
 ) -> str:
-    """The last lines of a stage's log: of the stage named, else of the one that runs or ran last."""
+    """The last lines of a stage's log: of the stage named, else of the one that runs or ran last; of a gang, of that
+    rank.
+    """
     with here.store.read() as session:
         row = lifecycle_row(session, id)
         path = log_path(session, row, stage, here.settings.logs_dir)
+    if path is not None and rank:
+        of_rank = path.with_name(f"{path.stem}.{rank}.log")
+        path = below(here.settings.logs_dir, str(of_rank.relative_to(here.settings.logs_dir.resolve())))
     if path is None:
-        where = f"stage {stage}" if stage else "any stage"
+        where = f"{f'rank {rank} in ' if rank else ''}{f'stage {stage}' if stage else 'any stage'}"
         raise NotFound(f"no log of {where} of {id} is here", field="stage", hint="stages without a job have no log")
     return "\n".join(tail_of(path, tail)) + "\n"
 
@@ -174,7 +181,7 @@ def _log_at(logs_dir: Path, name: str) -> Path | None:
     path = below(logs_dir, name)
     if path is None or not path.is_dir():
         return path
-    newest = max(path.glob("*.log"), key=lambda log: log.stat().st_mtime, default=None)
+    newest = max(_first_ranks(path.glob("*.log")), key=lambda log: log.stat().st_mtime, default=None)
     return None if newest is None else below(logs_dir, f"{name}/{newest.name}")
 
 
@@ -183,10 +190,15 @@ def _newest(logs_dir: Path, run_id: str, stage: str) -> Path | None:
     folder = below(logs_dir, f"jobs/{run_id}")
     if folder is None:
         return None
-    found = [path for path in folder.glob("*/*.log") if path.parent.name.split(".")[0] == stage]
-    found = found or list(folder.glob("*/*.log"))
+    every = _first_ranks(folder.glob("*/*.log"))
+    found = [path for path in every if path.parent.name.split(".")[0] == stage] or every
     newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
     return None if newest is None else below(logs_dir, str(newest.relative_to(logs_dir)))
+
+
+def _first_ranks(logs: Iterable[Path]) -> list[Path]:
+    """Of gangs rank 0's alone: `<attempt>.log`, and not `<attempt>.<rank>.log`."""
+    return [path for path in logs if "." not in path.stem]
 
 
 def below(root: Path, name: str) -> Path | None:

@@ -49,8 +49,8 @@ QUIET_CORES = 0.2
 """What others may use of the machine, before and after, in a quiet row."""
 TIE = 0.01
 COLUMNS = (
-    "tool", "version", "table", "split", "budget_s", "metric", "loss", "search_s", "refit_s", "export_s", "row_ms",
-    "model_mib", "trials", "overhead_ms", "chosen", "error", "seed", "cores", "machine", "python", "at",
+    "tool", "version", "table", "split", "budget_s", "metric", "loss", "search_s", "learn_s", "refit_s", "export_s",
+    "row_ms", "model_mib", "trials", "overhead_ms", "chosen", "error", "seed", "cores", "machine", "python", "at",
     "others_before", "others_after", "load", "quiet",
 )  # fmt: skip
 

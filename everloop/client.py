@@ -20,8 +20,10 @@ import httpx
 
 from everloop import errors, stack
 from everloop import settings as configuration
-from everloop.errors import EverloopError, InvalidSpec, NotAuthenticated, Unavailable
+from everloop.errors import EverloopError, Invalid, InvalidSpec, NotAuthenticated, Unavailable
+from everloop.label_calls import LabelCalls
 from everloop.pool_calls import PoolCalls
+from everloop.prediction_calls import PredictionCalls
 from everloop.searches import SearchCalls
 from everloop.settings import Settings
 
@@ -41,7 +43,7 @@ RUNNING = frozenset({"running", "waiting_approval", "needs_attention"})
 FAR_SECONDS = 10 * 365 * 86400.0
 
 
-class Client(PoolCalls, SearchCalls):
+class Client(PoolCalls, PredictionCalls, SearchCalls, LabelCalls):
     """A connection to one deployment as one person. Safe to share between threads; use as a context manager."""
 
     def __init__(
@@ -110,7 +112,13 @@ class Client(PoolCalls, SearchCalls):
 
     @overload
     def logs(
-        self, lifecycle: str, stage: str | None = None, tail: int | None = None, *, follow: Literal[False] = False
+        self,
+        lifecycle: str,
+        stage: str | None = None,
+        tail: int | None = None,
+        *,
+        follow: Literal[False] = False,
+        rank: int = 0,
     ) -> str: ...
 
     @overload
@@ -119,9 +127,11 @@ class Client(PoolCalls, SearchCalls):
     ) -> Iterator[Json]: ...
 
     def logs(
-        self, lifecycle: str, stage: str | None = None, tail: int | None = None, *, follow: bool = False
+        self, lifecycle: str, stage: str | None = None, tail: int | None = None, *, follow: bool = False, rank: int = 0
     ) -> str | Iterator[Json]:
         """The last *tail* lines of a stage's log (of the stage that runs or ran last, when none is named).
+
+        *rank*: of a stage that several processes run together; what is followed is rank 0's.
 
         With *follow*: an iterator over all that its jobs write, stage after stage, until the lifecycle waits for a
         person or has ended. Each item is `{"stage", "attempt", "text"}`, the last one `{"status", "wait"}`. It
@@ -131,7 +141,7 @@ class Client(PoolCalls, SearchCalls):
         if follow:
             return self._follow(lifecycle, stage, tail)
         path = f"/lifecycles/{_part(lifecycle)}/logs"
-        return str(self._api("GET", path, params=_given(stage=stage, tail=tail)))
+        return str(self._api("GET", path, params=_given(stage=stage, tail=tail, rank=rank or None)))
 
     def data(self, lifecycle: str) -> Json:
         """What its latest snapshot has read: per column its kind, how it was read, missing values, bars of a histogram
@@ -171,11 +181,12 @@ class Client(PoolCalls, SearchCalls):
                 yield {"status": found["status"], "wait": found["wait"]}
                 return
 
-    def curves(self, lifecycle: str) -> Rows:
+    def curves(self, lifecycle: str, rank: int = 0) -> Rows:
         """The learning curves of its last training: per metric the steps, what they are called (`unit`), the values on
-        train and validation rows, and the best step. Each has 200 steps at most.
+        train and validation rows, and the best step. Each has 200 steps at most. *rank*: of several that have learned
+        together.
         """
-        return _items(self._api("GET", f"/lifecycles/{_part(lifecycle)}/curves"))
+        return _items(self._api("GET", f"/lifecycles/{_part(lifecycle)}/curves", params=_given(rank=rank or None)))
 
     def metrics(self, lifecycle: str) -> Any:  # noqa: ANN401
         """Progress of its jobs: values by step."""
@@ -341,6 +352,27 @@ class Client(PoolCalls, SearchCalls):
         return str(_object(self._api("POST", "/credentials", json={"person": person}))["key"])
 
     # --- HTTP
+
+    def _download(self, path: str, target: Path, params: Json) -> int:
+        """Write an answer of the API into a file, whole or not at all; how many rows it says that it has."""
+        staged = target.with_name(f"{target.name}.part")
+        url = f"{self.url}/api/v1{path}"
+        try:
+            with self._http.stream("GET", url, params=params, timeout=httpx.Timeout(None, connect=5)) as answer:
+                if answer.is_error:
+                    answer.read()
+                    raise error_of(answer)
+                with staged.open("wb") as file:
+                    for piece in answer.iter_bytes():
+                        file.write(piece)
+            staged.replace(target)
+        except httpx.TransportError as error:
+            raise Unavailable(f"{self.url} does not answer ({type(error).__name__})") from None
+        except OSError as error:
+            raise Invalid(f"cannot write {target}: {error.strerror}", field="path") from None
+        finally:
+            staged.unlink(missing_ok=True)
+        return int(answer.headers.get("x-rows", 0))
 
     def _api(self, method: str, path: str, **request: Any) -> Any:  # noqa: ANN401
         return self._call(method, f"{self.url}/api/v1{path}", **request)

@@ -17,6 +17,7 @@ EverloopError
 │   ├── IntegrityError
 │   ├── ParityFailed
 │   ├── GraphTooLarge            the exported model is larger than the spec allows
+│   ├── GraphTooSlow             one row takes longer in it than the spec allows
 │   ├── OutOfMemory              the job needs more memory than its lease has, also in smaller batches
 │   └── JobFailed                the stage's own code raised: the log says why
 └── Transient                    trying again helps
@@ -167,6 +168,10 @@ class IntegrityError(Permanent):
 
 class ParityFailed(Permanent):
     """The exported model answers differently from the trained one."""
+
+
+class GraphTooSlow(Permanent):
+    """One row takes longer in the exported model than the spec allows."""
 
 
 class GraphTooLarge(Permanent):

@@ -20,6 +20,7 @@ DRIFT_CHECK = "everloop.DriftCheck"
 GPU_POOL = "everloop.GpuPool"
 POOL_ORDER = "everloop.PoolOrder"
 SEARCH = "everloop.Search"
+SCORE = "everloop.Score"
 
 # The activity whose inputs are the journal: `project` finds it in a history by this name.
 JOURNAL_APPEND = "everloop.journal.append"
@@ -33,12 +34,14 @@ POOL_INVENTORY = "inventory"  # compute -> pool
 DECIDE = "decide"  # API -> Approval, signed
 ATTEND = "attend"  # API -> Lifecycle: retry, skip, abort a parked stage
 PAUSE = "pause"  # API -> Lifecycle: hold still, or go on
+SCORE_PROGRESS = "progress"  # API -> Score, as a query
 SEARCH_ORDER = "search"  # API -> Lifecycle, as an update, and Lifecycle -> Search, as a signal: take the best so far
 
 A_RESUME = "a resume"
 """How the wait of a paused lifecycle begins."""
 
 A_FREE_SLOT = "a free slot"
+BUDGET_OF = "the budget of"  # so begins the sentence of a budget that is spent
 """How the wait of a lifecycle begins that waits for a lease."""
 
 MOST_CHARACTERS = 256  # of a name that comes in by a signal or an update
@@ -76,14 +79,27 @@ MONITOR = "monitor"
 """Who asks for a retraining after drift."""
 
 
+def score_id(project: str, model: str, key: str) -> str:
+    """The id of the workflow that scores a file."""
+    return f"score/{project}/{model}/{key}"
+
+
 def approval_id(lifecycle: str) -> str:
     """Workflow id of the gate of *lifecycle*."""
     return f"{lifecycle}/approval"
 
 
+OF_SEARCH = "/search"
+
+
 def search_id(lifecycle: str) -> str:
     """Workflow id of the search of *lifecycle*."""
-    return f"{lifecycle}/search"
+    return f"{lifecycle}{OF_SEARCH}"
+
+
+def lifecycle_of(workflow_id: str) -> str:
+    """The lifecycle that a holder of leases works for: itself, or the one whose search it is."""
+    return workflow_id.removesuffix(OF_SEARCH)
 
 
 def release_id(project: str, model: str) -> str:
@@ -103,6 +119,16 @@ def retrain_id(project: str, model: str, window_start: datetime, window_end: dat
     """
     until = f"-{window_end:%Y%m%dT%H%M%SZ}" if window_end else ""
     return f"retrain/{project}/{model}/{window_start:%Y%m%dT%H%M%SZ}{until}"
+
+
+def job_log(job: str, attempt: int, rank: int = 0) -> str:
+    """Below the folder of logs: of an attempt of the job `<run id>/<activity id>`, and of a rank of its gang."""
+    return f"jobs/{job}/{attempt}.log" if rank == 0 else f"jobs/{job}/{attempt}.{rank}.log"
+
+
+def metrics_of(job: str, rank: int = 0) -> str:
+    """The key of the steps that a rank of a job has reported."""
+    return job if rank == 0 else f"{job}#{rank}"
 
 
 def pool_id(pool: str) -> str:

@@ -7,12 +7,13 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints, ValidationError
 
 from everloop import names, signing
+from everloop.budgets import NO_BOUNDS, Bounds
 from everloop.errors import BadSignature
 from everloop.queues import Queue
 from everloop.records import Record
 from everloop.signing import Signer
 
-Action = Literal["queues", "revoke", "drain", "undrain"]
+Action = Literal["queues", "revoke", "drain", "cordon", "undrain", "budget", "prices"]
 HINT = "use `everloop queue`, `lease` or `node`, or the page of the pool"
 
 
@@ -34,9 +35,20 @@ class PoolOrder(Record):
     token: int = Field(default=0, ge=0, lt=1 << 63)
     """`revoke`: of the lease."""
     node: str = ""
-    """`drain`, `undrain`: a node, or one device of it."""
+    """`drain`, `cordon`, `undrain`: a node, or one device of it."""
     grace_seconds: Annotated[int, Field(ge=0, le=86_400)] = 60
     """`revoke`, `drain`: how long holders have to write a checkpoint and let go."""
+    scope: Literal["", "queue", "lifecycle"] = ""
+    """`budget`: whose."""
+    name: Annotated[str, StringConstraints(max_length=names.MOST_CHARACTERS)] = ""
+    bounds: Bounds = NO_BOUNDS
+    """`budget`: what may be spent; without any it is taken away."""
+    restart: bool = False
+    """`budget`: what was spent counts no more."""
+    currency: Annotated[str, StringConstraints(max_length=8)] = ""
+    """`prices`, as the two below."""
+    core_micros: int = Field(default=0, ge=0, lt=1 << 62)
+    gpu_micros: int = Field(default=0, ge=0, lt=1 << 62)
 
 
 class SignedPoolOrder(Record):

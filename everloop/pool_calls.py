@@ -71,6 +71,11 @@ class PoolCalls(ABC):
         body = {"reason": reason, "grace_seconds": grace_seconds}
         return dict(self._api("POST", f"/nodes/{quote(node, safe='')}/drain", json=body, params={"pool": pool}))
 
+    def cordon(self, node: str, reason: str = "", pool: str = "default") -> Json:
+        """Give a node (or one device) no new leases; those that it has go on. `undrain` opens it again."""
+        path = f"/nodes/{quote(node, safe='')}/cordon"
+        return dict(self._api("POST", path, json={"reason": reason}, params={"pool": pool}))
+
     def undrain(self, node: str, pool: str = "default") -> Json:
         """Let a node have leases again."""
         return dict(self._api("POST", f"/nodes/{quote(node, safe='')}/undrain", json={}, params={"pool": pool}))
@@ -82,6 +87,26 @@ class PoolCalls(ABC):
         """
         asked = since.isoformat() if isinstance(since, datetime) else since
         return dict(self._api("GET", "/cost", params={"by": by, "since": asked, "pool": pool}))
+
+    def budgets(self, pool: str = "default") -> Json:
+        """`items`: who may spend what, and what is spent of it; `prices`: what an hour costs now, or None."""
+        return dict(self._api("GET", "/budgets", params={"pool": pool}))
+
+    def set_budget(self, scope: str, name: str, changes: Mapping[str, Any], pool: str = "default") -> Json:
+        """Set, raise or take away the budget of a `queue` or a `lifecycle`: `{"core_hours": 100, "money": "none"}`."""
+        path = f"/budgets/{quote(scope, safe='')}/{quote(name, safe='')}"
+        return dict(self._api("PUT", path, json=dict(changes), params={"pool": pool}))
+
+    def set_prices(
+        self, core_hour: float | str, gpu_hour: float | str = 0, currency: str = "EUR", pool: str = "default"
+    ) -> Json:
+        """What an hour of a core and of a GPU costs from now on."""
+        body = {"core_hour": core_hour, "gpu_hour": gpu_hour, "currency": currency}
+        return dict(self._api("PUT", "/prices", json=body, params={"pool": pool}))
+
+    def advice(self, since: str = "30d", pool: str = "default") -> Json:
+        """By model and stage, what jobs used of what they leased, and what to write into the spec."""
+        return dict(self._api("GET", "/advice", params={"since": since, "pool": pool}))
 
 
 def read_tree(path: Path) -> Json:

@@ -121,6 +121,8 @@ class Ran(Record):
     """What was kept of earlier attempts, and what was done again."""
     artifacts: tuple[Blob, ...] = ()
     """Files that the job kept for people, by name."""
+    members: tuple[Member, ...] = ()
+    """Of a gang: where its ranks ran. None: one process on `device`."""
 
 
 class Result(Record):
@@ -218,6 +220,8 @@ class Prepared(Result):
     """Columns that are not read as they were for the champion: then no row counts as one it has never seen."""
     selection: str = ""
     """What became of the columns where the spec asks for a choice among them: a sentence."""
+    left_out_rows: int = 0
+    """Labelled rows in no part: by time, those of a group that has rows in a later part."""
 
 
 class Curve(Record):
@@ -273,11 +277,22 @@ class Comparison(Record):
     verdict: Literal["no_champion", "better", "not_better", "no_fresh_rows"]
     reason: str
     """One sentence with both figures."""
+    sure: float | None = None
+    """Of samples drawn again from the same rows, the share in which the challenger is the better one. None: not
+    tested, by an older Everloop."""
     metric: str = ""
     champion: float | None = None
     challenger: float | None = None
     champion_version: int | None = None
     rows: int = 0
+
+
+class ColumnScore(Record):
+    """What one column was found to say about the target, and whether the model looks at it."""
+
+    column: str
+    score: float
+    kept: bool
 
 
 class Evaluation(Result):
@@ -292,6 +307,10 @@ class Evaluation(Result):
     """The features that are worth most, as shares of what all are worth."""
     importance_is: Literal["", "native", "permutation"] = ""
     """How that was found: what the family says of itself, or by how much shuffling a feature raises the loss."""
+    selected_by: str = ""
+    """The method by which columns were chosen, where the spec asks for a choice."""
+    selection: tuple[ColumnScore, ...] = ()
+    """The first of them by it, the best first; the report has all."""
 
 
 class Refitted(Result):
@@ -375,6 +394,8 @@ class Exported(Result):
     parity: Parity
     reference: Blob
     """Parquet: up to 50,000 seeded raw feature rows, what drift checks compare with."""
+    latency_ms: float | None = None
+    """What one row takes in ONNX Runtime on one thread, the median of many. None: an older Everloop exported."""
 
 
 class Version(Record):
@@ -573,8 +594,10 @@ TriggerVerdict = Literal[
     "cooling_down",
     "over_budget",
     "breaker_open",
+    "quarantined",
 ]
-"""What a check's window has led to. The last five: over the threshold, and held back by a rule of the monitor."""
+"""What a check's window has led to. From `not_yet` on: over the threshold, and held back by a rule of the monitor.
+`quarantined`: the data is broken rather than moved, or was in an earlier window, and a person has not looked yet."""
 
 
 class Window(Record):
@@ -594,6 +617,64 @@ class ColumnDrift(Record):
     drifted: bool
 
 
+MeasureName = Literal["predictions", "target", "missing", "new_categories", "out_of_range", "performance"]
+
+
+class Measure(Record):
+    """What a check found beside the drift of the columns."""
+
+    name: MeasureName
+    value: float
+    threshold: float
+    """From where it is over."""
+    over: bool
+    why: str
+    """A sentence with the figures."""
+    column: str = ""
+    """The worst one, where it is about columns."""
+
+
+class Break(Record):
+    """A column that is broken rather than moved."""
+
+    column: str
+    kind: Literal["missing", "unit"]
+    why: str
+
+
+class WindowPerformance(Record):
+    """How well the rows of one window were answered, as far as their labels have come."""
+
+    window: Window
+    version: int
+    """That answered most of the labelled rows."""
+    alone: bool = True
+    """No other version answered more than a tenth of them."""
+    rows: int
+    labelled: int
+    metric: str
+    value: float
+    low: float
+    high: float
+    """The interval in which it lies at 95 %."""
+    target: Measure | None = None
+    """How far the labels lie from those that the version was evaluated on."""
+
+
+class PerformanceReport(Result):
+    """What the labels say of the windows that were decided: the newest that have any."""
+
+    windows: tuple[WindowPerformance, ...]
+    labels: int
+    """That came, each row's last one."""
+    joined: int
+    """Of them, whose prediction is in the log."""
+    corrected: int = 0
+    """That came after another of the same row."""
+    scanned: int = 0
+    """Rows of the log."""
+
+
 class DriftReport(Result):
     """What a check found in one window."""
 
@@ -606,6 +687,8 @@ class DriftReport(Result):
     """Evidently's JSON, kept as evidence."""
     insufficient: str = ""
     """Why nothing was computed, or empty."""
+    measures: tuple[Measure, ...] = ()
+    broken: tuple[Break, ...] = ()
 
 
 class Wait(Record):

@@ -7,10 +7,20 @@ import re
 from datetime import timedelta
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from everloop import queues
+from everloop.budgets import HOUR_MS, MICRO
 from everloop.errors import Invalid
+from everloop.isolation import Isolation, refused
 
 UNITS = {"": 1, "MiB": 1, "GiB": 1 << 10, "TiB": 1 << 20}
 AMOUNT = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?) ?(MiB|GiB|TiB|)")
@@ -33,6 +43,32 @@ Mebibytes = Annotated[int, BeforeValidator(mebibytes), Field(ge=1, le=MOST_MIB)]
 JobStage = Literal["snapshot", "validate", "prepare", "train", "evaluate", "refit", "export"]
 
 
+MOST_MEMBERS = 256
+GANG_STAGES: tuple[JobStage, ...] = ("train", "refit")
+"""Stages that several processes may run together: those that learn."""
+
+
+class Members(BaseModel):
+    """How many processes train together. `members: 2` in the spec is `{min: 2, max: 2}`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    min: Annotated[int, Field(ge=1, le=MOST_MEMBERS)] = 1
+    """With fewer it does not begin."""
+    max: Annotated[int, Field(ge=1, le=MOST_MEMBERS)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:  # noqa: ANN401  # what a person wrote
+        return {"min": value, "max": value} if type(value) is int else value
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Members":
+        if self.min > self.max:
+            raise ValueError(f"min: {self.min} is more than max, which is {self.max}")
+        return self
+
+
 class Amounts(BaseModel):
     """Of one job. What is left out: as many cores as the device gives to who does not ask, and their memory."""
 
@@ -45,9 +81,39 @@ class Amounts(BaseModel):
     gpus: Annotated[float, Field(ge=0, le=1)] | None = None
     """Of one GPU: 1, or a part of it. Left out: a whole one where the pool has any."""
     gpu_memory: Mebibytes | None = None
-    """MiB of the GPU, or with a unit."""
-    members: Literal[1] | None = None
-    """Processes of one job; a job is one process for now."""
+    """MiB of the GPU, or with a unit. Left out: the part of it that `gpus` is."""
+    isolation: Isolation | None = None
+    """How far it is kept apart from others on its GPU, at least: E0 and E1 are what every part has, E4 is a MIG slice
+    of its own."""
+    members: Members | None = None
+    """Processes that train together, each with these amounts; a job that says nothing is one process."""
+
+    @field_validator("isolation", mode="before")
+    @classmethod
+    def _verified(cls, level: Any) -> Any:  # noqa: ANN401  # what a person wrote
+        if why := refused(str(level)):
+            raise ValueError(why)
+        return level
+
+
+class Budget(BaseModel):
+    """What all leases of one lifecycle may spend together. When it is spent the lifecycle waits until it is raised."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    core_hours: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    gpu_hours: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    money: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    """In the currency of the pool's price list."""
+
+    def bounds(self) -> dict[str, int]:
+        """As a request for a lease says it."""
+        said = {
+            "budget_core_ms": (self.core_hours, HOUR_MS),
+            "budget_gpu_ms": (self.gpu_hours, HOUR_MS * 1000),
+            "budget_micros": (self.money, MICRO),
+        }
+        return {name: round(value * unit) for name, (value, unit) in said.items() if value is not None}
 
 
 class Resources(Amounts):
@@ -55,11 +121,35 @@ class Resources(Amounts):
 
     stages: dict[JobStage, Amounts] = {}
 
+    @field_validator("stages")
+    @classmethod
+    def _gangs_train(cls, stages: dict[JobStage, Amounts]) -> dict[JobStage, Amounts]:
+        for name, amounts in stages.items():
+            if amounts.members and amounts.members.max > 1 and name not in GANG_STAGES:
+                raise ValueError(f"{name}.members: this stage is one process; {' and '.join(GANG_STAGES)} may be more")
+        return stages
+
+    @model_validator(mode="after")
+    def _whole_gpus_for_gangs(self) -> "Resources":
+        for amounts in map(self.of, GANG_STAGES):
+            if amounts.members and amounts.members.max > 1 and 0 < (amounts.gpus or 0) < 1:
+                raise ValueError("gpus: processes that train together take whole GPUs each, or none")
+        return self
+
     def of(self, stage: str) -> Amounts:
-        """What *stage* asks for: its own words before those for all."""
+        """What *stage* asks for: its own words before those for all. `members` is for the stages that learn."""
         own = next((amounts for name, amounts in self.stages.items() if name == stage), Amounts())
-        said = {name: getattr(self, name) for name in Amounts.model_fields} | own.model_dump(exclude_none=True)
-        return Amounts.model_construct(**said)
+        said = {name: getattr(self, name) for name in Amounts.model_fields}
+        said |= {name: getattr(own, name) for name in Amounts.model_fields if getattr(own, name) is not None}
+        return Amounts.model_construct(**said | ({} if stage in GANG_STAGES else {"members": None}))
+
+    @property
+    def gang(self) -> bool:
+        """Do several processes train together, in any stage?"""
+        return any((amounts.members or ONE).max > 1 for amounts in (self, *self.stages.values()))
+
+
+ONE = Members(min=1, max=1)
 
 
 def _queue(name: str) -> str:

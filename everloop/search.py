@@ -94,6 +94,9 @@ class Search(Strict):
     nsga2."""
     parallel: Annotated[int, Field(ge=1, le=64)] = 1
     """Trials at a time, at most: it goes on with fewer where there is no room for more."""
+    features: bool = False
+    """Try also which columns to leave out, how to straighten skewed numbers, and products of columns. Each new choice
+    prepares the rows again."""
     ensemble: Annotated[int, Field(ge=1, le=20)] | None = None
     """Models that may be averaged, at most; 1: the best trial alone. Left out: 8, and 1 with nsga2."""
     patience: Annotated[int, Field(ge=1, le=100_000)] | None = None

@@ -2,7 +2,7 @@
 
 import codecs
 import re
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -17,7 +17,7 @@ from everloop import families
 from everloop.errors import InvalidSpec
 from everloop.families import FAMILIES
 from everloop.requirements import MOST_CHARACTERS, Requirement
-from everloop.resources import MaxRuntime, Priority, Queue, Resources
+from everloop.resources import Budget, MaxRuntime, Priority, Queue, Resources
 from everloop.search import Search, refused
 from everloop.strict import Strict
 
@@ -65,6 +65,7 @@ FIRST_READ: dict[str, Stage] = {
     "latency_ms": "export",
     "gate": "approve",
     "monitor": "monitor",
+    "retrain": "monitor",
     "until": "monitor",
 }
 """The first stage that reads a field of the spec; of those that are not named here it is the first of all."""
@@ -249,6 +250,39 @@ class Gate(Strict):
         return value
 
 
+Also = Literal["predictions", "target", "quality", "performance"]
+
+SPOKEN = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
+"""How people write spans of event time: 12h, 30d, 8w."""
+
+
+class Retrain(Strict):
+    """What a retraining that the monitor causes learns from, and how sure its gain must be."""
+
+    data: Literal["all", "trailing"] = "all"
+    """all: every row of the source. trailing: those of the last `window` of event time before the drifted window's end.
+    """
+    window: timedelta | None = None
+    """30d, 8w, 12h or ISO 8601 (P30D)."""
+    certainty: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """The challenger replaces the champion only where a paired test on the same fresh rows is so sure that it is
+    better. 0: any gain will do."""
+
+    @field_validator("window", mode="before")
+    @classmethod
+    def _spoken(cls, value: object) -> object:
+        found = re.fullmatch(r"(\d{1,5})([hdw])", value.strip()) if isinstance(value, str) else None
+        return int(found[1]) * SPOKEN[found[2]] if found else value
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Retrain":
+        if (self.data == "trailing") != (self.window is not None):
+            raise ValueError("window: say it with `data: trailing`, such as 30d, and only then")
+        if self.window is not None and not timedelta(hours=1) <= self.window <= timedelta(days=3660):
+            raise ValueError("window: must be from 1 hour to 3660 days")
+        return self
+
+
 class Monitor(Strict):
     """The watch over the released model: one check per closed window of event time."""
 
@@ -274,7 +308,28 @@ class Monitor(Strict):
     """After so many retrainings of one champion without a release there are no more, until a version is released or a
     person says so (`everloop rearm`); null: it goes on."""
     minimum_rows: Annotated[int, Field(ge=1)] = 100
-    """A window with fewer rows is `insufficient_data` and triggers nothing."""
+    """A window with fewer rows is `insufficient_data` and triggers nothing. So is one with fewer labelled rows for
+    its performance."""
+    also: tuple[Also, ...] = ()
+    """What causes a retraining too, beside the share of drifted columns: the answers or the labels drifted
+    (`predictions`, `target`), more than `quality` of a column's values are missing, new or out of range (`quality`),
+    or the labels say that it answers worse than at its evaluation (`performance`). All are measured and shown."""
+    quality: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Share of a column's rows, beyond what it was in training, from which missing values, new categories or values
+    out of range are over."""
+    worse_by: Annotated[float, Field(ge=0)] = 0.0
+    """In the metric's own unit: performance is over where its whole interval is worse than at the evaluation by more
+    than this."""
+    quarantine: bool = True
+    """Data that is broken rather than moved (a column without values, in another unit, or unreadable) causes no
+    retraining: a person is told, and says when it is mended (`everloop lift-quarantine`)."""
+
+    @field_validator("also")
+    @classmethod
+    def _once(cls, also: tuple[Also, ...]) -> tuple[Also, ...]:
+        if len(set(also)) < len(also):
+            raise ValueError("names a measure twice")
+        return also
 
     @field_validator("every")
     @classmethod
@@ -297,6 +352,20 @@ class Monitor(Strict):
         return value
 
 
+class Log(Strict):
+    """The prediction log of the released model."""
+
+    keep: timedelta | None = None
+    """How long rows stay, from when they were logged: `90d`, say. Left out: for ever."""
+
+    @field_validator("keep")
+    @classmethod
+    def _long_enough(cls, value: timedelta | None) -> timedelta | None:
+        if value is not None and not timedelta(days=1) <= value <= timedelta(days=36_600):
+            raise ValueError("must be from 1 day to 100 years")
+        return value
+
+
 class LifecycleSpec(Strict):
     """One model's way from data to release."""
 
@@ -316,8 +385,8 @@ class LifecycleSpec(Strict):
     key: Column | None = None
     """Column that identifies a row; kept beside predictions, never a feature."""
     group: Column | None = None
-    """Column of what must not be torn apart, such as a customer: all its rows are in one part and one fold. Never a
-    feature. A time column comes first: then the parts are by time."""
+    """Column of what must not be torn apart, such as a customer: all its rows are in one part, and on one side of a
+    fold. Never a feature. With a time column, rows before others of their group in a later part are left out."""
     weight: Column | None = None
     """Column of numbers from 0: how much each row counts while a model learns. What is measured counts rows alike."""
     class_weight: Literal["balanced"] | dict[str, Annotated[float, Field(ge=0, le=1e6)]] | None = None
@@ -354,6 +423,11 @@ class LifecycleSpec(Strict):
     """What one row may take in the exported graph, in milliseconds on one thread: a slower one is refused."""
     gate: Gate = Gate()
     monitor: Monitor | None = Monitor()
+    retrain: Retrain = Retrain()
+    since: datetime | None = None
+    """Only rows from this moment on are learned from. A retraining on a trailing window sets it by itself."""
+    log: Log = Log()
+    """How long predictions stay in the log."""
     resources: Resources = Resources()
     """Cores, memory and GPU of its jobs, for all stages and by stage."""
     queue: Queue = "default"
@@ -365,6 +439,8 @@ class LifecycleSpec(Strict):
     max_runtime: MaxRuntime | None = None
     """How long one of its leases lasts at most, by your word: it may then pass others who wait for more room. A lease
     that lasts longer is the first to be taken."""
+    budget: Budget | None = None
+    """Core-hours, GPU-hours or money that its leases may spend together: then it waits until somebody raises it."""
     until: Stage | None = None
     """End well after this stage, `register` at the latest; left out, it goes on to the release and the monitor."""
 
@@ -384,6 +460,11 @@ class LifecycleSpec(Strict):
             raise ValueError(f"{trainer[:60]!r} is none of {listed}, and no function such as package.module:function")
         return trainer
 
+    @field_validator("since")
+    @classmethod
+    def _in_utc(cls, since: datetime | None) -> datetime | None:
+        return since if since is None or since.tzinfo else since.replace(tzinfo=UTC)
+
     @field_validator("code")
     @classmethod
     def _reachable(cls, code: str) -> str:
@@ -400,8 +481,21 @@ class LifecycleSpec(Strict):
             raise ValueError(f"requirements: more than {MOST_CHARACTERS:,} letters; put a requirements.txt into `code`")
         if not self.own_trainer:
             families.check(self.trainer, self.params)
+        if self.resources.gang and not self.own_trainer:
+            raise ValueError(
+                f"resources.members: {self.trainer} learns in one process; a trainer of yours may be a gang "
+                "(examples/trainers/torch_ddp)"
+            )
         if self.search is not None and (why := refused(self.search, self, METRICS[self.task])):
             raise ValueError(why)
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_time(self) -> "LifecycleSpec":
+        if self.retrain.data == "trailing" and not self.time:
+            raise ValueError("retrain.data: a trailing window needs a `time` column")
+        if self.since is not None and not self.time:
+            raise ValueError("since: needs a `time` column")
         return self
 
     @model_validator(mode="after")
@@ -426,6 +520,14 @@ class LifecycleSpec(Strict):
             raise ValueError("features.include: must not name the target")
         if (size := len(_as_json(self))) > SPEC_BYTES:
             raise ValueError(f"{_largest(self)}: the spec takes {size:,} bytes, more than {SPEC_BYTES:,}; name fewer")
+        return self
+
+    @model_validator(mode="after")
+    def _looked_at(self) -> "LifecycleSpec":
+        changed = {"skew": self.features.skew != "none", "interactions": self.features.interactions > 0}
+        if self.own_trainer and self.inputs == "raw" and any(changed.values()):
+            name = next(name for name, there in changed.items() if there)
+            raise ValueError(f"features.{name}: a trainer of yours sees it with `inputs: features` alone")
         return self
 
     @property

@@ -47,11 +47,14 @@ class Rows(Protocol):
         as float64 (missing is NaN), times as datetime64[us] (NaT), texts as objects (missing is "").
         """
 
-    def loader(self, batch_size: int = 1024, *, shuffle: bool = False, epoch: int = 0) -> Any:  # noqa: ANN401
+    def loader(
+        self, batch_size: int = 1024, *, shuffle: bool = False, epoch: int = 0, rank: int = 0, world_size: int = 1
+    ) -> Any:  # noqa: ANN401
         """A `torch.utils.data.DataLoader` of (batch, y). Shuffled, its order follows from the seed and *epoch* alone.
 
         So a training that goes on at a checkpoint sees the rows as it would have. A second pass counts as the next
-        epoch.
+        epoch. In a gang give `rank` and `world_size`: each rank gets its share of every batch, and all batches are the
+        same however many ranks there are. A last batch with fewer rows than ranks is left out.
 
         Features: float32 [batch, features]. Raw: {name: float64 [batch], or a list of texts}; times are seconds
         since 1970. y: int64 or float32 [batch].
@@ -101,11 +104,33 @@ class Training(Protocol):
 
     @property
     def cores(self) -> int:
-        """Threads that the lease grants."""
+        """Threads that the lease grants to this process."""
+
+    @property
+    def rank(self) -> int:
+        """Of this process in its gang (`resources: {members: ...}`): 0 of 1 where it is alone.
+
+        Every rank runs your function. Call `checkpoint`, `restore` and `should_stop` on all ranks alike: what rank 0
+        decides all are told, so that they stop together. The state that rank 0 gives is kept. A rank other than 0 may
+        return None.
+        """
+
+    @property
+    def world_size(self) -> int:
+        """How many there are. An attempt after this one may have more or fewer, within `members`."""
+
+    @property
+    def rendezvous(self) -> Any:  # noqa: ANN401
+        """Where the ranks meet: `rendezvous.host` is rank 0's, `rendezvous.folder` (a path, or a URL of the artifact
+        store) is new for every attempt, and `rendezvous.store()` is a `torch.distributed.TCPStore` of them all.
+        """
+
+    def join(self, backend: str = "") -> None:
+        """Make torch's process group of all ranks, once: `nccl` where there is a GPU, else `gloo`. Also of one."""
 
     @property
     def lease(self) -> Any:  # noqa: ANN401
-        """The devices that are held: `lease.members[0]` has `device`, `cores` and `memory_mib`."""
+        """The devices that are held: `lease.members[rank]` has `device`, `cores` and `memory_mib`."""
 
     @property
     def scratch(self) -> Path:

@@ -7,9 +7,6 @@ from pydantic import Field
 from everloop.records import Blob, Prepared, Record, Result, Snapshot
 from everloop.specs import LifecycleSpec
 
-FEATURES = "features."
-"""How parameters begin that are the preparation's, and none of the trainer's."""
-
 
 class Point(Record):
     """A family with parameters to try before any sampler is asked."""

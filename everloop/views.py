@@ -303,7 +303,9 @@ def _apply_to_stages(workflow_id: str, stages: list[StageRow], entry: Entry) -> 
             current.summary = f"paused by {event.person}" + (f": {event.reason}" if event.reason else "")
         case StagePreempted():
             current.status, current.ended_at = "preempted", event.at
-            current.summary = f"{event.device} was taken for others, it goes on by itself: {event.reason}"
+            taken = f"{event.device} was taken for others, it goes on by itself"
+            told = event.reason.startswith(names.BUDGET_OF)
+            current.summary = f"{event.device} was given back: {event.reason}" if told else f"{taken}: {event.reason}"
         case StageSkipped():
             current.status = "skipped"
             current.summary = f"skipped by {event.person}" + (f": {event.reason}" if event.reason else "")
@@ -371,6 +373,8 @@ def _checks(workflow_id: str, run_id: str, events: Sequence[Event]) -> list[SQLM
             window_start=event.window.start,
             window_end=event.window.end,
             drifted=list(event.drifted),
+            measures=[measure.model_dump(mode="json") for measure in event.measures],
+            broken=[each.model_dump(mode="json") for each in event.broken],
             checked_at=event.at,
             **event.model_dump(
                 include={"project", "model", "version", "rows", "share", "report", "verdict", "reason", "lifecycle"}

@@ -11,6 +11,8 @@ from temporalio import activity
 
 from everloop.artifacts import Artifacts
 from everloop.contracts import (
+    ChunkRequest,
+    CutRequest,
     DataActivities,
     DriftComputeActivities,
     DriftRequest,
@@ -20,16 +22,23 @@ from everloop.contracts import (
     ExportRequest,
     FeaturesActivities,
     JobRequest,
+    JoinRequest,
+    LabelComputeActivities,
+    PerformanceRequest,
     PrepareRequest,
     ProveAnswer,
     ProveRequest,
     RefitRequest,
+    ScoreJobActivities,
+    SearchJobActivities,
     SnapshotRequest,
     TrainingActivities,
     TrainRequest,
+    TrialRequest,
     ValidateRequest,
 )
 from everloop.records import (
+    Break,
     Check,
     Code,
     Column,
@@ -37,7 +46,9 @@ from everloop.records import (
     DriftReport,
     Evaluation,
     Exported,
+    Measure,
     Parity,
+    PerformanceReport,
     Prepared,
     Ran,
     Refitted,
@@ -45,16 +56,22 @@ from everloop.records import (
     Snapshot,
     Trained,
     Validation,
+    WindowPerformance,
 )
+from everloop.scores import Chunk, Cut, Joined
+from everloop.trials import Trial, Trials
 
 
 class QuickCompute(
     DataActivities,
     FeaturesActivities,
     TrainingActivities,
+    SearchJobActivities,
     EvaluationActivities,
     ExportActivities,
     DriftComputeActivities,
+    LabelComputeActivities,
+    ScoreJobActivities,
 ):
     """Every compute stage, answered at once. `hooks[stage]` may raise or wait; `calls` lists what was asked."""
 
@@ -64,12 +81,24 @@ class QuickCompute(
         self.hooks: dict[str, Callable[[], Any]] = {}
         self.verdict = "better"
         self.share = 0.0
+        self.measures: tuple[Measure, ...] = ()
+        self.broken: tuple[Break, ...] = ()
+        self.performance: tuple[WindowPerformance, ...] = ()
         self.features: tuple[Column, ...] = ()
         self.code: Code | None = None
         self.ran: Ran | None = None
         """How the training ran."""
         self.unit = ""
         """What the trainer counts."""
+        self.value: Callable[[int], float] = lambda number: 0.5 + 0.4 * number / (number + 1)
+        """What a trial comes to: ever better, by less and less."""
+        self.trial_seconds = 0.9
+        """How long a trial says that it took."""
+
+    @property
+    def _ran(self) -> Ran:
+        """How any job ran: no two alike."""
+        return Ran(device="cpu0", token=1, attempt=1, seconds=float(len(self.calls)))
 
     async def _called(self, stage: str, request: JobRequest) -> None:
         self.calls.append((stage, request))
@@ -87,8 +116,9 @@ class QuickCompute(
         await self._called("snapshot", request)
         manifest = self.artifacts.put(b'{"columns": [], "files": []}', "manifest.json")
         return Snapshot(
-            manifest=manifest, rows=100, files=1, size_bytes=1000, columns=(), schema_digest="0", code=self.code
-        )
+            manifest=manifest, rows=100, files=1, size_bytes=1000, columns=(), schema_digest="0", code=self.code,
+            ran=self._ran,
+        )  # fmt: skip
 
     @activity.defn(name="everloop.data.validate")
     async def validate(self, request: ValidateRequest) -> Validation:
@@ -108,13 +138,39 @@ class QuickCompute(
             fresh_rows=20,
             features=self.features,
             feature_count=len(self.features),
+            ran=self._ran,
         )
 
     @activity.defn(name="everloop.training.train")
     async def train(self, request: TrainRequest) -> Trained:
         await self._called("train", request)
         model = self.artifacts.put(b"model")
-        return Trained(model=model, iterations=7, metrics={"auc": 0.8}, ran=self.ran, code=request.code, unit=self.unit)
+        ran = self.ran or self._ran
+        return Trained(model=model, iterations=7, metrics={"auc": 0.8}, ran=ran, code=request.code, unit=self.unit)
+
+    @activity.defn(name="everloop.search.try")
+    async def attempt(self, request: TrialRequest) -> Trials:
+        await self._called("trial", request)
+        recent = {trial.number for trial in request.recent}
+        knew = request.study.told
+        while knew in recent:
+            knew += 1
+        made = [
+            Trial(
+                number=number,
+                family="linear",
+                state="complete",
+                values=(self.value(number),),
+                knew=knew,
+                beside=tuple(sorted(each for each in recent if each > knew)),
+                seconds=self.trial_seconds,
+                left=request.seconds,
+                device=request.slot.device,
+            )
+            for number in request.numbers
+        ]
+        ran = Ran(device=request.slot.device, token=request.slot.token, attempt=1, seconds=self.trial_seconds)
+        return Trials(trials=tuple(made), ran=ran)
 
     @activity.defn(name="everloop.training.refit")
     async def refit(self, request: RefitRequest) -> Refitted:
@@ -149,7 +205,36 @@ class QuickCompute(
     @activity.defn(name="everloop.drift.measure")
     async def measure(self, request: DriftRequest) -> DriftReport:
         await self._called("measure", request)
-        return DriftReport(window=request.window, rows=500, reference_rows=500, columns=(), share=self.share)
+        return DriftReport(
+            window=request.window,
+            rows=500,
+            reference_rows=500,
+            columns=(),
+            share=self.share,
+            measures=self.measures,
+            broken=self.broken,
+        )
+
+    @activity.defn(name="everloop.labels.perform")
+    async def perform(self, request: PerformanceRequest) -> PerformanceReport:
+        await self._called("perform", request)
+        return PerformanceReport(windows=self.performance, labels=9, joined=7, corrected=1)
+
+    @activity.defn(name="everloop.score.cut")
+    async def cut(self, request: CutRequest) -> Cut:
+        await self._called("cut", request)
+        return Cut(rows=30, chunks=("1", "2", "3"), rejected=0)
+
+    @activity.defn(name="everloop.score.chunk")
+    async def chunk(self, request: ChunkRequest) -> Chunk:
+        await self._called("chunk", request)
+        return Chunk(scored=request.chunk, rejects="", rows=10, rejected=0)
+
+    @activity.defn(name="everloop.score.join")
+    async def join(self, request: JoinRequest) -> Joined:
+        await self._called("join", request)
+        out = self.artifacts.put("".join(request.scored).encode())
+        return Joined(out=out, rejects=None, rows=request.rows, rejected=0)
 
     @activity.defn(name="everloop.lease.prove")
     async def prove(self, request: ProveRequest) -> ProveAnswer:
@@ -169,10 +254,15 @@ class QuickCompute(
             self.validate,
             self.prepare,
             self.train,
+            self.attempt,
             self.refit,
             self.evaluate,
             self.export,
             self.measure,
+            self.perform,
+            self.cut,
+            self.chunk,
+            self.join,
             self.room,
             self.prove,
         ]

@@ -24,11 +24,15 @@ class FolderJob:
         self.logged: dict[str, bytes] = {}
         self.stop = False
         self.cores = 1
+        self.rank, self.world_size = 0, 1
         self.shrunk = 0
         """How often this stage has run out of memory."""
         self.shrinks = 0
         """How often it may, at most, as the function said."""
         self.lease = Lease(token=1, holder="test/run", members=(Member(device="cpu0"),))
+
+    def limit(self) -> None:
+        """There is no GPU."""
 
     def report(self, step: int, /, **values: float) -> None:
         number, known = reported(step, values)

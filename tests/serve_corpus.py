@@ -417,7 +417,7 @@ def ask(settings: Settings, case: Case) -> dict[str, Any]:
 
 def logged(settings: Settings, model: str) -> list[dict[str, Any]]:
     """Every line, in the order of the answers."""
-    files = (settings.predictions_dir / "default" / model).glob("day=*/*.jsonl")
+    files = (settings.predictions_dir / "default" / model).glob("live/*.jsonl")
     rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     return sorted(rows, key=lambda row: (row["logged_at"], row["row"]))
 

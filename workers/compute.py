@@ -21,7 +21,9 @@ from activities.export import ExportJobs
 from activities.features import FeaturesJobs
 from activities.jobs import scratch
 from activities.jobs.submit import Jobs
+from activities.labels import LabelCompute
 from activities.proof import ProofOnCompute
+from activities.score import ScoreJobs
 from activities.search import SearchJobs
 from activities.training import TrainingJobs
 from everloop import names
@@ -52,18 +54,18 @@ async def main(settings: Settings) -> None:
     client = await connect.connect(settings, "compute")
     store = Store(settings.database)
     jobs = Jobs(settings, store)
-    async with worker(client, jobs, settings):
+    async with worker(client, jobs, store, settings):
         await connect.first_of(Inventory(client, jobs).report(), _tidied(store, settings), stop.wait())
     await jobs.close()
 
 
-def worker(client: Client, jobs: Jobs, settings: Settings) -> Worker:
+def worker(client: Client, jobs: Jobs, store: Store, settings: Settings) -> Worker:
     """The Temporal worker of the compute queue."""
     return Worker(
         client,
         task_queue=names.COMPUTE,
         deployment_config=connect.build(),
-        activities=activities(jobs, settings),
+        activities=activities(jobs, store, settings),
         interceptors=[sleep.GivenUpAtOnce(client), connect.ErrorsCross(), admission.OnlyOurs(client)],
         max_concurrent_activities=MOST_ACTIVITIES,
         max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
@@ -71,8 +73,9 @@ def worker(client: Client, jobs: Jobs, settings: Settings) -> Worker:
     )
 
 
-def activities(jobs: Jobs, settings: Settings) -> Sequence[Callable[..., Any]]:
+def activities(jobs: Jobs, store: Store, settings: Settings) -> Sequence[Callable[..., Any]]:
     data, features, training = DataJobs(jobs), FeaturesJobs(jobs), TrainingJobs(jobs)
+    score = ScoreJobs(jobs)
     evaluation, export = EvaluationJobs(jobs), ExportJobs(jobs)
     return (
         data.snapshot,
@@ -83,7 +86,9 @@ def activities(jobs: Jobs, settings: Settings) -> Sequence[Callable[..., Any]]:
         SearchJobs(jobs).attempt,
         evaluation.evaluate,
         export.export,
-        DriftCompute(jobs).measure,
+        DriftCompute(jobs, store, settings).measure,
+        LabelCompute(jobs, store, settings).perform,
+        *(score.cut, score.chunk, score.join),
         DiskOnCompute(settings).room,
         ProofOnCompute(jobs).prove,
     )

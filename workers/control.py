@@ -13,11 +13,14 @@ from activities.alarm import Alarms
 from activities.drift import DriftLedger
 from activities.fork import ForkOnControl
 from activities.journal import JournalOnControl
+from activities.labels import LabelLedger
 from activities.lease import LeaseOnControl
 from activities.lifecycle import LifecycleOnControl
 from activities.pool import PoolOnControl
+from activities.predictions.keeping import LogKeeper
 from activities.registry import RegistryOnControl
 from activities.release import ReleaseOnControl
+from activities.score import ScoreOnControl
 from activities.search import SearchOnControl
 from everloop import names
 from everloop.artifacts import Artifacts
@@ -32,11 +35,12 @@ from workflows.lease import GpuPool
 from workflows.lifecycle import Lifecycle
 from workflows.pool import PoolOrdering
 from workflows.release import Release, RollBack
+from workflows.score import Score
 from workflows.search import Search
 
 log = logging.getLogger(__name__)
 
-WORKFLOWS = (Lifecycle, Approval, Release, RollBack, DriftCheck, GpuPool, PoolOrdering, Search)
+WORKFLOWS = (Lifecycle, Approval, Release, RollBack, DriftCheck, GpuPool, PoolOrdering, Search, Score)
 SWEEP_SECONDS = 5.0
 STICKY_TIMEOUT = timedelta(seconds=2)
 """After kill -9 of this process its cached workflows wait this long for it (the SDK's default is 10 s)."""
@@ -56,9 +60,13 @@ async def main(settings: Settings) -> None:
     journal = JournalOnControl(store, artifacts, client)
     ends = Ends(client, journal, LeaseOnControl(store, client))
     alarms = Alarms(store, client, LeaseOnControl(store, client))
+    keeper = LogKeeper(store, artifacts, settings.predictions_dir)
     async with worker(client, activities(client, store, artifacts, settings, journal)):
         await connect.first_of(
-            _sweep(journal.sweep), _sweep(alarms.sweep), ends.watch(), *_metrics(settings, store), stop.wait()
+            *map(_sweep, (journal.sweep, alarms.sweep, keeper.sweep)),
+            ends.watch(),
+            *_metrics(settings, store),
+            stop.wait(),
         )
     store.close()
 
@@ -91,6 +99,7 @@ def activities(
     registry = RegistryOnControl(store, artifacts, settings.keys_dir)
     release = ReleaseOnControl(store, artifacts, settings, client)
     drift, search = DriftLedger(store, settings, client), SearchOnControl(store, artifacts)
+    labels = LabelLedger(store, settings, client)
     return (
         journal.append,
         LifecycleOnControl(store, client, settings.keys_dir).admit,
@@ -100,6 +109,8 @@ def activities(
         *(registry.champion, registry.register, registry.evidence),
         *(release.route, release.observe, release.roll_back),
         *(drift.watch, drift.next_window, drift.trigger),
+        *(labels.due, labels.judge),
+        ScoreOnControl(store, settings.keys_dir).open,
         *(search.begin, search.tell),
     )
 
@@ -114,7 +125,7 @@ def _metrics(settings: Settings, store: Store) -> list[Awaitable[None]]:
 
 
 async def _sweep(sweep: Callable[[], Awaitable[object]]) -> None:
-    """For ever: what workflows could not journal themselves, the archive of closed histories, alarms."""
+    """For ever: what workflows could not journal themselves, the archive of closed histories, alarms, predictions."""
     while True:
         try:
             await sweep()

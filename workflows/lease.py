@@ -220,6 +220,8 @@ class Lease:
     async def take(self) -> Slot:
         """The slot of the held lease; waits for one when none is held, or none that will do."""
         await self._let_go_of_the_lost()
+        if self.grows:
+            await self.resize()
         if self.slot is not None and self.notice is not None:
             await self.let_go()
         if self.slot is not None and self._given.amounts != self.wants.amounts:
@@ -253,6 +255,11 @@ class Lease:
     def is_resized(self) -> bool:
         """Are other members offered instead of those that are held?"""
         return self.slot is not None and bool(self._offers)
+
+    @property
+    def grows(self) -> bool:
+        """`is_resized`, of a lease that was asked for as elastic: no other is ever offered other members."""
+        return self.is_resized and self._given.members_most > 0
 
     async def resize(self) -> None:
         """Take the other members. Nothing may run on those that are held."""

@@ -186,7 +186,7 @@ class Lifecycle:
 
     @workflow.signal(name=names.LEASE_OFFERED, description="The pool's offer of a slot")
     def lease_offered(self, offer: Offer) -> None:
-        self._lease.offered(offer)
+        self._stages.offered(offer)
 
     @workflow.signal(name=names.LEASE_NOTICED, description="Others need the slot: let go at the next checkpoint")
     def lease_noticed(self, notice: LeaseNotice) -> None:
@@ -256,6 +256,7 @@ class Lifecycle:
         return answer.champion
 
     async def _prepare(self, snapshot: Snapshot, champion: Champion | None) -> Prepared:
+        since = f", of rows since {self._spec.since:%Y-%m-%d %H:%M} UTC alone" if self._spec.since else ""
         return _there(
             await self._stages.run(
                 "prepare",
@@ -263,7 +264,7 @@ class Lifecycle:
                 PrepareRequest(spec=self._spec, snapshot=snapshot, champion=champion),
                 lambda made: (
                     f"{made.feature_count} features; {made.train_rows:,} train, {made.validation_rows:,} validation, "
-                    f"{made.test_rows:,} test rows" + (f"; {made.selection}" if made.selection else "")
+                    f"{made.test_rows:,} test rows" + since + (f"; {made.selection}" if made.selection else "")
                 ),
             )
         )
@@ -334,7 +335,12 @@ class Lifecycle:
                 "evaluate",
                 EvaluationActivities.evaluate,
                 EvaluateRequest(
-                    spec=self._spec, snapshot=snapshot, prepared=prepared, trained=trained, champion=champion
+                    spec=self._spec,
+                    snapshot=snapshot,
+                    prepared=prepared,
+                    trained=trained,
+                    champion=champion,
+                    certainty=0.0 if self._request.trigger == "manual" else self._spec.retrain.certainty,
                 ),
                 lambda made: made.comparison.reason,
             )
@@ -370,6 +376,11 @@ class Lifecycle:
                     f"ONNX {made.model.sha256[:12]}, equal to the trained model on "
                     f"{made.parity.rows + made.parity.edge_rows:,} rows "
                     f"(max difference {made.parity.max_difference:.1e})"
+                    + (
+                        f"; {made.model.size_bytes / 2**20:.2f} MiB, one row takes {made.latency_ms:.3f} ms"
+                        if made.latency_ms is not None
+                        else ""
+                    )
                 ),
             )
         )
@@ -608,7 +619,9 @@ def _unit(made: Trained | Refitted) -> str:
 def _again(made: Trained | Refitted) -> str:
     """What a training kept and did again when its job was ended, and where it was."""
     resumed = made.ran.resumed if made.ran else None
-    return f"; {resumed.sentence(_unit(made))}" if resumed else ""
+    ranks = made.ran.members if made.ran else ()
+    together = f"; {len(ranks)} processes together ({', '.join(each.device for each in ranks)})" if ranks else ""
+    return together + (f"; {resumed.sentence(_unit(made))}" if resumed else "")
 
 
 def _with_features(spec: LifecycleSpec, trained: Trained) -> LifecycleSpec:

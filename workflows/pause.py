@@ -23,8 +23,15 @@ class Pause:
         self._journal = journal
         self._lease = lease
         self._by: PauseRequest | None = None
+        self._ending: PauseRequest | None = None
+        """The pause that has told the job to end."""
         self.job: asyncio.Task[Any] | None = None
         """The activity, or the search, that a pause cancels. It ends when what it runs is gone: the slot is free."""
+
+    def ended(self) -> PauseRequest | None:
+        """Who ended the job that has just been cancelled, if a pause did: also one that a resume has followed since."""
+        ending, self._ending = self._ending, None
+        return self._by or ending
 
     @property
     def by(self) -> PauseRequest | None:
@@ -38,6 +45,7 @@ class Pause:
             return
         self._by = request
         if self.job is not None:
+            self._ending = request
             self.job.cancel()
         elif self._lease.asks and workflow.patched(LEAVES_THE_QUEUE):
             self._lease.withdraw()
@@ -49,6 +57,7 @@ class Pause:
 
     async def over(self) -> None:
         """Until nobody wants a pause any more; without the slot."""
+        self._ending = None
         if self._by is None:
             return
         await self._lease.give_back()

@@ -23,6 +23,7 @@ from everloop.contracts import (
     KeptRequest,
     LeaseActivities,
     LeaseNotice,
+    Offer,
     PauseRequest,
     Wants,
 )
@@ -199,6 +200,13 @@ class Stages:
         """What a pause has to end, where that is no job of ours."""
         self._pause.job = job
 
+    def offered(self, offer: Offer) -> None:
+        """The pool offers what is waited for, or other members instead of those that are held."""
+        self._lease.offered(offer)
+        if self._lease.grows and self._preempted is None and self._pause.job is not None:
+            self._preempted = LeaseNotice(token=offer.token, reason="more devices are free, it goes on with them too")
+            self._pause.job.cancel()
+
     def noticed(self, notice: LeaseNotice) -> None:
         """Others need what the lease has: the running job ends at a checkpoint, and goes on with another lease."""
         if self._lease.noticed(notice) and self._pause.job is not None:
@@ -274,8 +282,10 @@ class Stages:
 
     def _was_paused(self, stage: Stage, cause: BaseException | None) -> bool:
         """Did a person's pause end it? A cancel of the lifecycle ends jobs too."""
-        by = self._pause.by
-        if by is None or workflow.cancellation_reason() is not None or not isinstance(cause, CancelledError):
+        if workflow.cancellation_reason() is not None or not isinstance(cause, CancelledError):
+            return False
+        by = self._pause.ended()
+        if by is None:
             return False
         self._journal.record(StagePaused(stage=stage, person=by.person, reason=by.reason))
         return True
@@ -288,7 +298,7 @@ class Stages:
             return False
         self._preempted = None
         self._journal.record(StagePreempted(stage=stage, device=slot.device, token=slot.token, reason=notice.reason))
-        await self._lease.let_go()
+        await (self._lease.resize() if self._lease.grows else self._lease.let_go())
         return True
 
     def _activity_id(self, stage: Stage) -> str:

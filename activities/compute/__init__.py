@@ -52,7 +52,24 @@ class Context(Job, Protocol):
 
     @property
     def cores(self) -> int:
-        """Threads that the job may use: its lease's."""
+        """Threads that this process may use: its member's of the lease."""
+
+    def limit(self) -> None:
+        """Tell the libraries that are loaded by now how much of the GPU's memory is the lease's."""
+
+    @property
+    def rank(self) -> int:
+        """Of this process among those that run the job together: 0 of 1, mostly."""
+
+    @property
+    def world_size(self) -> int: ...
+
+    @property
+    def rendezvous(self) -> Any:  # noqa: ANN401
+        """Where the ranks meet: `host` of rank 0 and a `folder` that is new for every attempt."""
+
+    def join(self, backend: str = "") -> None:
+        """Make torch's process group of all ranks, once: nccl where there is a GPU, else gloo."""
 
     def checkpoint(
         self, step: int, state: Mapping[str, Any] | Callable[[], Mapping[str, Any]], *, at: str = ""

@@ -10,12 +10,10 @@ only (so: where either side is small a test of two samples decides, and many cat
 
 import json
 import math
-import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -27,11 +25,13 @@ from activities.compute import GATHERED_BY_EVIDENTLY, Job, on_demand
 from activities.compute.data import Table as Rows
 from activities.compute.data import event_seconds
 from activities.compute.features import DAY
-from activities.compute.inference import Columns, read_loosely
+from activities.compute.inference import Columns
+from activities.compute.measures import ANSWER, Answers, answers_of, distribution, evaluation_of, measures_of
+from activities.compute.predictions import Logged, signatures_of
 from everloop.contracts import DriftRequest
 from everloop.errors import DatasetMissing, naming
-from everloop.predictions import PredictionLog
-from everloop.records import Blob, ColumnDrift, DriftReport, Field, Signature
+from everloop.predictions import on_disk
+from everloop.records import Blob, Break, ColumnDrift, DriftReport, Field, Measure, Signature
 
 MOST_ROWS = 50_000
 NEARLY_CONSTANT = 0.99
@@ -39,6 +39,7 @@ NEARLY_CONSTANT = 0.99
 SUMMARY_BYTES = 16 << 10
 """Columns listed in the result, which travels through Temporal; the report blob has all."""
 HTML_COLUMNS = 100
+MOST_BROKEN = 20
 MISSING = "missing"
 SMALL = 1000
 """Rows up to which Evidently too prefers a test over a distance; here of the smaller side."""
@@ -68,8 +69,8 @@ class Pair:
 
 def measure(request: DriftRequest, job: Job) -> DriftReport:
     """Compare the window's rows with the reference, up to 50,000 seeded rows of each."""
-    signature, current, seconds = _window(request, job)
-    rows = len(seconds)
+    window = _window(request, job)
+    signature, current, seconds, rows = window.signature, window.columns, window.seconds, window.rows
     if rows < request.minimum_rows:
         reason = f"{rows} rows in the window, {request.minimum_rows} are needed"
         print(reason)
@@ -83,8 +84,12 @@ def measure(request: DriftRequest, job: Job) -> DriftReport:
     for column in sorted(found, key=lambda each: (not each.drifted, each.column)):
         word = "drifted" if column.drifted else "steady"
         print(f"{word}: {column.column!r} {column.score:.4g} (threshold {column.threshold:g}, {column.method})")
-    print(f"{rows:,} rows against {reference_rows:,}: {share:.0%} of {len(found)} columns drifted")
+    print(f"{len(seconds):,} of {rows:,} rows against {reference_rows:,}: {share:.0%} of {len(found)} columns drifted")
+    measures, broken = _beside(request, job, window, reference)
     report = {
+        "measures": [measure.model_dump() for measure in measures],
+        "broken": [each.model_dump() for each in broken],
+        "distributions": {pair.name: distribution(pair.numeric, pair.reference, pair.current) for pair in pairs},
         "window": request.window.model_dump(mode="json"),
         "rows": rows,
         "reference_rows": reference_rows,
@@ -99,13 +104,37 @@ def measure(request: DriftRequest, job: Job) -> DriftReport:
         columns=_bounded(found),
         share=share,
         report=job.artifacts.put(json.dumps(report, indent=1).encode(), "drift.json"),
+        measures=tuple(measures),
+        broken=tuple(broken[:MOST_BROKEN]),
     )
+
+
+def _beside(
+    request: DriftRequest, job: Job, window: "Sampled", reference: Columns
+) -> tuple[list[Measure], list[Break]]:
+    """What is looked at beside the columns' drift. Nothing, where the workflow that asks does not know of it."""
+    if request.monitor is None:
+        return [], []
+    measures, broken = measures_of(window.signature, reference, window.columns, request.monitor)
+    answers = answers_of(window.signature, window.answers, evaluation_of(job, request.evaluation))
+    measures = [*([answers] if answers else []), *measures]
+    for measure in measures:
+        print(f"{'over' if measure.over else 'within bounds'}: {measure.why}")
+    for each in broken:
+        print(f"broken: {each.column!r}: {each.why}")
+    return measures, broken
+
+
+def word(name: str, numeric: bool, then: NDArray[Any], now: NDArray[Any]) -> ColumnDrift:
+    """Evidently's word on one pair of samples."""
+    return judge([Pair(name, numeric, then, now)])[0][0]
 
 
 def render(request: DriftRequest, job: Job) -> Blob:
     """Evidently's HTML of the same samples. Show it only in a sandboxed frame."""
-    signature, current, seconds = _window(request, job)
-    if not len(seconds):
+    window = _window(request, job)
+    signature, current, seconds = window.signature, window.columns, window.seconds
+    if not window.rows:
         raise DatasetMissing("the window has no predictions", field="window", hint="choose a window that was checked")
     reference, _ = _reference(request, job, signature)
     pairs = _pairs(signature, reference, current, seconds)
@@ -126,36 +155,33 @@ def _bounded(columns: Sequence[ColumnDrift]) -> tuple[ColumnDrift, ...]:
 # --- the two samples ----------------------------------------------------------------------------
 
 
-def _window(request: DriftRequest, job: Job) -> tuple[Signature, Columns, NDArray[np.float64]]:
-    """The signature, the window's raw columns and each row's event time in seconds."""
+@dataclass(frozen=True)
+class Sampled:
+    """A window: a sample of its rows as raw columns, with their event times in seconds and the champion's answers."""
+
+    signature: Signature
+    rows: int
+    """Of the window."""
+    columns: Columns
+    seconds: NDArray[np.float64]
+    answers: Answers
+
+
+def _window(request: DriftRequest, job: Job) -> Sampled:
     signature = Signature.model_validate_json(job.artifacts.get(request.champion.signature))
-    log = PredictionLog(job.predictions_dir / request.project / request.model)
-    rows = sample(log.read(request.window), MOST_ROWS, request.seed)
-    features: list[Mapping[str, object]] = [row["features"] for row in rows]
-    columns = {entry.name: _logged(entry, features) for entry in signature.fields}
-    seconds = np.array([datetime.fromisoformat(row["event_time"]).timestamp() for row in rows], np.float64)
-    return signature, columns, seconds
-
-
-def sample(rows: Iterable[dict[str, Any]], most: int, seed: int) -> list[dict[str, Any]]:
-    """At most *most* of the rows, each as likely as the other; the same rows in the same order for the same seed."""
-    chosen: list[dict[str, Any]] = []
-    draw = random.Random(seed)  # noqa: S311  # a sample, not a secret
-    for place, row in enumerate(rows):
-        if place < most:
-            chosen.append(row)
-            continue
-        other = draw.randrange(place + 1)
-        if other < most:
-            chosen[other] = row
-    return chosen
-
-
-def _logged(entry: Field, features: Sequence[Mapping[str, object]]) -> NDArray[Any]:
-    """A field's logged values. A row of an earlier version may lack it, or have it as another kind: missing."""
-    with naming(column=entry.name):
-        values = [read_loosely(entry, row.get(entry.name)) for row in features]
-        return np.array(values, object if entry.kind == "category" else np.float64)
+    folder = job.predictions_dir / request.project / request.model
+    parts = request.log if request.log is not None else on_disk(folder)
+    logged = Logged(folder, parts, request.window, signatures_of(parts, job.artifacts), signature)
+    places = logged.sample(MOST_ROWS, request.seed)
+    answers = logged.table(("version", ANSWER[signature.task]), places)
+    own = answers["version"].to_numpy() == request.champion.version
+    return Sampled(
+        signature=signature,
+        rows=logged.rows,
+        columns=logged.columns(signature, places),
+        seconds=logged.seconds[places],
+        answers=answers[ANSWER[signature.task]].filter(own).drop_null().to_numpy(zero_copy_only=False),
+    )
 
 
 def _reference(request: DriftRequest, job: Job, signature: Signature) -> tuple[Columns, int]:
@@ -352,7 +378,7 @@ def _report(pairs: Sequence[Pair], names: Sequence[str]) -> Any:  # noqa: ANN401
     categories = [name for name, pair in zip(names, pairs, strict=True) if not pair.numeric]
     definition = DataDefinition(numerical_columns=numeric, categorical_columns=categories)
     sides = [
-        Dataset.from_pandas(pd.DataFrame(dict(zip(names, values, strict=True))), data_definition=definition)
+        Dataset.from_pandas(_frame(names, values), data_definition=definition)
         for values in ([pair.current for pair in pairs], [pair.reference for pair in pairs])
     ]
     methods = [method_and_threshold(pair) for pair in pairs]
@@ -361,6 +387,13 @@ def _report(pairs: Sequence[Pair], names: Sequence[str]) -> Any:  # noqa: ANN401
         for name, (method, threshold) in zip(names, methods, strict=True)
     ]
     return Report(asked, include_tests=True).run(sides[0], sides[1])
+
+
+def _frame(names: Sequence[str], values: Sequence[NDArray[Any]]) -> pd.DataFrame:
+    """Texts as categories: Evidently looks at each value again and again, and so it looks at a number."""
+    return pd.DataFrame(
+        {name: pd.Categorical(side) if side.dtype == object else side for name, side in zip(names, values, strict=True)}
+    )
 
 
 def method_and_threshold(pair: Pair) -> tuple[str | None, float | None]:

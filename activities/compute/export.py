@@ -24,6 +24,7 @@ from activities.compute.features.skews import uneven
 from activities.compute.features.terms import OPSET as TEXT_OPSET
 from activities.compute.finish import calibrated, decided_in_graph, in_graph
 from activities.compute.inference import Columns, Model
+from activities.compute.latency import DIFFERENT_ROWS, must_be_quick, of_model
 from activities.compute.rows import opened
 from activities.compute.trainers import Fitted, Question, answers, trainer
 from everloop.contracts import ExportRequest
@@ -56,11 +57,12 @@ def export(request: ExportRequest, job: Job) -> Exported:
 def _must_fit(spec: LifecycleSpec, family: str, size: int) -> None:
     if size <= spec.model_mib << 20:
         return
-    hint = HINTS.get(family, "learn a smaller model") + ", or raise model_mib"
+    hint = HINTS.get(family, SMALLER) + ", or raise model_mib"
     message = f"the graph of {family} takes {size / 2**20:.1f} MiB, more than model_mib allows ({spec.model_mib})"
     raise GraphTooLarge(message, field="model_mib", hint=hint)
 
 
+SMALLER = "learn a smaller model"
 HINTS = {
     "lightgbm": "say fewer training.rounds or training.leaves",
     "xgboost": "say fewer params.rounds or less params.max_depth",
@@ -78,12 +80,18 @@ def _export(request: ExportRequest, pipeline: Pipeline, fitted: Fitted, table: T
     _must_fit(spec, family, len(data))
     signature = signature_of(spec, pipeline, table, finish)
     print(f"one graph, {len(data):,} bytes, {len(signature.fields)} inputs")
-    parity = prove(pipeline, fitted, Model(data, signature), table, seed=spec.training.seed, finish=finish)
+    model = Model(data, signature)
+    names = [entry.name for entry in pipeline.inputs]
+    milliseconds = of_model(model, table.arrays(names, _sample(np.arange(len(table)), DIFFERENT_ROWS, 0)))
+    print(f"one row takes {milliseconds:.4f} ms on one thread")
+    must_be_quick(spec, family, milliseconds, HINTS.get(family, SMALLER))
+    parity = prove(pipeline, fitted, model, table, seed=spec.training.seed, finish=finish)
     print(f"{parity.rows:,} rows and {parity.edge_rows:,} edge rows: largest difference {parity.max_difference:.2g}")
     return Exported(
         model=job.artifacts.put(data, "model.onnx"),
         signature=job.artifacts.put(signature.model_dump_json().encode(), "signature.json"),
         parity=parity,
+        latency_ms=milliseconds,
         reference=job.artifacts.put_file(_reference(spec, pipeline, table, job), "reference.parquet"),
     )
 
@@ -150,7 +158,17 @@ def _sample(rows: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:
 def build(pipeline: Pipeline, fitted: Fitted, finish: Finish | None = None) -> Any:  # noqa: ANN401  # a ModelProto
     """The graph of preprocessing and model. Its inputs are [rows, 1], in the order of the pipeline's inputs."""
     graph = Graph(frozenset(entry.name for entry in pipeline.inputs))
-    outputs = _outputs(graph, pipeline, fitted.onnx(graph, pipeline), finish)
+    return _whole(graph, pipeline, _outputs(graph, pipeline, fitted.onnx(graph, pipeline), finish))
+
+
+def graph_of_features(pipeline: Pipeline) -> Any:  # noqa: ANN401  # a ModelProto
+    """The graph of preprocessing alone: float [rows, features]."""
+    graph = Graph(frozenset(entry.name for entry in pipeline.inputs))
+    told = helper.make_tensor_value_info(pipeline.in_graph(graph), TensorProto.FLOAT, ["rows", len(pipeline.names)])
+    return _whole(graph, pipeline, [told])
+
+
+def _whole(graph: Graph, pipeline: Pipeline, outputs: list[Any]) -> Any:  # noqa: ANN401
     inputs = [
         helper.make_tensor_value_info(
             entry.name, TensorProto.STRING if entry.kind in TEXTS else TensorProto.DOUBLE, ["rows", 1]

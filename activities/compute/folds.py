@@ -1,7 +1,8 @@
 # ruff: noqa: T201  # what a job prints is its log
 """Who judges whom: each fold's rows by a model that has not learned them; by time, each stretch by what was before."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -11,7 +12,9 @@ from numpy.typing import NDArray
 
 from activities.compute import Context
 from activities.compute.data import event_seconds
-from activities.compute.features import TEST, VALIDATION, Floats
+from activities.compute.features import TEST, TRAIN, VALIDATION, Floats, Pipeline, opened_rows
+from activities.compute.features.again import written
+from activities.compute.features.parts import LEAST_SHARE, groups_of
 from activities.compute.trainers import Examples, Fitted, Rungs, answers_of_rows, learned_with, loss_of, trainer
 from activities.compute.trainers.part import Part
 from everloop.errors import DatasetTooSmall
@@ -44,19 +47,23 @@ def plan(examples: Examples) -> list[Fold]:
     if method == "holdout" or (method == "auto" and len(learnable) > LARGE):
         return [Fold(examples.train, np.flatnonzero(rows.part == VALIDATION))]
     if spec.time:
-        seconds = event_seconds(examples.raw.table(), spec.time)[rows.rows[learnable]]
-        found = rolling(learnable, seconds, spec.validation.folds)
+        table, numbers = examples.raw.table(), rows.rows[learnable]
+        groups = groups_of(spec.group, table)[numbers] if spec.group else None
+        found = rolling(learnable, event_seconds(table, spec.time)[numbers], spec.validation.folds, groups)
     else:
         found = _repeated(examples, learnable)
     if not found:
         hint = "say validation.method: holdout"
+        if spec.time and spec.group:
+            hint += f", or leave out group: {spec.group!r} may come back in every stretch of time"
         raise DatasetTooSmall("the rows cannot be told apart into folds", field="validation", hint=hint)
     return found
 
 
-def rolling(places: Places, seconds: Floats, folds: int) -> list[Fold]:
+def rolling(places: Places, seconds: Floats, folds: int, groups: NDArray[np.uint64] | None = None) -> list[Fold]:
     """Rolling origin: stretches of about as many rows, each judged by what learned all that was before it.
 
+    With *groups*: but rows of a group that is judged; a stretch before which too few rows are left is not judged.
     Rows of one moment stay together. Rows without a time (NaN) are always learned.
     """
     there = np.isfinite(seconds)
@@ -69,7 +76,10 @@ def rolling(places: Places, seconds: Floats, folds: int) -> list[Fold]:
     for low, high in pairwise(cuts):
         train = ~there | (seconds < low)
         judged = there & (seconds >= low) & (seconds < high)
-        if (train & there).any() and judged.any():
+        before = int(train.sum())
+        if groups is not None:
+            train &= ~np.isin(groups, groups[judged])
+        if (train & there).any() and judged.any() and train.sum() >= LEAST_SHARE * before:
             found.append(Fold(places[train], places[judged]))
     return found
 
@@ -143,6 +153,8 @@ class Crossed:
     """For the checkpoints of what is learned after the folds."""
     last: Fitted | None = None
     """The last fold's model; None where a checkpoint stood after it."""
+    last_pipeline: Pipeline | None = None
+    """What that model's features are made by: the fold's own where features look at the target."""
 
     @property
     def judged(self) -> Places:
@@ -172,13 +184,14 @@ def cross(  # noqa: PLR0917
     counts = np.array(held["counts"]) if ended else np.zeros(len(rows))
     losses: list[float] = list(held["losses"]) if ended else []
     fitted: Fitted | None = None
+    used = pipeline
     learned: list[tuple[int, dict[str, Any]]] = [tuple(each) for each in held["learned"]] if ended else []
     for place in range(ended, len(folds)):
         fold = folds[place]
-        looks = rungs if len(folds) == 1 else within
-        own = replace(examples, train=fold.train, validation=fold.validation, rungs=looks)
-        fitted = trainer(examples.spec.trainer).fit(own, params, Part(context, place, held, restored))
-        told = answers_of_rows(fitted, pipeline, rows, fold.validation, examples.raw)
+        watched = replace(examples, rungs=rungs if len(folds) == 1 else within)
+        with _own(watched, fold, context, alone=len(folds) == 1) as own:
+            fitted = trainer(examples.spec.trainer).fit(own, params, Part(context, place, held, restored))
+            told, used = answers_of_rows(fitted, own.pipeline, own.rows, fold.validation, examples.raw), own.pipeline
         sums[fold.validation] += told
         counts[fold.validation] += 1
         goal = examples.goal[fold.validation]
@@ -194,7 +207,22 @@ def cross(  # noqa: PLR0917
     divisor = np.where(counts, counts, np.nan)
     answers = sums / (divisor[:, None] if pipeline.classes else divisor)
     iterations = max(1, round(float(np.median([each for each, _ in learned]))))
-    return Crossed(answers, losses, iterations, _settled([each for _, each in learned]), held, fitted)
+    return Crossed(answers, losses, iterations, _settled([each for _, each in learned]), held, fitted, used)
+
+
+@contextmanager
+def _own(examples: Examples, fold: Fold, context: Context, *, alone: bool) -> Iterator[Examples]:
+    """The fold's examples. Where features are chosen or made by the target, they are by its own train rows alone."""
+    own = replace(examples, train=fold.train, validation=fold.validation)
+    if alone or not examples.pipeline.looks_at_target:
+        yield own
+        return
+    path, part = context.scratch / "fold.arrow", np.full(len(examples.rows), VALIDATION, np.int8)
+    part[fold.train] = TRAIN
+    pipeline = written(path, examples.spec, examples.raw.table(), examples.rows, part, context)
+    with opened_rows(path) as rows:
+        yield replace(own, pipeline=pipeline, rows=rows, goal=(rows.y - pipeline.center) / pipeline.scale)
+    path.unlink()
 
 
 def _settled(learned: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -381,10 +381,20 @@ def _is_json_number(text: str) -> bool:
 
 def read_loosely(field: Field, value: object) -> float | str:
     """A logged value as the raw column holds it; missing where it does not fit the field."""
-    try:
-        return _reader(field)(value)
-    except (ValueError, OverflowError):
-        return "" if field.kind == "category" else math.nan
+    return loose_reader(field)(value)
+
+
+def loose_reader(field: Field) -> Reader:
+    """The same for many values of one field."""
+    read, missing = _reader(field), "" if field.kind == "category" else math.nan
+
+    def loose(value: object) -> float | str:
+        try:
+            return read(value)
+        except (ValueError, OverflowError):
+            return missing
+
+    return loose
 
 
 def _number(value: object) -> float:

@@ -45,9 +45,13 @@ EMPTY = np.zeros(0, np.int64)
 
 def train(request: TrainRequest, job: Context) -> Trained:
     """Fit on the train part; early stopping looks at the validation part. The same request gives the same bytes."""
-    spec = request.spec
-    pipeline = Pipeline.read(job.artifacts, request.prepared.pipeline)
-    with prepared_rows(job.artifacts, request.prepared) as rows, raw_columns(job.artifacts, request.snapshot) as raw:
+    spec, prepared, chose = request.spec, request.prepared, False
+    if request.searched is not None:
+        from activities.compute.search.concluding import prepared_by
+
+        spec, prepared, chose = prepared_by(request, job)
+    pipeline = Pipeline.read(job.artifacts, prepared.pipeline)
+    with prepared_rows(job.artifacts, prepared) as rows, raw_columns(job.artifacts, request.snapshot) as raw:
         examples = Examples(
             spec=spec,
             pipeline=pipeline,
@@ -75,6 +79,8 @@ def train(request: TrainRequest, job: Context) -> Trained:
         parameters=learned_with(fitted, spec.params if learned.parameters is None else learned.parameters),
         code=request.code,
         environment=_environment(request.code, spec, job),
+        features=spec.features if chose else None,
+        prepared=prepared if chose else None,
     )
 
 

@@ -217,6 +217,10 @@ class Checkpoints:
                 print(f"the checkpoint of token {token} after {step} is not whole and is left out: {error}")  # noqa: T201
         return None
 
+    def read(self, token: int, step: int) -> Kept:
+        """The one of *token* after *step*. Raises `OSError` or `ValueError` where it is not there or not whole."""
+        return self._read(token, step, self.folder / str(token) / f"{step:012d}")
+
     def _places(self) -> Iterator[tuple[int, int, Path]]:
         """Token, step and folder, newest first."""
         for token in self._tokens():

@@ -19,9 +19,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from activities.jobs import surroundings, threads
-from activities.jobs.checkpoints import Checkpoints, Stopped
+from activities.jobs import gpu, surroundings, threads
+from activities.jobs.checkpoints import Stopped
 from activities.jobs.context import BY_HAND, CHECKPOINT_SECONDS, NO_EVENTS, ThisJob
+from activities.jobs.gang import Gang, RankEnded, alone, checkpoints
 from activities.jobs.reaper import NO_ROOM, ROOM
 from everloop import disk, streams
 from everloop.artifacts import FLOOR_BYTES, Artifacts
@@ -60,6 +61,9 @@ def _run(folder: Path, events: int) -> int:
             surroundings.enter(code, kept, folder, events, f"{order['root']}.{order['function'].split('.')[0]}")
         job = _job(folder, order, events)
         threads.allow(job.cores)
+        if "lease" in order:
+            gpu.check(job.member)
+            job.limit()
         with streams.guest():
             result = _call(find(order["root"], order["function"]), order["request"], job)
         if job.gave_up():
@@ -80,14 +84,17 @@ def _run(folder: Path, events: int) -> int:
 
 def _job(folder: Path, order: dict[str, Any], events: int) -> ThisJob:
     floor = order.get("floor_bytes", FLOOR_BYTES)
+    gang = Gang(**order["gang"]) if order.get("gang") else alone()
+    kept = Path(order.get("checkpoints") or folder / "checkpoints")
     return ThisJob(
         Artifacts(order["artifacts"], floor),
         Path(order["predictions_dir"]),
         folder / "scratch",
         events,
-        Checkpoints(Path(order.get("checkpoints") or folder / "checkpoints"), order.get("token", 0), floor),
+        checkpoints(kept, order.get("token", 0), floor, gang),
         checkpoint_seconds=order.get("checkpoint_seconds", CHECKPOINT_SECONDS),
         lease=Lease.model_validate(order["lease"]) if "lease" in order else BY_HAND,
+        gang=gang,
     )
 
 
@@ -116,7 +123,10 @@ def _call(function: Callable[..., Any], request: dict[str, Any], job: ThisJob) -
     hints = typing.get_type_hints(function)
     returns: type[BaseModel] = hints.pop("return")
     takes: type[BaseModel] = next(iter(hints.values()))
-    result = function(takes.model_validate(request), job)
+    try:
+        result = function(takes.model_validate(request), job)
+    except RankEnded:
+        return {}
     if not isinstance(result, returns):
         raise JobFailed(f"{function.__name__} returned {type(result).__name__}, not {returns.__name__}")
     return result.model_dump(mode="json")

@@ -10,8 +10,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from activities.jobs import memory, progress
+from activities.jobs import gpu, memory, progress
 from activities.jobs.checkpoints import Checkpoints, Kept, Stopped
+from activities.jobs.gang import Gang, alone
 from everloop import disk, steps
 from everloop.artifacts import Artifacts
 from everloop.errors import Invalid
@@ -19,6 +20,7 @@ from everloop.records import Blob, Lease, Member, Resumed
 
 NO_EVENTS = -1
 CHECKPOINT_SECONDS = 30.0
+STOP, KEEP = "stop", "keep"
 MOST_ARTIFACTS = 32
 """Of a job: they travel with its result."""
 ARTIFACT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9 ._-]{0,127}")
@@ -42,12 +44,15 @@ class ThisJob:
         *,
         checkpoint_seconds: float = CHECKPOINT_SECONDS,
         lease: Lease = BY_HAND,
+        gang: Gang | None = None,
     ) -> None:
         self.artifacts = artifacts
         self.predictions_dir = predictions_dir
         self.scratch = scratch
         """An empty folder of this attempt's own; gone when the job is."""
         self.lease = lease
+        self.gang = gang or alone()
+        """The ranks that run this job together; mostly it is the only one."""
         self.resumed: Resumed | None = None
         """What was kept and what is done again, once the function has asked for its checkpoint."""
         self.logged: list[Blob] = []
@@ -65,8 +70,35 @@ class ThisJob:
 
     @property
     def cores(self) -> int:
-        """Threads that this job may use: its member's of the lease."""
-        return self.lease.members[0].cores
+        """Threads that this process may use: its member's of the lease."""
+        return self.member.cores
+
+    @property
+    def member(self) -> Member:
+        """Of the lease, what this process may use."""
+        return next((one for one in self.lease.members if one.rank == self.rank), self.lease.members[0])
+
+    def limit(self) -> None:
+        """Tell the libraries that are loaded by now how much of the GPU's memory is the lease's."""
+        gpu.limit(self.member)
+
+    @property
+    def rank(self) -> int:
+        return self.gang.rank
+
+    @property
+    def world_size(self) -> int:
+        return self.gang.size
+
+    @property
+    def rendezvous(self) -> Gang:
+        """Where the ranks meet: `host` of rank 0 and a `folder` that is new for every attempt."""
+        return self.gang
+
+    def join(self, backend: str = "") -> None:
+        """Torch's process group of all ranks: nccl where there is a GPU, else gloo. Also of a job that is alone."""
+        self._must_be_its_process()
+        self.gang.join(backend)
 
     def shrink(self, most: int = 3) -> int:
         """How often this stage has run out of memory: halve the batch so often, and accumulate.
@@ -109,10 +141,11 @@ class ThisJob:
         now, rhythm = time.monotonic(), time.monotonic() - self._asked_at
         self._asked_at = now
         self._checkpoints.reached(number)
-        ending = self.should_stop()
         overdue = now + rhythm - self._kept_at >= self._interval
-        kept = (ending or overdue) and self._keep(number, state, at or steps.told(number, self._values))
-        if ending:
+        word = self.gang.agreed(STOP if self._must_stop() else KEEP if overdue else "")
+        kept = bool(word) and self._keep(number, state, at or steps.told(number, self._values))
+        if word == STOP:
+            self._told_to_stop = True
             self._checkpoints.check()
             raise Stopped
         return kept
@@ -131,8 +164,11 @@ class ThisJob:
     def should_stop(self) -> bool:
         """The job is to end: keep a checkpoint and return. What it returns then is no result."""
         self._listen()
-        self._told_to_stop = self._told_to_stop or self._noticed or self._checkpoints.fenced_lately()
+        self._told_to_stop = self.gang.agreed(STOP if self._must_stop() else "") == STOP
         return self._told_to_stop
+
+    def _must_stop(self) -> bool:
+        return self._told_to_stop or self._noticed or self._checkpoints.fenced_lately()
 
     def gave_up(self) -> bool:
         """Was the function told to stop, and is its result no whole one? Raises `LeaseLost` where that is why."""

@@ -33,6 +33,8 @@ class JobTime:
     began_ms: int = field(default_factory=_now_ms)
     done: bool = False
     """It has a result."""
+    used: dict[str, int] = field(default_factory=dict)
+    """What it used of its lease, once that is known: `cpu_ms`, `peak_mib`."""
     _noted: float = -NOTE_SECONDS
 
     async def note_if_due(self, store: Store) -> None:
@@ -60,6 +62,7 @@ class JobTime:
             ended=ended,
             checkpointed_ms=checkpointed_ms,
             writing_ms=writing_ms,
+            **self.used,
         )
         with store.write() as session:
             session.merge(row)

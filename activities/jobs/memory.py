@@ -37,6 +37,8 @@ class Memory:
         self.peak = 0
         self.over = False
         """More than the limit: the job must end."""
+        self.cpu_ms = 0
+        """Processor time of all that has run so far, at the last look."""
         self._looked = 0.0
         self._kills = _kills()
         self._killed_at = -KILLS_SECONDS
@@ -48,10 +50,16 @@ class Memory:
             return False
         self._looked = now
         self._notice(now)
-        self.used = held(below(self.reaper), self.limit)
+        pids = below(self.reaper)
+        self.cpu_ms = max(self.cpu_ms, sum(_cpu_ms(str(pid)) for pid in [self.reaper, *pids]))
+        self.used = held(pids, self.limit)
         self.peak = max(self.peak, self.used)
         self.over = self.used > self.limit
         return self.over
+
+    def measured(self) -> dict[str, int]:
+        """What the job has used; what it did since the last look is not in it."""
+        return {"cpu_ms": self.cpu_ms, "peak_mib": -(-self.peak // MIB)}
 
     def killed_by_kernel(self) -> bool:
         """Has the kernel just ended a process of this machine because memory ran out?"""
@@ -132,6 +140,21 @@ def _parent(pid: str) -> int:
             return int(stat.read().rpartition(")")[2].split()[1])
     except OSError:
         return 0
+
+
+TICKS = os.sysconf("SC_CLK_TCK")
+OWN_TIME, WAITED_TIME = slice(11, 13), slice(13, 15)
+"""In /proc/<pid>/stat after the name: user and system time, and those of ended children that were waited for."""
+
+
+def _cpu_ms(pid: str) -> int:
+    """Of the process and of its children that have ended."""
+    try:
+        with open(f"/proc/{pid}/stat") as stat:  # noqa: PTH123
+            fields = stat.read().rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return sum(map(int, (*fields[OWN_TIME], *fields[WAITED_TIME]))) * 1000 // TICKS
 
 
 def _kills() -> int:

@@ -6,12 +6,8 @@ that an earlier one has left.
 
 import asyncio
 import contextlib
-import hashlib
 import itertools
-import json
 import logging
-import math
-import re
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -23,40 +19,32 @@ from distributed import Client, Future
 from distributed.client import FutureCancelledError
 from distributed.comm import CommClosedError
 from distributed.scheduler import KilledWorker, NoValidWorkerError
-from sqlmodel import col, select
 from temporalio import activity
 
-from activities.jobs import progress
+from activities.jobs import progress, ranks, results, rows
 from activities.jobs.job_time import JobTime
-from activities.jobs.mark import MARK
-from activities.jobs.scratch import chain
+from activities.jobs.orders import NEW_LEASE, Asked, Orders, part
 from activities.jobs.security import security
 from activities.jobs.slot import GRACE_SECONDS, is_dead
-from activities.jobs.supervisor import Order, Outcome, allow, supervise
-from everloop import disk, errors
+from activities.jobs.supervisor import AT_ONCE, Order, Outcome, allow, supervise
+from everloop import disk, errors, names
 from everloop.contracts import JobRequest, MemberOfLease
-from everloop.records import Lease, Ran, Result
-from everloop.settings import DEFAULT_SLOTS, Settings
-from everloop.store import LeaseMemberRow, LeaseRow, MetricRow, Store
+from everloop.records import Lease, Member, Result
+from everloop.settings import Settings
+from everloop.store import Store
 
 log = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Result)
 
 ROOT = "activities.compute"
-WHOLE_GPU = 1000
-FENCED, NEW_LEASE = "the lease was taken away", "the stage takes a new lease by itself"
+FENCED = "the lease was taken away"
 FENCE_BEATS = 3
 """Every so many beats a job looks whether its lease still holds."""
 CONNECT_SECONDS = 10.0
 BEAT_SECONDS = 1.0
 GONE_SECONDS = GRACE_SECONDS + 3.0
 PROVE_SECONDS = 20.0
-GIVE_BACK_SECONDS = 5.0
-"""Of a notice's grace, for what is done after the job has ended."""
-MOST_CRASHES = 3
-"""Of one activity, over all its attempts and tokens."""
-SAFE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 LOST = (KilledWorker, NoValidWorkerError, CommClosedError, OSError, TimeoutError)
 
 
@@ -66,8 +54,9 @@ class Watch:
 
     device: str
     job: str
-    """`<run id>/<activity id>`, the key of its metrics."""
+    """`<run id>/<activity id>`."""
     token: int = 0
+    rank: int = 0
     progress: dict[str, Any] = field(default_factory=dict)
     """The last line."""
     unwritten: dict[int, dict[str, float]] = field(default_factory=dict)
@@ -79,6 +68,8 @@ class Watch:
     future: Future | None = None
     fenced: bool = False
     """Its lease was taken away while it ran."""
+    broken: bool = False
+    """Another rank of its gang has ended: it is to end at once."""
 
     def hear(self, event: dict[str, Any]) -> None:
         if "gone" in event:
@@ -103,6 +94,7 @@ class Jobs:
         self._connecting = asyncio.Lock()
         self._topic = f"everloop-{uuid.uuid4().hex}"
         self._watches: dict[str, Watch] = {}
+        self._orders = Orders(settings, store, root, self._topic)
 
     async def run(self, function: str, request: JobRequest, result_type: type[R]) -> R:
         """Call `function` (`<module>.<name>` below the root) on the slot of *request*, from within an activity.
@@ -112,21 +104,22 @@ class Jobs:
         `ComputeLost` when the place that ran it went away.
         """
         info = activity.info()
-        run_id, activity_id = _part(info.workflow_run_id or "", "run id"), _part(info.activity_id, "activity id")
+        run_id, activity_id = part(info.workflow_run_id or "", "run id"), part(info.activity_id, "activity id")
         if request.slot.holder != f"{info.workflow_id}/{run_id}":  # a Reset replayed the lease of the run before
             raise errors.LeaseLost("the slot belongs to an earlier run", hint=NEW_LEASE)
-        if await asyncio.to_thread(_fenced, self._store, request.slot.token):
+        if await asyncio.to_thread(rows.fenced, self._store, request.slot.token):
             raise errors.LeaseLost(FENCED, hint=NEW_LEASE)
-        watch = Watch(request.slot.device, f"{run_id}/{activity_id}", request.slot.token)
-        order = self._order(function, request, watch.job, info.attempt)
-        watch.time = JobTime(watch.job, info.attempt, watch.token, Path(order["checkpoints"]))
-        async with self._beating(watch):  # first: it also beats while Dask is out of reach
-            # Dask keeps statistics for each first word of its keys, for ever.
-            key = f"job-{info.attempt}-{watch.job}-{uuid.uuid4().hex[:8]}"
-            outcome = await self._outcome(order, key, watch)
-            watch.time.done = "result" in outcome
-        result = result_type.model_validate(_result(outcome))
-        return result.model_copy(update={"ran": _ran(request, outcome, info.attempt)})
+        asked = Asked(function, request, f"{run_id}/{activity_id}", info.attempt)
+        lease = self._orders.lease(request)
+        watches = [Watch(member.device, asked.job, lease.token, rank) for rank, member in enumerate(_by_rank(lease))]
+        async with self._beating(watches):  # first: it also beats while Dask is out of reach
+            orders = self._orders.of(asked, await self._hosts() if len(watches) > 1 else {})
+            time = watches[0].time = JobTime(asked.job, info.attempt, lease.token, Path(orders[0]["checkpoints"]))
+            outcome = await self._all(orders, watches, f"job-{info.attempt}-{asked.job}-{uuid.uuid4().hex[:8]}")
+            time.done = "result" in outcome
+            time.used = outcome.get("used", {})
+        found = result_type.model_validate(results.result(outcome))
+        return found.model_copy(update={"ran": results.ran(lease, outcome, info.attempt)})
 
     async def prove(self, members: Sequence[MemberOfLease]) -> list[MemberOfLease]:
         """Those of *members* of which nothing runs any more, asked on their devices. What is left there is killed."""
@@ -136,7 +129,7 @@ class Jobs:
             client.submit(
                 look_for_the_dead,
                 slots,
-                self._mark(member.device),
+                self._orders.mark(member.device),
                 member.token,
                 member.rank,
                 key=f"prove-{member.token}-{member.rank}-{uuid.uuid4().hex[:8]}",
@@ -194,6 +187,32 @@ class Jobs:
         if watch is not None:
             watch.hear(event[1])
 
+    async def _hosts(self) -> dict[str, str]:
+        """Of devices, as Dask sees them."""
+        client = await self.client()
+        found = await asyncio.wait_for(client.scheduler.identity(n_workers=-1), CONNECT_SECONDS)
+        return {str(each["name"]): str(each.get("host", "")) for each in found["workers"].values()}
+
+    async def _all(self, orders: Sequence[Order], watches: Sequence[Watch], key: str) -> Outcome:
+        """Of the one process, or of the ranks together. Dask keeps statistics for each first word of its keys."""
+        if len(orders) == 1:
+            return await self._outcome(orders[0], key, watches[0])
+        tasks = [
+            asyncio.create_task(self._outcome(order, f"{key}-{watch.rank}", watch))
+            for order, watch in zip(orders, watches, strict=True)
+        ]
+
+        async def end(ranks_left: Sequence[int]) -> None:
+            for rank in ranks_left:
+                watches[rank].broken = True
+                tasks[rank].cancel()
+            await asyncio.wait([tasks[rank] for rank in ranks_left])
+
+        try:
+            return await ranks.together(tasks, end, lambda rank: ranks.tell_in_the_first_log(orders, rank))
+        finally:
+            await asyncio.to_thread(ranks.leave, orders)
+
     async def _outcome(self, order: Order, key: str, watch: Watch) -> Outcome:
         client = await self.client()
         self._watches[key] = watch
@@ -249,52 +268,58 @@ class Jobs:
 
     async def _given_time(self, client: Client, future: Future, watch: Watch) -> float:
         """Seconds that a job has to keep its work when its lease is to be given back: not more than its notice says."""
-        grace = await asyncio.to_thread(_grace, self._store, watch.token)
-        if grace <= GRACE_SECONDS:
+        grace = AT_ONCE if watch.broken else await asyncio.to_thread(rows.grace, self._store, watch.token)
+        if 0 <= grace <= GRACE_SECONDS:
             return 0.0
         told = client.submit(
             allow, future.key, grace, workers=[watch.device], allow_other_workers=False, pure=False, retries=0
         )
         with contextlib.suppress(*LOST, FutureCancelledError):
             await asyncio.wait_for(told, BEAT_SECONDS * 2)
-            return grace
+            return max(grace, 0.0)
         return 0.0
 
     @contextlib.asynccontextmanager
-    async def _beating(self, watch: Watch) -> AsyncIterator[None]:
-        beating = asyncio.create_task(self._beat(watch))
+    async def _beating(self, watches: Sequence[Watch]) -> AsyncIterator[None]:
+        beating = asyncio.create_task(self._beat(watches))
         try:
             yield
         finally:
             beating.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await beating
-            await self._write(watch)
-            if watch.time is not None:
-                await asyncio.shield(watch.time.note(self._store, ended=True))
+            for watch in watches:
+                await self._write(watch)
+            if watches[0].time is not None:
+                await asyncio.shield(watches[0].time.note(self._store, ended=True))
 
-    async def _beat(self, watch: Watch) -> None:
+    async def _beat(self, watches: Sequence[Watch]) -> None:
+        first = watches[0]
         for number in itertools.count(1):
-            activity.heartbeat({"device": watch.device, "progress": watch.progress})
+            activity.heartbeat({"device": first.device, "progress": first.progress})
             await asyncio.sleep(BEAT_SECONDS)
-            await self._write(watch)
-            await self._note_checkpoint(watch)
-            if watch.time is not None:
-                await watch.time.note_if_due(self._store)
+            for watch in watches:
+                await self._write(watch)
+            await self._note_checkpoint(first)
+            if first.time is not None:
+                await first.time.note_if_due(self._store)
             if number % FENCE_BEATS == 0:
-                await self._end_if_fenced(watch)
+                await self._end_if_fenced(watches)
 
-    async def _end_if_fenced(self, watch: Watch) -> None:
+    async def _end_if_fenced(self, watches: Sequence[Watch]) -> None:
         """A job whose lease was taken away is ended here, and not first by whoever waits for its device."""
-        future = watch.future
-        if future is None or watch.fenced:
-            return
+        running = [(watch, watch.future) for watch in watches if watch.future is not None and not watch.fenced]
         try:
-            watch.fenced = await asyncio.to_thread(_fenced, self._store, watch.token)
+            fenced = bool(running) and await asyncio.to_thread(rows.fenced, self._store, watches[0].token)
         except Exception:
-            log.warning("the fence of %s could not be looked at", watch.job, exc_info=True)
-        if watch.fenced:
-            log.warning("job %s is ended: its lease %s was taken away", watch.job, watch.token)
+            log.warning("the fence of %s could not be looked at", watches[0].job, exc_info=True)
+            return
+        if not fenced:
+            return
+        log.warning("job %s is ended: its lease %s was taken away", watches[0].job, watches[0].token)
+        for watch, _ in running:
+            watch.fenced = True
+        for _, future in running:
             with contextlib.suppress(*LOST, FutureCancelledError):
                 await future.cancel(reason=FENCED)
 
@@ -304,7 +329,7 @@ class Jobs:
         if kept is None:
             return
         try:
-            await asyncio.to_thread(_note_kept, self._store, watch.token, kept)
+            await asyncio.to_thread(rows.note_kept, self._store, watch.token, kept)
         except Exception:
             log.warning("the checkpoint of %s is not written down", watch.job, exc_info=True)
 
@@ -314,110 +339,19 @@ class Jobs:
         if not steps:
             return
         try:
-            await asyncio.to_thread(_write_steps, self._store, watch, steps)
+            of_rank = names.metrics_of(watch.job, watch.rank)
+            await asyncio.to_thread(rows.write_steps, self._store, of_rank, watch.token, steps)
         except Exception:
             log.warning("progress of %s is not written", watch.job, exc_info=True)
 
-    def _order(self, function: str, request: JobRequest, job: str, attempt: int) -> Order:
-        settings = self._settings
-        body = request.model_dump(mode="json")
-        question = {name: value for name, value in body.items() if name not in ("slot", "lease")}
-        lease = self._lease(request)
-        member = lease.members[0]
-        return {
-            "topic": self._topic,
-            "function": function,
-            "root": self._root,
-            "request": body,
-            "digest": self._digest(function, question),
-            "token": request.slot.token,
-            "rank": member.rank,
-            "device": _part(request.slot.device, "slot.device"),
-            "live": _live(self._store, request.slot.device),
-            "whole": member.milli_gpu >= WHOLE_GPU,
-            "folder": str(settings.scratch_dir / "jobs" / job),
-            "log": f"jobs/{job}/{attempt}.log",
-            "logs_dir": str(settings.logs_dir),
-            "slots_dir": str(settings.scratch_dir / "slots"),
-            "environment": self._environment(request.slot.device),
-            "checkpoints": str(self._checkpoints(function, question)),
-            "checkpoint_seconds": settings.checkpoint_seconds,
-            "lease": lease.model_dump(mode="json"),
-            "artifacts": settings.artifacts,
-            "predictions_dir": str(settings.predictions_dir),
-            "grace_seconds": GRACE_SECONDS,
-            "floor_bytes": settings.disk_floor_bytes,
-            "memory_bytes": (member.memory_mib or settings.job_memory_mib) << 20,
-            "slots": settings.slots or DEFAULT_SLOTS,
-        }
 
-    def _lease(self, request: JobRequest) -> Lease:
-        """What the job may use: a slot alone says nothing of it, the settings do."""
-        of_slot = Lease.model_validate(request.slot)
-        if request.lease is not None:
-            if _fence(request.lease) != _fence(of_slot):
-                raise errors.LeaseLost("the lease is not the slot's", hint=NEW_LEASE)
-            return request.lease
-        if request.slot.members:
-            return of_slot
-        members = [member.model_copy(update={"cores": self._settings.slot_cores}) for member in of_slot.members]
-        return of_slot.model_copy(update={"members": tuple(members)})
-
-    def _digest(self, function: str, question: Any) -> str:  # noqa: ANN401
-        canonical = json.dumps([self._root, function, question], sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()
-
-    def _checkpoints(self, function: str, question: dict[str, Any]) -> Path:
-        """Where the stage's checkpoints lie: the same for every attempt and token, and after a Reset."""
-        folder = self._settings.checkpoints_dir / chain(activity.info().workflow_id or "")
-        return folder / function / self._digest(function, _without_ran(question))[:16]
-
-    def _environment(self, device: str) -> dict[str, str]:
-        """What a job on *device* sees beside what its slot passes on. No credentials."""
-        return {
-            "EVERLOOP_DATA_DIR": str(self._settings.data_dir),
-            "EVERLOOP_ARTIFACTS_URL": self._settings.artifacts,
-            "EVERLOOP_SESSION": self._settings.session,  # a launcher knows its own processes by it
-            MARK: self._mark(device),
-        }
-
-    def _mark(self, device: str) -> str:
-        return f"{self._settings.scratch_dir}/{device}"
+def _by_rank(lease: Lease) -> list[Member]:
+    return sorted(lease.members, key=lambda member: member.rank)
 
 
 def look_for_the_dead(slots: str, device_mark: str, token: int, rank: int) -> bool:
     """On a device: is nothing left of the part of a lease that has ended?"""
     return is_dead(Path(slots), device_mark, token, rank)
-
-
-def _fence(lease: Lease) -> tuple[int, str, str]:
-    return lease.token, lease.holder, lease.members[0].device
-
-
-def _without_ran(value: Any) -> Any:  # noqa: ANN401
-    """*value* without how the jobs before have run: after a Reset they may have run again, to the same end."""
-    if isinstance(value, dict):
-        return {name: _without_ran(each) for name, each in value.items() if name != "ran"}
-    return [_without_ran(each) for each in value] if isinstance(value, list) else value
-
-
-def _part(name: str, what: str) -> str:
-    if not SAFE.fullmatch(name):
-        raise errors.Invalid(
-            f"{what} {name!r} cannot be a folder's name",
-            field=what,
-            hint="use letters, digits, dot, dash and underscore, at most 128",
-        )
-    return name
-
-
-def _grace(store: Store, token: int) -> float:
-    """Seconds that the notice of a lease leaves to its job; 0 without one."""
-    with store.read() as session:
-        row = session.exec(select(LeaseRow).where(LeaseRow.token == token)).first()
-    if row is None or row.state != "noticed" or row.deadline_at is None:
-        return 0.0
-    return max(0.0, (row.deadline_at - datetime.now(UTC)).total_seconds() - GIVE_BACK_SECONDS)
 
 
 async def _gone(watch: Watch, grace: float = 0.0) -> None:
@@ -428,75 +362,5 @@ async def _gone(watch: Watch, grace: float = 0.0) -> None:
         log.warning("job %s was cancelled, but its end was not heard of", watch.job)
 
 
-def _note_kept(store: Store, token: int, at: datetime) -> None:
-    with store.write() as session:
-        row = session.exec(select(LeaseRow).where(LeaseRow.token == token)).first()
-        if row is not None and row.state in ("active", "noticed"):
-            row.checkpoint_at = at
-            session.add(row)
-
-
-def _result(outcome: Outcome) -> dict[str, Any]:
-    if "result" in outcome:
-        return outcome["result"]
-    if "error" in outcome:
-        raise _error(**outcome["error"], kept=outcome.get("artifacts", []))
-    if "crash" not in outcome:
-        raise errors.ComputeLost("the job was ended because nobody waited for it any more")
-    if outcome["crashes"] >= MOST_CRASHES:
-        raise errors.JobFailed(
-            f"the job crashed {outcome['crashes']} times, the last time by {outcome['crash']}",
-            hint="its log shows how far it came",
-        )
-    raise errors.ComputeLost(f"the job was ended by {outcome['crash']}")
-
-
-def _error(error: str, message: str, field: str, hint: str, kept: list[dict[str, Any]]) -> errors.EverloopError:
-    kind = errors.family().get(error, errors.JobFailed)
-    made = kind(message, field=field, hint=hint)
-    made.kept = kept
-    return made
-
-
-def _ran(request: JobRequest, outcome: Outcome, attempt: int) -> Ran:
-    return Ran(
-        device=request.slot.device,
-        token=request.slot.token,
-        attempt=attempt,
-        seconds=round(outcome["seconds"], 3),
-        kept=outcome.get("kept", False),
-        log=outcome["log"],
-        resumed=outcome.get("resumed"),
-        artifacts=outcome.get("artifacts", ()),
-    )
-
-
 def _one_line(error: BaseException) -> str:
     return (str(error).splitlines() or [""])[0][:300] or type(error).__name__
-
-
-def _write_steps(store: Store, watch: Watch, steps: dict[int, dict[str, float]]) -> None:
-    """Unless the lease was taken away: then the steps are those of whoever has it now."""
-    now, job = datetime.now(UTC), watch.job
-    with store.write() as session:
-        row = session.exec(select(LeaseRow).where(LeaseRow.token == watch.token)).first()
-        if row is not None and row.state in ("killing", "fenced"):
-            return
-        for step, values in steps.items():
-            finite = {name: value for name, value in values.items() if math.isfinite(value)}  # JSON has no NaN
-            session.merge(MetricRow(job=job, step=step, values=finite, at=now))
-
-
-def _fenced(store: Store, token: int) -> bool:
-    """The pool took the lease away: its holder or its device was gone, or others needed what it had."""
-    with store.read() as session:
-        row = session.exec(select(LeaseRow).where(LeaseRow.token == token)).first()
-        return row is not None and row.state in ("killing", "fenced")
-
-
-def _live(store: Store, device: str) -> tuple[int, ...]:
-    """Tokens whose parts of *device* are not free. A part that holds a lock there and is of none is an orphan."""
-    query = select(LeaseMemberRow.token).join(LeaseRow, col(LeaseRow.token) == LeaseMemberRow.token)
-    query = query.where(LeaseMemberRow.device == device, col(LeaseMemberRow.live))
-    with store.read() as session:
-        return tuple(sorted(session.exec(query.where(col(LeaseRow.state).not_in(("killing", "fenced"))))))

@@ -14,8 +14,9 @@ import re
 import select
 import shutil
 import signal
+import time
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from distributed import get_worker
 from distributed.core import Status
@@ -42,7 +43,7 @@ PASSED_ON_FOR = re.compile(
 )
 """And what pip needs to find what a user's code requires; it is taken away before that code runs."""
 ABOUT_THE_STAGE = ("function", "root", "request", "digest", "token", "lease", "checkpoints", "checkpoint_seconds")
-TOLD = (*ABOUT_THE_STAGE, "log", "artifacts", "predictions_dir", "floor_bytes")
+TOLD = (*ABOUT_THE_STAGE, "gang", "log", "artifacts", "predictions_dir", "floor_bytes")
 """Of an order, what the job reads."""
 
 
@@ -82,6 +83,8 @@ class Order(TypedDict):
     memory_bytes: int
     """What the job's processes may hold together; 0: this machine's share of a slot, one of `slots`."""
     slots: int
+    gang: NotRequired[dict[str, Any]]
+    """Of a rank among several: fields of `gang.Gang`."""
 
 
 class Outcome(TypedDict, total=False):
@@ -94,12 +97,16 @@ class Outcome(TypedDict, total=False):
     """What killed the job: `SIGSEGV`."""
     unwanted: bool
     crashes: int
+    ended_at: float
+    """By this machine's clock: in a gang the first one that ended badly is to blame."""
     seconds: float
     log: str
     kept: bool
     resumed: dict[str, Any] | None
     """`records.Resumed`."""
     artifacts: list[dict[str, Any]]
+    used: dict[str, int]
+    """`Memory.measured`."""
 
 
 def supervise(order: Order) -> Outcome:
@@ -140,11 +147,12 @@ def _attempt(order: Order, task: "Task", locks: Locks) -> Outcome:
             code = _run(order, task, job, locks, memory)
             if code == REAPER_KILLED:  # whatever of the job is left has nobody above it, and may hold the slot's lock
                 _slot(order).end_orphans()
-            outcome = _outcome(order, job, code, memory, unwanted=task.ended)
+            outcome = _outcome(order, job, code, memory, unwanted=task.ended) | {"ended_at": time.time()}
+            outcome["used"] = memory.measured()
         finally:
             warming.cool_down_later()
             shutil.rmtree(job / "scratch", ignore_errors=True)
-        if task.ended or not _again_with_less(order, job, outcome):
+        if task.ended or order.get("gang") or not _again_with_less(order, job, outcome):
             return outcome
 
 
@@ -217,6 +225,8 @@ class Task:
 def _kept(order: Order) -> Outcome | None:
     """The result of an attempt with this token or an older one, for the same question."""
     folder = Path(order["folder"])
+    if order.get("gang", {}).get("rank"):  # rank 0's result is the gang's: without it all begin again
+        return None
     for token, of_token in numbered(folder) if folder.exists() else []:
         if token > order["token"]:
             continue
@@ -334,8 +344,14 @@ def allow(key: str, seconds: float) -> None:
     _graces[key] = seconds
 
 
+AT_ONCE = -1.0
+"""As a grace: none. Of a gang without one of its ranks nothing can be kept any more."""
+
+
 def _farewell(key: str) -> bytes:
     seconds = _graces.pop(key, 0.0)
+    if seconds == AT_ONCE:
+        return reaper.NOW
     return reaper.LONGER + b"%d" % int(seconds * 1000) if seconds else b"K"
 
 

@@ -1,6 +1,6 @@
 """What devices have given, and to which queues it counts. What it was for is told by `activities/lease_time/`."""
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from sqlmodel import Session
 
@@ -26,9 +26,11 @@ def take(session: Session, row: LeaseRow, parts: Iterable[Part], at_ms: int) -> 
         session.add(member)
 
 
-def give_back(session: Session, row: LeaseRow, at_ms: int) -> None:
-    """Whatever members of the lease are live are so no more."""
-    members = rows.members(session, row, live=True)
+def give_back(session: Session, row: LeaseRow, at_ms: int, devices: Container[str] | None = None) -> None:
+    """Whatever members of the lease are live are so no more. *devices*: only those there; of a gang the others may
+    still run.
+    """
+    members = [one for one in rows.members(session, row, live=True) if devices is None or one.device in devices]
     at_ms = max(at_ms, *(member.since_ms for member in members)) if members else at_ms
     counted = [0, 0]
     for member in members:
@@ -37,7 +39,8 @@ def give_back(session: Session, row: LeaseRow, at_ms: int) -> None:
         member.live, device.since_ms = False, max(at_ms, device.since_ms)
         session.add_all((member, device))
         counted = [counted[0] + member.cores, counted[1] + member.milli_gpu] if not device.light else counted
-    lease_time.members_freed(session, row, rows.moment(at_ms))
+    freed = {member.device for member in members}
+    lease_time.members_freed(session, row, rows.moment(at_ms), freed)
     _charge(session, row, Counted(*counted), at_ms)
 
 

@@ -8,6 +8,7 @@ from sqlalchemy import func, update
 from sqlmodel import Session, col, select
 from sqlmodel.sql.expression import SelectOfScalar
 
+from activities import lease_budgets
 from activities.lease_ledger import capacity, record, reservations, rows
 from activities.lease_ledger.ends import ended, request_ends
 from activities.lease_ledger.state import DAY_MS, policy, read
@@ -54,6 +55,7 @@ FOR_OTHERS = ("reclaim", "preempt", "shrink")
 
 def grant(store: Store, pool: str) -> int:
     """Decide and commit. Returns how many leases were offered."""
+    look_after_budgets(store, pool)
     for _ in range(TRIES):
         now_ms = rows.ms(rows.now())
         with store.read() as session:
@@ -69,6 +71,15 @@ def grant(store: Store, pool: str) -> int:
             explain(store, [one for one in decisions if isinstance(one, Explain)])
             return sum(isinstance(one, Grant) for one in acts)
     raise Unavailable(f"pool {pool} changes faster than it can be decided about")
+
+
+def look_after_budgets(store: Store, pool: str) -> None:
+    """Hold back whose budget is spent, and let go on whose was raised."""
+    with store.read() as session:
+        if not lease_budgets.there_are(session, pool):
+            return
+        grace = timedelta(seconds=policy(session, pool).grace_s)
+    lease_budgets.look_after(store, pool, rows.ms(rows.now()), grace)
 
 
 def look(store: Store, pool: str) -> tuple[PoolState, Policy, tuple[Decision, ...]]:
@@ -309,8 +320,10 @@ def outlook(store: Store, pool: str) -> tuple[int, float | None]:
         ).one()
         leases = session.exec(rows.working(pool)).all()
         rules = policy(session, pool)
+        spent_in = [lease_budgets.seconds_left(session, pool, rows.ms(rows.now()))]
         drains = [by for by in session.exec(_drains(pool)).all() if by]
     moments = [_drain_moment(by, timedelta(seconds=rules.grace_s)) for by in drains]
+    moments += [rows.now() + timedelta(seconds=seconds) for seconds in spent_in if seconds is not None]
     moments += [row.expires_at for row in leases if row.expires_at] + [
         row.deadline_at for row in leases if row.deadline_at
     ]

@@ -57,7 +57,10 @@ def note_inventory(
         changes = [_noted(session, row, found.pop(row.name, None)) for row in known]
         for device in found.values():
             session.add(_new(pool, device, rows.ms(at)))
-        for lease in session.exec(rows.working(pool).where(col(LeaseRow.device).in_(gone))).all():
+        of_gone = select(LeaseMemberRow.token).where(
+            LeaseMemberRow.pool == pool, col(LeaseMemberRow.live), col(LeaseMemberRow.device).in_(gone)
+        )
+        for lease in session.exec(rows.working(pool).where(col(LeaseRow.token).in_(of_gone))).all():
             lease.expires_at = min(lease.expires_at or at, at + away)
             session.add(lease)
         if found or any(changes):
@@ -83,11 +86,18 @@ def _new(pool: str, device: Reported, at_ms: int) -> DeviceRow:
     return row.sqlmodel_update({**device.whole, "job_cores": device.job_cores})
 
 
-def absent(store: Store, pool: str) -> set[str]:
-    """Devices whose Dask worker is not there."""
+def absent(store: Store, pool: str) -> dict[int, str]:
+    """Tokens of leases with a member on a device whose Dask worker is not there, and that device: of a gang one is
+    enough.
+    """
+    lost = (
+        select(LeaseMemberRow.token, LeaseMemberRow.device)
+        .join(DeviceRow, (col(DeviceRow.pool) == LeaseMemberRow.pool) & (col(DeviceRow.name) == LeaseMemberRow.device))
+        .where(LeaseMemberRow.pool == pool, col(LeaseMemberRow.live), col(DeviceRow.present).is_(False))
+        .order_by(col(LeaseMemberRow.rank).desc())
+    )
     with store.read() as session:
-        lost = select(DeviceRow.name).where(DeviceRow.pool == pool, col(DeviceRow.present).is_(False))
-        return set(session.exec(lost).all())
+        return dict(session.exec(lost).all())
 
 
 def drain(store: Store, pool: str, target: str, deadline: datetime, *, by: str = "", reason: str = "") -> list[str]:

@@ -97,7 +97,10 @@ def unproven(store: Store, pool: str) -> list[LeaseMemberRow]:
 
 
 def proven(store: Store, pool: str, dead: Iterable[tuple[int, int]]) -> None:
-    """Nothing of these members, (token, rank), runs any more: once that is so of a whole lease its parts are free."""
+    """Nothing of these members, (token, rank), runs any more: what the lease has of their devices is free.
+
+    A gang's other members may be on a device that is away, perhaps for ever: nobody waits for that.
+    """
     said: dict[int, set[int]] = {}
     for token, rank in dead:
         said.setdefault(token, set()).add(rank)
@@ -108,8 +111,12 @@ def proven(store: Store, pool: str, dead: Iterable[tuple[int, int]]) -> None:
             row = session.get(LeaseRow, (pool, token))
             if row is None or row.state in rows.WORKING:
                 continue
-            if {member.rank for member in rows.members(session, row, live=True)} <= ranks:
-                capacity.give_back(session, row, rows.ms(rows.now()))
+            live = rows.members(session, row, live=True)
+            held = {member.device for member in live if member.rank not in ranks}
+            free = {member.device for member in live} - held
+            if free:
+                capacity.give_back(session, row, rows.ms(rows.now()), free)
+            if not held:
                 row.state = "fenced"
                 session.add(row)
 

@@ -3,9 +3,13 @@
 from sqlalchemy import func
 from sqlmodel import Session, select
 
+from activities import lease_budgets
 from activities.caller import Caller
+from activities.lease_gpus import gpus
 from activities.lease_ledger import rows
 from activities.lease_ledger.ends import ended
+from everloop import isolation, names
+from everloop.budgets import Bounds
 from everloop.contracts import LeaseRequest
 from everloop.errors import Forbidden
 from everloop.store import LeaseRequestRow, Store
@@ -23,6 +27,10 @@ def enqueue(store: Store, request: LeaseRequest, asks: Caller) -> str:
         known = session.get(LeaseRequestRow, request.id)
         if known is None:
             session.add(_request(session, request, asks))
+            bounds = Bounds(request.budget_core_ms, request.budget_gpu_ms, request.budget_micros)
+            lease_budgets.begin(
+                session, request.pool, names.lifecycle_of(asks.workflow_id), bounds, rows.ms(rows.now())
+            )
             return ""
         if known.workflow_id != asks.workflow_id:
             raise Forbidden(f"request {request.id} is not one of {asks.workflow_id}")
@@ -32,6 +40,9 @@ def enqueue(store: Store, request: LeaseRequest, asks: Caller) -> str:
 
 
 def _request(session: Session, request: LeaseRequest, asks: Caller) -> LeaseRequestRow:
+    if request.isolation == "E4":
+        one = isolation.slice_for(request.milli_gpu, request.gpu_mib, gpus(session, request.pool))
+        request = request.model_copy(update={"milli_gpu": one.milli_gpu, "gpu_mib": one.gpu_mib})
     last = session.exec(select(func.max(LeaseRequestRow.arrival)).where(LeaseRequestRow.pool == request.pool)).one()
     return LeaseRequestRow(
         id=request.id,

@@ -1,12 +1,13 @@
 """Leases and devices of the ledger as the time of leases is told: what the ledger's transactions call."""
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from datetime import UTC, datetime, timedelta
 
 from sqlmodel import Session, col, select
 
 from activities.lease_time.cutting import Life
 from activities.lease_time.written import Leased, Part, freed, inventoried
+from everloop import names
 from everloop.store import DeviceRow, LeaseMemberRow, LeaseRequestRow, LeaseRow
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -17,13 +18,20 @@ def in_ms(moment: datetime) -> int:
     return (moment - EPOCH) // timedelta(milliseconds=1)  # exact: a float of seconds is not
 
 
-def members_freed(session: Session, row: LeaseRow, at: datetime | None = None) -> None:
+def milliseconds(number: int) -> timedelta:
+    return timedelta(milliseconds=number)
+
+
+def members_freed(
+    session: Session, row: LeaseRow, at: datetime | None = None, devices: Container[str] | None = None
+) -> None:
     """The lease has ended and its members are free, since *at* (its end, when left out): write its time down.
 
     Call it in the transaction that frees them, for every lease, and once it is known that no process of it is left.
+    *devices*: where they are free, when that is not all.
     """
     session.flush()
-    freed(session, row.pool, leased(session, row, at))
+    freed(session, row.pool, leased(session, row, at, devices))
 
 
 def devices_noted(session: Session, pool: str, at: datetime) -> None:
@@ -36,8 +44,15 @@ def devices_noted(session: Session, pool: str, at: datetime) -> None:
 
 
 def held_now(session: Session, pool: str, now: datetime) -> list[Leased]:
-    """Leases whose members are not free, as they stand at *now*."""
-    return [leased(session, row, now) for row in held(session, pool) if row.granted_at <= now]
+    """Leases whose members are not free, as they stand at *now*: without members that are free already."""
+    found = []
+    for row in held(session, pool):
+        live = select(LeaseMemberRow.device).where(
+            LeaseMemberRow.pool == pool, LeaseMemberRow.token == row.token, col(LeaseMemberRow.live)
+        )
+        if row.granted_at <= now:
+            found.append(leased(session, row, now, set(session.exec(live).all())))
+    return found
 
 
 def held(session: Session, pool: str) -> list[LeaseRow]:
@@ -47,7 +62,9 @@ def held(session: Session, pool: str) -> list[LeaseRow]:
     return list(session.exec(rows.order_by(col(LeaseRow.token))).all())
 
 
-def leased(session: Session, row: LeaseRow, at: datetime | None = None) -> Leased:
+def leased(
+    session: Session, row: LeaseRow, at: datetime | None = None, devices: Container[str] | None = None
+) -> Leased:
     """The lease until *at*: since its end, which may be before, its members are in quarantine."""
     ended = row.ended_at or at or datetime.now(UTC)
     query = select(LeaseMemberRow).where(LeaseMemberRow.pool == row.pool, LeaseMemberRow.token == row.token)
@@ -58,12 +75,12 @@ def leased(session: Session, row: LeaseRow, at: datetime | None = None) -> Lease
         noticed_ms=in_ms(row.noticed_at) if row.noticed_at else 0,
         free_ms=in_ms(at or ended),
     )
-    parts = tuple(_parts(members))
+    parts = tuple(_parts(one for one in members if devices is None or one.device in devices))
     request = session.get(LeaseRequestRow, row.request_id)
     other = session.get(LeaseRequestRow, row.beneficiary) if row.beneficiary else None
     return Leased(
         token=row.token,
-        workflow_id=row.workflow_id,
+        workflow_id=names.lifecycle_of(row.workflow_id),
         run_id=row.run_id,
         queue=row.queue,
         life=life,

@@ -44,8 +44,9 @@ class Leased(NamedTuple):
 
 
 def freed(session: Session, pool: str, lease: Leased) -> None:
-    """The members of *lease* are free: write what its time was for. Once per token; again changes nothing."""
-    known = select(LeaseTimeRow.id).where(LeaseTimeRow.pool == pool, LeaseTimeRow.token == lease.token).limit(1)
+    """The members of *lease* are free: write what its time was for. Again, of a token and a device, changes nothing."""
+    there = col(LeaseTimeRow.device).in_({part.device for part in lease.parts})
+    known = select(LeaseTimeRow.id).where(LeaseTimeRow.pool == pool, LeaseTimeRow.token == lease.token, there).limit(1)
     if session.exec(known).first() is not None:
         return
     for use in _uses(session, lease):

@@ -5,6 +5,7 @@ from urllib.parse import quote
 
 from sqlmodel import Session, col, select
 
+from activities.lease_budgets import CODE as OVER_BUDGET
 from api import alarm, journal
 from api.dependencies import Parts
 from api.kept import kept_of
@@ -62,7 +63,7 @@ def _queued(session: Session, row: LifecycleRow) -> str:
         own = Wait(what=row.wait_what, since=row.wait_since, unblocks=row.wait_unblocks) if row.wait_since else None
         return own.sentence() if own else ""
     why, unblocks = explained_by(mine)
-    again = row.wait_what.removeprefix(names.A_FREE_SLOT)  # why it had to ask again
+    again = "" if mine.code == OVER_BUDGET else row.wait_what.removeprefix(names.A_FREE_SLOT)  # why it had to ask again
     what = why.removeprefix("waits for ") + again
     return Wait(what=what, since=mine.requested_at, unblocks=unblocks).sentence()
 

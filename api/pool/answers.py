@@ -70,7 +70,7 @@ class Notice(BaseModel):
     """A lease is told to let go."""
 
     reason: str
-    """`reclaim`, `preempt`, `over_runtime`, `drain`, `shrink`, `revoke`."""
+    """`reclaim`, `preempt`, `over_runtime`, `drain`, `shrink`, `revoke`, `budget`."""
     why: str
     """In words; who said it, where a person did."""
     by: str
@@ -84,6 +84,10 @@ class MemberView(BaseModel):
     rank: int
     device: str
     amounts: Amounts
+    isolation: str = ""
+    """The level that it has on its GPU; empty without one."""
+    fenced: str = ""
+    """The same in words: "shared, not fenced"."""
 
 
 class LeaseView(BaseModel):
@@ -110,7 +114,7 @@ class LeaseView(BaseModel):
     max_runtime_seconds: float
     """Declared by its owner; 0: not."""
     over_runtime_seconds: float
-    """It runs so much longer than that: the first to let go when somebody has waited for a minute. 0: it does not."""
+    """It runs so much longer than that: the first to let go for who has waited long. 0: it does not."""
 
 
 class WaitingView(BaseModel):
@@ -216,7 +220,8 @@ class Effect(BaseModel):
     queue: str
     now: str
     """`safe` (within its queue's quota, or not preemptible), `reclaimable` (over quota: it may be taken back when
-    another queue is owed), `noticed` (the policy would tell it to let go at once)."""
+    another queue is owed), `noticed` (the policy would tell it to let go at once), `over_limit` (it goes on, and waits
+    once it has given back what it has)."""
     then: str
     sentence: str
 
@@ -232,6 +237,8 @@ class Changed(BaseModel):
     """Running leases that stand otherwise after it."""
     grants: list[str]
     """Waiting requests that would be served at once."""
+    waits: list[str]
+    """Waiting requests that a limit or a quota would keep waiting, and does not now."""
     digest: str
 
 
@@ -260,6 +267,12 @@ class DrainAsked(_Asked):
 
     reason: Reason = ""
     grace_seconds: Annotated[int, Field(ge=0, le=86_400)] = 60
+
+
+class CordonAsked(_Asked):
+    """Give a node no new leases; those that it has go on."""
+
+    reason: Reason = ""
 
 
 class UndrainAsked(_Asked):

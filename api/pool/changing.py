@@ -10,7 +10,7 @@ from temporalio.common import WorkflowIDConflictPolicy
 
 from activities import lease_queues
 from api.dependencies import RPC_TIMEOUT, Parts, ask
-from api.pool.answers import Changed, DrainAsked, Ordered, QueueAsked, RevokeAsked, UndrainAsked
+from api.pool.answers import Changed, CordonAsked, DrainAsked, Ordered, QueueAsked, RevokeAsked, UndrainAsked
 from api.pool.effects import tried
 from api.pool.seen import lease_row
 from everloop import names, orders, queues
@@ -25,7 +25,7 @@ ORDER_LASTS = timedelta(minutes=10)
 
 async def revoke(here: Parts, token: int, person: str, body: RevokeAsked) -> Ordered:
     pool = await run_in_threadpool(_pool_of, here, token)
-    return await _ordered(
+    return await ordered(
         here,
         person,
         {
@@ -45,11 +45,15 @@ def _pool_of(here: Parts, token: int) -> str:
 
 async def drain(here: Parts, pool: str, node: str, person: str, body: DrainAsked) -> Ordered:
     asked = {"action": "drain", "pool": pool, "node": node, "reason": body.reason, "grace_seconds": body.grace_seconds}
-    return await _ordered(here, person, asked)
+    return await ordered(here, person, asked)
+
+
+async def cordon(here: Parts, pool: str, node: str, person: str, body: CordonAsked) -> Ordered:
+    return await ordered(here, person, {"action": "cordon", "pool": pool, "node": node, "reason": body.reason})
 
 
 async def undrain(here: Parts, pool: str, node: str, person: str, body: UndrainAsked) -> Ordered:
-    return await _ordered(here, person, {"action": "undrain", "pool": pool, "node": node, "reason": body.reason})
+    return await ordered(here, person, {"action": "undrain", "pool": pool, "node": node, "reason": body.reason})
 
 
 async def change(here: Parts, pool: str, person: str, wanted: "Wanted", *, only_try: bool) -> Changed:
@@ -58,7 +62,7 @@ async def change(here: Parts, pool: str, person: str, wanted: "Wanted", *, only_
     if only_try or not answer.changes:
         return answer
     asked = {"action": "queues", "pool": pool, "queues": after, "before": orders.tree_digest(before)}
-    await _ordered(here, person, asked)
+    await ordered(here, person, asked)
     return answer.model_copy(update={"made": True})
 
 
@@ -67,10 +71,17 @@ def _tried(here: Parts, pool: str, wanted: "Wanted") -> tuple[Changed, tuple[Que
         before = lease_queues.tree(session, pool)
         after = wanted.tree(session, pool, before)
         lease_queues.must_keep_those_in_use(session, pool, after)
-        effects, grants = tried(session, pool, after)
+        found = tried(session, pool, after)
     changes = told(before, after)
     return (
-        Changed(made=False, changes=changes, effects=effects, grants=grants, digest=orders.tree_digest(after)),
+        Changed(
+            made=False,
+            changes=changes,
+            effects=found.leases,
+            grants=found.grants,
+            waits=found.waits,
+            digest=orders.tree_digest(after),
+        ),
         before,
         after,
     )
@@ -151,7 +162,7 @@ def shown_of(value: Counted) -> list[str]:
     return [name for name in COUNTED if name == "cores" or getattr(value, name) > 0]
 
 
-async def _ordered(here: Parts, person: str, asked: dict[str, Any]) -> Ordered:
+async def ordered(here: Parts, person: str, asked: dict[str, Any]) -> Ordered:
     """Sign the order, and wait until it is carried out."""
     now = datetime.now(UTC)
     order = PoolOrder(**asked, person=person, ordered_at=now, expires_at=now + ORDER_LASTS)

@@ -1,7 +1,7 @@
 """A pool's rows as people read them: devices, queues, leases, and why each request waits."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from urllib.parse import quote
 
@@ -9,6 +9,7 @@ from sqlmodel import Session, col, func, select
 
 from activities import lease_ledger as ledger
 from activities import lease_queues, lease_time
+from activities.lease_budgets import CODE as OVER_BUDGET
 from activities.lease_ledger.state import policy as policy_of
 from activities.lease_ledger.state import read
 from activities.lease_policy import sentence, standing, unblocks
@@ -28,7 +29,7 @@ from api.pool.answers import (
     WaitingView,
 )
 from api.pool.reserved import reservations
-from everloop import names, orders
+from everloop import isolation, names, orders
 from everloop.amounts import NO_LIMIT
 from everloop.errors import NotFound
 from everloop.queues import Queue, document
@@ -130,7 +131,7 @@ def queue_views(session: Session, pool: str) -> list[QueueView]:
     found = []
     for queue in tree:
         depths[queue.id] = depths[queue.parent] + 1
-        below = _below(tree, queue.id)
+        below = lease_queues.below(tree, queue.id)
         found.append(
             _queue(queue, depths[queue.id], standings.get(queue.id), sum(pending.get(one, 0) for one in below))
         )
@@ -140,15 +141,6 @@ def queue_views(session: Session, pool: str) -> list[QueueView]:
 def _standings(session: Session, pool: str) -> Sequence[Standing]:
     now_ms = lease_time.in_ms(datetime.now(UTC))
     return standing(read(session, pool, now_ms), now_ms, policy_of(session, pool))
-
-
-def _below(tree: Sequence[Queue], name: str) -> set[str]:
-    """It and all queues below it."""
-    found = {name}
-    for queue in tree:  # parents first
-        if queue.parent in found:
-            found.add(queue.id)
-    return found
 
 
 def _queue(queue: Queue, depth: int, standing: Standing | None, pending: int) -> QueueView:
@@ -208,7 +200,8 @@ def leases(session: Session, pool: str, ended: int, queues: Sequence[QueueView] 
 
 def lease_view(session: Session, row: LeaseRow, over: Iterable[str] = ()) -> LeaseView:
     request = session.get(LeaseRequestRow, row.request_id)
-    lifecycle = session.get(LifecycleRow, row.workflow_id)
+    holder = names.lifecycle_of(row.workflow_id)
+    lifecycle = session.get(LifecycleRow, holder)
     members = session.exec(
         select(LeaseMemberRow)
         .where(LeaseMemberRow.pool == row.pool, LeaseMemberRow.token == row.token)
@@ -219,14 +212,14 @@ def lease_view(session: Session, row: LeaseRow, over: Iterable[str] = ()) -> Lea
     return LeaseView(
         token=row.token,
         request=row.request_id,
-        lifecycle=row.workflow_id,
+        lifecycle=holder,
         model=(lifecycle.model if lifecycle else "") or (request.model if request else ""),
         stage=lifecycle.stage if lifecycle and working else request.stage if request else "",
         queue=row.queue,
         priority=request.priority if request else 0,
         preemptible=preemptible,
         state="killing" if not working and any(each.live for each in members) else row.state,
-        members=[_member(each) for each in members],
+        members=[_member(session, each) for each in members],
         granted_at=row.granted_at,
         ended_at=row.ended_at,
         notice=_notice(session, row),
@@ -242,9 +235,11 @@ def _over_runtime(row: LeaseRow, request: LeaseRequestRow | None) -> float:
     return round(ran - declared, 1) if 0 < declared < ran else 0
 
 
-def _member(row: LeaseMemberRow) -> MemberView:
+def _member(session: Session, row: LeaseMemberRow) -> MemberView:
     amounts = Amounts(cores=row.cores, memory_mib=row.memory_mib, milli_gpu=row.milli_gpu, gpu_mib=row.gpu_mib)
-    return MemberView(rank=row.rank, device=row.device, amounts=amounts)
+    device = session.get(DeviceRow, (row.pool, row.device)) if row.milli_gpu else None
+    level, words = isolation.granted(row.device, row.milli_gpu, device.milli_gpu if device else isolation.WHOLE_GPU)
+    return MemberView(rank=row.rank, device=row.device, amounts=amounts, isolation=level, fenced=words)
 
 
 def _notice(session: Session, row: LeaseRow) -> Notice | None:
@@ -268,7 +263,7 @@ def waiting_view(row: LeaseRequestRow) -> WaitingView:
     told = explained_by(row)
     return WaitingView(
         request=row.id,
-        lifecycle=row.workflow_id,
+        lifecycle=names.lifecycle_of(row.workflow_id),
         queue=row.queue,
         priority=row.priority,
         since=row.requested_at,
@@ -285,9 +280,20 @@ def waiting_view(row: LeaseRequestRow) -> WaitingView:
 def explained_by(row: LeaseRequestRow) -> tuple[str, str]:
     """Why it waits, and what unblocks it, as of the pool's last step."""
     if not row.code:
-        return "the pool has not looked at it yet", "it is looked at within seconds"
+        return "waits for the pool to look at it", "it does so within seconds"
+    if row.code == OVER_BUDGET:
+        facts = {pair[0]: pair[1] for pair in row.detail}
+        return (
+            f"waits for more budget in queue {row.queue}: {facts['why']}",
+            f"somebody raises it: {raise_budget(facts)}",
+        )
     said = Explain(row.id, row.code, row.position, row.ahead, tuple((name, value) for name, value in row.detail))
     return sentence(said, row.queue), unblocks(said)
+
+
+def raise_budget(facts: Mapping[str, str]) -> str:
+    which = f"--lifecycle {facts['of']}" if facts["scope"] == "lifecycle" else facts["of"]
+    return f"`everloop budget set {which}`"
 
 
 def explained(store: Store, of: str) -> Explained:
@@ -366,7 +372,7 @@ def _of_lease(session: Session, row: LeaseRow) -> Explained:
 def over_runtime(view: LeaseView) -> str:
     """Of a lease that is over its declared time."""
     follows = (
-        "it is the first to let go, at a checkpoint, when somebody has waited for a minute"
+        "it is the first to let go, at a checkpoint, for who has waited long within its queue's quota"
         if view.preemptible
         else "it goes on, since it is not preemptible, but nobody waits for its end any more"
     )

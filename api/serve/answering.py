@@ -30,18 +30,17 @@ def answer(serving: Fleet, name: Name, body: PredictRequest, made_up: str) -> by
     latest = now + SKEW
     ahead = [index for index, moment in enumerate(moments) if moment > latest]
     request_id = body.request_id or made_up
-    serving.log_of(name).append_lines(
-        _lines(
-            served,
-            request_id=request_id,
-            asked=asked,
-            keys=keys,
-            moments=moments,
-            predictions=predictions,
-            now=now,
-            ahead=frozenset(ahead),
-        )
+    lines = _lines(
+        served,
+        request_id=request_id,
+        asked=asked,
+        keys=keys,
+        moments=moments,
+        predictions=predictions,
+        now=now,
+        ahead=frozenset(ahead),
     )
+    serving.log_of(name).append_lines(served.route.version, lines, len(asked))
     return orjson.dumps(
         {
             "model": name[1],
@@ -64,9 +63,9 @@ def _lines(
     predictions: Sequence[dict[str, object]],
     now: datetime,
     ahead: frozenset[int],
-) -> dict[str, bytes]:
-    """The rows as the log keeps them, by day of their event time."""
-    by_day: dict[str, list[bytes]] = {}
+) -> bytes:
+    """The rows as the log keeps them."""
+    lines: list[bytes] = []
     logged_at = now.isoformat()
     for index, (row, key, moment, prediction) in enumerate(zip(asked, keys, moments, predictions, strict=True)):
         stamp = logged_at if moment is now else moment.isoformat()
@@ -82,5 +81,5 @@ def _lines(
         }
         if index in ahead:
             line["ahead_of_clock"] = True
-        by_day.setdefault(stamp[:10], []).append(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
-    return {day: b"".join(lines) for day, lines in by_day.items()}
+        lines.append(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+    return b"".join(lines)

@@ -174,6 +174,9 @@ def events(lifecycle: Lifecycle, data_dir: DataDir = None, as_json: AsJson = Fal
         typer.echo(f"{row['at']}  {row['type']}  {json.dumps(rest, ensure_ascii=False)}")
 
 
+Rank = Annotated[int, typer.Option("--rank", min=0, help="Of a stage that several processes run together.")]
+
+
 @app.command()
 def logs(  # noqa: PLR0917  # options of a command, given by name
     lifecycle: Lifecycle,
@@ -182,6 +185,7 @@ def logs(  # noqa: PLR0917  # options of a command, given by name
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on, stage after stage, until it waits for a person or has ended.")
     ] = False,
+    rank: Rank = 0,
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
@@ -190,7 +194,7 @@ def logs(  # noqa: PLR0917  # options of a command, given by name
         if follow:
             _follow_logs(client.logs(lifecycle, stage, tail, follow=True), as_json=as_json)
             return
-        text = client.logs(lifecycle, stage, tail)
+        text = client.logs(lifecycle, stage, tail, rank=rank)
     if as_json:
         print_json({"lifecycle": lifecycle, "stage": stage, "log": text})
         return
@@ -214,10 +218,10 @@ def _follow_logs(pieces: Iterator[Json], *, as_json: bool) -> None:
 
 
 @app.command()
-def curves(lifecycle: Lifecycle, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+def curves(lifecycle: Lifecycle, rank: Rank = 0, data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """Draw how the last training of a lifecycle has learned, on train and validation rows."""
     with connected(data_dir) as client:
-        rows = client.curves(lifecycle)
+        rows = client.curves(lifecycle, rank)
     shown(rows, as_json, lambda console: console.curves(rows))
 
 

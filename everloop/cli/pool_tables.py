@@ -7,6 +7,7 @@ from rich.text import Text
 
 from everloop.cli.options import Json
 from everloop.console import span, table, when
+from everloop.isolation import BANNER, is_simulated
 from everloop.queues import amount
 
 HOURS = 3_600_000
@@ -26,6 +27,8 @@ KINDS = {
 
 def pool(found: Json) -> RenderableType:
     parts: list[RenderableType] = [heading(f"pool {found['pool']}"), devices(found["devices"])]
+    if any(is_simulated(row["name"]) for row in found["devices"]):
+        parts.insert(0, Text(BANNER, style="bold"))
     parts += [heading("held now"), leases(found["leases"])]
     parts += [heading("queues"), queues(found["queues"])]
     parts += [heading("waiting"), *waiting(found["waiting"], found["waiting_in_all"])]
@@ -67,7 +70,13 @@ def leases(rows: Iterable[Json]) -> RenderableType:
 
 def has(members: Sequence[Json]) -> str:
     """`cpu0: 2 cores`."""
-    return "; ".join(f"{member['device']}: {amounts(member['amounts'])}" for member in members)
+    told = (f"{member['device']}: {amounts(member['amounts'])}" + fenced(member) for member in members)
+    return "; ".join(told)
+
+
+def fenced(member: Json) -> str:
+    """How far it is kept apart from others on its GPU."""
+    return f" ({member['fenced']})" if member.get("fenced") else ""
 
 
 def amounts(of: Json) -> str:
@@ -128,7 +137,7 @@ def nodes(rows: Iterable[Json]) -> RenderableType:
 def changed(found: Json) -> RenderableType:
     parts: list[RenderableType] = [Text(line) for line in found["changes"]] or [Text("the queues are as they were")]
     parts += [Text(f"lease {each['token']} of {each['lifecycle']}: {each['sentence']}") for each in found["effects"]]
-    parts += [Text(line) for line in found["grants"]]
+    parts += [Text(line) for line in (*found["grants"], *found["waits"])]
     if found["changes"] and not found["effects"]:
         parts.append(Text("no running lease stands otherwise"))
     if not found["made"]:
@@ -143,25 +152,61 @@ def cost(found: Json) -> RenderableType:
         Text(f"pool {found['pool']}, {hours} until {when(found['until'])}: {core_hours(whole['core_ms'])} core-hours"
              + (f", {whole['gpu_ms'] / 1000 / HOURS:.2f} GPU-hours" if whole["gpu_ms"] else ""))
     ]  # fmt: skip
-    kinds = table("what for", "core-hours", "share", *(["GPU-hours"] if whole["gpu_ms"] else []))
+    currency = found["currency"]
+    priced = [currency] if currency else []
+    kinds = table("what for", "core-hours", "share", *(["GPU-hours"] if whole["gpu_ms"] else []), *priced)
     for kind, label in KINDS.items():
         spent = found["kinds"][kind]
         gpu = [f"{spent['gpu_ms'] / 1000 / HOURS:.2f}"] if whole["gpu_ms"] else []
-        kinds.add_row(label, core_hours(spent["core_ms"]), percent(spent["core_ms"], whole["core_ms"]), *gpu)
+        money = [in_money(spent["micros"])] if priced else []
+        kinds.add_row(label, core_hours(spent["core_ms"]), percent(spent["core_ms"], whole["core_ms"]), *gpu, *money)
     parts.append(kinds)
     if found["problem"]:
         parts.append(Text(found["problem"], style="red"))
     rows = table(found["by"], "core-hours", "useful", "done again", "checkpoints", "held, idle", "notice", "quarantine",
-                 "charged")  # fmt: skip
+                 "charged", *priced)  # fmt: skip
     for row in found["rows"]:
         parts_of = [core_hours(row["kinds"].get(kind, {}).get("core_ms", 0)) for kind in list(KINDS)[:6]]
-        rows.add_row(row["name"] or "-", core_hours(row["core_ms"]), *parts_of, core_hours(row["charged_core_ms"]))
+        money = [in_money(row["charged_micros"])] if priced else []
+        rows.add_row(
+            row["name"] or "-", core_hours(row["core_ms"]), *parts_of, core_hours(row["charged_core_ms"]), *money
+        )
     parts.append(rows if rows.row_count else Text("nothing was leased"))
     return Group(*parts)
 
 
+def budgets(found: Json) -> RenderableType:
+    prices = found["prices"]
+    currency = prices["currency"] if prices else ""
+    about = (
+        f"a core costs {prices['core_hour']:g} {currency} an hour, a GPU {prices['gpu_hour']:g} {currency}"
+        if prices
+        else "no prices are set: `everloop budget prices --core-hour 0.04`"
+    )
+    made = table("budget of", "core-hours", "GPU-hours", currency or "money", "since (UTC)", "")
+    for row in found["items"]:
+        pairs = [_of(row["used"][each], row["bounds"][each]) for each in ("core_hours", "gpu_hours", "money")]
+        state = "spent: it waits" if row["spent"] else f"{100 * row['part']:.0f} %"
+        made.add_row(f"{row['scope']} {row['name']}", *pairs, when(row["since"]), state)
+    return Group(made if made.row_count else Text("nobody has a budget"), Text(about))
+
+
+def _of(used: float, bound: float | None) -> str:
+    return "-" if bound is None else f"{used:,.2f} of {bound:,.2f}"
+
+
+def advice(rows: Sequence[Json]) -> RenderableType:
+    if not rows:
+        return Text("no job of more than 5 s has been measured yet")
+    return Group(*(Text(f"{row['sentence']} ({row['jobs']} job{'s' * (row['jobs'] != 1)})") for row in rows))
+
+
 def core_hours(milliseconds: int) -> str:
     return f"{milliseconds / HOURS:,.3f}"
+
+
+def in_money(micros: int) -> str:
+    return f"{micros / 1_000_000:,.2f}"
 
 
 def percent(part: int, whole: int) -> str:

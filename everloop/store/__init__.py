@@ -8,9 +8,10 @@ Read models hold nothing that `views.fold` cannot make again from the journal.
 from sqlmodel import SQLModel
 
 from everloop.store.approval import ApprovalRow
+from everloop.store.budget import BudgetRow, PriceRow
 from everloop.store.columns import UtcDateTime, document, moment
 from everloop.store.door import Store
-from everloop.store.drift import DriftRow, MonitorRow, TriggerRow
+from everloop.store.drift import DriftRow, LabelsRow, MonitorRow, PerformanceRow, TriggerRow
 from everloop.store.identity import AuditRow, CredentialRow
 from everloop.store.journal import AlarmRow, HistoryRow, JournalRow
 from everloop.store.lease import (
@@ -31,6 +32,7 @@ from everloop.store.lease import (
 )
 from everloop.store.lifecycle import LifecycleRow, StageRow
 from everloop.store.metric import MetricRow
+from everloop.store.predictions import LogHourRow, LogPartRow, LogStateRow
 from everloop.store.registry import VersionRow
 from everloop.store.release import ReleaseRow, RouteChangeRow, RouteRow
 from everloop.store.search import StudyRow, TrialRow
@@ -45,6 +47,7 @@ __all__ = [
     "AlarmRow",
     "ApprovalRow",
     "AuditRow",
+    "BudgetRow",
     "CounterRow",
     "CredentialRow",
     "DeviceRow",
@@ -53,16 +56,22 @@ __all__ = [
     "HistoryRow",
     "JobTimeRow",
     "JournalRow",
+    "LabelsRow",
     "LeaseMemberRow",
     "LeaseRequestRow",
     "LeaseRow",
     "LeaseTimeRow",
     "LifecycleRow",
+    "LogHourRow",
+    "LogPartRow",
+    "LogStateRow",
     "MetricRow",
     "MonitorRow",
+    "PerformanceRow",
     "PoolDecisionRow",
     "PoolPolicyRow",
     "PoolRow",
+    "PriceRow",
     "QueueRow",
     "ReleaseRow",
     "ReservationRow",

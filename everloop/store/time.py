@@ -43,3 +43,7 @@ class JobTimeRow(SQLModel, table=True):
     """When its newest durable checkpoint was written; 0: none."""
     writing_ms: int = 0
     """So long it was busy with writing checkpoints."""
+    cpu_ms: int = Field(default=0, sa_type=BigInteger)
+    """Processor time of all its processes, as far as it was seen; 0: not measured."""
+    peak_mib: int = 0
+    """The most that they held together; 0: not measured."""

@@ -23,7 +23,7 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from activities.jobs.submit import Jobs
 from everloop import engine, names
-from everloop.records import Code, Slot
+from everloop.records import Code, Member, Slot
 from everloop.settings import SCHEDULER, TEMPORAL, Settings
 from everloop.store import Store
 from workers import cluster, connect
@@ -135,23 +135,27 @@ class Bridge:
         self.root = root
         self.jobs = Jobs(settings, store, root=root)
 
-    async def ask(
+    async def ask(  # noqa: PLR0917
         self,
         function: str,
         token: int = 1,
         device: str = "cpu0",
         heartbeat: float = 30.0,
         code: Code | None = None,
+        members: tuple[str, ...] = (),
         **values,
     ) -> WorkflowHandle:
-        request = Trial(function=function, values=values, slot=Slot(device=device, token=token, holder=""), code=code)
+        """*members*: devices of the ranks of a gang."""
+        of_gang = tuple(Member(rank=rank, device=each) for rank, each in enumerate(members))
+        slot = Slot(device=members[0] if members else device, token=token, holder="", members=of_gang)
+        request = Trial(function=function, values=values, slot=slot, code=code)
         return await self.client.start_workflow(
             "everloop.Trial",
             args=[request, heartbeat, self.queue],
             id=f"trial-{time.monotonic_ns()}",
             task_queue=f"{self.queue}-control",
             result_type=Tried,
-            execution_timeout=timedelta(seconds=180),
+            execution_timeout=timedelta(seconds=900),
         )
 
     async def call(self, function: str, **values) -> Tried:

@@ -1,23 +1,30 @@
-"""kill -9 of everything at a random moment in each stage of one lifecycle; each time `up` goes on with it."""
+"""kill -9 of everything, in each stage of a lifecycle and inside a training: `up` goes on, and says so to people."""
 
 import json
 import os
 import random
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlmodel import select
 
+from everloop import settings as configuration
+from everloop import stack
 from everloop.client import Client
 from everloop.errors import EverloopError
 from everloop.settings import Settings
 from everloop.specs import STAGES
 from everloop.store import LifecycleRow, StageRow, Store, VersionRow
+from tests.conftest import free_port_base
 from tests.loop.test_stack import Launcher, everloop
 
 SEED = int(os.environ.get("EVERLOOP_TEST_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
 STAGE_SECONDS = 60
+ROUNDS = 1500
 LIFECYCLES = 8
 """A stage that was over before the kill came is killed in the next lifecycle; each hits most of what is left."""
 
@@ -38,14 +45,35 @@ def spec_of(table: Path, model: str) -> dict[str, object]:
     return {"model": model, "task": "binary", "target": "left", "time": "since", "source": source}
 
 
+@dataclass
+class Running:
+    """The stack as it runs now."""
+
+    launcher: Launcher
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """One stack for both tests: each kills it again and again."""
+    made = configuration.load(data_dir=tmp_path_factory.mktemp("killed") / "data", port_base=free_port_base())
+    yield made
+    stack.down(made)
+
+
+@pytest.fixture(scope="module")
+def running(here: Settings) -> Iterator[Running]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EVERLOOP_CHECKPOINT_SECONDS", "0.2")
+        yield Running(up(here))
+
+
 @pytest.mark.timeout(900)
 def test_kill_9_of_everything_in_each_stage_ends_in_the_same_lifecycle_with_each_stage_done_once(
-    here: Settings, tmp_path: Path
+    here: Settings, running: Running, tmp_path: Path
 ) -> None:
     print(f"EVERLOOP_TEST_SEED={SEED}")
     numbers = random.Random(SEED)
     table = write_table(tmp_path, numbers)
-    launcher = up(here)
     store = Store(here.database)
     submit(here, table, "unhurt")
     to_the_end(store, here, "unhurt")
@@ -61,11 +89,11 @@ def test_kill_9_of_everything_in_each_stage_ends_in_the_same_lifecycle_with_each
             if not reached(store, here, lifecycle, stage):
                 continue
             time.sleep(numbers.uniform(0, usual[stage]))
-            launcher.kill_everything()
+            running.launcher.kill_everything()
             hit = unfinished(store, lifecycle)
             hits.append(hit or "between two stages")
             left = [each for each in left if each != hit]  # `hit` may be a later one than was aimed at
-            launcher = up(here)
+            running.launcher = up(here)
         to_the_end(store, here, lifecycle)
         took = seconds_of(store, lifecycle)  # the first job of all took longer than the later ones will
         usual = {stage: min(seconds, took.get(stage, seconds)) * 0.8 for stage, seconds in usual.items()}
@@ -78,6 +106,61 @@ def test_kill_9_of_everything_in_each_stage_ends_in_the_same_lifecycle_with_each
     assert versions(store) == 1 + len(lifecycles)
     assert json.loads(everloop(here, "journal", "verify", "--json").stdout)["differences"] == []
     print(f"killed in {hits}")
+
+
+@pytest.mark.timeout(400)
+def test_kill_9_of_everything_in_a_training_goes_on_from_its_last_checkpoint(
+    here: Settings, running: Running, tmp_path: Path
+) -> None:
+    print(f"EVERLOOP_TEST_SEED={SEED}")
+    numbers = random.Random(SEED)
+    spec = spec_of(write_table(tmp_path, numbers), "long")
+    spec |= {"training": {"rounds": ROUNDS, "early_stopping": 1000, "learning_rate": 0.001, "leaves": 31}}
+    spec |= {"params": {"bagging_fraction": 0.8, "feature_fraction": 0.8}}
+    store = Store(here.database)
+    with Client(data_dir=here.data_dir) as client:
+        client.submit(spec, "long")
+    deadline = time.monotonic() + 120
+    while not checkpoints(here):
+        assert time.monotonic() < deadline, row(store, "long")
+        time.sleep(0.02)
+    time.sleep(numbers.random() * 0.3)
+    running.launcher.kill_everything()
+    kept = max(int(path.name) for path in checkpoints(here))
+    assert row(store, "long").stage == "train"
+
+    running.launcher = up(here)
+    with Client(data_dir=here.data_dir) as client:
+        train = trained(client)
+        log = client.logs("long", "train")
+        shown = everloop(here, "show", "long").stdout
+        client.cancel("long")
+
+    resumed = train["ran"]["resumed"]
+    assert resumed["times"] == 1
+    assert 50 <= resumed["step"] <= kept  # the newest may not have been whole
+    assert resumed["seconds_again"] < 5
+    assert resumed["at"] == f"round {resumed['step']:,} of at most {ROUNDS:,}"
+    said = f"resumed at {resumed['at']} from a checkpoint of token {resumed['token']}"
+    assert said in train["summary"]
+    assert said in " ".join(shown.split())
+    assert "work done again" in log
+    assert checkpoints(here) == []
+
+
+def checkpoints(here: Settings) -> list[Path]:
+    return list(here.checkpoints_dir.glob("*/training.train/*/[0-9]*/[0-9]*"))
+
+
+def trained(client: Client) -> dict[str, Any]:
+    """The training's stage, once it has ended."""
+    deadline = time.monotonic() + 180
+    while True:
+        (train,) = [stage for stage in client.show("long")["stages"] if stage["stage"] == "train"]
+        if train["status"] == "done":
+            return dict(train)
+        assert time.monotonic() < deadline, train
+        time.sleep(0.2)
 
 
 def submit(here: Settings, table: Path, lifecycle: str) -> None:

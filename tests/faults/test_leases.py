@@ -1,5 +1,6 @@
 """Leases on the real stack: shares between queues, exclusion by amounts, and fences that hold after a standstill."""
 
+import os
 import random
 import signal
 import time
@@ -17,11 +18,11 @@ from everloop import names, stack
 from everloop import settings as configuration
 from everloop.client import Client
 from everloop.settings import Settings
-from everloop.store import LeaseRow, MetricRow, PoolPolicyRow, QueueRow, ResultRow, Store
+from everloop.store import LeaseRow, MetricRow, PoolPolicyRow, ResultRow, StageRow, Store
 from tests.conftest import free_port_base
 from tests.faults import leases_harness as harness
+from tests.faults.leases_harness import eventually
 from tests.faults.test_kill_each_stage import SEED, spec_of, up, write_table
-from tests.faults.test_lost_device import eventually
 from tests.loop.test_stack import everloop
 
 POOL = names.DEFAULT_POOL
@@ -47,6 +48,7 @@ def store(here: Settings) -> Iterator[Store]:
         patch.setenv("EVERLOOP_SLOTS", "4")
         patch.setenv("EVERLOOP_SLOT_CORES", "2")
         patch.setenv("EVERLOOP_CHECKPOINT_SECONDS", "0.2")
+        patch.setenv("EVERLOOP_AWAY_SECONDS", "8")  # less than a person waits, more than a slot takes to come back
         up(here)
     opened = Store(here.database)
     yield opened
@@ -77,7 +79,7 @@ def test_jobs_of_several_sizes_never_use_more_than_a_device_has_and_leave_nothin
     print(f"EVERLOOP_TEST_SEED={SEED}")
     records = tmp_path / "records"
 
-    harness.run(here, table, records, lifecycles=6, kills=4, seed=SEED)
+    harness.run(here, table, records, lifecycles=6, kills=4, seed=SEED, pause=(1, 3))
 
     assert harness.overlaps(records, cores=2) == []
     assert len(harness.spans(records)) >= 6
@@ -85,38 +87,35 @@ def test_jobs_of_several_sizes_never_use_more_than_a_device_has_and_leave_nothin
     assert harness.unaccounted(here) == []
 
 
-@pytest.mark.timeout(600)
-def test_a_starved_queue_preempts_a_training_which_goes_on_from_its_checkpoint(
-    here: Settings, store: Store, table: Path
-) -> None:
-    everything = {"cpus": 2}
-    taken = [f"taken-{number}" for number in range(3)]  # all that is there but the light slot
-    with store.write() as session:
-        for name, quota in (("tabular", 0), ("vision", 6)):
-            session.add(QueueRow(pool=POOL, id=name, quota_cores=quota, updated_at=datetime.now(UTC)))
-        session.add(PoolPolicyRow(pool=POOL, policy={"min_runtime_s": 0, "grace_s": 60}, at=datetime.now(UTC)))
+@pytest.mark.timeout(300)
+def test_a_job_whose_device_is_lost_goes_on_on_another_one(here: Settings, store: Store, table: Path) -> None:
     with Client(data_dir=here.data_dir) as client:
-        for name in taken:
-            client.submit(long_training(table, name, queue="tabular", resources=everything), name)
-        for name in taken:
-            token = eventually(lambda name=name: lease_of(store, name), 120).token
-            eventually(lambda token=token: kept(here, token), 120)
-        began = time.monotonic()
-        spec = spec_of(table, "starved") | {"queue": "vision", "until": "prepare", "resources": everything}
-        client.submit(spec, "starved")
-        client.wait("starved", timeout=200)
-        waited = time.monotonic() - began
-        (victim,) = [name for name in taken if lease_of(store, name).notice]  # no more than was needed
-        first, second = lease_of(store, victim), eventually(lambda: lease_of(store, victim, 1), 60)
-        said = f"from a checkpoint of token {first.token}"
-        eventually(lambda: said in client.logs(victim, "train"), 120)
-        for name in taken:
-            client.cancel(name)
+        client.submit(spec_of(table, "lost") | {"until": "prepare"}, "lost")
+        lease = eventually(lambda: lease_of(store, "lost"), 60)
+        job = eventually(lambda: harness.job_on(here, lease.device, "features.prepare"), 60)
+        slot = slot_of(here, lease.device)
+        os.kill(job, signal.SIGSTOP)  # it has not ended when its device goes
+        os.kill(slot, signal.SIGSTOP)  # nobody starts the Dask worker again
+        os.kill(psutil.Process(slot).children()[0].pid, signal.SIGKILL)
+        try:
+            began = time.monotonic()
+            found = client.wait("lost", until="gate", timeout=150)
+        finally:
+            os.kill(slot, signal.SIGCONT)
 
-    assert (first.state, first.notice, first.request_id) == ("released", "reclaim", second.request_id)
-    assert first.checkpoint_at is not None
-    print(f"the starved queue had its share after {waited:.1f} s")
+    assert found["status"] == "done", found
+    assert stack.start_time(job) == 0
+    other = lease_of(store, "lost", 1)
+    assert (lease_of(store, "lost").state, other.state) == ("fenced", "released")
+    assert other.device != lease.device
+    print(f"prepared {time.monotonic() - began:.0f} s after the loss")
     assert everloop(here, "journal", "verify").returncode == 0
+
+
+def slot_of(here: Settings, device: str) -> int:
+    """The process above the device's Dask worker."""
+    named = (each.pid for each in stack.members(here) if each.command.endswith(f"slot {device}"))
+    return next(pid for pid in named if psutil.Process(pid).children())
 
 
 @pytest.mark.timeout(600)
@@ -127,7 +126,7 @@ def test_who_stands_still_past_the_end_of_its_lease_writes_nothing_when_it_goes_
         client.submit(long_training(table, "still"), "still")
         lease = eventually(lambda: lease_of(store, "still"), 60)
         eventually(lambda: kept(here, lease.token), 120)
-        slot = next(each.pid for each in stack.members(here) if each.command.endswith(f"slot {lease.device}"))
+        slot = slot_of(here, lease.device)
         tree = psutil.Process(slot).children(recursive=True)  # Dask worker, warm process, reaper and job
         for process in tree:
             process.send_signal(signal.SIGSTOP)
@@ -152,6 +151,116 @@ def test_who_stands_still_past_the_end_of_its_lease_writes_nothing_when_it_goes_
         assert results.all() == []
     assert steps
     assert eventually(lambda: not harness.leaks(here), 60)
+
+
+@pytest.mark.timeout(600)
+def test_what_an_operator_orders_happens_as_the_door_said_and_the_training_goes_on_from_its_checkpoints(
+    here: Settings, store: Store, table: Path
+) -> None:
+    """A training is drained from its device, then gives way to a quota, to a limit, and for its max_runtime."""
+    policy(store, min_runtime_s=0, grace_s=60, reserve_after_s=1)
+    with Client(data_dir=here.data_dir) as client:
+        client.apply_queues({"queues": {"tabular": {"quota": {"cores": 6}}, "vision": {}}})
+        client.submit(long_training(table, "moved", queue="tabular", max_runtime="PT1S"), "moved")
+        first = held_at_a_checkpoint(here, store, "moved", 0)
+
+        # A device is drained: it moves, and nothing else is placed there.
+        told = everloop(here, "node", "drain", first.device, "--grace", "60", "--reason", "a new disk")
+        assert "1 lease on it told to let go within 60 s" in told.stdout, told
+        second = held_at_a_checkpoint(here, store, "moved", 1)
+        assert second.device != first.device
+        assert (lease_of(store, "moved").notice, lease_of(store, "moved").state) == ("drain", "released")
+        others = {"cpu0", "cpu1", "cpu2"} - {first.device, second.device}
+        client.drain(others.pop())
+        client.submit(short(table, "owed", queue="vision"), "owed")
+        eventually(lambda: waits(client, "owed", "no_room"), 60)
+        assert lease_of(store, "owed") is None
+
+        # A quota below what is used: the door says who is told to let go, and that happens.
+        tree = {"queues": {"tabular": {"quota": {"cores": 0}}, "vision": {"quota": {"cores": 2}}}}
+        said = client.apply_queues(tree, only_try=True)
+        assert [(each["lifecycle"], each["then"]) for each in said["effects"]] == [("moved", "noticed")]
+        assert "moved" not in [row.workflow_id for row in noticed(store)]  # it was only tried
+        client.apply_queues(tree)
+        client.wait("owed", timeout=120)
+        third = held_at_a_checkpoint(here, store, "moved", 2)
+        assert lease_of(store, "moved", 1).notice == "reclaim"
+        assert lease_of(store, "owed").device == third.device == second.device
+        assert lease_of(store, "moved", 1).checkpoint_at is not None
+        eventually(lambda: f"from a checkpoint of token {second.token}" in client.logs("moved", "train"), 60)
+
+        # A limit below what is used takes nothing, and keeps it waiting once it has given back what it has.
+        said = client.set_queue("tabular", {"limit": {"cores": 1}})
+        assert [(each["lifecycle"], each["then"]) for each in said["effects"]] == [("moved", "over_limit")]
+        client.revoke(third.token, "to see it wait", 60)
+        eventually(lambda: waits(client, "moved", "over_limit"), 120)
+        assert "queue tabular would go over its limit" in client.explain("moved")["sentence"]
+        client.set_queue("tabular", {"limit": "none", "quota": {"cores": 4}})
+        fourth = held_at_a_checkpoint(here, store, "moved", 3)
+
+        # Longer than its declared max_runtime: it says so, and is the first to let go for who has waited.
+        assert "longer than the max_runtime of 1 s" in client.explain(str(fourth.token))["sentence"]
+        client.submit(short(table, "patient", queue="tabular"), "patient")
+        eventually(lambda: waits(client, "patient", "no_room"), 60)
+        time.sleep(1)
+        harness.wake(here)  # the pool would look again within a minute
+        client.wait("patient", timeout=120)
+        assert lease_of(store, "moved", 3).notice == "over_runtime"
+
+        # A device is closed: nothing is told to let go there.
+        assert "no new leases" in everloop(here, "node", "cordon", "cpu2", "-m", "a noisy fan").stdout
+        (closed,) = [each for each in client.nodes()[0]["devices"] if each["state"] == "cordoned"]
+        assert (closed["name"], "a noisy fan" in closed["why"]) == ("cpu2", True)
+        client.undrain("cpu2")
+
+        # All of a machine is drained: who waits says so, and goes on where it was when it is opened.
+        fifth = held_at_a_checkpoint(here, store, "moved", 4)
+        (node,) = client.nodes()
+        client.drain(node["node"], "the machine goes to the workshop")
+        eventually(lambda: client.nodes()[0]["state"] == "drained", 60)
+        eventually(lambda: client.show("moved")["wait"].startswith("Waiting for 2 cores"), 60)
+        assert "leases again" in everloop(here, "node", "undrain", node["node"]).stdout
+        sixth = held_at_a_checkpoint(here, store, "moved", 5)
+        eventually(lambda: f"from a checkpoint of token {fifth.token}" in client.logs("moved", "train"), 60)
+        client.cancel("moved")
+
+    assert len({row.request_id for row in (first, second, third, fourth, fifth, sixth)}) == 1  # always its first place
+    preempted = [row.summary for row in stages(store, "moved") if row.status == "preempted"]
+    assert len(preempted) == 5
+    assert "it runs longer than the max_runtime that was declared, and others wait" in preempted[3]
+    assert eventually(lambda: not harness.leaks(here), 60)
+    assert harness.unaccounted(here) == []
+
+
+def short(table: Path, model: str, **more: Any) -> dict[str, Any]:
+    return spec_of(table, model) | {"until": "snapshot"} | more
+
+
+def policy(store: Store, **rules: int) -> None:
+    with store.write() as session:
+        session.merge(PoolPolicyRow(pool=POOL, policy=rules, at=datetime.now(UTC)))
+
+
+def held_at_a_checkpoint(here: Settings, store: Store, lifecycle: str, number: int) -> LeaseRow:
+    """Its lease of that number, once its training has kept something under it."""
+    lease = eventually(lambda: (row := lease_of(store, lifecycle, number)) and row.state == "active" and row, 120)
+    eventually(lambda: kept(here, lease.token), 120)
+    return lease
+
+
+def waits(client: Client, lifecycle: str, code: str) -> bool:
+    return any(each["lifecycle"] == lifecycle and each["code"] == code for each in client.pool()["waiting"])
+
+
+def noticed(store: Store) -> list[LeaseRow]:
+    with store.read() as session:
+        return list(session.exec(select(LeaseRow).where(LeaseRow.state == "noticed")).all())
+
+
+def stages(store: Store, lifecycle: str) -> list[StageRow]:
+    with store.read() as session:
+        query = select(StageRow).where(StageRow.lifecycle == lifecycle).order_by(StageRow.position)
+        return list(session.exec(query).all())
 
 
 def metrics(store: Store, lifecycle: str) -> int:

@@ -15,7 +15,7 @@ SEED = int(os.environ.get("EVERLOOP_TEST_SEED", "0")) or random.SystemRandom().r
 
 
 @pytest.mark.timeout(600)
-def test_after_45_seconds_of_sleep_the_same_lifecycle_goes_on_without_a_person(here: Settings, tmp_path: Path) -> None:
+def test_after_33_seconds_of_sleep_the_same_lifecycle_goes_on_without_a_person(here: Settings, tmp_path: Path) -> None:
     print(f"EVERLOOP_TEST_SEED={SEED}")
     launcher = Launcher(here)
     launcher.ready()
@@ -23,7 +23,7 @@ def test_after_45_seconds_of_sleep_the_same_lifecycle_goes_on_without_a_person(h
     with Client(data_dir=here.data_dir) as client:
         slept = sleep_while_training(
             launcher, client, store, write_table(tmp_path), "asleep",
-            minutes=0.75, at_seconds=2, numbers=random.Random(SEED), until="train",
+            minutes=0.55, at_seconds=2, numbers=random.Random(SEED), until="train",
         )  # fmt: skip
     store.close()
 

@@ -1,16 +1,22 @@
 """Evidently's report through the API: rendered in its own process, kept, and locked up in the browser."""
 
+import contextlib
 import io
 from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from typer.testing import CliRunner
 
+from activities.predictions.index import LogIndex
 from api import identity
 from api.app import create_app
 from everloop import signing
 from everloop.artifacts import Artifacts
+from everloop.cli import app
+from everloop.client import Client
+from everloop.errors import NotFound
 from everloop.predictions import PredictionLog
 from everloop.records import Blob
 from everloop.store import DriftRow, Store
@@ -115,6 +121,34 @@ def test_the_page_shows_the_report_in_a_frame_without_an_origin(served):
     page = served[2].get("/models/credit/drift/1").text
 
     assert '<iframe class="report" sandbox="allow-scripts"' in page
+
+
+def test_the_log_is_shown_and_its_rows_are_a_file_of_typed_columns(served, tmp_path, monkeypatch):
+    settings, store, client = served
+    assert client.get("/api/v1/models/credit/log").status_code == 404
+    LogIndex(store, settings.predictions_dir, "default", "credit").refresh()
+
+    found = client.get("/api/v1/models/credit/log").json()
+    assert (found["rows"], found["torn"], found["keep_seconds"]) == (1200, 0, None)
+    assert found["days"] == [{"day": "2024-03-05", "rows": 1200}]
+    assert "1,200 rows of event time 2024-03-05 00:00" in client.get("/models/credit").text
+
+    with Client(str(client.base_url).rstrip("/"), data_dir=settings.data_dir) as ours:
+        monkeypatch.setattr("everloop.cli.predictions.connected", lambda _: contextlib.nullcontext(ours))
+        run = CliRunner()
+        some = run.invoke(app, ["log", "credit", "--since", "2024-03-05T01:00", "-o", str(tmp_path / "rows.parquet")])
+        assert some.output == f"wrote {tmp_path / 'rows.parquet'}: 1,140 rows\n"
+        assert "1,200 rows" in run.invoke(app, ["log", "credit"]).output
+        assert ours.log_rows("credit", tmp_path / "rows.csv", until=START + timedelta(hours=1)) == 60
+        with pytest.raises(NotFound, match="in that time"):
+            ours.log_rows("credit", tmp_path / "none.csv", since=START + timedelta(days=2))
+    table = pyarrow.parquet.read_table(tmp_path / "rows.parquet")
+    assert table.column_names[:6] == ["request_id", "row", "key", "event_time", "logged_at", "version"]
+    assert table.schema.field("age").type == "double" and table.schema.field("purpose").type == "string"
+    assert set(table["probability"].to_pylist()) == {0.5}
+    assert len((tmp_path / "rows.csv").read_text().splitlines()) == 61
+    assert list((settings.scratch_dir / "exports").iterdir()) == []
+    assert not (tmp_path / "none.csv").exists()
 
 
 def test_in_a_browser_the_report_draws_and_the_page_stays_ours(served, browser):

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlmodel import select
@@ -231,20 +232,40 @@ def test_an_operator_looks_changes_the_queues_and_takes_a_lease_back(running, he
 
         told = everloop(here, "lease", "revoke", str(held["token"]), "--reason", "a test", "--grace", "20")
         assert told.returncode == 0, told.stderr
-        client.wait(
-            "revoked",
-            until=lambda _: any(
-                one["lifecycle"] == "revoked" and one["token"] > held["token"] for one in client.leases()
-            ),
-            timeout=90,
-        )
-        assert client.wait("revoked", until="gate", timeout=120)["status"] == "waiting_approval"
+        token = next_lease(client, "revoked", held["token"])
+
+        assert everloop(here, "budget", "prices", "--core-hour", "0.04").returncode == 0
+        spent = everloop(here, "budget", "set", "--lifecycle", "revoked", "--core-hours", "0")
+        assert spent.stdout == "lifecycle revoked may spend 0.000 core-hours\n", spent.stderr
+        client.wait("revoked", until=lambda now: "the budget of lifecycle revoked is spent" in now["wait"], timeout=90)
+        assert client.show("revoked")["wait"].startswith("Waiting for more budget in queue default")
+        assert "spent: it waits" in everloop(here, "budget", "list").stdout
+        raised = everloop(here, "budget", "set", "--lifecycle", "revoked", "--core-hours", "none")
+        assert raised.stdout == "lifecycle revoked has no budget any more\n", raised.stderr
+        next_lease(client, "revoked", token)
+        client.cancel("revoked")
+        assert everloop(here, "advice").returncode == 0
+        assert "EUR" in everloop(here, "cost", "--by", "lifecycle").stdout
         assert {queue["id"] for queue in client.pool()["queues"]} == {"default", "vision"}
         with pytest.raises(Invalid, match="below each other"):
             client.apply_queues({"queues": {"a": {"parent": "b"}, "b": {"parent": "a"}}})
     shown = everloop(here, "pool")
     assert "held now" in shown.stdout and "vision" in shown.stdout, shown.stderr
     assert "a test" in everloop(here, "lease", "explain", str(held["token"])).stdout
+
+
+def next_lease(client: Client, lifecycle: str, than: int) -> int:
+    """The token of its lease, once it has a newer one *than* that."""
+    found: list[int] = []
+
+    def taken(_: dict[str, Any]) -> bool:
+        found[:] = [
+            each["token"] for each in client.leases() if each["lifecycle"] == lifecycle and each["token"] > than
+        ]
+        return bool(found)
+
+    client.wait(lifecycle, until=taken, timeout=90)
+    return found[0]
 
 
 def test_a_second_up_is_refused_with_the_url_of_the_first(running, here):

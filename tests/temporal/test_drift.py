@@ -13,7 +13,7 @@ from sqlmodel import select
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.testing import ActivityEnvironment
 
-from activities.drift import SETTLED, DriftLedger
+from activities.drift import DriftLedger
 from api.drift import checks as drift_views
 from everloop import console, names
 from everloop.contracts import CheckRequest, TriggerRequest
@@ -228,7 +228,6 @@ async def test_rows_that_come_late_are_counted_and_a_longer_window_goes_on_where
     traffic(stack, model, at(2026, 1, 1), at(2026, 1, 2))
     assert await check(stack, model) == 1
     traffic(stack, model, *[at(2026, 1, 1)] * 3, logged_at=datetime.now(UTC))
-    await asyncio.sleep(SETTLED.total_seconds())
 
     await released(stack, window="week")
     stack.compute.share, stack.compute.verdict = 0.9, "not_better"

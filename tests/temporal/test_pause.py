@@ -64,6 +64,7 @@ async def test_a_pause_ends_the_job_frees_the_slot_and_a_resume_goes_on_with_tha
     assert (await stack.verified()).differences == []
 
 
+@pytest.mark.history
 async def test_who_is_paused_while_it_waits_for_a_slot_leaves_the_queue_and_says_so(stack: Stack) -> None:
     begun, _ = holding(stack, "train")
     busy = await stack.submit("busy", model=f"busy-{stack.prefix}")

@@ -12,9 +12,10 @@ from everloop import names
 from everloop.contracts import LeaseNotice
 from everloop.errors import LeaseLost
 from everloop.records import Slot
-from everloop.store import DeviceRow, LeaseRequestRow, LeaseRow, PoolPolicyRow, QueueRow, ResultRow
+from everloop.store import DeviceRow, LeaseMemberRow, LeaseRequestRow, LeaseRow, PoolPolicyRow, QueueRow, ResultRow
 from tests.temporal.conftest import Stack, eventually
-from tests.temporal.test_pause import holding
+from tests.temporal.test_pause import holding, tell
+from tests.temporal.test_reset import reset, workflow_task_after
 
 POOL = names.DEFAULT_POOL
 
@@ -38,6 +39,7 @@ def queues(stack: Stack, **quotas: int) -> None:
         session.add(PoolPolicyRow(pool=POOL, policy={"min_runtime_s": 0, "grace_s": 30}, at=datetime.now(UTC)))
 
 
+@pytest.mark.history
 async def test_a_starved_queue_gets_its_quota_and_the_preempted_training_goes_on_by_itself(stack: Stack) -> None:
     queues(stack, tabular=0, vision=1)
     begun, ends = holding(stack, "train")
@@ -63,6 +65,7 @@ async def test_a_starved_queue_gets_its_quota_and_the_preempted_training_goes_on
     assert (await stack.verified()).differences == []
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_who_does_not_let_go_is_fenced_when_the_grace_is_over_and_nothing_is_free_before_the_proof(
     stack: Stack,
 ) -> None:
@@ -123,6 +126,7 @@ async def test_a_drained_device_is_empty_by_its_deadline_and_takes_nothing_until
     assert [row.device for row in leases(stack, handle.id)] == ["cpu0", "cpu0"]
 
 
+@pytest.mark.history
 async def test_a_notice_that_comes_before_the_holder_knows_of_its_grant_is_heeded(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,6 +153,7 @@ async def test_a_notice_that_comes_before_the_holder_knows_of_its_grant_is_heede
     assert (await stack.verified()).differences == []
 
 
+@pytest.mark.history
 async def test_who_has_waited_for_its_slot_says_so_no_more_while_its_job_runs(stack: Stack) -> None:
     begun, _ = holding(stack, "train")
     first = await stack.submit("first", model=f"first-{stack.prefix}")
@@ -172,6 +177,8 @@ async def test_who_has_waited_for_its_slot_says_so_no_more_while_its_job_runs(st
     assert (await stack.verified()).differences == []
 
 
+@pytest.mark.history
+@pytest.mark.usefixtures("impatient")
 async def test_a_job_that_is_told_to_end_while_its_machine_is_lost_does_not_take_the_lifecycle_with_it(
     stack: Stack,
 ) -> None:
@@ -202,4 +209,78 @@ async def test_a_job_that_is_told_to_end_while_its_machine_is_lost_does_not_take
     train = [row.status for row in stack.stage_rows(handle.id) if row.stage == "train"]
     assert train == ["preempted", "done"]
     lost.set()
+    assert (await stack.verified()).differences == []
+
+
+@pytest.mark.history
+async def test_a_pause_while_a_notice_runs_holds_still_and_the_resume_goes_on_with_a_lease_of_its_own(
+    stack: Stack,
+) -> None:
+    begun, ends = holding(stack, "train")
+    handle = await stack.submit()
+    await begun.wait()
+
+    ledger.revoke(stack.store, 1, by="bob", reason="the disk", grace=timedelta(seconds=60))
+    await tell(stack, handle.id, "pause", "over night")
+    await wake(stack)
+
+    row = await eventually(lambda: (row := stack.row(handle.id)) and row.wait_what.startswith(names.A_RESUME) and row)
+    assert row.wait_what == "a resume (ada paused it: over night)"
+    assert ends == ["cancelled"]
+    assert [lease.state for lease in leases(stack, handle.id)] == ["released"]
+    await asyncio.sleep(0.3)
+    assert len(leases(stack, handle.id)) == 1  # it asks for nothing while it is held still
+    await tell(stack, handle.id, "resume")
+    await stack.gate(handle.id)
+    assert [lease.notice for lease in leases(stack, handle.id)] == ["revoke", ""]
+    train = [row.status for row in stack.stage_rows(handle.id) if row.stage == "train"]
+    assert train == ["paused", "done"]
+    assert stack.compute.stages().count("prepare") == 1
+    assert (await stack.verified()).differences == []
+
+
+@pytest.mark.history
+async def test_a_reset_of_a_lifecycle_whose_lease_is_noticed_goes_on_with_another_lease(stack: Stack) -> None:
+    begun, ends = holding(stack, "train")
+    handle = await stack.submit()
+    await begun.wait()
+    point = await workflow_task_after(stack, handle.id, "everloop.features.prepare")
+
+    ledger.revoke(stack.store, 1, by="bob", reason="the disk", grace=timedelta(seconds=60))
+    await wake(stack)
+    await eventually(lambda: ends or leases(stack, handle.id)[0].told_at)
+    await reset(stack, handle.id, point)  # the new run replays the old one's lease, and hears the old notice again
+
+    await stack.gate(handle.id)
+    first, *later = leases(stack, handle.id)
+    assert first.state in ("released", "fenced")
+    assert later[-1].state == "released"
+    assert all(lease.token > first.token for lease in later)
+    with stack.store.read() as session:
+        newest = {row.stage: row.token for row in session.exec(select(ResultRow).order_by(ResultRow.token)).all()}
+        used = session.get_one(DeviceRow, (POOL, "cpu0")).used_cores
+    assert newest["train"] == later[-1].token
+    assert used == 0
+    assert (await stack.verified()).differences == []
+
+
+async def test_an_elastic_lease_gets_more_members_at_a_checkpoint_when_nobody_else_waits(stack: Stack) -> None:
+    queues(stack)
+    begun, ends = holding(stack, "train")
+    gang = {"trainer": "mine:fit", "resources": {"members": {"min": 1, "max": 2}}, "until": "train"}
+    handle = await stack.submit(**gang)
+    await begun.wait()
+
+    pool = stack.client.get_workflow_handle(names.pool_id(POOL))
+    await pool.signal(names.POOL_INVENTORY, ["cpu0", "cpu1:light", "cpu2"])
+
+    await handle.result()
+    assert ends == ["cancelled"]
+    _, one, two = leases(stack, handle.id)  # the first was for what comes before the training
+    assert (one.state, two.state, two.follows, two.request_id) == ("released", "released", one.token, one.request_id)
+    with stack.store.read() as session:
+        members = session.exec(select(LeaseMemberRow).where(LeaseMemberRow.token == two.token)).all()
+        results = {row.stage: row.token for row in session.exec(select(ResultRow)).all()}
+    assert {(each.rank, each.device) for each in members} == {(0, "cpu0"), (1, "cpu2")}
+    assert results["train"] == two.token
     assert (await stack.verified()).differences == []

@@ -1,9 +1,10 @@
 """Histories of all released code still replay, and so do those that were made just now.
 
 `histories/` has a folder per version that landed: runs of each may be open somewhere. A new version is recorded with
-`EVERLOOP_RECORD=0.2.0-name pytest tests/temporal/test_replay.py`, once, into the folder of that name. A folder
-that is there is never written to: while a version is in the making remove its folder first. Remove an earlier one
-only when a change of a workflow is not meant to carry its open runs, and say so in the changelog.
+`EVERLOOP_RECORD=0.2.0-name pytest tests/temporal/test_replay.py tests/temporal`, once, into the folder of that name:
+what this file makes, and beside it the runs of tests that are marked `history`. A folder that is there is never begun
+anew: while a version is in the making remove its folder first. Remove an earlier one only when a change of a workflow
+is not meant to carry its open runs, and say so in the changelog.
 """
 
 import json
@@ -20,14 +21,13 @@ from everloop.errors import ParityFailed
 from everloop.payloads import converter
 from everloop.records import Verdict
 from tests.fakes import at
-from tests.temporal.conftest import Stack
+from tests.temporal.conftest import HISTORIES, Stack
 from tests.temporal.test_drift import MONITOR, check, traffic
 from tests.temporal.test_reset import reset, workflow_task_after
 from tests.temporal.test_stage import failing
 from workers import connect, control
 from workflows.inputs import Inputs
 
-HISTORIES = Path(__file__).with_name("histories")
 RECORDED = sorted(HISTORIES.glob("*/*.json"))
 
 
@@ -55,7 +55,7 @@ def test_each_version_has_a_stored_history_of_each_workflow(version: str) -> Non
     started = [json.loads(path.read_text())["events"][0] for path in RECORDED if path.parent.name == version]
     types = {event["workflowExecutionStartedEventAttributes"]["workflowType"]["name"] for event in started}
 
-    assert types == {names.LIFECYCLE, names.APPROVAL, names.RELEASE, names.DRIFT_CHECK, names.GPU_POOL}
+    assert types >= {names.LIFECYCLE, names.APPROVAL, names.RELEASE, names.DRIFT_CHECK, names.GPU_POOL}
 
 
 def test_a_recorded_version_is_never_overwritten(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,8 @@ import pytest
 from sqlmodel import col, select
 
 from api.app import create_app
-from everloop.store import DriftRow, LifecycleRow, MonitorRow, Store
+from everloop.records import ColumnScore, Version
+from everloop.store import DriftRow, LifecycleRow, MonitorRow, Store, VersionRow
 from tests import api_parts as parts
 
 NASTY = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -66,6 +67,29 @@ def test_an_approval_page_shows_the_evidence_and_both_buttons(served):
     assert "marked <b>self-approved</b>" in page  # ada submitted it and looks at it
 
 
+def test_an_approval_page_shows_which_columns_were_chosen_and_what_the_graph_costs(served):
+    _, store, client = served
+    with store.read() as session:
+        before = Version.model_validate_json(session.get_one(VersionRow, ("default", "credit", 2)).record)
+    assert "Which columns were chosen" not in client.get("/approvals/credit-1").text
+    scores = (ColumnScore(column="Income", score=0.0512, kept=True), ColumnScore(column=NASTY, score=0.0, kept=False))
+    chosen = before.evaluation.model_copy(update={"selected_by": "mutual_information", "selection": scores})
+    model = before.exported.model.model_copy(update={"size_bytes": 3 << 20})
+    exported = before.exported.model_copy(update={"model": model, "latency_ms": 0.0314})
+    version = before.model_copy(update={"evaluation": chosen, "exported": exported})
+    with store.write() as session:
+        session.merge(parts.version_row(version))
+
+    page = client.get("/approvals/credit-1").text
+
+    with store.write() as session:
+        session.merge(parts.version_row(before))
+    assert "by mutual information, on the train part" in page
+    assert re.search(r"Income</th><td class=\"n\">0.0512</td><td class=\"dim\">kept<", page)
+    assert "left out: a request may bring it" in page and NASTY not in page
+    assert "3.00 MiB; one row takes <b>0.031 ms</b>" in page
+
+
 def test_a_rejection_without_a_comment_is_said_on_the_page_and_keeps_nothing(served):
     _, _, client = served
 
@@ -81,7 +105,7 @@ def test_a_model_page_shows_drift_window_by_window(served):
 
     page = client.get("/models/credit").text
 
-    assert page.count("<rect") == 8
+    assert page.count("<rect") == 2 * 8  # drift, and volume
     assert "Version 1 answers since" in page
     assert "/models/credit/drift/20240105T000000Z-" in page
 

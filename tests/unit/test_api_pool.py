@@ -9,11 +9,13 @@ import pytest
 from activities import lease_time
 from api.app import create_app
 from everloop.store import (
+    BudgetRow,
     DeviceRow,
     JobTimeRow,
     LeaseMemberRow,
     LeaseRequestRow,
     LeaseRow,
+    PriceRow,
     QueueRow,
     ReservationRow,
     Store,
@@ -124,6 +126,18 @@ def fill(store: Store) -> None:
                 from_ms=lease_time.in_ms(NOW - timedelta(minutes=2)),
             )
         )
+        session.add(PriceRow(pool="default", from_ms=0, currency="EUR", core_micros=40_000, at=NOW))
+        session.add(
+            BudgetRow(
+                pool="default",
+                scope="queue",
+                name="vision",
+                micros=10_000,
+                since_ms=lease_time.in_ms(NOW - timedelta(hours=1)),
+                spent=True,
+                updated_at=NOW,
+            )
+        )
         lease_time.inventoried(
             session,
             "default",
@@ -209,7 +223,7 @@ def test_a_lease_over_its_declared_time_says_what_follows(client):
     late = get(client, "/leases/explain/2")["sentence"]
 
     assert "active; it runs " in late
-    assert "s longer than the max_runtime of 600 s that was declared: it is the first to let go" in late
+    assert "s longer than the max_runtime of 600 s that was declared: it is the first to let go, at a" in late
     assert get(client, "/leases")["items"][0]["over_runtime_seconds"] == 0
 
 
@@ -232,6 +246,22 @@ def test_a_smaller_quota_says_which_running_leases_could_be_taken_back_and_chang
     assert "queue vision has 4 cores in use, its quota would be 1 core" in answer["effects"][0]["sentence"]
     tree = get(client, "/pools/default/queues")["tree"]
     assert tree["queues"]["research"]["queues"]["vision"] == {"quota": {"cores": 4}}
+
+
+def test_a_limit_below_what_is_used_takes_nothing_and_says_who_waits_for_it(client):
+    answer = client.patch("/api/v1/pools/default/queues/text?try=true", json={"limit": {"cores": 2}}).json()
+    less = client.patch("/api/v1/pools/default/queues/vision?try=true", json={"quota": "none", "limit": {"cores": 2}})
+
+    assert answer["effects"] == []
+    assert answer["waits"][0] == (
+        "dora would wait for 2 cores, 4096 MiB in queue text: next, "
+        "queue text would go over its limit (2 cores, 2 cores in use)"
+    )
+    assert {(each["lifecycle"], each["then"]) for each in less.json()["effects"]} == {
+        ("ada", "over_limit"),
+        ("bob", "over_limit"),
+    }
+    assert less.json()["effects"][0]["sentence"].startswith("goes on; once it gives back what it has, it waits: queue")
 
 
 def test_the_tree_that_is_printed_is_the_tree_that_is_applied(client):
@@ -278,7 +308,7 @@ def test_cost_is_told_by_queue_stage_and_model_and_adds_up(client):
         for row in found["rows"]:
             assert sum(kind["core_ms"] for kind in row["kinds"].values()) == row["core_ms"]
     rows = {row["name"]: row for row in get(client, "/cost", by="stage", since="1h")["rows"]}
-    assert rows["train"]["kinds"] == {"useful": {"core_ms": 2 * 600_000, "gpu_ms": 0}}
+    assert rows["train"]["kinds"] == {"useful": {"core_ms": 2 * 600_000, "gpu_ms": 0, "micros": 13_333}}
     for since in ("never", "9x", "2999-01-01", "-1d"):
         assert client.get("/api/v1/cost", params={"since": since}).status_code == 422, since
 
@@ -295,6 +325,7 @@ def test_the_page_of_a_pool_shows_the_drawing_the_same_as_a_table_and_buttons(cl
     assert 'action="/pool/leases/1/revoke"' in page
     assert 'action="/pool/leases/3/revoke"' not in page  # it is told already
     assert 'action="/pool/nodes/alpha/drain"' in page
+    assert 'formaction="/pool/nodes/alpha/cordon"' in page
     assert 'action="/pool/nodes/beta/undrain"' in page
     assert "waits for 2 cores in queue text: next, 0 cores free" in page
     assert "told to let go" in page.lower()
@@ -307,6 +338,27 @@ def test_a_change_of_a_queue_by_its_form_first_shows_what_it_would_do(client):
     assert "queue vision: quota 4 cores -&gt; 1 core" in page
     assert "could be taken back when another queue is owed" in page
     assert 'name="sure" value="yes"' in page
+
+
+def test_budgets_say_what_is_spent_of_what_and_what_an_hour_costs(client):
+    found = get(client, "/budgets")
+    (budget,) = found["items"]
+
+    assert found["prices"]["core_hour"] == 0.04
+    assert (budget["name"], budget["spent"], budget["bounds"]) == (
+        "vision",
+        True,
+        {"core_hours": None, "gpu_hours": None, "money": 0.01},
+    )
+    assert budget["used"]["money"] == pytest.approx(4 * 18 / 60 * 0.04, rel=0.2)  # four cores for 18 minutes
+    cost = get(client, "/cost", by="queue", since="1h")
+    assert cost["currency"] == "EUR"
+    assert cost["capacity"]["micros"] == pytest.approx(cost["capacity"]["core_ms"] / 90, abs=2)  # 0.04 EUR an hour
+    page = client.get("/cost").text
+    assert "queue vision has spent" in page
+    assert 'action="/cost/budgets/queue/vision"' in page
+    assert client.put("/api/v1/budgets/queue/research", json={"money": "much"}).status_code == 422
+    assert client.put("/api/v1/prices", json={"core_hour": -1}).status_code == 422
 
 
 def test_the_page_of_cost_shows_each_kind(client):

@@ -5,6 +5,7 @@ import math
 import random
 import re
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -202,3 +203,10 @@ def printed(shown):
     out = Console(file=io.StringIO(), width=140)
     out.print(shown)
     return out.file.getvalue()
+
+
+def test_the_example_is_a_spec():
+    spec = checked(load_spec(Path(__file__).parents[2] / "examples" / "search.yaml"))
+
+    assert spec.search is not None
+    assert spec.search.families == ("lightgbm", "linear", "forest")

@@ -313,17 +313,19 @@ def test_a_first_release_that_was_rolled_back_is_forgotten_and_the_next_one_is_s
 def test_a_log_that_cannot_be_written_means_no_answer(server):
     folder = server.settings.predictions_dir / "default"
     hidden = folder.with_name("hidden")
-    serving_day = "2031" if datetime.now(UTC).year > 2031 else "2001"
+    server.release(1, model="unlogged")  # nothing of it is open yet
+    server.wait(lambda: any(model["model"] == "unlogged" for model in server.status()))
     folder.rename(hidden)
     folder.write_text("a file where the folder should be")
     try:
-        answer = server.predict({"row": ROW, "event_time": f"{serving_day}-01-01T00:00:00Z"})
+        answer = server.predict({"row": ROW}, "/models/unlogged/predict")
     finally:
         folder.unlink()
         hidden.rename(folder)
 
     assert answer.status_code == 503
     assert "prediction log" in answer.json()["detail"]
+    assert server.predict({"row": ROW}, "/models/unlogged/predict").status_code == 200
     assert server.predict({"row": ROW}).status_code == 200
 
 

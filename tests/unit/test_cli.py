@@ -63,12 +63,12 @@ def test_every_command_that_ends_by_itself_has_json():
     command = typer.main.get_command(cli.app)
     commands = dict(command.commands) | {
         f"{group} {name}": one
-        for group in ("journal", "keys", "lease", "node", "queue")
+        for group in ("budget", "journal", "keys", "lease", "node", "queue")
         for name, one in command.commands[group].commands.items()
     }
     without = {name for name, one in commands.items() if not any("--json" in option.opts for option in one.params)}
 
-    assert without == {"journal", "keys", "lease", "node", "queue", "worker", "api", "serve"}
+    assert without == {"budget", "journal", "keys", "lease", "node", "queue", "worker", "api", "serve"}
 
 
 def test_init_prints_the_spec_as_json_that_submits(tmp_path):

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from activities.drift import begins, next_closed, window_of
+from activities.drift import next_closed
+from activities.predictions.index import LogIndex
 from everloop.predictions import PredictionLog
 from everloop.records import Window
 from everloop.specs import Monitor
+from everloop.store import Store
+from everloop.windows import begins, window_of
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 NOW = datetime(2026, 1, 8, 10, 30, tzinfo=UTC)  # a Thursday
@@ -19,21 +22,25 @@ TODAY = NOW.replace(hour=0, minute=0)
 
 
 @pytest.fixture
-def log(tmp_path: Path) -> Iterator[PredictionLog]:
-    opened = PredictionLog(tmp_path / "credit")
-    yield opened
-    opened.close()
+def log(tmp_path: Path) -> Iterator[LogIndex]:
+    store = Store(f"sqlite:///{tmp_path / 'everloop.db'}")
+    store.migrate()
+    yield LogIndex(store, tmp_path / "predictions", "default", "credit")
+    store.close()
 
 
-def came(log: PredictionLog, *moments: datetime) -> None:
-    log.append([{"request_id": uuid.uuid4().hex, "row": 0, "event_time": moment.isoformat()} for moment in moments])
+def came(log: LogIndex, *moments: datetime) -> None:
+    written = PredictionLog(log.folder)
+    written.append([{"request_id": uuid.uuid4().hex, "row": 0, "event_time": moment.isoformat()} for moment in moments])
+    written.close()
+    log.refresh()
 
 
 def monitor(window: str = "day", lateness: timedelta = timedelta(), idle: timedelta = 100 * DAY) -> Monitor:
     return Monitor.model_validate({"window": window, "lateness": lateness, "idle": idle})
 
 
-def drained(log: PredictionLog, policy: Monitor, cursor: datetime | None, now: datetime) -> list[Window]:
+def drained(log: LogIndex, policy: Monitor, cursor: datetime | None, now: datetime) -> list[Window]:
     """Every window that a monitor checks now, one after the other."""
     found = []
     while (window := next_closed(log, policy, cursor, now)) is not None:
@@ -43,14 +50,14 @@ def drained(log: PredictionLog, policy: Monitor, cursor: datetime | None, now: d
 
 
 @pytest.mark.parametrize("ahead", [timedelta(seconds=1), 14 * HOUR, 20 * HOUR, 300 * DAY])
-def test_a_row_ahead_of_the_clock_closes_no_window(log: PredictionLog, ahead: timedelta) -> None:
+def test_a_row_ahead_of_the_clock_closes_no_window(log: LogIndex, ahead: timedelta) -> None:
     came(log, TODAY - 5 * HOUR, NOW + ahead)
 
     assert drained(log, monitor(), None, NOW) == []
     assert drained(log, monitor("hour"), None, NOW) == []
 
 
-def test_a_row_from_the_future_leaves_every_honest_row_its_window(log: PredictionLog) -> None:
+def test_a_row_from_the_future_leaves_every_honest_row_its_window(log: LogIndex) -> None:
     came(log, TODAY - 20 * HOUR, NOW + 14 * HOUR)
     checked: list[Window] = []
     cursor, now = None, NOW
@@ -63,12 +70,12 @@ def test_a_row_from_the_future_leaves_every_honest_row_its_window(log: Predictio
         now += HOUR
 
     assert all(before.end <= after.start for before, after in pairwise(checked))
-    rows = sum(1 for window in checked for _ in log.read(window))
+    rows = sum(log.rows(window) for window in checked)
     # In the first window, each hour until two hours ago, and what was from the future when its own time had come.
     assert rows == 1 + 58 + 1
 
 
-def test_a_window_that_is_not_over_stays_open_also_when_nothing_comes_any_more(log: PredictionLog) -> None:
+def test_a_window_that_is_not_over_stays_open_also_when_nothing_comes_any_more(log: LogIndex) -> None:
     came(log, TODAY + HOUR)
 
     assert next_closed(log, monitor(idle=timedelta()), None, NOW) is None
@@ -76,7 +83,7 @@ def test_a_window_that_is_not_over_stays_open_also_when_nothing_comes_any_more(l
     assert next_closed(log, monitor(idle=timedelta()), None, later) == window_of(TODAY, "day")
 
 
-def test_a_replay_of_the_past_closes_windows_by_event_time_as_ever(log: PredictionLog) -> None:
+def test_a_replay_of_the_past_closes_windows_by_event_time_as_ever(log: LogIndex) -> None:
     first = datetime(2013, 1, 1, tzinfo=UTC)
     came(log, *(first + day * DAY for day in range(70)))
 
@@ -92,7 +99,7 @@ LENGTHS = {"hour": HOUR, "day": DAY, "week": 7 * DAY, "month": 31 * DAY}
 @pytest.mark.parametrize("after", SIZES)
 @pytest.mark.parametrize("before", SIZES)
 def test_a_monitor_whose_window_changes_goes_on_after_the_last_decided_one(
-    log: PredictionLog, before: str, after: str
+    log: LogIndex, before: str, after: str
 ) -> None:
     first = datetime(2025, 9, 10, tzinfo=UTC)  # a Wednesday
     came(log, *(first + number * 12 * HOUR for number in range(90)))

@@ -9,13 +9,23 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from activities.compute import data, evaluation, export, features, training
+from activities.compute import data, evaluation, export, features, latency, training
 from activities.compute.features import TRAIN, VALIDATION, Pipeline, prepared_rows
 from activities.compute.features.graph import Graph
-from activities.compute.trainers import Examples, Pruned, Question, forest, splits, trainer, xgboost
+from activities.compute.trainers import (
+    Examples,
+    Pruned,
+    Question,
+    forest,
+    loss_of,
+    raw_columns,
+    splits,
+    trainer,
+    xgboost,
+)
 from activities.compute.trainers.ensemble.selection import Candidate, select
 from everloop import contracts, families
-from everloop.errors import GraphTooLarge, IntegrityError, InvalidSpec
+from everloop.errors import GraphTooLarge, GraphTooSlow, IntegrityError, InvalidSpec
 from everloop.records import Member, Prepared, Snapshot
 from everloop.specs import LifecycleSpec, checked
 from tests.job import FolderJob
@@ -133,6 +143,7 @@ def test_a_family_goes_from_prepared_rows_to_a_graph_that_is_proven_equal(
     assert found.metrics[metric] > least
     assert (exported.parity.mismatches, exported.parity.rows) == (0, 10_000)
     assert exported.parity.max_difference < 1e-5
+    assert exported.latency_ms is not None and 0.001 < exported.latency_ms < 60
     assert trained.family == refitted.family == family
     best = max(found.importance, key=lambda name: found.importance[name])
     assert best in ("x", "few", "many") and 0.1 < found.importance[best] <= 1
@@ -262,6 +273,40 @@ def test_a_graph_over_the_limit_is_refused_and_names_the_family(ready: Callable[
         export.export(contracts.ExportRequest(spec=spec, refitted=refitted, **given), held.job)
 
     assert raised.value.field == "model_mib" and "params.leaves" in raised.value.hint
+    slow = spec.model_copy(update={"model_mib": 100, "latency_ms": 1e-4})
+    with pytest.raises(GraphTooSlow, match=r"one row takes .* ms in the graph of forest") as late:
+        export.export(contracts.ExportRequest(spec=slow, refitted=refitted, **given), held.job)
+    assert late.value.field == "latency_ms" and "params.leaves" in late.value.hint
+
+
+def test_an_ensemble_is_chosen_under_both_limits_by_what_its_members_cost(ready: Callable[[str], Ready]) -> None:
+    held = ready("binary")
+    with (
+        prepared_rows(held.job.artifacts, held.prepared) as rows,
+        raw_columns(held.job.artifacts, held.snapshot) as raw,
+    ):
+        columns = raw([entry.name for entry in held.pipeline.inputs], rows.rows[:50])
+        places = np.flatnonzero(rows.part == VALIDATION)
+        asked, y = rows.matrix(places), rows.y[places]
+    fitted = {name: held.fit(name) for name in ("lightgbm", "linear", "forest")}
+    costs = {name: latency.cost(held.pipeline, each, columns) for name, each in fitted.items()}
+    candidates = [
+        Candidate(each.predict(Question(lambda: asked, dict)), costs[name].bytes, costs[name].milliseconds)
+        for name, each in fitted.items()
+    ]
+
+    def loss(told: Any) -> float:
+        return loss_of(held.pipeline, y, told)
+
+    assert costs["linear"].bytes < costs["lightgbm"].bytes and costs["lightgbm"].milliseconds > 0
+    unlimited = latency.limits(held.spec, held.pipeline, columns)
+    assert unlimited["most_milliseconds"] is None and 19 << 20 < unlimited["most_bytes"] < 20 << 20
+    assert len(select(candidates, loss, **unlimited)) > 1
+    small = {"most_bytes": costs["linear"].bytes, "most_milliseconds": None}
+    assert select(candidates, loss, **small) == {1: 1.0}
+    spec = held.spec.model_copy(update={"latency_ms": 1e-4})
+    with pytest.raises(ValueError, match="keeps the limits"):
+        select(candidates, loss, **latency.limits(spec, held.pipeline, columns))
 
 
 @pytest.mark.parametrize("trees", [20, 100, 2000])

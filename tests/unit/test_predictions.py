@@ -1,5 +1,7 @@
 """The prediction log: what was appended is read back once, whatever died in between."""
 
+import contextlib
+import fcntl
 import json
 import os
 import resource
@@ -13,12 +15,11 @@ from pathlib import Path
 import pytest
 
 from everloop.errors import StorageLow, Unavailable
-from everloop.predictions import PredictionLog
+from everloop.predictions import PredictionLog, writing
 from everloop.records import Window
 
 NOON = datetime(2024, 3, 5, 12, tzinfo=UTC)
 DAY = Window(start=datetime(2024, 3, 5, tzinfo=UTC), end=datetime(2024, 3, 6, tzinfo=UTC))
-LATER = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def row(request_id: str, at: datetime = NOON, index: int = 0) -> dict[str, object]:
@@ -47,7 +48,6 @@ def test_rows_come_back_as_they_were_appended_and_only_those_of_the_window(log):
     log.append([inside, before, after])
 
     assert list(log.read(DAY)) == [inside]
-    assert sorted(path.name for path in log.folder.iterdir()) == ["day=2024-03-04", "day=2024-03-05", "day=2024-03-06"]
 
 
 def test_a_window_is_half_open_and_in_utc_whatever_zone_the_row_used(log):
@@ -67,7 +67,7 @@ def test_the_same_row_of_a_request_counts_once(log):
 def test_a_torn_tail_is_passed_over_and_does_not_spoil_what_follows(tmp_path):
     killed = PredictionLog(tmp_path)
     killed.append([row("whole")])
-    (torn,) = tmp_path.glob("day=*/*.jsonl")
+    (torn,) = tmp_path.glob("live/*.jsonl")
     with torn.open("ab") as target:
         target.write(json.dumps(row("torn")).encode()[:40])
 
@@ -100,47 +100,37 @@ for number in range(10**9):
     assert len(logged) <= len(answered) + 1  # at most the one that was being answered
 
 
-def test_a_window_has_closed_once_a_row_at_or_after_its_end_is_there(log):
-    assert not log.closed(DAY.end, LATER)
-    log.append([row("a", DAY.end - timedelta(seconds=1))])
-    assert not log.closed(DAY.end, LATER)
-    log.append([row("b", DAY.end)])
-    assert log.closed(DAY.end, LATER)
-    assert not log.closed(DAY.end + timedelta(seconds=1), LATER)
-    assert log.closed(DAY.start - timedelta(days=400), LATER)
+def test_a_file_belongs_to_one_version_and_its_name_says_so_once_it_is_locked(log):
+    log.append([row("a"), row("b") | {"version": 2}, row("c")])
+
+    names = sorted(path.name for path in (log.folder / "live").iterdir())
+    assert [name.split("-")[0] for name in names] == ["v1", "v2"]
+    for path in (log.folder / "live").iterdir():
+        with path.open() as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert [found["request_id"] for found in log.read(DAY)] == ["a", "c", "b"]
 
 
-def test_the_first_event_time_is_found_also_after_a_moment(log):
-    assert log.first() is None
-    log.append([row("late", NOON + timedelta(days=40)), row("b", NOON), row("a", NOON - timedelta(hours=1))])
+def test_a_full_file_is_followed_by_another_and_can_be_locked(log, monkeypatch):
+    monkeypatch.setattr(writing, "FULL_BYTES", 500)
+    for number in range(5):
+        log.append([row(str(number))])
+        if number == 2:
+            log._tidy()
+    log.sync()
 
-    assert log.first() == NOON - timedelta(hours=1)
-    assert log.first_at_or_after(NOON) == NOON
-    assert log.first_at_or_after(NOON + timedelta(seconds=1)) == NOON + timedelta(days=40)
-    assert log.first_at_or_after(NOON + timedelta(days=41)) is None
-
-
-def test_the_last_write_is_by_the_clock_not_by_event_time(log):
-    assert log.last_write(datetime.now(UTC)) is None
-    log.append([row("a")])
-
-    assert abs((datetime.now(UTC) - log.last_write(datetime.now(UTC))).total_seconds()) < 5
-
-
-def test_a_year_of_days_does_not_run_out_of_files(log):
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(200, limit[1]), limit[1]))
-    try:
-        log.append([row(str(day), NOON + timedelta(days=day)) for day in range(366)])
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
-
-    assert len(list(log.read(Window(start=NOON - timedelta(days=1), end=NOON + timedelta(days=400))))) == 366
+    free = 0
+    for path in (log.folder / "live").iterdir():
+        with path.open() as file, contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free += 1
+    assert (free, len(list((log.folder / "live").iterdir()))) == (1, 2)
+    assert len(list(log.read(DAY))) == 5
 
 
 def test_a_full_disk_is_said_and_the_next_append_begins_another_file(log):
     log.append([row("a")])
-    (written,) = log.folder.glob("day=*/*.jsonl")
+    (written,) = log.folder.glob("live/*.jsonl")
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     # The second line is cut off by the kernel.

@@ -244,3 +244,66 @@ def test_an_isotonic_curve_never_falls_and_is_nowhere_so_steep_that_float32_woul
 def test_what_makes_no_sense_is_refused_at_the_door(more: dict[str, Any], says: str) -> None:
     with pytest.raises(InvalidSpec, match=says):
         checked({"model": "m", "task": "binary", "target": "y", "source": {"path": "/x"}} | more)
+
+
+# --- groups in the order of time ------------------------------------------------------------------------
+
+
+def visits(rows: int = 900, *, often: bool = False) -> pd.DataFrame:
+    """People who come for a while; *often*: for ever."""
+    frame, random = table(rows), np.random.default_rng(6)
+    return frame.assign(who=[f"u{each}" for each in (random.integers(0, 9, rows) if often else np.arange(rows) // 7)])
+
+
+def test_with_a_time_groups_are_kept_whole_and_rows_before_the_rest_of_their_group_are_left_out(tmp_path: Path) -> None:
+    stages = Stages(tmp_path, visits(), time="t", group="who", **FOLDS)
+    found, frame, _ = stages.plan()
+
+    with prepared_rows(stages.job.artifacts, stages.prepared) as rows:
+        part = rows.part
+    people = [set(frame.who[part == each]) for each in range(3)]
+    assert not people[0] & people[1] and not people[0] & people[2] and not people[1] & people[2]
+    assert stages.prepared.left_out_rows == 900 - len(frame) > 0
+    assert frame.t[part == 0].max() < frame.t[part == 1].min() <= frame.t[part == 1].max() < frame.t[part == 2].min()
+    assert len(found) == 4
+    for fold in found:
+        assert not set(frame.who[fold.train]) & set(frame.who[fold.validation])
+        assert frame.t[fold.train].max() < frame.t[fold.validation].min()
+    assert stages.train().folds == 4
+
+
+def test_groups_that_always_come_back_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(InvalidData, match="groups cannot be kept whole in the order of time: only") as raised:
+        Stages(tmp_path, visits(often=True), time="t", group="who", **FOLDS)
+    assert raised.value.field == "group" and "leave out group" in raised.value.hint
+
+
+def test_the_group_of_a_class_that_is_moved_to_the_train_part_goes_with_it(tmp_path: Path) -> None:
+    frame = visits()
+    frame["y"] = np.where(np.arange(len(frame)) >= 895, "late", frame.y)
+    spec = spec_of(csv(tmp_path, frame), "multiclass", "y", time="t", group="who")
+    job = FolderJob(tmp_path)
+    snapshot = data.snapshot(contracts.SnapshotRequest(spec=spec, slot=SLOT), job)
+    prepared = features.prepare(contracts.PrepareRequest(spec=spec, snapshot=snapshot, champion=None, slot=SLOT), job)
+    with prepared_rows(job.artifacts, prepared) as rows:
+        people = {each: set(frame.who[rows.rows[rows.part == each]]) for each in range(3)}
+    assert {f"u{each}" for each in (895 // 7, 899 // 7)} <= people[0] and not people[0] & people[2]
+
+
+# --- what looks at the target is by the fold's own train rows -------------------------------------------
+
+
+def test_columns_are_chosen_in_each_fold_by_its_own_train_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of columns that are noise the luckiest are chosen: by all rows they seem to say something of each fold."""
+    random = np.random.default_rng(3)
+    noise = pd.DataFrame({f"n{each}": random.normal(size=300) for each in range(150)})
+    noise["y"] = np.where(random.random(300) < 0.5, "yes", "no")
+    chosen = {"features": {"selection": {"method": "correlation", "keep": 5}}, "trainer": "linear", "params": {}}
+    stages = Stages(tmp_path, noise, **FOLDS | chosen)
+
+    honest = stages.train().metrics["log_loss"]
+    with monkeypatch.context() as leaking:
+        leaking.setattr(Pipeline, "looks_at_target", False)
+        leaked = stages.train().metrics["log_loss"]
+
+    assert leaked < np.log(2) < honest  # of noise nothing can be known

@@ -4,6 +4,7 @@ The preprocessing is fitted on the train part only and is small enough to be wri
 nodes, operation by operation the same, so that the parity gate can ask for equality. Each rule's file has both.
 """
 
+from activities.compute.features.again import prepared_as
 from activities.compute.features.dates import DAY, FIRST_SECOND, LAST_SECOND
 from activities.compute.features.fitting import fit
 from activities.compute.features.inputs import Dropped, Floats, Input, Matrix, smallest_leaf
@@ -30,6 +31,7 @@ __all__ = [
     "folds",
     "opened_rows",
     "prepare",
+    "prepared_as",
     "prepared_rows",
     "smallest_leaf",
     "split",

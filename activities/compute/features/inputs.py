@@ -111,13 +111,10 @@ class Skew:
 
     column: str
     how: Literal["log1p", "yeo_johnson", "quantile"]
-    unit: float = 1.0
-    """The numbers are divided by it first: the median of what is not 0."""
-    power: float = 0.0
-    """Yeo-Johnson's."""
-    where: tuple[float, ...] = ()
-    value: tuple[float, ...] = ()
-    """quantile: places, ascending, and what they become; lines between them."""
+    where: tuple[float, ...]
+    """Ascending; lines between them."""
+    value: tuple[float, ...]
+    """What they become."""
 
 
 @dataclass(frozen=True)

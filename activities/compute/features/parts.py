@@ -10,15 +10,19 @@ from activities.compute.features.inputs import Floats
 from everloop.errors import InvalidData
 from everloop.specs import LifecycleSpec
 
-TRAIN, VALIDATION, TEST = 0, 1, 2
+TRAIN, VALIDATION, TEST, NO_PART = 0, 1, 2, -1
+LEAST_SHARE = 0.1
+"""Of the rows that come before others in time: fewer without the groups of those, and the spec asks for too much."""
 FRESH_ROWS = 30
 """Fewer rows than this that the champion has not seen cannot compare two models."""
 FOLDS = 5
 
 
 def split(spec: LifecycleSpec, table: Table, target: Target, unseen: NDArray[np.bool_]) -> NDArray[np.int8]:
-    """The part of each labelled row: 0 train, 1 validation, 2 test.
+    """The part of each labelled row: 0 train, 1 validation, 2 test; -1: none, it is left out.
 
+    Rows of one group are in one part: by time, those that come before the rest of their group in a later part are
+    left out.
     By time the test part is the latest, and rows of one moment stay together; rows without a time are trained on.
     Without time the row's hash decides: the same in any process, and equal rows stay together unless most are.
     Every class has a row in the train part: where it would have none, its earliest rows are moved there.
@@ -30,8 +34,14 @@ def split(spec: LifecycleSpec, table: Table, target: Target, unseen: NDArray[np.
     test = _test(spec, order, there, unseen)
     part[test] = TEST
     part[latest(order, spec.split.validation, there & ~test)] = VALIDATION
+    groups = groups_of(spec.group, table)[rows] if spec.group else None
+    if groups is not None and spec.time:
+        before = int((part != TEST).sum())
+        for later in (TEST, VALIDATION):
+            part[(part < later) & (part >= TRAIN) & np.isin(groups, groups[part == later])] = NO_PART
+        _enough(spec, int(((part == TRAIN) | (part == VALIDATION)).sum()), before)
     if target.classes:
-        _every_class(target.values[rows].astype(np.int64), order, part, len(target.classes))
+        _every_class(target.values[rows].astype(np.int64), order, part, len(target.classes), groups)
     for place, name in ((TRAIN, "train"), (VALIDATION, "validation"), (TEST, "test")):
         if not (part == place).any():
             hint = "more rows are needed that differ from each other, in their values or their time"
@@ -47,9 +57,7 @@ def _order(spec: LifecycleSpec, table: Table, rows: NDArray[np.int64]) -> Floats
             return seconds
         print(f"the times of {spec.time!r} are too few to split by: rows are split by their hash")
     if spec.group:  # all rows of one group are on one side of every border
-        own = hashed(table.rows[spec.group])
-        own = np.where(own == MISSING_HASH, content_hashes(table), own)  # what has no group is one of its own
-        return (own[rows] >> np.uint64(11)).astype(np.float64)
+        return (groups_of(spec.group, table)[rows] >> np.uint64(11)).astype(np.float64)
     content = content_hashes(table)[rows]
     if 2 * len(np.unique(content)) < len(content):
         content = row_hashes(table)[
@@ -82,11 +90,33 @@ def latest(order: Floats, share: float, among: NDArray[np.bool_]) -> NDArray[np.
     return np.asarray(among & (order >= border))
 
 
-def _every_class(codes_: NDArray[np.int64], order: Floats, part: NDArray[np.int8], classes: int) -> None:
+def groups_of(name: str, table: Table) -> NDArray[np.uint64]:
+    """Of every row of *table*, its group as a number: what has no group is one of its own."""
+    own = hashed(table.rows[name])
+    return np.where(own == MISSING_HASH, content_hashes(table), own)
+
+
+def _enough(spec: LifecycleSpec, left: int, before: int) -> None:
+    if left < before:
+        print(f"{before - left:,} of {before:,} rows are in no part: their {spec.group!r} has rows in a later one")
+    if left < LEAST_SHARE * before:
+        said = f"only {left:,} of {before:,} rows are of a {spec.group!r} that has none in a later part"
+        hint = f"most come back all the time: leave out group (the parts are by {spec.time}), or leave out time"
+        raise InvalidData(f"groups cannot be kept whole in the order of time: {said}", field="group", hint=hint)
+
+
+def _every_class(
+    codes_: NDArray[np.int64],
+    order: Floats,
+    part: NDArray[np.int8],
+    classes: int,
+    groups: NDArray[np.uint64] | None = None,
+) -> None:
     present = np.bincount(codes_[part == TRAIN], minlength=classes) > 0
     for missing in np.flatnonzero(~present):
         own = np.flatnonzero(codes_ == missing)
-        part[own[np.argsort(order[own], kind="stable")][: max(1, len(own) // 2)]] = TRAIN
+        moved = own[np.argsort(order[own], kind="stable")][: max(1, len(own) // 2)]
+        part[moved if groups is None else np.isin(groups, groups[moved])] = TRAIN  # a group goes as a whole
 
 
 def folds(rows: NDArray[np.int64]) -> NDArray[np.int8]:

@@ -10,7 +10,7 @@ from activities.compute import Job
 from activities.compute.data import Table, bounded, check_spec, seen, target_of
 from activities.compute.features.fitting import fit
 from activities.compute.features.inputs import Floats
-from activities.compute.features.parts import TEST, TRAIN, VALIDATION, folds, split
+from activities.compute.features.parts import NO_PART, TEST, TRAIN, VALIDATION, folds, split
 from activities.compute.features.pipeline import Pipeline
 from activities.compute.features.sample import raw
 from activities.compute.features.table import Writer
@@ -40,6 +40,8 @@ def _prepare(request: PrepareRequest, job: Job, table: Table) -> Prepared:
     rows = target.labelled
     unseen, unmatched = seen.unseen(table, rows, request, job.artifacts, job.scratch)
     part = split(spec, table, target, unseen)
+    kept = part != NO_PART
+    rows, unseen, part = rows[kept], unseen[kept], part[kept]
     fresh = unseen & (part == TEST)
     pipeline = fit(spec, table, target, rows[part == TRAIN], scratch=job.scratch, resources=Resources.of(job))
     path = job.scratch / "prepared.arrow"
@@ -57,7 +59,8 @@ def _prepare(request: PrepareRequest, job: Job, table: Table) -> Prepared:
     if pipeline.selected:
         print(f"{pipeline.selected}")
         for each in pipeline.selected.scores:
-            print(f"{'kept' if each.kept else 'dropped'}: {each.column!r}, {each.score:.4g}")
+            if each.kept:
+                print(f"kept: {each.column!r}, {each.score:.4g}")
     return Prepared(
         table=job.artifacts.put_file(path, "prepared.arrow"),
         pipeline=job.artifacts.put(pipeline.dump(), "pipeline.json"),
@@ -70,6 +73,7 @@ def _prepare(request: PrepareRequest, job: Job, table: Table) -> Prepared:
         classes=pipeline.classes,
         unmatched=unmatched[:UNMATCHED],
         selection=str(pipeline.selected or ""),
+        left_out_rows=int((~kept).sum()),
     )
 
 

@@ -4,30 +4,35 @@
 Optuna is loaded when a trial is asked for (`asking.py`): a warm process that runs no search has no use for it.
 """
 
+import hashlib
 import io
 import json
 import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from activities.compute import Context
 from activities.compute.evaluation import score
-from activities.compute.features import TRAIN, VALIDATION, Floats, Pipeline, prepared_rows
+from activities.compute.features import TRAIN, VALIDATION, Floats, Pipeline, prepared_as, prepared_rows
 from activities.compute.folds import Crossed, Fold, cross, plan
-from activities.compute.trainers import Examples, Pruned, raw_columns
+from activities.compute.inference import Columns
+from activities.compute.latency import DIFFERENT_ROWS, cost
+from activities.compute.trainers import Examples, Fitted, Pruned, raw_columns
 from activities.compute.trainers.part import Part
 from activities.compute.weights import weights_of
+from everloop import choices
 from everloop.artifacts import Artifacts
 from everloop.contracts import TrialRequest
 from everloop.errors import EverloopError, Invalid
 from everloop.families import family
-from everloop.records import Blob, Prepared
+from everloop.records import Blob, Prepared, Snapshot
 from everloop.search import Search
-from everloop.specs import LifecycleSpec
+from everloop.specs import Features, LifecycleSpec
 from everloop.trials import Plan, Study, Trial, Trials
 
 if TYPE_CHECKING:
@@ -53,7 +58,7 @@ def trials(request: TrialRequest, job: Context) -> Trials:
     restored = job.restore()
     done, held = Part.done(restored)
     ended = [Trial.model_validate(each) for each in json.loads(str(held["trials"]))] if done else []
-    with _examples(shared, shared.prepared, job) as examples:
+    with examples_of(shared.spec, shared.snapshot, shared.prepared, job) as examples:
         folds = plan(examples)
         asking = Asking(shared, len(folds[0].train))
         for place in range(len(ended), len(request.numbers)):
@@ -85,10 +90,10 @@ def told_trials(artifacts: Artifacts, study: Study) -> list[Trial]:
 
 
 @contextmanager
-def _examples(shared: Plan, prepared: Prepared, job: Context) -> Iterator[Examples]:
-    spec = shared.spec
+def examples_of(spec: LifecycleSpec, snapshot: Snapshot | None, prepared: Prepared, job: Context) -> Iterator[Examples]:
+    """All rows, with the train and the validation part."""
     pipeline = Pipeline.read(job.artifacts, prepared.pipeline)
-    with prepared_rows(job.artifacts, prepared) as rows, raw_columns(job.artifacts, shared.snapshot) as raw:
+    with prepared_rows(job.artifacts, prepared) as rows, raw_columns(job.artifacts, snapshot) as raw:
         yield Examples(
             spec=spec,
             pipeline=pipeline,
@@ -99,6 +104,22 @@ def _examples(shared: Plan, prepared: Prepared, job: Context) -> Iterator[Exampl
             raw=raw,
             weights=weights_of(spec, pipeline, raw.table() if spec.weight else None, rows.rows, rows.y),
         )
+
+
+def as_chosen(shared: Plan, features: Features, job: Context) -> Prepared:
+    """The plan's rows, prepared with these *features*: once for all trials that choose the same."""
+    asked = json.dumps([shared.prepared.model_dump(mode="json", exclude={"ran"}), features.model_dump(mode="json")])
+    key = hashlib.sha256(f"search {asked}".encode()).hexdigest()
+    known = job.artifacts.recalled(key)
+    if known is not None:
+        return Prepared.model_validate_json(job.artifacts.get(known))
+    made = prepared_as(shared.spec, shared.snapshot, shared.prepared, features, job)
+    job.artifacts.remember(key, prepared_blob(made, job))
+    return made
+
+
+def prepared_blob(prepared: Prepared, job: Context) -> Blob:
+    return job.artifacts.put(prepared.model_dump_json().encode(), "prepared.json")
 
 
 def of_family(spec: LifecycleSpec, name: str) -> LifecycleSpec:
@@ -162,19 +183,21 @@ class Judged:
 
     def tried(self, number: int, job: Context) -> Trial:
         """The trial *number*. What a family refuses, or fails with, is a failed trial."""
-        began = time.monotonic()
         knew = next((place for place, each in enumerate(self._known) if each.number != place), len(self._known))
         asked = self._asking.ask(number, self._known, self._left)
+        began = time.monotonic()
         # The first ones go to their end: something must be found.
         may_be_cut = self._left is not None and any(each.state == "complete" for each in self._known)
         until = began + max(0.0, self._left or 0.0) if may_be_cut else None
         looks = Looking(asked, until, folds=len(self._folds), prunes=self._search.pruned_by != "none")
         found: dict[str, Any] = {}
+        clock = Clock(until) if until is not None else None
         try:
-            crossed = cross(
-                self._own(asked), asked.parameters, job, self._folds, looks, Clock(until) if until else None
-            )
-            found = self._complete(crossed, job)
+            params, picked = choices.split(asked.parameters)
+            features = choices.chosen(self._examples.spec.features, picked)
+            with self._own(asked, features, job) as (own, prepared):
+                crossed = cross(own, params, job, self._folds, looks, clock)
+                found = self._complete(crossed, own, job) | {"prepared": prepared}
         except Cut:
             found = {"state": "cut"}
         except Pruned:
@@ -206,23 +229,29 @@ class Judged:
             | found
         )
 
-    def _own(self, asked: "Asked") -> Examples:
-        from dataclasses import replace
+    @contextmanager
+    def _own(self, asked: "Asked", features: Features, job: Context) -> Iterator[tuple[Examples, Blob | None]]:
+        """The examples of the trial, and how they were prepared, where not as the spec says."""
+        spec = of_family(self._examples.spec, asked.family)
+        if features == spec.features:
+            yield replace(self._examples, spec=spec), None
+            return
+        own, prepared = spec.model_copy(update={"features": features}), as_chosen(self._asking.plan, features, job)
+        with examples_of(own, self._asking.plan.snapshot, prepared, job) as examples:
+            yield examples, prepared_blob(prepared, job)
 
-        return replace(self._examples, spec=of_family(self._examples.spec, asked.family))
-
-    def _complete(self, crossed: Crossed, job: Context) -> dict[str, Any]:
-        pipeline, rows, judged = self._examples.pipeline, self._examples.rows, crossed.judged
+    def _complete(self, crossed: Crossed, own: Examples, job: Context) -> dict[str, Any]:
+        pipeline, rows, judged = own.pipeline, own.rows, crossed.judged
         metrics = score(pipeline, rows.y[judged], crossed.answers[judged])
         value = self._asking.value(metrics)
         if not math.isfinite(value):
             return {"state": "failed", "error": f"the rows do not say its {self._asking.metric}"}
         size, milliseconds = (len(crossed.last.dump()) if crossed.last else 0), 0.0
         values: tuple[float, ...] = (value,)
-        if self._search.sampler == "nsga2" and crossed.last is not None:
-            from activities.compute.search.measuring import measured
-
-            size, milliseconds = measured(crossed.last, pipeline, self._examples)
+        many = self._search.sampler == "nsga2"
+        if crossed.last is not None and (many or own.spec.latency_ms is not None):
+            size, milliseconds = measured(own, crossed.last)
+        if many:
             values = (value, milliseconds, float(size))
         return {
             "state": "complete",
@@ -245,6 +274,17 @@ class Judged:
         packed = io.BytesIO()
         np.save(packed, answers.astype(np.float32), allow_pickle=False)
         return job.artifacts.put(packed.getvalue(), "answers.npy")
+
+
+def measured(examples: Examples, fitted: Fitted) -> tuple[int, float]:
+    """Bytes and milliseconds of one row that a model adds to a graph of its features."""
+    found = cost(examples.pipeline, fitted, some_columns(examples))
+    return found.bytes, found.milliseconds
+
+
+def some_columns(examples: Examples) -> Columns:
+    """Raw rows to answer."""
+    return examples.raw([entry.name for entry in examples.pipeline.inputs], examples.rows.rows[:DIFFERENT_ROWS])
 
 
 def answers_of(artifacts: Artifacts, trial: Trial) -> Floats | None:

@@ -5,10 +5,12 @@ that had ended. Each family has its own Optuna study: its parameters are no othe
 by how good each has been.
 """
 
+import copy
 import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import zip_longest
 from statistics import median
 from typing import Any
@@ -28,6 +30,7 @@ from optuna.samplers import BaseSampler, GPSampler, GridSampler, NSGAIISampler, 
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from everloop import choices
 from everloop.families import Parameter, Space, family
 from everloop.search import Search
 from everloop.specs import HIGHER_IS_BETTER
@@ -84,8 +87,10 @@ class Asking:
         self.plan = plan
         self.search = plan.spec.search or Search()
         self.metric = self.search.metric or plan.spec.objective
-        self.spaces = {name: family(name).space(plan.spec.task, rows) for name in plan.families}
+        self.spaces = {name: self._space(name, rows) for name in plan.families}
         self.points = self._points()
+        self._frozen: dict[int, FrozenTrial] = {}
+        """Trials as Optuna keeps them, by their numbers: they are asked from again and again."""
 
     def ask(self, number: int, known: Sequence[Trial], left: float | None = None) -> Asked:
         """The trial *number*, by the *known* ones. *left*: seconds of the budget."""
@@ -111,6 +116,14 @@ class Asking:
     def loss(self, value: float) -> float:
         """Of a value of the metric: smaller is better, and ratios mean something."""
         return 1 - value if self.metric in HIGHER_IS_BETTER else value
+
+    def _space(self, name: str, rows: int) -> Space:
+        """Of the family, and of the features that it may look at."""
+        spec, own = self.plan.spec, family(name).space(self.plan.spec.task, rows)
+        if not self.search.features:
+            return own
+        more = choices.space(spec, name, rows, self.plan.prepared.feature_count)
+        return Space(parameters=(*own.parameters, *more.parameters), portfolio=(*own.portfolio, *more.portfolio))
 
     def _points(self) -> list[Point]:
         """Where to begin: the champion's, then each family's best starting point, each one's second, ..."""
@@ -157,7 +170,10 @@ class Asking:
             study_name=name,
         )
         sign = -1 if first == "maximize" else 1
-        study.add_trials([_frozen(each, sign, many=many) for each in own])
+        for each in own:
+            if each.number not in self._frozen:
+                self._frozen[each.number] = _frozen(each, sign, many=many)
+            study.add_trial(self._frozen[each.number])
         return study
 
     def _sampler(self, name: str, number: int) -> BaseSampler:
@@ -232,11 +248,25 @@ def _frozen(each: Trial, sign: int, *, many: bool) -> FrozenTrial:
     if state is None or not drawn or (state is TrialState.PRUNED and (many or not each.intermediates)):
         state = TrialState.FAIL
     steps = {} if many else {step: sign * loss for step, loss in each.intermediates}
-    return create_trial(
+    made = create_trial(
         state=state,
         values=list(each.values) if state is TrialState.COMPLETE else None,
         params=drawn,
-        distributions={name: json_to_distribution(text) for name, text in each.distributions.items()},
+        distributions={name: _read(text) for name, text in each.distributions.items()},
         intermediate_values=steps,
         system_attrs=dict(each.attributes),
     )
+    made.__class__ = Ended
+    return made
+
+
+class Ended(FrozenTrial):  # type: ignore[misc]  # Optuna is not typed for us
+    """A trial that nobody changes any more: a study need not copy all that it holds, each time that it is asked."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Ended":
+        return copy.copy(self)
+
+
+@lru_cache(maxsize=1000)
+def _read(text: str) -> BaseDistribution:
+    return json_to_distribution(text)

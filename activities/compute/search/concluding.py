@@ -15,15 +15,19 @@ from activities.compute import Context
 from activities.compute.evaluation import score
 from activities.compute.export import build
 from activities.compute.features import TEST, Floats
-from activities.compute.search import KEPT, answers_of, of_family, told_trials
+from activities.compute.latency import limits
+from activities.compute.search import KEPT, answers_of, of_family, some_columns, told_trials
 from activities.compute.trainers import Examples, trainer
 from activities.compute.trainers.ensemble.selection import Candidate, select
 from activities.compute.training import Learned
+from everloop import choices
 from everloop.artifacts import Artifacts
+from everloop.contracts import TrainRequest
 from everloop.errors import GraphTooLarge
+from everloop.records import Prepared
 from everloop.search import Search
-from everloop.specs import HIGHER_IS_BETTER
-from everloop.trials import FEATURES, Searched, Trial
+from everloop.specs import HIGHER_IS_BETTER, LifecycleSpec
+from everloop.trials import Searched, Trial
 
 TRIES = 4
 """Choices whose graph may be too large, before the search has failed."""
@@ -59,16 +63,12 @@ def _kept(artifacts: Artifacts, searched: Searched, search: Search, metric: str)
     sign = -1 if metric in HIGHER_IS_BETTER else 1
     complete.sort(key=lambda each: (sign * each.values[0], each.number))
     best = next((each for each in complete if each.number == searched.best.number), complete[0])
-    same = [each for each in complete if _features(each) == _features(best)]
+    same = [each for each in complete if each.prepared == best.prepared]
     first = [best, *(each for each in same if each.number != best.number)]
     if search.members == 1:
         first = first[:1]
     found = [(each, answers_of(artifacts, each)) for each in first[:KEPT]]
     return [(each, told) for each, told in found if told is not None]
-
-
-def _features(trial: Trial) -> dict[str, Any]:
-    return {name: value for name, value in trial.parameters.items() if name.startswith(FEATURES)}
 
 
 def _judged(told: Floats) -> NDArray[np.int64]:
@@ -90,8 +90,14 @@ def _chosen(
         value = score(examples.pipeline, y, told).get(metric, float("nan"))
         return 1 - value if metric in HIGHER_IS_BETTER else value
 
-    candidates = [Candidate(told[judged]) for _, told in kept]
-    weights = select(candidates, loss, members=members)
+    candidates = [Candidate(told[judged], trial.bytes, trial.milliseconds) for trial, told in kept]
+    most = {}
+    if examples.spec.latency_ms is not None:  # the trials have measured it
+        most = limits(examples.spec, examples.pipeline, some_columns(examples))
+    try:
+        weights = select(candidates, loss, members=members, **most)
+    except ValueError:  # the export says by how much
+        weights = {0: 1.0}
     for place, weight in weights.items():
         trial = kept[place][0]
         print(
@@ -110,12 +116,12 @@ def _learned(
     if len(chosen) == 1:
         trial = chosen[0][0]
         own = replace(own, iterations=max(1, trial.iterations), spec=of_family(own.spec, trial.family))
-        fitted = trainer(trial.family).fit(own, trial.learned, job)
-        return Learned(fitted, judged, answers, folds, trial.family, dict(trial.learned), max(1, trial.iterations))
+        fitted = trainer(trial.family).fit(own, params_of(trial), job)
+        return Learned(fitted, judged, answers, folds, trial.family, params_of(trial), max(1, trial.iterations))
     members = [
         {
             "family": trial.family,
-            "params": trial.learned,
+            "params": params_of(trial),
             "weight": weight,
             "iterations": max(1, trial.iterations),
         }
@@ -123,3 +129,18 @@ def _learned(
     ]
     fitted = trainer("ensemble").fit(replace(own, spec=of_family(own.spec, "ensemble")), {"members": members}, job)
     return Learned(fitted, judged, answers, folds, "ensemble", {"members": members}, 1)
+
+
+def params_of(trial: Trial) -> dict[str, Any]:
+    """What the trainer is given to learn the same again."""
+    return choices.split(dict(trial.learned))[0]
+
+
+def prepared_by(request: TrainRequest, job: Context) -> tuple[LifecycleSpec, Prepared, bool]:
+    """Spec and rows of the best trial; and whether it chose them."""
+    best = request.searched.best if request.searched else None
+    if best is None or best.prepared is None:
+        return request.spec, request.prepared, False
+    features = choices.chosen(request.spec.features, choices.split(best.parameters)[1])
+    prepared = Prepared.model_validate_json(job.artifacts.get(best.prepared))
+    return request.spec.model_copy(update={"features": features}), prepared, True

@@ -7,10 +7,11 @@ from typing import Any
 from activities.compute import Context
 from everloop.artifacts import Artifacts
 from everloop.records import Lease
+from everloop.steps import PART_STEPS
 
 STEPS = 10_000_000
 """Of checkpoints, that each training has to itself. In parts of parts they come again: the one kept last counts."""
-SHOWN = 100_000
+SHOWN = PART_STEPS
 """The same of learning curves."""
 
 Restored = tuple[int, dict[str, Any]] | None
@@ -73,6 +74,24 @@ class Part:
     @property
     def cores(self) -> int:
         return self.whole.cores
+
+    def limit(self) -> None:
+        self.whole.limit()
+
+    @property
+    def rank(self) -> int:
+        return self.whole.rank
+
+    @property
+    def world_size(self) -> int:
+        return self.whole.world_size
+
+    @property
+    def rendezvous(self) -> Any:  # noqa: ANN401
+        return self.whole.rendezvous
+
+    def join(self, backend: str = "") -> None:
+        self.whole.join(backend)
 
     @property
     def artifacts(self) -> Artifacts:

@@ -58,3 +58,18 @@ def named(what: str) -> Iterator[None]:
         if is_lost(error):
             raise ComputeLost(f"the device failed: {str(error).splitlines()[0][:300]}") from error
         raise
+
+
+PEERS = ("gloo", "NCCL", "ncclRemote", "Connection closed by peer", "Connection reset by peer")
+
+
+def is_peer_lost(error: BaseException) -> bool:
+    """Is another process of torch's group gone, or its connection?"""
+    from torch import distributed
+
+    if not distributed.is_available():
+        return False
+    if isinstance(error, distributed.DistError):
+        return True
+    in_group = isinstance(error, RuntimeError) and distributed.is_initialized()
+    return in_group and any(word in str(error) for word in PEERS)

@@ -112,6 +112,8 @@ def _if_no_bug(error: BaseException) -> None:
 
     if faults.is_out_of_memory(error):
         raise MemoryError(str(error).splitlines()[0]) from error
+    if faults.is_peer_lost(error):
+        raise ComputeLost(f"another rank of the gang is gone: {str(error).splitlines()[0][:300]}") from error
     if faults.is_lost(error):
         raise ComputeLost(f"the device failed: {str(error).splitlines()[0][:300]}") from error
 

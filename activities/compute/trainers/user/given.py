@@ -63,7 +63,9 @@ class GivenRows:
             return self._examples.rows.matrix(self._places)
         return {name: _array(column) for name, column in self._columns()}
 
-    def loader(self, batch_size: int = 1024, *, shuffle: bool = False, epoch: int = 0) -> Any:  # noqa: ANN401
+    def loader(
+        self, batch_size: int = 1024, *, shuffle: bool = False, epoch: int = 0, rank: int = 0, world_size: int = 1
+    ) -> Any:  # noqa: ANN401
         import torch
         from torch.utils.data import DataLoader, IterableDataset
 
@@ -79,8 +81,10 @@ class GivenRows:
                 random = np.random.default_rng([seed, next(passes)])
                 order = random.permutation(count) if shuffle else np.arange(count)
                 for start in range(0, count, batch_size):
-                    own = np.sort(order[start : start + batch_size])
-                    yield some(own), y[own]
+                    batch = np.sort(order[start : start + batch_size])
+                    if len(batch) >= world_size:  # no rank waits for one that has no rows
+                        own = batch[rank::world_size]
+                        yield some(own), y[own]
 
         return DataLoader(Batches(), batch_size=None)
 
@@ -162,6 +166,21 @@ class Given:
     @property
     def lease(self) -> Any:  # noqa: ANN401
         return self._context.lease
+
+    @property
+    def rank(self) -> int:
+        return self._context.rank
+
+    @property
+    def world_size(self) -> int:
+        return self._context.world_size
+
+    @property
+    def rendezvous(self) -> Any:  # noqa: ANN401
+        return self._context.rendezvous
+
+    def join(self, backend: str = "") -> None:
+        self._context.join(backend)
 
     @property
     def scratch(self) -> Path:

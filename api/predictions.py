@@ -1,0 +1,184 @@
+"""The prediction log through the API: what it holds, and its rows as a file."""
+
+import asyncio
+import contextlib
+import uuid
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel
+from sqlmodel import Session, col, select
+from starlette.background import BackgroundTask
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import FileResponse
+
+from activities.predictions import child
+from activities.predictions.asked import Export, Exported
+from activities.predictions.index import LogIndex
+from api.dependencies import Here, Parts
+from everloop.errors import Invalid, NotFound
+from everloop.predictions import LogParts
+from everloop.records import Signature, Window
+from everloop.specs import LifecycleSpec
+from everloop.store import LogHourRow, LogPartRow, MonitorRow
+
+router = APIRouter(tags=["predictions"])
+
+MOST_DAYS = 400
+EARLIEST, LATEST = datetime(1500, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
+TYPES = {"csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.parquet"}
+
+Project = Annotated[str, Query(max_length=63)]
+
+_exporting = asyncio.Lock()
+"""One file at a time: each takes a core and some hundred MB."""
+
+
+class LogDay(BaseModel):
+    """Rows of one UTC day of event time."""
+
+    day: date
+    rows: int
+
+
+class LogView(BaseModel):
+    """What the prediction log of a model holds."""
+
+    project: str
+    model: str
+    rows: int
+    """As counted; a request id that was sent again may count twice until its hour is compacted."""
+    torn: int
+    """Lines that were cut off or are none: they are passed over."""
+    first_event: datetime | None
+    last_event: datetime | None
+    last_write: datetime | None
+    lines_bytes: int
+    """Not yet Parquet."""
+    parquet_bytes: int
+    keep_seconds: float | None
+    """How long rows stay (the spec's `log.keep`); null: for ever."""
+    removed_rows: int
+    """By `log.keep`, so far."""
+    days: list[LogDay]
+    """The latest 400 that have rows."""
+
+
+@router.get("/models/{model}/log")
+def log(model: str, here: Here, project: Project = "default") -> LogView:
+    """What the model's prediction log holds. Raises `NotFound` where nothing was ever logged."""
+    with here.store.read() as session:
+        found = view(session, here, project, model)
+    if found is None:
+        raise NotFound(
+            f"nothing is logged of {project}/{model}", field="model", hint="what it answers is counted within seconds"
+        )
+    return found
+
+
+@router.get("/models/{model}/log/rows", response_class=FileResponse)
+async def rows(  # noqa: PLR0917  # FastAPI gives them by name
+    model: str,
+    here: Here,
+    project: Project = "default",
+    since: datetime | None = None,
+    until: datetime | None = None,
+    form: Annotated[Literal["csv", "parquet"], Query(alias="format")] = "csv",
+) -> FileResponse:
+    """The rows with since <= event time < until (ISO 8601; UTC where nothing else is said), each once, as a file.
+
+    Features by their names and types, united over versions; beside them request id, row, key, times, version,
+    prediction and probabilities.
+    """
+    window = _window(since, until)
+    request = await run_in_threadpool(_asked, here, project, model, window, form)
+    made = Path(request.out)
+    try:
+        async with _exporting:
+            told = await child.run("export", request, Exported)
+    except BaseException:
+        made.unlink(missing_ok=True)
+        raise
+    name = f"{model}-log.{form}"
+    headers = {"X-Rows": str(told.rows), "X-Torn-Lines": str(told.torn)}
+    done = BackgroundTask(made.unlink, missing_ok=True)
+    return FileResponse(made, media_type=TYPES[form], filename=name, headers=headers, background=done)
+
+
+def view(session: Session, here: Parts, project: str, model: str) -> LogView | None:
+    """None: nothing was ever logged, or control has not looked yet."""
+    index = LogIndex(here.store, here.settings.predictions_dir, project, model)
+    files = session.exec(
+        select(LogPartRow).where(
+            LogPartRow.project == project, LogPartRow.model == model, col(LogPartRow.replaced_at).is_(None)
+        )
+    ).all()
+    removed = index.state(session).removed_rows
+    if not files and not removed:
+        return None
+    monitor = session.get(MonitorRow, (project, model))
+    keep = LifecycleSpec.model_validate_json(monitor.spec).log.keep if monitor else None
+    return LogView(
+        project=project,
+        model=model,
+        rows=sum(file.rows for file in files),
+        torn=sum(file.torn for file in files),
+        first_event=min((file.first_event for file in files if file.first_event), default=None),
+        last_event=max((file.last_event for file in files if file.last_event), default=None),
+        last_write=max((file.logged_until for file in files if file.logged_until), default=None),
+        lines_bytes=sum(file.bytes for file in files if file.kind == "lines"),
+        parquet_bytes=sum(file.bytes for file in files if file.kind == "parquet"),
+        keep_seconds=None if keep is None else keep.total_seconds(),
+        removed_rows=removed,
+        days=_days(session, project, model),
+    )
+
+
+def _days(session: Session, project: str, model: str) -> list[LogDay]:
+    counts: dict[date, int] = {}
+    query = select(LogHourRow.hour, LogHourRow.rows).where(LogHourRow.project == project, LogHourRow.model == model)
+    for hour, count in session.exec(query):
+        counts[hour.date()] = counts.get(hour.date(), 0) + count
+    return [LogDay(day=day, rows=counts[day]) for day in sorted(counts)[-MOST_DAYS:]]
+
+
+def _window(since: datetime | None, until: datetime | None) -> Window:
+    bounds = [
+        (each or instead) if (each or instead).tzinfo else (each or instead).replace(tzinfo=UTC)
+        for each, instead in ((since, EARLIEST), (until, LATEST))
+    ]
+    start, end = bounds
+    if start >= end:
+        raise Invalid("since must be before until", field="since")
+    return Window(start=start, end=end)
+
+
+def _asked(here: Parts, project: str, model: str, window: Window, form: Literal["csv", "parquet"]) -> Export:
+    index = LogIndex(here.store, here.settings.predictions_dir, project, model)
+    parts: LogParts = index.parts(window)
+    if not parts.parts:
+        raise NotFound(
+            f"nothing is logged of {project}/{model} in that time", field="model", hint="see its days: `everloop log`"
+        )
+    with here.store.read() as session:
+        known = index.signatures(session, {0} if not parts.signatures else set(parts.signatures))
+    signatures = {
+        version: Signature.model_validate_json(here.artifacts.get(blob))
+        for version, blob in (known | parts.signatures).items()
+    }
+    folder = here.settings.scratch_dir / "exports"
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.iterdir():  # of an API that was killed
+        with contextlib.suppress(OSError):
+            if left.stat().st_mtime < datetime.now(UTC).timestamp() - 2 * child.SECONDS:
+                left.unlink()
+    return Export(
+        folder=str(index.folder),
+        parts=parts,
+        signatures=signatures,
+        window=window,
+        form=form,
+        out=str(folder / f"{uuid.uuid4().hex}.{form}"),
+    )
