@@ -24,10 +24,10 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-BENCHES := orchestration recovery init stack_memory chain prepare torch_tabular serving prediction_log leases lease_ledger search_overhead single_row automl drift
+BENCHES := orchestration recovery init stack_memory chain prepare torch_tabular serving prediction_log leases lease_ledger search_overhead single_row automl drift pool_simulation
 bench: $(VENV)/.dev  ## what Everloop costs, beside others; ROWS=200000 for small tables; ONLY="init prepare" for some
 	@missed=0; for name in $(or $(ONLY),$(BENCHES)); do echo "== $$name"; \
-	  PYTHONPATH=. $(BIN)/python bench/$$name.py $(if $(ROWS),$$(case $$name in (prepare|chain) echo --rows $(ROWS);; esac)) \
+	  $(BIN)/python -m bench.$$name $(if $(ROWS),$$(case $$name in (prepare|chain) echo --rows $(ROWS);; esac)) \
 	  || missed=1; done; exit $$missed
 
 proof-compute: $(VENV)/.dev  ## faults at random moments of trainings; MINUTES=, SEED= (the same goes on), TRAINER=torch, PLANT=1..3

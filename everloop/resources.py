@@ -7,9 +7,19 @@ import re
 from datetime import timedelta
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
+from everloop import queues
 from everloop.budgets import HOUR_MS, MICRO
+from everloop.errors import Invalid
 from everloop.isolation import Isolation, refused
 
 UNITS = {"": 1, "MiB": 1, "GiB": 1 << 10, "TiB": 1 << 20}
@@ -141,7 +151,16 @@ class Resources(Amounts):
 
 ONE = Members(min=1, max=1)
 
-Queue = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")]
+
+def _queue(name: str) -> str:
+    try:
+        queues.check_name(name)
+    except Invalid as error:
+        raise ValueError(f"{name[:80]!r} cannot be a queue's name: {error.hint}") from None
+    return name
+
+
+Queue = Annotated[str, AfterValidator(_queue)]
 Priority = Annotated[int, Field(ge=0, le=1000)]
 """Within a queue: 50 for batch work, 75 for people who wait, 100 for what must not wait."""
-MaxRuntime = Annotated[timedelta, Field(gt=timedelta(0), le=timedelta(days=366))]
+MaxRuntime = Annotated[timedelta, Field(ge=timedelta(seconds=1), le=timedelta(days=366))]

@@ -206,8 +206,7 @@ def _withdraw(session: Session, pool: str, token: int) -> None:
     if request is not None and row.notice in FOR_OTHERS:
         request.preempted_ms = request.preempted_ms[:-1]
         session.add(request)
-    row.state, row.notice, row.beneficiary, row.why = "active", "", "", ""
-    row.noticed_at = row.deadline_at = None
+    rows.stays(row)
     session.add(row)
 
 

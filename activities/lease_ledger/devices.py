@@ -116,8 +116,19 @@ def cordon(store: Store, pool: str, target: str, *, by: str = "", reason: str = 
 
 
 def undrain(store: Store, pool: str, target: str) -> list[str]:
-    """The device, or the node, *target* takes leases again. Raises `NotFound`."""
+    """The device, or node, *target* takes leases again; who was told to leave it may stay. Raises `NotFound`."""
     return _set(store, pool, target, {"state": "ready", "drain_by": None, "why": ""})
+
+
+def _withdraw_needless_drains(session: Session, pool: str) -> None:
+    """Notices to leases that are on no device that is drained any more."""
+    told = select(LeaseRow).where(LeaseRow.pool == pool, LeaseRow.state == "noticed", LeaseRow.notice == "drain")
+    drained = select(DeviceRow.name).where(DeviceRow.pool == pool, DeviceRow.state == "draining")
+    still = set(session.exec(drained).all())
+    for row in session.exec(told).all():
+        if not any(member.device in still for member in rows.members(session, row, live=True)):
+            rows.stays(row)
+            session.add(row)
 
 
 def _set(store: Store, pool: str, target: str, facts: Mapping[str, object]) -> list[str]:
@@ -128,6 +139,8 @@ def _set(store: Store, pool: str, target: str, facts: Mapping[str, object]) -> l
             raise NotFound(f"pool {pool} has no device and no node {target!r}", hint="`everloop node list` shows them")
         for row in found:
             session.add(row.sqlmodel_update(dict(facts)))
+        session.flush()
+        _withdraw_needless_drains(session, pool)
         rows.changed(session, pool)
         return [row.name for row in found]
 

@@ -77,8 +77,13 @@ def _in_vain(session: Session, request: LeaseRequestRow) -> bool:
 
 
 def _owned_by(session: Session, request: LeaseRequestRow, asks: Caller) -> str:
-    """Queue *request* again, in its old place, for the run that waits now. What was granted to the other lapses."""
+    """Queue *request* again, in its old place, for the run that waits now. What was granted to the other lapses.
+
+    Who had its lease has not waited all that time: it waits since now.
+    """
     reason, request.reason = request.reason, ""
+    if request.state in ("granted", "done"):
+        request.requested_at = rows.now()
     request.state, request.run_id, request.holder = "queued", asks.run_id, asks.holder
     request.code, request.detail, request.position = "", [], 0
     session.add(request)

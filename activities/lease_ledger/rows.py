@@ -80,6 +80,12 @@ def members(session: Session, row: LeaseRow, *, live: bool = False) -> list[Leas
     return list(session.exec(query.order_by(col(LeaseMemberRow.rank))).all())
 
 
+def stays(row: LeaseRow) -> None:
+    """Its notice is withdrawn. A holder that has begun to let go does so, and waits again in its old place."""
+    row.state, row.notice, row.beneficiary, row.why = "active", "", "", ""
+    row.noticed_at = row.deadline_at = None
+
+
 def changed(session: Session, pool: str) -> None:
     """What was read before is not true any more: a decision about it is not committed."""
     row = session.get(PoolRow, pool, with_for_update=True) or PoolRow(id=pool)

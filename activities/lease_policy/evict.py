@@ -30,21 +30,33 @@ def evict(pool: Pool) -> None:
                 return
             if request.id in pool.beneficiaries or line.leaf is None:
                 continue
-            known = request.id not in pool.coming
+            known = request.id not in pool.coming and request.id not in pool.reserved
             if known and (shape.alike, request.priority, True) in in_vain:
                 continue
             starving = is_starving(pool, line, request, shape)
             if known and (shape.alike, request.priority, starving) in in_vain:
                 continue
-            victims, reason = _victims(pool, line, request, shape, among, starving=starving)
-            if reason:
-                left -= 1
+            victims, reason = _victims_besides_own(pool, line, request, shape, among, starving=starving)
+            left -= 1 if reason else 0
             if not victims:
                 in_vain.add((shape.alike, request.priority, starving))
                 continue
             pool.asking[request.id] = (request, line, shape)
             _tell(pool, request, victims, reason)
             among.take_out(pool, victims)
+
+
+def _victims_besides_own(
+    pool: Pool, line: Line, request: Request, shape: Shape, among: Candidates, *, starving: bool
+) -> tuple[list[Held], str]:
+    """`_victims`; what is reserved for the request is no room for others, but is for itself."""
+    own = pool.reserved.get(request.id)
+    lifted = {name: pool.room.lift(name) for name in own.devices} if own else {}
+    victims, reason = _victims(pool, line, request, shape, among, starving=starving)
+    if not victims:
+        for name, spare in lifted.items():
+            pool.room.reserve(name, spare)
+    return victims, reason
 
 
 def in_turn(pool: Pool) -> list[Line]:
@@ -60,10 +72,14 @@ def _victims(
     leaf, looked = line.leaf, ""
     if leaf is None or (not shape.preemptible and over_firm(leaf, shape.need)):
         return [], ""
+    if pool.room.spare and pool.room.fits_but_for_reservations(shape.member, shape.count):
+        return [], ""  # it would take what is reserved for another, and who was told would be told for nothing
     coming = pool.coming.get(request.id, [])
     if right_of(leaf, shape.need):
         looked = "reclaim"
         rights = Reclaim(pool, leaf, shape)
+        for held in coming:
+            rights.leaves_anyway(held)
         victims = choose(pool, line, shape, among, rights, coming)
         if victims:
             return victims, "reclaim"

@@ -51,6 +51,13 @@ class Reclaim(Rights):
         for node in self._of(held.request.queue)[1]:
             add(self._taken.setdefault(node.id, [0, 0]), self._loses(held))
 
+    def leaves_anyway(self, held: Held) -> None:
+        """It is being killed for this request, which it is not enough for: its queues lose it in any case."""
+        self._lost += 1
+        node = self._pool.tree.by_id.get(held.request.queue)
+        for each in node.path if node else ():
+            add(self._taken.setdefault(each.id, [0, 0]), self._loses(held))
+
     def undo(self, held: Held) -> None:
         self._lost -= 1
         for node in self._of(held.request.queue)[1]:

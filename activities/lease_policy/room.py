@@ -86,6 +86,17 @@ class Room:
                 return enough
         return total
 
+    def fits_but_for_reservations(self, member: Four, count: int) -> bool:
+        """Is there room for all of it, or would be if nothing were reserved?"""
+        total = self.count(member, count)
+        for name in self.spare:
+            if total >= count:
+                break
+            free, shown = self.free[name], self._shown[name]
+            if free != shown:
+                total += fit(free, member) - fit(shown, member)
+        return total >= count
+
     def with_room_for(self, member: Four, count: int) -> list[str]:
         """At least *count* devices that hold a member, where there are so many; those with a reservation left out."""
         names: list[str] = []
@@ -147,6 +158,12 @@ class Room:
         """From now on only *spare* of the device may be used by what does not end before the reservation starts."""
         self.spare[name] = spare
         self._show(name)
+
+    def lift(self, name: str) -> Four:
+        """The reservation there does not count. Returns what was spare beside it."""
+        spare = self.spare.pop(name)
+        self._show(name)
+        return spare
 
     def _show(self, name: str) -> None:
         before = self._shown[name]

@@ -89,8 +89,7 @@ def lease_list(
 @router.get("/leases/explain/{of:path}")
 def explain(of: str, here: Here) -> Explained:
     """Why a lifecycle or a request waits, or how its lease stands. *of*: its id, or a lease's token."""
-    with here.store.read() as session:
-        return seen.explained(session, of)
+    return seen.explained(here.store, of)
 
 
 @router.post(

@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 from sqlmodel import Session, col, func, select
 
+from activities import lease_ledger as ledger
 from activities import lease_queues, lease_time
 from activities.lease_budgets import CODE as OVER_BUDGET
 from activities.lease_ledger.state import policy as policy_of
@@ -32,10 +33,11 @@ from everloop import isolation, names, orders
 from everloop.amounts import NO_LIMIT
 from everloop.errors import NotFound
 from everloop.queues import Queue, document
-from everloop.store import DeviceRow, LeaseMemberRow, LeaseRequestRow, LeaseRow, LifecycleRow, PoolRow
+from everloop.store import DeviceRow, LeaseMemberRow, LeaseRequestRow, LeaseRow, LifecycleRow, PoolRow, Store
 
 WORKING = ("offered", "active", "noticed")
 """States of a lease whose holder may work."""
+NOT_LOOKED_AT = "not_looked_at"
 HINDRANCE = ("away", "quarantined", "draining", "cordoned", "ready")
 """States of a device: the one that hinders most first."""
 
@@ -269,7 +271,7 @@ def waiting_view(row: LeaseRequestRow) -> WaitingView:
         members=row.members_min,
         position=row.position,
         ahead=row.ahead,
-        code=row.code or "not_looked_at",
+        code=row.code or NOT_LOOKED_AT,
         sentence=told[0],
         unblocks=told[1],
     )
@@ -294,8 +296,32 @@ def raise_budget(facts: Mapping[str, str]) -> str:
     return f"`everloop budget set {which}`"
 
 
-def explained(session: Session, of: str) -> Explained:
-    """Of a lifecycle, a request or a token. Raises `NotFound`."""
+def explained(store: Store, of: str) -> Explained:
+    """Of a lifecycle, a request or a token. Raises `NotFound`.
+
+    A step writes the reasons of those who are near their turn; of who is further back it is worked out here.
+    """
+    with store.read() as session:
+        found = _explained(session, of)
+        if found.waiting is None or found.waiting.code != NOT_LOOKED_AT:
+            return found
+        pool = session.get_one(LeaseRequestRow, found.waiting.request).pool
+    _, _, decisions = ledger.look(store, pool)
+    told = next(
+        (one for one in decisions if isinstance(one, Explain) and one.request_id == found.waiting.request), None
+    )
+    if told is None:  # served a moment ago, or about to be
+        return found
+    with store.read() as session:
+        row = session.get_one(LeaseRequestRow, found.waiting.request)
+        session.expunge(row)  # the table is the pool's to write
+    row.code, row.position, row.ahead = told.code, told.position, told.ahead
+    row.detail = [list(pair) for pair in told.detail]
+    view = waiting_view(row)
+    return Explained(waiting=view, sentence=_sentence(view))
+
+
+def _explained(session: Session, of: str) -> Explained:
     if of.isdecimal() and len(of) < 19:  # noqa: PLR2004  # a token of 64 bits
         return _of_lease(session, lease_row(session, int(of)))
     request = session.get(LeaseRequestRow, of) or _latest_of(session, of)

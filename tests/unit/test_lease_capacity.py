@@ -19,9 +19,10 @@ from sqlmodel import col, select
 
 from activities import lease_ledger as ledger
 from activities.caller import Caller
-from activities.lease_ledger import record
+from activities.lease_ledger import decision, record
 from activities.lease_ledger.decision import explain
 from activities.lease_policy.state import Explain
+from api.pool import seen
 from everloop import names
 from everloop.contracts import AcceptRequest, CommitRequest, LeaseRequest
 from everloop.errors import Conflict, Forbidden, LeaseLost, NotFound
@@ -229,6 +230,47 @@ def test_who_lets_go_after_a_notice_gets_its_old_place(pool: Store) -> None:
     with pool.read() as session:
         victim = session.get_one(LeaseRequestRow, "victim")
         assert (victim.arrival, len(victim.preempted_ms)) == (1, 1)
+        starved_since = session.get_one(LeaseRequestRow, "starved").requested_at
+        assert victim.requested_at > starved_since  # it waits since it let go, not since it first came
+
+
+def test_who_was_told_to_leave_a_drained_device_may_stay_when_it_is_drained_no_more(pool: Store) -> None:
+    ledger.note_inventory(pool, POOL, (*FOUR, "cpu2:node=there:cores=2:memory_mib=4000"))
+    for name, cores in (("stays", 4), ("goes", 2)):
+        ask(pool, name, cores=cores)
+    ledger.grant(pool, POOL)
+    stays, goes = take(pool, "stays"), take(pool, "goes")
+    soon = datetime.now(UTC) + timedelta(seconds=30)
+    for device in ("cpu0", "cpu2"):
+        ledger.drain(pool, POOL, device, soon)
+    ledger.grant(pool, POOL)
+    assert {state(pool, stays.token), state(pool, goes.token)} == {"noticed"}
+
+    ledger.undrain(pool, POOL, "cpu0")
+
+    assert (state(pool, stays.token), state(pool, goes.token)) == ("active", "noticed")
+    ledger.grant(pool, POOL)
+    with pool.read() as session:
+        row = session.get_one(LeaseRow, (POOL, stays.token))
+        assert (row.state, row.notice, row.deadline_at) == ("active", "", None)
+
+
+def test_who_is_too_far_back_for_a_written_reason_is_told_one_when_it_asks(
+    pool: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decision, "MOST_EXPLAINED", 1)
+    for name in ("holds", "next", "later"):
+        ask(pool, name, cores=4)
+    ledger.grant(pool, POOL)
+    with pool.read() as session:
+        written = [session.get_one(LeaseRequestRow, name).code for name in ("next", "later")]
+
+    told = seen.explained(pool, "later")
+
+    assert written == ["no_room", ""]
+    assert "waits for 4 cores, 8000 MiB in queue default: 1 ahead, 0 cores, 0 MiB free" in told.sentence
+    with pool.read() as session:
+        assert session.get_one(LeaseRequestRow, "later").code == ""  # what is written is the pool's
 
 
 def test_nobody_who_holds_two_leases_is_fenced_by_the_newer_one(pool: Store) -> None:

@@ -190,6 +190,48 @@ def test_small_work_does_not_pass_a_starving_gang_for_ever_and_what_ends_before_
     ]
 
 
+def test_who_fits_but_for_a_reservation_takes_nothing_from_anybody_and_so_does_not_pass_it() -> None:
+    """Found by the proof: the small one was promised a lease's end, and then given what was reserved for the first."""
+    running = lease(1, request("h1", "b", max_runtime_ms=3_600_000, preempted=9), "d0")
+    low = lease(2, request("h2", "b"), "d1")
+    first = request("r3", "b", Amount(2), priority=75)
+    small = request("r4", "b", priority=75, submitted_ms=LATER)
+
+    queues = (Queue("b", quota=Counted(4, 0)),)
+
+    made = decide(PoolState(devices(2, 1), queues, (first, small), (running, low)), LATER, Policy(), 100)
+
+    assert [one.request_id for one in of(made, Reserve)] == ["r3"]
+    assert code(made, "r4") == "reserved_for"
+    assert [*of(made, Notice), *of(made, Withdraw), *of(made, Grant)] == []
+
+
+def test_what_is_being_killed_for_a_request_counts_when_more_is_taken_for_it() -> None:
+    """Found by the proof: seven of six cores were held, one of them being killed, and another one was taken."""
+    held = (
+        lease(1, request("h1"), "away", state="killing", beneficiary="r9", deadline_ms=LATER + 60_000),
+        *(lease(i, request(f"h{i}"), "d0") for i in range(2, 5)),
+    )
+    queues = (Queue("a", quota=Counted(3, 0)), Queue("b", quota=Counted(1, 0)))
+
+    made = decide(PoolState(devices(3), queues, (request("r9", "b"),), held), LATER, Policy(), 100)
+
+    assert of(made, Notice) == []
+
+
+def test_a_reservation_does_not_keep_its_own_request_from_what_it_has_a_right_to() -> None:
+    """Found by the proof: one core was free and one could be taken, but the free one was reserved for the same two."""
+    held = (
+        lease(1, request("h1", "b", max_runtime_ms=3_600_000), "d0"),
+        lease(2, request("h2", "b", Amount(2), preemptible=False), "d0"),
+    )
+    first = request("r3", "b", Amount(2), priority=75)
+
+    made = decide(PoolState(devices(4), TWO[1:], (first,), held), LATER, Policy(), 100)
+
+    assert [(one.token, one.beneficiary) for one in of(made, Notice)] == [(1, "r3")]
+
+
 def test_a_queue_is_not_taken_below_its_quota() -> None:
     held = tuple(lease(i + 1, request(f"h{i}"), "d0") for i in range(4))
     queues = (Queue("a", quota=Counted(4, 0)), Queue("b", quota=Counted(0, 0), weight=8))
