@@ -189,12 +189,12 @@ def test_trials_judge_in_folds_are_pruned_and_the_best_become_one_graph(tmp_path
 
 
 def test_features_that_a_trial_chose_are_those_of_the_model_of_its_refit_and_of_its_graph(tmp_path: Path) -> None:
-    stages, _, study = studied(tmp_path, budget={"trials": 9}, families=["linear"], features=True, pruner="none")
-    study, made = tried(stages.job, study, range(9))
+    stages, _, study = studied(tmp_path, budget={"trials": 14}, families=["linear"], features=True, pruner="none")
+    study, made = tried(stages.job, study, range(14))
     chose = [each for each in made if each.prepared is not None and each.state == "complete"]
     assert chose and len({each.prepared.sha256 for each in chose if each.prepared}) > 1
 
-    searched = Searched(study=study, trials=9, best=chose[0], sentence="", ended="budget")
+    searched = Searched(study=study, trials=14, best=chose[0], sentence="", ended="budget")
     spec = stages.spec
     trained = training.train(
         contracts.TrainRequest(
