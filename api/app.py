@@ -22,20 +22,22 @@ from api import (
     fork,
     identity,
     kept,
+    labels,
     lifecycle,
     pages,
     pool,
     predictions,
     problems,
     release,
+    score,
     search,
     spending,
 )
 from api.bodies import body_schema, describe, json_body, read_form
 from api.dependencies import Here, Parts, Person, ask
 from api.identity import Asker, Guard
+from everloop import isolation, signing
 from everloop import settings as configuration
-from everloop import signing
 from everloop.artifacts import Artifacts
 from everloop.errors import Forbidden, NotAuthenticated, Unavailable
 from everloop.payloads import converter
@@ -88,6 +90,8 @@ BODIES: tuple[type[BaseModel], ...] = (
     fork.ForkAsked,
     approval.DecisionRequest,
     release.RollBackRequest,
+    labels.LabelsRequest,
+    drift.Lift,
     *pool.BODIES,
     CredentialRequest,
 )
@@ -173,6 +177,7 @@ def _store_answers(here: Parts) -> bool:
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The API as an ASGI application. Its store must have been migrated; Temporal may come later."""
     settings = settings or configuration.load()
+    pages.say_on_every_page(isolation.BANNER if settings.devices.startswith("sim:") else "")
     store = Store(settings.database)
     app = FastAPI(
         title="Everloop",
@@ -190,7 +195,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifecycle.router,
         approval.router,
         drift.router,
+        labels.router,
         predictions.router,
+        score.router,
         release.router,
         pool.router,
         cost.router,

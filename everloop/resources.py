@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from everloop.budgets import HOUR_MS, MICRO
+from everloop.isolation import Isolation, refused
 
 UNITS = {"": 1, "MiB": 1, "GiB": 1 << 10, "TiB": 1 << 20}
 AMOUNT = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?) ?(MiB|GiB|TiB|)")
@@ -70,9 +71,19 @@ class Amounts(BaseModel):
     gpus: Annotated[float, Field(ge=0, le=1)] | None = None
     """Of one GPU: 1, or a part of it. Left out: a whole one where the pool has any."""
     gpu_memory: Mebibytes | None = None
-    """MiB of the GPU, or with a unit."""
+    """MiB of the GPU, or with a unit. Left out: the part of it that `gpus` is."""
+    isolation: Isolation | None = None
+    """How far it is kept apart from others on its GPU, at least: E0 and E1 are what every part has, E4 is a MIG slice
+    of its own."""
     members: Members | None = None
     """Processes that train together, each with these amounts; a job that says nothing is one process."""
+
+    @field_validator("isolation", mode="before")
+    @classmethod
+    def _verified(cls, level: Any) -> Any:  # noqa: ANN401  # what a person wrote
+        if why := refused(str(level)):
+            raise ValueError(why)
+        return level
 
     @model_validator(mode="after")
     def _whole_gpus_for_a_gang(self) -> "Amounts":

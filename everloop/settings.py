@@ -41,6 +41,9 @@ class Settings:
     """Devices of this machine, each for one job of `slot_cores`. 0: by the machine, see workers/devices.py."""
     slot_cores: int = 1
     """Threads of a job that asks for none."""
+    devices: str = "auto"
+    """What the machine's devices are: `auto` (GPUs where NVML finds any, else cores), `cpu`, `nvml`, or GPUs that are
+    not there, `sim:4x16000`."""
     disk_floor_mib: int = DISK_FLOOR_MIB
     """MiB that stay free on the disk: below this no job starts and no artifact is written, so that the
     databases beside them go on."""
@@ -142,6 +145,7 @@ class Settings:
             "EVERLOOP_SERVE_WORKERS": str(self.serve_workers),
             "EVERLOOP_SLOTS": str(self.slots or ""),
             "EVERLOOP_SLOT_CORES": str(self.slot_cores),
+            "EVERLOOP_DEVICES": "" if self.devices == "auto" else self.devices,
             "EVERLOOP_DISK_FLOOR_MIB": str(self.disk_floor_mib),
             "EVERLOOP_CHECKPOINT_SECONDS": f"{self.checkpoint_seconds:g}",
             "EVERLOOP_AWAY_SECONDS": f"{self.away_seconds:g}",
@@ -182,6 +186,15 @@ def _one_of(name: str, words: tuple[str, ...]) -> str:
     return word
 
 
+def _devices() -> str:
+    """Which; what is simulated is told apart in workers/devices/sim.py."""
+    said = os.environ.get("EVERLOOP_DEVICES", "").strip() or "auto"
+    if said not in ("auto", "cpu", "nvml") and not said.startswith("sim:"):
+        message = f"EVERLOOP_DEVICES must be auto, cpu, nvml, or sim:4x16000 (GPUs that are not there), not {said!r}"
+        raise Invalid(message, field="EVERLOOP_DEVICES")
+    return said
+
+
 def _user() -> str:
     try:
         return getpass.getuser()
@@ -206,6 +219,7 @@ def load(**overrides: object) -> Settings:
         "serve_workers": _integer("EVERLOOP_SERVE_WORKERS", 1, range(1, 65)),
         "slots": _integer("EVERLOOP_SLOTS", 0, range(1025)),
         "slot_cores": _integer("EVERLOOP_SLOT_CORES", 1, range(1, 1025)),
+        "devices": _devices(),
         "disk_floor_mib": _integer("EVERLOOP_DISK_FLOOR_MIB", DISK_FLOOR_MIB, range(1 << 20)),
         "checkpoint_seconds": _seconds("EVERLOOP_CHECKPOINT_SECONDS", CHECKPOINT_SECONDS, 0, 86_400),
         "away_seconds": _seconds("EVERLOOP_AWAY_SECONDS", AWAY_SECONDS, 1, 86_400),

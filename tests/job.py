@@ -31,6 +31,9 @@ class FolderJob:
         """How often it may, at most, as the function said."""
         self.lease = Lease(token=1, holder="test/run", members=(Member(device="cpu0"),))
 
+    def limit(self) -> None:
+        """There is no GPU."""
+
     def report(self, step: int, /, **values: float) -> None:
         number, known = reported(step, values)
         self.told.append(number)

@@ -54,6 +54,9 @@ class Context(Job, Protocol):
     def cores(self) -> int:
         """Threads that this process may use: its member's of the lease."""
 
+    def limit(self) -> None:
+        """Tell the libraries that are loaded by now how much of the GPU's memory is the lease's."""
+
     @property
     def rank(self) -> int:
         """Of this process among those that run the job together: 0 of 1, mostly."""

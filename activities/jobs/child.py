@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from activities.jobs import surroundings, threads
+from activities.jobs import gpu, surroundings, threads
 from activities.jobs.checkpoints import Stopped
 from activities.jobs.context import BY_HAND, CHECKPOINT_SECONDS, NO_EVENTS, ThisJob
 from activities.jobs.gang import Gang, RankEnded, alone, checkpoints
@@ -61,6 +61,9 @@ def _run(folder: Path, events: int) -> int:
             surroundings.enter(code, kept, folder, events, f"{order['root']}.{order['function'].split('.')[0]}")
         job = _job(folder, order, events)
         threads.allow(job.cores)
+        if "lease" in order:
+            gpu.check(job.member)
+            job.limit()
         with streams.guest():
             result = _call(find(order["root"], order["function"]), order["request"], job)
         if job.gave_up():

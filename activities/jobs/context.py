@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from activities.jobs import memory, progress
+from activities.jobs import gpu, memory, progress
 from activities.jobs.checkpoints import Checkpoints, Kept, Stopped
 from activities.jobs.gang import Gang, alone
 from everloop import disk, steps
@@ -71,7 +71,16 @@ class ThisJob:
     @property
     def cores(self) -> int:
         """Threads that this process may use: its member's of the lease."""
-        return next((one.cores for one in self.lease.members if one.rank == self.rank), self.lease.members[0].cores)
+        return self.member.cores
+
+    @property
+    def member(self) -> Member:
+        """Of the lease, what this process may use."""
+        return next((one for one in self.lease.members if one.rank == self.rank), self.lease.members[0])
+
+    def limit(self) -> None:
+        """Tell the libraries that are loaded by now how much of the GPU's memory is the lease's."""
+        gpu.limit(self.member)
 
     @property
     def rank(self) -> int:

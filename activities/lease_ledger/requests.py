@@ -5,9 +5,10 @@ from sqlmodel import Session, select
 
 from activities import lease_budgets
 from activities.caller import Caller
+from activities.lease_gpus import gpus
 from activities.lease_ledger import rows
 from activities.lease_ledger.ends import ended
-from everloop import names
+from everloop import isolation, names
 from everloop.budgets import Bounds
 from everloop.contracts import LeaseRequest
 from everloop.errors import Forbidden
@@ -39,6 +40,9 @@ def enqueue(store: Store, request: LeaseRequest, asks: Caller) -> str:
 
 
 def _request(session: Session, request: LeaseRequest, asks: Caller) -> LeaseRequestRow:
+    if request.isolation == "E4":
+        one = isolation.slice_for(request.milli_gpu, request.gpu_mib, gpus(session, request.pool))
+        request = request.model_copy(update={"milli_gpu": one.milli_gpu, "gpu_mib": one.gpu_mib})
     last = session.exec(select(func.max(LeaseRequestRow.arrival)).where(LeaseRequestRow.pool == request.pool)).one()
     return LeaseRequestRow(
         id=request.id,

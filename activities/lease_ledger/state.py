@@ -44,12 +44,15 @@ class Sizes:
     core_mib: int
     light_mib: int
     gpu: bool
+    gpu_mib: int = 0
+    """That go with a whole GPU, a part of them with a part of it."""
 
     def amount(self, row: Any, *, light: bool) -> Amount:  # noqa: ANN401  # a row of ASKED
         cores = row.cores or (1 if light else self.cores)
         core = self.light_mib if light else self.core_mib
         gpu = row.milli_gpu if row.milli_gpu >= 0 else WHOLE_GPU * (self.gpu and not light)
-        return Amount(cores, row.memory_mib or cores * core, gpu, row.gpu_mib)
+        gpu_mib = row.gpu_mib or min(gpu, WHOLE_GPU) * self.gpu_mib // WHOLE_GPU
+        return Amount(cores, row.memory_mib or cores * core, gpu, gpu_mib)
 
 
 def read(session: Session, pool: str, now_ms: int) -> PoolState:
@@ -97,7 +100,8 @@ def _sizes(devices: Sequence[DeviceRow]) -> Sizes:
         return min((row.memory_mib // max(row.cores, 1) for row in devices if row.light == light), default=0)
 
     cores = min((row.job_cores for row in devices if not row.light), default=1)
-    return Sizes(cores, core_mib(light=False), core_mib(light=True), any(row.milli_gpu for row in devices))
+    whole = [row.gpu_mib * WHOLE_GPU // row.milli_gpu for row in devices if row.milli_gpu]
+    return Sizes(cores, core_mib(light=False), core_mib(light=True), bool(whole), min(whole, default=0))
 
 
 ASKED = (

@@ -14,18 +14,18 @@ from temporalio.common import (
 )
 from temporalio.exceptions import WorkflowAlreadyStartedError
 
-from activities import lease_queues
+from activities import lease_gpus, lease_queues
 from api.bodies import body_schema, json_body
 from api.dependencies import RPC_TIMEOUT, Here, Parts, Person, ask
 from api.lifecycle.answers import Submitted
 from api.lifecycle.links import api_url, temporal_url
 from api.lifecycle.summary import low_on_room
-from everloop import names, signing, starts
+from everloop import isolation, names, signing, starts
 from everloop.contracts import Fork, LifecycleRequest
 from everloop.errors import Forbidden, IdempotencyMismatch, Invalid, StorageLow
 from everloop.payloads import converter
 from everloop.settings import Settings
-from everloop.specs import LifecycleSpec
+from everloop.specs import JOB_STAGES, LifecycleSpec
 from everloop.store import LifecycleRow
 
 router = APIRouter()
@@ -74,6 +74,7 @@ async def begin(here: Parts, person: str, spec: LifecycleSpec, key: str, fork: F
     if known is None:
         _may_bring_code(here.settings, person, spec)
         await run_in_threadpool(_must_have_a_queue, here, spec)
+        await run_in_threadpool(_must_have_its_level, here, spec)
         await run_in_threadpool(_must_have_room, here)
         request = LifecycleRequest(spec=spec, body_digest=signing.digest(spec), submitted_by=person, fork=fork)
         known = await _start(here, key, starts.signed(here.signer, key, request))
@@ -132,6 +133,18 @@ def _must_have_a_queue(here: Parts, spec: LifecycleSpec) -> None:
         known = ", ".join(leaves)[:500]
         hint = f"name one of {known}, or let an operator make it: `everloop queue set {spec.queue}`"
         raise Invalid(f"queue {spec.queue!r} {why}", field="queue", hint=hint)
+
+
+def _must_have_its_level(here: Parts, spec: LifecycleSpec) -> None:
+    """Raise `Invalid` for an isolation that the pool's devices do not have: it is refused, never weakened."""
+    asked = [spec.resources.of(stage) for stage in JOB_STAGES]
+    apart = [amounts for amounts in asked if amounts.isolation == "E4"]
+    if not apart:
+        return
+    with here.store.read() as session:
+        there = lease_gpus.gpus(session, names.DEFAULT_POOL)
+    for amounts in apart:
+        isolation.slice_for(round((amounts.gpus or 0) * isolation.WHOLE_GPU), amounts.gpu_memory or 0, there)
 
 
 def _known_spec(here: Parts, key: str) -> LifecycleSpec | None:

@@ -18,6 +18,14 @@ STATIC = FOLDER / "static"
 _templates = Environment(loader=FileSystemLoader(FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True)
 
 
+_templates.globals["simulated"] = ""
+
+
+def say_on_every_page(banner: str) -> None:
+    """Above all that the pages show, from now on."""
+    _templates.globals["simulated"] = banner
+
+
 def render(template: str, status: int = 200, *, refresh: int = 0, **context: Any) -> HTMLResponse:  # noqa: ANN401
     """The page *template*. The browser asks again after *refresh* seconds, unless it is 0."""
     text = _templates.get_template(template).render(now=datetime.now(UTC), refresh=refresh, **context)

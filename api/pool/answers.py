@@ -70,7 +70,7 @@ class Notice(BaseModel):
     """A lease is told to let go."""
 
     reason: str
-    """`reclaim`, `preempt`, `over_runtime`, `drain`, `shrink`, `revoke`."""
+    """`reclaim`, `preempt`, `over_runtime`, `drain`, `shrink`, `revoke`, `budget`."""
     why: str
     """In words; who said it, where a person did."""
     by: str
@@ -84,6 +84,10 @@ class MemberView(BaseModel):
     rank: int
     device: str
     amounts: Amounts
+    isolation: str = ""
+    """The level that it has on its GPU; empty without one."""
+    fenced: str = ""
+    """The same in words: "shared, not fenced"."""
 
 
 class LeaseView(BaseModel):

@@ -28,7 +28,7 @@ from api.pool.answers import (
     WaitingView,
 )
 from api.pool.reserved import reservations
-from everloop import names, orders
+from everloop import isolation, names, orders
 from everloop.amounts import NO_LIMIT
 from everloop.errors import NotFound
 from everloop.queues import Queue, document
@@ -217,7 +217,7 @@ def lease_view(session: Session, row: LeaseRow, over: Iterable[str] = ()) -> Lea
         priority=request.priority if request else 0,
         preemptible=preemptible,
         state="killing" if not working and any(each.live for each in members) else row.state,
-        members=[_member(each) for each in members],
+        members=[_member(session, each) for each in members],
         granted_at=row.granted_at,
         ended_at=row.ended_at,
         notice=_notice(session, row),
@@ -233,9 +233,11 @@ def _over_runtime(row: LeaseRow, request: LeaseRequestRow | None) -> float:
     return round(ran - declared, 1) if 0 < declared < ran else 0
 
 
-def _member(row: LeaseMemberRow) -> MemberView:
+def _member(session: Session, row: LeaseMemberRow) -> MemberView:
     amounts = Amounts(cores=row.cores, memory_mib=row.memory_mib, milli_gpu=row.milli_gpu, gpu_mib=row.gpu_mib)
-    return MemberView(rank=row.rank, device=row.device, amounts=amounts)
+    device = session.get(DeviceRow, (row.pool, row.device)) if row.milli_gpu else None
+    level, words = isolation.granted(row.device, row.milli_gpu, device.milli_gpu if device else isolation.WHOLE_GPU)
+    return MemberView(rank=row.rank, device=row.device, amounts=amounts, isolation=level, fenced=words)
 
 
 def _notice(session: Session, row: LeaseRow) -> Notice | None:

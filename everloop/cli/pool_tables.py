@@ -7,6 +7,7 @@ from rich.text import Text
 
 from everloop.cli.options import Json
 from everloop.console import span, table, when
+from everloop.isolation import BANNER, is_simulated
 from everloop.queues import amount
 
 HOURS = 3_600_000
@@ -26,6 +27,8 @@ KINDS = {
 
 def pool(found: Json) -> RenderableType:
     parts: list[RenderableType] = [heading(f"pool {found['pool']}"), devices(found["devices"])]
+    if any(is_simulated(row["name"]) for row in found["devices"]):
+        parts.insert(0, Text(BANNER, style="bold"))
     parts += [heading("held now"), leases(found["leases"])]
     parts += [heading("queues"), queues(found["queues"])]
     parts += [heading("waiting"), *waiting(found["waiting"], found["waiting_in_all"])]
@@ -67,7 +70,13 @@ def leases(rows: Iterable[Json]) -> RenderableType:
 
 def has(members: Sequence[Json]) -> str:
     """`cpu0: 2 cores`."""
-    return "; ".join(f"{member['device']}: {amounts(member['amounts'])}" for member in members)
+    told = (f"{member['device']}: {amounts(member['amounts'])}" + fenced(member) for member in members)
+    return "; ".join(told)
+
+
+def fenced(member: Json) -> str:
+    """How far it is kept apart from others on its GPU."""
+    return f" ({member['fenced']})" if member.get("fenced") else ""
 
 
 def amounts(of: Json) -> str:

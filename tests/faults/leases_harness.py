@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from sqlmodel import col, select
 
@@ -28,6 +28,8 @@ T = TypeVar("T")
 RECORDER = Path(__file__).parent / "recorder"
 PROCESSES = ("control", "compute", "scheduler", "slot cpu0", "slot cpu1", "api", "serve")
 """Each is killed in turn; the launcher starts it again."""
+FRACTIONS = ((0.25, 3000), (0.25, 9000), (0.5, 2000), (0.5, 8000), (0.34, 5000), (1, 16000))
+"""Of a GPU of 16,000 MiB: what fits by its share may not fit by its memory."""
 TEMPORAL = "temporal"
 """The server itself. It carries no mark of a stack, so it is found by its database."""
 
@@ -62,11 +64,15 @@ def wake(here: Settings) -> None:
     asyncio.run(tell())
 
 
-def recording(table: Path, model: str, records: Path, *, cpus: int, seconds: float) -> dict[str, Any]:
-    """A lifecycle whose training runs on *cpus* cores for *seconds* and writes down where."""
+def recording(
+    table: Path, model: str, records: Path, *, cpus: int, seconds: float, gpus: float = 0, gpu_mib: int = 1
+) -> dict[str, Any]:
+    """A lifecycle whose training runs on *cpus* cores, and a part of a GPU, for *seconds* and writes down where."""
     trainer = {"trainer": "recorded:fit", "code": str(RECORDER), "inputs": "features", "until": "train"}
     params = {"params": {"records": str(records), "seconds": seconds}}
-    return spec_of(table, model) | trainer | params | {"resources": {"stages": {"train": {"cpus": cpus}}}}
+    wants: dict[str, Any] = {"cpus": cpus} | ({"gpus": gpus, "gpu_memory": gpu_mib} if gpus else {})
+    resources = {"gpus": 0, "stages": {"train": wants}} if gpus else {"stages": {"train": wants}}
+    return spec_of(table, model) | trainer | params | {"resources": resources}
 
 
 def kill(here: Settings, name: str) -> bool:
@@ -100,6 +106,7 @@ def run(
     seed: int,
     processes: Sequence[str] = PROCESSES,
     pause: tuple[float, float] = (2, 6),
+    gpus: bool = False,
 ) -> None:
     """Submit *lifecycles* of several sizes, kill processes meanwhile, and wait for the end of all."""
     numbers = random.Random(seed)
@@ -107,10 +114,14 @@ def run(
     with Client(data_dir=here.data_dir) as client:
         for key in keys:
             cpus, seconds = numbers.choice((1, 1, 2)), numbers.uniform(0.5, 2)
-            client.submit(recording(table, key, records, cpus=cpus, seconds=seconds), key)
+            part = numbers.choice(FRACTIONS) if gpus else (0, 1)
+            client.submit(
+                recording(table, key, records, cpus=cpus, seconds=seconds, gpus=part[0], gpu_mib=part[1]), key
+            )
     for number in range(kills):
         time.sleep(numbers.uniform(*pause))
-        kill(here, processes[number % len(processes)])
+        name = processes[number % len(processes)]
+        kill(here, name.replace("slot cpu", "slot sim-") if gpus else name)
     deadline = time.monotonic() + 60 + 60 * lifecycles
     store = Store(here.database)
     while statuses(store, keys) != {"done"}:
@@ -131,22 +142,34 @@ def statuses(store: Store, keys: list[str]) -> set[str]:
     return {*found, *(["missing"] if len(found) < len(keys) else [])}
 
 
-def spans(records: Path) -> list[tuple[float, float, str, int]]:
-    """Of each process that ran: from when to when by its own word, on which device, with how many cores."""
+class Span(NamedTuple):
+    """A process that ran, by its own word."""
+
+    begin: float
+    end: float
+    device: str
+    used: tuple[int, ...]
+    """Cores, thousandths of a GPU, MiB of it."""
+
+
+def spans(records: Path) -> list[Span]:
     found: dict[str, list[float]] = defaultdict(list)
     for line in records.read_text().splitlines():
         at, who = line.split(" ", 1)
         found[who].append(float(at))
-    return sorted((min(at), max(at), who.split()[2], int(who.split()[3])) for who, at in found.items())
+    cut = ((min(at), max(at), who.split()) for who, at in found.items())
+    return sorted(Span(begin, end, who[2], tuple(map(int, who[3:6]))) for begin, end, who in cut)
 
 
-def overlaps(records: Path, cores: int) -> list[str]:
-    """Moments at which more cores of a device were used than its *cores*, by the jobs' own records."""
+def overlaps(records: Path, cores: int, milli_gpu: int = 0, gpu_mib: int = 0) -> list[str]:
+    """Moments at which more of a device was used than it has, by the jobs' own records."""
     ran, found = spans(records), []
-    for begin, _, device, _ in ran:
-        used = sum(one[3] for one in ran if one[2] == device and one[0] <= begin <= one[1])
-        if used > cores:
-            found.append(f"{used} cores of {device} at {begin:.3f}")
+    for one in ran:
+        beside = [each.used for each in ran if each.device == one.device and each.begin <= one.begin <= each.end]
+        sums = [sum(each[place] for each in beside) for place in range(3)]
+        for what, has, used in zip(("cores", "milli-GPU", "MiB"), (cores, milli_gpu, gpu_mib), sums, strict=True):
+            if used > has:
+                found.append(f"{used} {what} of {one.device} at {one.begin:.3f}")
     return found
 
 

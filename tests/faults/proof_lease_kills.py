@@ -1,12 +1,14 @@
 """`make proof-lease-kills`: 100 lifecycles of several sizes on 4 devices of two cores, kill -9 of each process in turn,
 Temporal itself among them.
 
+With --gpus the trainings take fractions of 4 simulated GPUs instead, by share and by memory.
 By the jobs' own records no device is used beyond what it has at any moment, and nothing is left behind.
-A line goes to docs/proof/lease_kills.csv.
+A line goes to docs/proof/lease_kills.csv, or fraction_kills.csv.
 """
 
 import argparse
 import csv
+import os
 import random
 import subprocess
 import sys
@@ -32,7 +34,11 @@ def main() -> int:
     processes = (*harness.PROCESSES, harness.TEMPORAL)
     parser.add_argument("--kills", type=int, default=3 * len(processes))
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1, 10**6))
+    parser.add_argument("--gpus", action="store_true", help="fractions of 4 simulated GPUs, instead of cores")
     asked = parser.parse_args()
+    if asked.gpus:
+        os.environ |= {"EVERLOOP_DEVICES": "sim:4x16000", "EVERLOOP_SLOT_CORES": "1", "EVERLOOP_SLOTS": ""}
+    has = (4, 1000, 16_000) if asked.gpus else (2,)
     with tempfile.TemporaryDirectory(prefix="everloop-leases-") as folder:
         here = configuration.load(data_dir=Path(folder) / "data", port_base=free_port_base())
         records, table = Path(folder) / "records", write_table(Path(folder), random.Random(asked.seed))
@@ -41,12 +47,12 @@ def main() -> int:
         try:
             harness.run(
                 here, table, records, lifecycles=asked.lifecycles, kills=asked.kills, seed=asked.seed,
-                processes=processes,
+                processes=processes, gpus=asked.gpus,
             )  # fmt: skip
             left = _left(here)
         finally:
             stack.down(here)
-        over = harness.overlaps(records, cores=2)
+        over = harness.overlaps(records, *has)
         ran = len(harness.spans(records))
         print(
             f"seed {asked.seed}: {asked.lifecycles} lifecycles, {ran} jobs, {asked.kills} kills in "
@@ -63,8 +69,9 @@ def _write(asked: argparse.Namespace, ran: int, seconds: float, over: int, left:
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     at = f"{datetime.now(UTC):%Y-%m-%d %H:%M}"
     row = [at, commit, asked.seed, asked.lifecycles, ran, asked.kills, round(seconds), over, left]
-    new = not TABLE.exists()
-    with TABLE.open("a", newline="") as table:
+    path = TABLE.with_name("fraction_kills.csv") if asked.gpus else TABLE
+    new = not path.exists()
+    with path.open("a", newline="") as table:
         writer = csv.writer(table, lineterminator="\n")
         writer.writerows(([HEADER] if new else []) + [row])
 

@@ -197,7 +197,7 @@ def test_a_slot_whose_worker_is_killed_starts_another_and_ends_it_when_told(tmp_
 
 @pytest.mark.parametrize(("slots", "names", "light"), [(1, ["cpu0"], []), (3, ["cpu0", "cpu1", "cpu2"], ["cpu2"])])
 def test_the_last_of_several_cpu_slots_is_for_checks(settings, monkeypatch, slots, names, light):
-    monkeypatch.setattr(devices, "_gpus", tuple)
+    monkeypatch.setattr(devices.nvml, "found", tuple)
 
     assert devices.slot_names(replace(settings, slots=slots)) == names
     assert devices.light_slots(replace(settings, slots=slots)) == light
@@ -221,7 +221,7 @@ def test_the_memory_of_the_machine_is_shared_by_the_cores():
 
 
 def test_a_gpu_slot_sees_its_own_gpu_and_the_check_slot_none():
-    slots = devices.NvmlDevices((("1a-2b", 8000),)).slots()
+    slots = devices.NvmlDevices((devices.Gpu("GPU-1a-2b", 8000),)).slots()
 
     assert [(slot.name, slot.light) for slot in slots] == [("gpu-1a-2b", False), ("cpu0", True)]
     assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["GPU-1a-2b", ""]

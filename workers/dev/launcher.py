@@ -25,7 +25,7 @@ from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
 
-from everloop import logs, names, signing, stack
+from everloop import isolation, logs, names, signing, stack
 from everloop import settings as configuration
 from everloop.errors import EverloopError, sentence
 from everloop.settings import PRIVATE, SCHEDULER, TEMPORAL, TEMPORAL_UI, UNGUARDED_UI, Settings
@@ -372,5 +372,7 @@ def _run(*, as_json: bool) -> None:
         up = {"login_url": login, "seconds": seconds, **asdict(life.up())}
         ui = f"  Temporal UI: {up['temporal_ui_url']}" if up["temporal_ui_url"] else ""
         line = f"Everloop is ready ({seconds} s): {login}{ui}"
+        if life.settings.devices.startswith("sim:"):
+            life.say(isolation.BANNER)
         print(json.dumps(up) if as_json else line, flush=True)  # noqa: T201
         life.mind()

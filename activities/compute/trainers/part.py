@@ -75,6 +75,9 @@ class Part:
     def cores(self) -> int:
         return self.whole.cores
 
+    def limit(self) -> None:
+        self.whole.limit()
+
     @property
     def rank(self) -> int:
         return self.whole.rank

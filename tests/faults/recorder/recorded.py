@@ -16,7 +16,7 @@ EVERY_SECONDS = 0.05
 
 def fit(training: Training) -> Pipeline:
     member = training.lease.members[0]
-    line = f"{os.getpid()} {training.lease.token} {member.device} {member.cores}"
+    line = f"{os.getpid()} {training.lease.token} {member.device} {member.cores} {member.milli_gpu} {member.gpu_mib}"
     ends = threading.Event()
 
     def record() -> None:

@@ -33,6 +33,7 @@ def fit(examples: Examples, params: Mapping[str, Any], context: Context) -> Fitt
     function = function_of(name)
     training = Given(examples, params, context)
     seed_everything(training.seed, training.cores)
+    context.limit()
     answer = call(name, function, training)
     if answer is None and context.rank:
         raise _ended(examples, context)
