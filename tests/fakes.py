@@ -23,6 +23,8 @@ from everloop.contracts import (
     FeaturesActivities,
     JobRequest,
     JoinRequest,
+    LabelComputeActivities,
+    PerformanceRequest,
     PrepareRequest,
     ProveAnswer,
     ProveRequest,
@@ -36,6 +38,7 @@ from everloop.contracts import (
     ValidateRequest,
 )
 from everloop.records import (
+    Break,
     Check,
     Code,
     Column,
@@ -43,7 +46,9 @@ from everloop.records import (
     DriftReport,
     Evaluation,
     Exported,
+    Measure,
     Parity,
+    PerformanceReport,
     Prepared,
     Ran,
     Refitted,
@@ -51,6 +56,7 @@ from everloop.records import (
     Snapshot,
     Trained,
     Validation,
+    WindowPerformance,
 )
 from everloop.scores import Chunk, Cut, Joined
 from everloop.trials import Trial, Trials
@@ -64,6 +70,7 @@ class QuickCompute(
     EvaluationActivities,
     ExportActivities,
     DriftComputeActivities,
+    LabelComputeActivities,
     ScoreJobActivities,
 ):
     """Every compute stage, answered at once. `hooks[stage]` may raise or wait; `calls` lists what was asked."""
@@ -74,6 +81,9 @@ class QuickCompute(
         self.hooks: dict[str, Callable[[], Any]] = {}
         self.verdict = "better"
         self.share = 0.0
+        self.measures: tuple[Measure, ...] = ()
+        self.broken: tuple[Break, ...] = ()
+        self.performance: tuple[WindowPerformance, ...] = ()
         self.features: tuple[Column, ...] = ()
         self.code: Code | None = None
         self.ran: Ran | None = None
@@ -195,7 +205,20 @@ class QuickCompute(
     @activity.defn(name="everloop.drift.measure")
     async def measure(self, request: DriftRequest) -> DriftReport:
         await self._called("measure", request)
-        return DriftReport(window=request.window, rows=500, reference_rows=500, columns=(), share=self.share)
+        return DriftReport(
+            window=request.window,
+            rows=500,
+            reference_rows=500,
+            columns=(),
+            share=self.share,
+            measures=self.measures,
+            broken=self.broken,
+        )
+
+    @activity.defn(name="everloop.labels.perform")
+    async def perform(self, request: PerformanceRequest) -> PerformanceReport:
+        await self._called("perform", request)
+        return PerformanceReport(windows=self.performance, labels=9, joined=7, corrected=1)
 
     @activity.defn(name="everloop.score.cut")
     async def cut(self, request: CutRequest) -> Cut:
@@ -236,6 +259,7 @@ class QuickCompute(
             self.evaluate,
             self.export,
             self.measure,
+            self.perform,
             self.cut,
             self.chunk,
             self.join,

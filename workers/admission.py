@@ -27,6 +27,7 @@ SERVES = {
     "everloop.score.": frozenset({names.SCORE}),
     "everloop.drift.watch": frozenset({names.LIFECYCLE}),
     "everloop.drift.": frozenset({names.DRIFT_CHECK}),
+    "everloop.labels.": frozenset({names.DRIFT_CHECK}),
 } | dict.fromkeys(JOBS, frozenset({names.LIFECYCLE}))
 """Activity (or, with a dot at its end, every other one that begins so) to the workflows that may call it."""
 

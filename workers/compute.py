@@ -21,6 +21,7 @@ from activities.export import ExportJobs
 from activities.features import FeaturesJobs
 from activities.jobs import scratch
 from activities.jobs.submit import Jobs
+from activities.labels import LabelCompute
 from activities.proof import ProofOnCompute
 from activities.score import ScoreJobs
 from activities.search import SearchJobs
@@ -86,6 +87,7 @@ def activities(jobs: Jobs, store: Store, settings: Settings) -> Sequence[Callabl
         evaluation.evaluate,
         export.export,
         DriftCompute(jobs, store, settings).measure,
+        LabelCompute(jobs, store, settings).perform,
         *(score.cut, score.chunk, score.join),
         DiskOnCompute(settings).room,
         ProofOnCompute(jobs).prove,

@@ -13,6 +13,7 @@ from activities.alarm import Alarms
 from activities.drift import DriftLedger
 from activities.fork import ForkOnControl
 from activities.journal import JournalOnControl
+from activities.labels import LabelLedger
 from activities.lease import LeaseOnControl
 from activities.lifecycle import LifecycleOnControl
 from activities.pool import PoolOnControl
@@ -98,6 +99,7 @@ def activities(
     registry = RegistryOnControl(store, artifacts, settings.keys_dir)
     release = ReleaseOnControl(store, artifacts, settings, client)
     drift, search = DriftLedger(store, settings, client), SearchOnControl(store, artifacts)
+    labels = LabelLedger(store, settings, client)
     return (
         journal.append,
         LifecycleOnControl(store, client, settings.keys_dir).admit,
@@ -107,6 +109,7 @@ def activities(
         *(registry.champion, registry.register, registry.evidence),
         *(release.route, release.observe, release.roll_back),
         *(drift.watch, drift.next_window, drift.trigger),
+        *(labels.due, labels.judge),
         ScoreOnControl(store, settings.keys_dir).open,
         *(search.begin, search.tell),
     )

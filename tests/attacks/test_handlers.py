@@ -185,6 +185,14 @@ async def test_no_handler_of_any_workflow_is_wedged_by_nothing_junk_or_too_much(
     cutting.set()
     assert (await scored.result()).rows == 30
 
+    searching = asyncio.Event()
+    stack.compute.hooks["trial"] = searching.wait
+    sought = await stack.submit("walk-search", until="train", search={"budget": {"trials": 2}, "families": ["linear"]})
+    await eventually(lambda: "trial" in stack.compute.stages())
+    await attacks(names.search_id(sought.id), names.SEARCH)
+    searching.set()
+    await stack.status(sought.id, "done")
+
     # A workflow that is new must be attacked here too. An order is one activity long and listens to nobody.
     deaf = [cls for cls in control.WORKFLOWS if cls not in attacked]
     assert {definition(cls).name for cls in deaf} == {names.ROLL_BACK, names.POOL_ORDER}
