@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 COMPILE = { $(BIN)/python -m compileall -q -j 0 -x '/(plotly|faker|litestar|pip|tests)/' $(VENV)/lib >/dev/null || true; }
 
-.PHONY: demo test check format bench proof-compute proof-sleep proof-leases proof-lease-kills proof-gangs proof-log proof-watch
+.PHONY: demo test check format bench proof-compute proof-sleep proof-leases proof-lease-kills proof-gangs proof-log proof-search proof-watch
 
 demo: $(VENV)/.demo  ## the whole loop on a real year of data
 	$(BIN)/everloop demo $(ARGS)
@@ -24,7 +24,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-BENCHES := orchestration recovery init stack_memory chain prepare torch_tabular serving prediction_log leases lease_ledger
+BENCHES := orchestration recovery init stack_memory chain prepare torch_tabular serving prediction_log leases lease_ledger search_overhead single_row automl drift
 bench: $(VENV)/.dev  ## what Everloop costs, beside others; ROWS=200000 for small tables; ONLY="init prepare" for some
 	@missed=0; for name in $(or $(ONLY),$(BENCHES)); do echo "== $$name"; \
 	  PYTHONPATH=. $(BIN)/python bench/$$name.py $(if $(ROWS),$$(case $$name in (prepare|chain) echo --rows $(ROWS);; esac)) \
@@ -48,6 +48,9 @@ proof-log: $(VENV)/.dev  ## kill -9 of prediction servers and of the log's keepe
 
 proof-gangs: $(VENV)/.dev  ## a gang of four, kill -9 of a rank KILLS=10 times: docs/proof/gangs.csv; SEED=, PLANT=1..3 must fail
 	$(BIN)/python -m tests.faults.proof_gangs
+
+proof-search: $(VENV)/.dev  ## kill -9 of everything at trial 37 of 100, one and four at once: docs/proof/search.csv; SEED=, PLANT=1..3 must fail
+	$(BIN)/python -m tests.faults.proof_search
 
 proof-lease-kills: $(VENV)/.dev  ## many jobs on few devices, kill -9 of each process in turn, Temporal too: 0 overlaps, 0 leaks; ARGS="--lifecycles 20", "--gpus" for fractions
 	EVERLOOP_SLOTS=4 EVERLOOP_SLOT_CORES=2 $(BIN)/python -m tests.faults.proof_lease_kills $(ARGS)

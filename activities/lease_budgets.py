@@ -98,16 +98,22 @@ def _live(session: Session, row: BudgetRow, tree: Sequence[Queue]) -> list[Lease
     ]
 
 
+def there_are(session: Session, pool: str) -> bool:
+    """Has anybody a budget, or was anybody told of one that is gone?"""
+    if session.exec(select(BudgetRow.name).where(BudgetRow.pool == pool).limit(1)).first() is not None:
+        return True
+    told = select(LeaseRow.token).where(LeaseRow.pool == pool, LeaseRow.state == "noticed", LeaseRow.notice == NOTICE)
+    return session.exec(told.limit(1)).first() is not None
+
+
 def look_after(store: Store, pool: str, now_ms: int, grace: timedelta) -> None:
     """Count on, and hold back or let go on whose budget has been spent or raised. Before each decision."""
     with store.read() as session:
-        if session.exec(select(BudgetRow.name).where(BudgetRow.pool == pool).limit(1)).first() is None:
-            return
         known, tree = prices(session, pool), lease_queues.tree(session, pool)
         rows = session.exec(select(BudgetRow).where(BudgetRow.pool == pool)).all()
         news = [row for row in rows if _is_news(session, row, tree, known, now_ms)]
         spent = [row for row in rows if row.spent] if not news else rows
-        if not news and not _untold(session, pool, spent, tree):
+        if rows and not news and not _untold(session, pool, spent, tree):
             return
     with store.write() as session:
         for row in session.exec(select(BudgetRow).where(BudgetRow.pool == pool)).all():

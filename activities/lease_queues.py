@@ -8,7 +8,7 @@ from sqlmodel import Session, col, delete, select
 from everloop.amounts import Counted
 from everloop.errors import Conflict
 from everloop.queues import DEFAULT, Queue, in_order
-from everloop.store import DeviceRow, LeaseRequestRow, LeaseRow, QueueRow
+from everloop.store import BudgetRow, DeviceRow, LeaseRequestRow, LeaseRow, QueueRow
 
 WORKING = ("offered", "active", "noticed")
 """States of a lease whose holder may work."""
@@ -88,6 +88,8 @@ def replace(session: Session, pool: str, queues: tuple[Queue, ...], person: str)
     known = {row.id: row for row in session.exec(select(QueueRow).where(QueueRow.pool == pool)).all()}
     gone = known.keys() - {queue.id for queue in queues}
     session.exec(delete(QueueRow).where(col(QueueRow.pool) == pool, col(QueueRow.id).in_(gone)))
+    theirs = (col(BudgetRow.pool) == pool, col(BudgetRow.scope) == "queue", col(BudgetRow.name).in_(gone))
+    session.exec(delete(BudgetRow).where(*theirs))
     for queue in queues:
         row = known.get(queue.id) or QueueRow(pool=pool, id=queue.id)  # its usage stays
         row.parent, row.weight, row.priority = queue.parent, queue.weight, queue.priority

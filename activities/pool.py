@@ -1,4 +1,4 @@
-"""What an operator orders of a pool, carried out in the ledger: queues, revoke, drain, undrain."""
+"""What an operator orders of a pool, carried out in the ledger: queues, revoke, drain, cordon, undrain."""
 
 import asyncio
 from collections.abc import Callable
@@ -73,6 +73,12 @@ def _drain(store: Store, order: PoolOrder) -> PoolOrdered:
     return PoolOrdered(done=f"{told}; {holders if tokens else 'nothing is held on it'}", tokens=tuple(tokens))
 
 
+def _cordon(store: Store, order: PoolOrder) -> PoolOrdered:
+    devices = ledger.cordon(store, order.pool, order.node, by=order.person, reason=order.reason)
+    told = f"{', '.join(devices)} get{'s' * (len(devices) == 1)} no new leases"
+    return PoolOrdered(done=f"{told}; what is held there goes on")
+
+
 def _undrain(store: Store, order: PoolOrder) -> PoolOrdered:
     devices = ledger.undrain(store, order.pool, order.node)
     return PoolOrdered(done=f"{', '.join(devices)} get{'s' * (len(devices) == 1)} leases again")
@@ -105,6 +111,7 @@ _DO: dict[str, Callable[[Store, PoolOrder], PoolOrdered]] = {
     "queues": _queues,
     "revoke": _revoke,
     "drain": _drain,
+    "cordon": _cordon,
     "undrain": _undrain,
     "budget": _budget,
     "prices": _prices,

@@ -29,6 +29,7 @@ from api import (
     predictions,
     problems,
     release,
+    score,
     search,
     spending,
 )
@@ -196,6 +197,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         drift.router,
         labels.router,
         predictions.router,
+        score.router,
         release.router,
         pool.router,
         cost.router,

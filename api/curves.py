@@ -29,6 +29,8 @@ class Curve(BaseModel):
 
     metric: str
     higher_is_better: bool
+    part: int = 0
+    """Which of several trainings of one job, folds or an ensemble's members, from 1; 0: the only one."""
     unit: str
     """What its trainer calls a step: `round`, `epoch`."""
     steps: list[int]
@@ -90,13 +92,21 @@ def _steps(session: Session, job: str) -> list[MetricRow]:
 
 
 def _curves(rows: Sequence[MetricRow]) -> list[Curve]:
-    told = sorted({name for row in rows for name in row.values})
-    metrics = dict.fromkeys(name.partition("_")[2] for name in told if name.startswith((TRAIN, VALIDATION)))
-    unit = steps.unit_of(dict.fromkeys(told, 0.0))
-    return [_curve(metric, unit, rows) for metric in metrics]
+    parts: dict[int, list[MetricRow]] = {}
+    for row in rows:
+        parts.setdefault(steps.in_part(row.step, row.values)[0], []).append(row)
+    # A step of all parts together is their end, and no curve.
+    return [curve for part, own in sorted(parts.items()) if part or len(parts) == 1 for curve in _of_part(part, own)]
 
 
-def _curve(metric: str, unit: str, rows: Sequence[MetricRow]) -> Curve:
+def _of_part(part: int, rows: Sequence[MetricRow]) -> list[Curve]:
+    names = sorted({name for row in rows for name in row.values})
+    metrics = dict.fromkeys(name.partition("_")[2] for name in names if name.startswith((TRAIN, VALIDATION)))
+    unit = steps.unit_of(dict.fromkeys(names, 0.0))
+    return [_curve(metric, part, unit, rows) for metric in metrics]
+
+
+def _curve(metric: str, part: int, unit: str, rows: Sequence[MetricRow]) -> Curve:
     train, validation = TRAIN + metric, VALIDATION + metric
     told = [row for row in rows if train in row.values or validation in row.values]
     rising = not RISING.isdisjoint(metric.lower().split("_"))
@@ -106,12 +116,17 @@ def _curve(metric: str, unit: str, rows: Sequence[MetricRow]) -> Curve:
     return Curve(
         metric=metric,
         higher_is_better=rising,
+        part=part,
         unit=unit,
-        steps=[row.step for row in thinned],
+        steps=[_number(row) for row in thinned],
         train=[row.values.get(train) for row in thinned],
         validation=[row.values.get(validation) for row in thinned],
-        best_step=best.step if best else None,
+        best_step=_number(best) if best else None,
     )
+
+
+def _number(row: MetricRow) -> int:
+    return steps.in_part(row.step, row.values)[1]
 
 
 def _thinned(rows: Sequence[MetricRow], best: MetricRow | None) -> list[MetricRow]:

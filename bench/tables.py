@@ -261,7 +261,7 @@ def drafted(source: Path, name: str, public: Public, spec: Path, found: Result) 
 
 def at_the_gate(here: Settings, spec: Path, public: Public, found: Result) -> None:
     began = time.perf_counter()
-    said = ["--set", ASKED] if found["confirmed"] else []
+    said = ["--set", "search.budget=5s", *(["--set", ASKED] if found["confirmed"] else [])]
     done = everloop("submit", str(spec), *said, "--wait", "--json", at=here)
     found["gate_seconds"] = round(time.perf_counter() - began, 1)
     shown = json.loads(done.stdout) if done.stdout.startswith("{") else {}

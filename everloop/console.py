@@ -18,6 +18,8 @@ out = Console(highlight=False, soft_wrap=False)
 err = Console(stderr=True, highlight=False)
 
 MOST_NOTES = 6
+MOST_PARAMETERS = 3
+"""Of a trial, beside other things."""
 LOG_DAYS = 31
 """Shown of a log."""
 LEAST_SHARE = 0.01
@@ -161,7 +163,7 @@ def leaders(found: Json) -> Iterator[RenderableType]:
     if told["sentence"] and told["state"] != "running":  # else `progress` says it
         yield Text(f"search: {told['sentence']}")
     if told["leaders"]:
-        yield Padding(trials(told, told["leaders"]), (0, 0, 0, 2))
+        yield Padding(trials(told, told["leaders"], most=MOST_PARAMETERS), (0, 0, 0, 2))
         yield command(
             f"everloop take-best {found['id']}" if told["can_take_best"] else f"everloop trials {found['id']}"
         )
@@ -181,11 +183,13 @@ def search(found: Json, rows: Sequence[Json]) -> RenderableType:
     return Group(*parts)
 
 
-def trials(found: Json, rows: Sequence[Json]) -> RenderableType:
-    """Trials, one a line."""
+def trials(found: Json, rows: Sequence[Json], most: int | None = None) -> RenderableType:
+    """Trials, one a line, with their first *most* parameters."""
     made = table("place", "trial", "family", found["metric"], "took", "what was chosen")
     for row in rows:
-        chosen = ", ".join(f"{name} {number(value)}" for name, value in row["parameters"].items()) or "defaults"
+        given = [f"{name} {_short(value)}" for name, value in row["parameters"].items()]
+        more = [f"{len(given) - most} more"] if most and len(given) > most else []
+        chosen = ", ".join(given[:most] + more) or "defaults" * bool(row["family"])
         place = str(row["rank"] or row["state"])
         style = "green" if row["rank"] == 1 else "red" if row["state"] == "failed" else ""
         made.add_row(
@@ -193,6 +197,10 @@ def trials(found: Json, rows: Sequence[Json]) -> RenderableType:
             row["error"] or chosen, style=style,
         )  # fmt: skip
     return made
+
+
+def _short(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)[:40]
 
 
 def notes_of(found: Json) -> Iterator[RenderableType]:
@@ -218,7 +226,7 @@ def curve(found: Json) -> RenderableType:
     steps, best = found["steps"], found.get("best_step")
     places = dict.fromkeys([0, *([steps.index(best)] if best in steps else []), len(steps) - 1])
     made = table(
-        found["metric"],
+        found["metric"] + (f", part {found['part']}" if found.get("part") else ""),
         "",
         *(f"{found['unit']} {steps[place]:,}{' (best)' * (steps[place] == best)}" for place in places),
     )

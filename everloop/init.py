@@ -245,6 +245,7 @@ def _key(found: Profile) -> list[str]:
 def _features(found: Profile) -> list[str]:
     suspects: dict[str, float] = found["suspects"]
     lines = ["features:", "  # Never name what is known only after the fact: the model would be right in tests alone."]
+    lines.append("  # near_duplicates, selection, skew and interactions choose more: docs/choices.md")
     for name, score in list(suspects.items())[:SHOWN]:
         says = f"{_safe(name)} alone says the target almost perfectly ({score:.3f})"
         lines.append(f"  # {says}: {_verdict(name, found)}")
@@ -285,15 +286,13 @@ def _rest(found: Profile) -> list[str]:
     window, density = _window(found, least)
     when = found["time"] or "the event time that predict requests carry"
     return [
-        "# What learns. Left out, LightGBM's trees, by what `training` says. Or torch, a network, by its own `params`",
-        "# and the seed; or a function of yours, package.module:function. The README says more under Trainers.",
-        "# trainer: torch",
-        "# params: {layers: 2, width: 128, learning_rate: 0.001, epochs: 60}",
+        "# For so long families and their parameters are tried; the best of them, or an average of the best, goes on.",
+        "# It ends early when it gains no more. {trials: 100}, and more: docs/search.md. Left out, it trains once,",
+        "# as `trainer`, `params` and `training` say (the README, under Trainers): a function of yours, for instance.",
+        "search: {budget: 60s}",
         "",
         "training:",
-        "  rounds: 400           # at most; training stops when the validation part gets no better",
-        "  learning_rate: 0.05",
-        "  leaves: 31",
+        "  rounds: 400           # LightGBM's, at most; it stops when the rows that it is judged by get no better",
         "  seed: 0",
         "",
         "gate:",

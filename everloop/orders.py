@@ -13,7 +13,7 @@ from everloop.queues import Queue
 from everloop.records import Record
 from everloop.signing import Signer
 
-Action = Literal["queues", "revoke", "drain", "undrain", "budget", "prices"]
+Action = Literal["queues", "revoke", "drain", "cordon", "undrain", "budget", "prices"]
 HINT = "use `everloop queue`, `lease` or `node`, or the page of the pool"
 
 
@@ -35,7 +35,7 @@ class PoolOrder(Record):
     token: int = Field(default=0, ge=0, lt=1 << 63)
     """`revoke`: of the lease."""
     node: str = ""
-    """`drain`, `undrain`: a node, or one device of it."""
+    """`drain`, `cordon`, `undrain`: a node, or one device of it."""
     grace_seconds: Annotated[int, Field(ge=0, le=86_400)] = 60
     """`revoke`, `drain`: how long holders have to write a checkpoint and let go."""
     scope: Literal["", "queue", "lifecycle"] = ""

@@ -71,6 +71,11 @@ class PoolCalls(ABC):
         body = {"reason": reason, "grace_seconds": grace_seconds}
         return dict(self._api("POST", f"/nodes/{quote(node, safe='')}/drain", json=body, params={"pool": pool}))
 
+    def cordon(self, node: str, reason: str = "", pool: str = "default") -> Json:
+        """Give a node (or one device) no new leases; those that it has go on. `undrain` opens it again."""
+        path = f"/nodes/{quote(node, safe='')}/cordon"
+        return dict(self._api("POST", path, json={"reason": reason}, params={"pool": pool}))
+
     def undrain(self, node: str, pool: str = "default") -> Json:
         """Let a node have leases again."""
         return dict(self._api("POST", f"/nodes/{quote(node, safe='')}/undrain", json={}, params={"pool": pool}))

@@ -85,12 +85,6 @@ class Amounts(BaseModel):
             raise ValueError(why)
         return level
 
-    @model_validator(mode="after")
-    def _whole_gpus_for_a_gang(self) -> "Amounts":
-        if self.members and self.members.max > 1 and self.gpus and self.gpus < 1:
-            raise ValueError("gpus: processes that train together take whole GPUs each, or none")
-        return self
-
 
 class Budget(BaseModel):
     """What all leases of one lifecycle may spend together. When it is spent the lifecycle waits until it is raised."""
@@ -124,6 +118,13 @@ class Resources(Amounts):
             if amounts.members and amounts.members.max > 1 and name not in GANG_STAGES:
                 raise ValueError(f"{name}.members: this stage is one process; {' and '.join(GANG_STAGES)} may be more")
         return stages
+
+    @model_validator(mode="after")
+    def _whole_gpus_for_gangs(self) -> "Resources":
+        for amounts in map(self.of, GANG_STAGES):
+            if amounts.members and amounts.members.max > 1 and 0 < (amounts.gpus or 0) < 1:
+                raise ValueError("gpus: processes that train together take whole GPUs each, or none")
+        return self
 
     def of(self, stage: str) -> Amounts:
         """What *stage* asks for: its own words before those for all. `members` is for the stages that learn."""

@@ -25,6 +25,7 @@ __all__ = [
     "THOUSANDS",
     "WITH_COMMA",
     "column_names",
+    "column_values",
     "delimiter_of",
     "from_csv",
     "pointed",
@@ -51,7 +52,7 @@ def from_csv(text: str, name: str, schema: Mapping[str, Any]) -> list[Json]:
     fields = {field.name: field for field in signature.fields}
     names, rows, delimiter = _table(text, name, signature)
     columns = [
-        _column(column, cells, signature, fields, delimiter)
+        column_values(column, cells, signature, fields, delimiter)
         for column, cells in zip(names, zip(*rows, strict=True), strict=True)
     ]
     return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
@@ -116,7 +117,7 @@ def _kind(column: str, signature: Signature, fields: Mapping[str, Field]) -> str
     return "plain" if column in (signature.time, signature.key) else "text"
 
 
-def _column(
+def column_values(
     name: str, cells: Sequence[str], signature: Signature, fields: Mapping[str, Field], delimiter: str
 ) -> list[Cell]:
     """The cells of one column, as the model's table was read."""

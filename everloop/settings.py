@@ -188,10 +188,11 @@ def _one_of(name: str, words: tuple[str, ...]) -> str:
 
 def _devices() -> str:
     """Which; what is simulated is told apart in workers/devices/sim.py."""
-    said = os.environ.get("EVERLOOP_DEVICES", "").strip() or "auto"
+    name = "EVERLOOP_DEVICES"
+    said = os.environ.get(name, "").strip() or "auto"
     if said not in ("auto", "cpu", "nvml") and not said.startswith("sim:"):
-        message = f"EVERLOOP_DEVICES must be auto, cpu, nvml, or sim:4x16000 (GPUs that are not there), not {said!r}"
-        raise Invalid(message, field="EVERLOOP_DEVICES")
+        message = f"{name} must be auto, cpu, nvml, or sim:4x16000 (GPUs that are not there), not {said!r}"
+        raise Invalid(message, field=name)
     return said
 
 

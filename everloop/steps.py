@@ -10,8 +10,16 @@ STEP = "step"
 MOST = ("most", "of")
 MOST_STEPS = 10**12
 """More is no number of steps that anybody waits for."""
+PART, PART_STEPS = "part", 100_000
+"""A value that says which of several trainings in a job it is of, from 1, and how many steps each has to itself."""
 TRAIN, VALIDATION = "train_", "validation_"
 """How a trainer names the values of its curves: `validation_binary_logloss`."""
+
+
+def in_part(step: int, values: Mapping[str, float]) -> tuple[int, int]:
+    """Which of several trainings in a job a step is of (0: the only one, or all of them), and its number there."""
+    part = int(values.get(PART, 0))
+    return (part, step - (part - 1) * PART_STEPS) if part > 0 else (0, step)
 
 
 def unit_of(values: Mapping[str, float]) -> str:
@@ -32,6 +40,9 @@ def may_stop_early(values: Mapping[str, float]) -> bool:
 
 def told(step: int, values: Mapping[str, float]) -> str:
     """`round 120 of at most 400`. A step beyond the most is counted otherwise: then it is just a step."""
+    part, step = in_part(step, values)
+    if part:
+        return f"part {part}, {unit_of(values)} {step:,}"
     most = most_of(step, values)
     if most is None:
         beyond = any(name in values for name in MOST)

@@ -94,6 +94,9 @@ def spec_of(model: str, source: Path, *, watched: bool) -> Json:
         "features": {"include": list(FEATURES)},
         "metric": "auc",
         "training": {"seed": SEED, "learning_rate": 0.03, "early_stopping": 60},
+        # A retraining begins with the champion's parameters and has a quarter of the time.
+        "search": {"budget": "8s", "families": ["lightgbm"], "ensemble": 1},
+        "validation": {"method": "holdout"},
         "gate": {"deadline": "P1D"},
         # Event time runs fast here: a month is over when nothing more of it has come for two seconds.
         "monitor": {"every": "PT2S", "window": "month", "idle": "PT2S", "share": SHARE} if watched else None,
@@ -170,7 +173,7 @@ class Demo:
             if found["status"] != "released":
                 raise Unavailable(f"{lifecycle} ended: {found['status']}: {found.get('reason')}")
         self._until(lambda: self._serves(self.model) and self._serves(self.frozen), "the prediction server")
-        self.say(f"released; {self.frozen} is the same model, kept as it is for comparison")
+        self.say(f"released; {self.frozen} has learned the same rows, and is kept as it is for comparison")
 
     def _serves(self, model: str) -> bool:
         row = self.data[1].head(1)

@@ -11,6 +11,8 @@ from temporalio import activity
 
 from everloop.artifacts import Artifacts
 from everloop.contracts import (
+    ChunkRequest,
+    CutRequest,
     DataActivities,
     DriftComputeActivities,
     DriftRequest,
@@ -20,12 +22,14 @@ from everloop.contracts import (
     ExportRequest,
     FeaturesActivities,
     JobRequest,
+    JoinRequest,
     LabelComputeActivities,
     PerformanceRequest,
     PrepareRequest,
     ProveAnswer,
     ProveRequest,
     RefitRequest,
+    ScoreJobActivities,
     SearchJobActivities,
     SnapshotRequest,
     TrainingActivities,
@@ -54,6 +58,7 @@ from everloop.records import (
     Validation,
     WindowPerformance,
 )
+from everloop.scores import Chunk, Cut, Joined
 from everloop.trials import Trial, Trials
 
 
@@ -66,6 +71,7 @@ class QuickCompute(
     ExportActivities,
     DriftComputeActivities,
     LabelComputeActivities,
+    ScoreJobActivities,
 ):
     """Every compute stage, answered at once. `hooks[stage]` may raise or wait; `calls` lists what was asked."""
 
@@ -214,6 +220,22 @@ class QuickCompute(
         await self._called("perform", request)
         return PerformanceReport(windows=self.performance, labels=9, joined=7, corrected=1)
 
+    @activity.defn(name="everloop.score.cut")
+    async def cut(self, request: CutRequest) -> Cut:
+        await self._called("cut", request)
+        return Cut(rows=30, chunks=("1", "2", "3"), rejected=0)
+
+    @activity.defn(name="everloop.score.chunk")
+    async def chunk(self, request: ChunkRequest) -> Chunk:
+        await self._called("chunk", request)
+        return Chunk(scored=request.chunk, rejects="", rows=10, rejected=0)
+
+    @activity.defn(name="everloop.score.join")
+    async def join(self, request: JoinRequest) -> Joined:
+        await self._called("join", request)
+        out = self.artifacts.put("".join(request.scored).encode())
+        return Joined(out=out, rejects=None, rows=request.rows, rejected=0)
+
     @activity.defn(name="everloop.lease.prove")
     async def prove(self, request: ProveRequest) -> ProveAnswer:
         """Nothing runs after its activity here: all are dead."""
@@ -238,6 +260,9 @@ class QuickCompute(
             self.export,
             self.measure,
             self.perform,
+            self.cut,
+            self.chunk,
+            self.join,
             self.room,
             self.prove,
         ]

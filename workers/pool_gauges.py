@@ -11,6 +11,7 @@ from activities.lease_ledger import rows
 from activities.lease_ledger.state import read
 from activities.lease_policy.room import NOTHING, Four, fit, minus, most, plus
 from activities.lease_policy.state import PoolState
+from api import budget
 from api.pool.answers import PoolView, QueueView
 from everloop.amounts import COUNTED, Amount
 from everloop.store import LeaseRow
@@ -44,7 +45,7 @@ def families(session: Session, views: Sequence[PoolView], now: datetime) -> Iter
             late[each.queue] = max(late.get(each.queue, 0.0), each.slipped_seconds)
         for queue, seconds in sorted(late.items()):
             slip.add_metric([view.pool, queue], seconds)
-    yield from (age, broken, slip, *_usage(views))
+    yield from (age, broken, slip, *_usage(views), _budgets(session, views))
 
 
 def _usage(views: Sequence[PoolView]) -> Iterator[Metric]:
@@ -57,6 +58,18 @@ def _usage(views: Sequence[PoolView]) -> Iterator[Metric]:
             if _has_gpus(view, queue):
                 gpus.add_metric([view.pool, queue.id], queue.usage.milli_gpu / 1_000_000)
     yield from (cores, gpus)
+
+
+def _budgets(session: Session, views: Sequence[PoolView]) -> Metric:
+    spent = GaugeMetricFamily(
+        "everloop_budget_spent",
+        "Part of the budget that is spent; from 1 on it waits.",
+        labels=("pool", "scope", "name"),
+    )
+    for view in views:
+        for each in budget.seen(session, view.pool).items:
+            spent.add_metric([view.pool, each.scope, each.name], each.part)
+    return spent
 
 
 def _has_gpus(view: PoolView, queue: QueueView) -> bool:

@@ -103,7 +103,7 @@ class Search:
     @workflow.signal(name=names.LEASE_OFFERED, description="The pool's offer of members")
     def lease_offered(self, offer: Offer) -> None:
         self._lease.offered(offer)
-        if self._lease.is_resized:
+        if self._lease.grows:
             self._end_jobs()
 
     @workflow.signal(name=names.LEASE_NOTICED, description="Others need what the lease has: let go")
@@ -207,7 +207,9 @@ class Search:
     def _wants(self) -> Wants:
         """One member at least; as many more as the spec says where there is room."""
         wants = Wants.of(self._request.spec, "train")
-        return wants.model_copy(update={"members": 1, "members_most": self._asked.parallel})
+        return wants.model_copy(
+            update={"members": 1, "members_most": self._asked.parallel if self._asked.parallel > 1 else 0}
+        )
 
     async def _tried_on(self, slot: Slot) -> None:
         """Trials on every member until the search ends, the lease does, or this run of the workflow."""
@@ -340,7 +342,7 @@ class Search:
         """After all members have stopped: what of the lease is to be settled before the next trials."""
         if self._lost:
             self._lease.lost()
-        elif self._lease.is_resized:
+        elif self._lease.grows:
             await self._lease.resize()
         elif self._low is not None:
             await self._room.wait(self._low)

@@ -76,6 +76,8 @@ def grant(store: Store, pool: str) -> int:
 def look_after_budgets(store: Store, pool: str) -> None:
     """Hold back whose budget is spent, and let go on whose was raised."""
     with store.read() as session:
+        if not lease_budgets.there_are(session, pool):
+            return
         grace = timedelta(seconds=policy(session, pool).grace_s)
     lease_budgets.look_after(store, pool, rows.ms(rows.now()), grace)
 

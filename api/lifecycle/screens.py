@@ -26,6 +26,8 @@ page = APIRouter(include_in_schema=False)
 
 REFRESH_SECONDS = 3
 RECENT = 12
+MOST_CHARTS = 6
+"""Of folds and of an ensemble's members there are several; the API has all."""
 
 
 @page.get("/")
@@ -90,7 +92,8 @@ def _page(here: Parts, person: str, view: LifecycleView, still: bool) -> HTMLRes
         learned = curves.curves_of(session, row) if row else []
         ranks = curves.ranks_of(session, row) if row else 1
         searched = search.on_a_lifecycle(session, row, view.search) if row else None
-        log = logs.tail(session, row, here.settings.logs_dir) if row and row.status == "running" else None
+        writes = row is not None and row.status == "running" and not (view.search and view.search.state == "running")
+        log = logs.tail(session, row, here.settings.logs_dir) if row and writes else None  # a trial's is its own
     return pages.render(
         "lifecycle.html",
         person=person,
@@ -104,7 +107,8 @@ def _page(here: Parts, person: str, view: LifecycleView, still: bool) -> HTMLRes
         log=log,
         ranks=ranks,
         searched=searched,
-        charts=[(curve, curves.drawn(curve), curves.told_in_rows(curve)) for curve in learned],
+        charts=[(curve, curves.drawn(curve), curves.told_in_rows(curve)) for curve in learned[:MOST_CHARTS]],
+        more_charts=len(learned[MOST_CHARTS:]),
     )
 
 

@@ -70,7 +70,7 @@ class Notice(BaseModel):
     """A lease is told to let go."""
 
     reason: str
-    """`reclaim`, `preempt`, `over_runtime`, `drain`, `shrink`, `revoke`."""
+    """`reclaim`, `preempt`, `over_runtime`, `drain`, `shrink`, `revoke`, `budget`."""
     why: str
     """In words; who said it, where a person did."""
     by: str
@@ -267,6 +267,12 @@ class DrainAsked(_Asked):
 
     reason: Reason = ""
     grace_seconds: Annotated[int, Field(ge=0, le=86_400)] = 60
+
+
+class CordonAsked(_Asked):
+    """Give a node no new leases; those that it has go on."""
+
+    reason: Reason = ""
 
 
 class UndrainAsked(_Asked):

@@ -10,7 +10,7 @@ from temporalio.common import WorkflowIDConflictPolicy
 
 from activities import lease_queues
 from api.dependencies import RPC_TIMEOUT, Parts, ask
-from api.pool.answers import Changed, DrainAsked, Ordered, QueueAsked, RevokeAsked, UndrainAsked
+from api.pool.answers import Changed, CordonAsked, DrainAsked, Ordered, QueueAsked, RevokeAsked, UndrainAsked
 from api.pool.effects import tried
 from api.pool.seen import lease_row
 from everloop import names, orders, queues
@@ -46,6 +46,10 @@ def _pool_of(here: Parts, token: int) -> str:
 async def drain(here: Parts, pool: str, node: str, person: str, body: DrainAsked) -> Ordered:
     asked = {"action": "drain", "pool": pool, "node": node, "reason": body.reason, "grace_seconds": body.grace_seconds}
     return await ordered(here, person, asked)
+
+
+async def cordon(here: Parts, pool: str, node: str, person: str, body: CordonAsked) -> Ordered:
+    return await ordered(here, person, {"action": "cordon", "pool": pool, "node": node, "reason": body.reason})
 
 
 async def undrain(here: Parts, pool: str, node: str, person: str, body: UndrainAsked) -> Ordered:

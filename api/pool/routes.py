@@ -9,6 +9,7 @@ from api.dependencies import Here, Person
 from api.pool import changing, seen
 from api.pool.answers import (
     Changed,
+    CordonAsked,
     DrainAsked,
     Explained,
     LeaseList,
@@ -120,6 +121,18 @@ async def drain(
 ) -> Ordered:
     """Give a node, or one device, no new leases, and tell those that it has to let go."""
     return await changing.drain(here, pool, node, person, body)
+
+
+@router.post("/nodes/{node}/cordon", openapi_extra=body_schema(CordonAsked, {"reason": "a noisy fan"}))
+async def cordon(
+    node: str,
+    here: Here,
+    person: Person,
+    body: Annotated[CordonAsked, Depends(json_body(CordonAsked))],
+    pool: Pool = names.DEFAULT_POOL,
+) -> Ordered:
+    """Give a node, or one device, no new leases; those that it has go on."""
+    return await changing.cordon(here, pool, node, person, body)
 
 
 @router.post("/nodes/{node}/undrain", openapi_extra=body_schema(UndrainAsked, {}))

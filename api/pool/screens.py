@@ -15,7 +15,7 @@ from api.bodies import read_form, validated
 from api.cost import Since, moment
 from api.dependencies import Here, Person
 from api.pool import changing, seen
-from api.pool.answers import DrainAsked, QueueAsked, RevokeAsked, UndrainAsked
+from api.pool.answers import CordonAsked, DrainAsked, QueueAsked, RevokeAsked, UndrainAsked
 from api.pool.changing import Wanted
 from api.pool.timeline import Drawing, Stretch, drawn
 from everloop import names
@@ -135,6 +135,15 @@ async def drain_by_form(node: str, request: Request, here: Here, person: Person)
     form = await read_form(request)
     asked = _asked(DrainAsked, form, "reason", "grace_seconds")
     await changing.drain(here, form.get("pool", names.DEFAULT_POOL), node, person, asked)
+    return _back(form)
+
+
+@page.post("/pool/nodes/{node}/cordon")
+async def cordon_by_form(node: str, request: Request, here: Here, person: Person) -> Response:
+    """The other button beside a node."""
+    form = await read_form(request)
+    asked = _asked(CordonAsked, form, "reason")
+    await changing.cordon(here, form.get("pool", names.DEFAULT_POOL), node, person, asked)
     return _back(form)
 
 

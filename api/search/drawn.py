@@ -11,8 +11,9 @@ WIDTH, HEIGHT, TOP = 640, 240, 8
 SHADES = 6
 """Colours for families; further ones share them."""
 SHOWN_CURVES = 8
-SPARE = 0.9
-"""The picture's scale goes to where so many of the trials are; worse ones stand at its edge."""
+MOST_SPREAD = 4
+"""The picture goes no further from the best than so many times the way to the middle trial: worse ones stand at its
+edge."""
 
 
 @dataclass(frozen=True)
@@ -142,9 +143,9 @@ class _Scale:
     def __init__(self, values: Sequence[float], *, rising: bool = False) -> None:
         ordered = sorted(values, reverse=rising)
         best, worst = ordered[0], ordered[-1]
-        usual = ordered[min(len(ordered) - 1, math.ceil(SPARE * len(ordered)) - 1)]
-        # Only where the last tenth would squeeze the rest.
-        worst = usual if abs(worst - best) > 3 * abs(usual - best) > 0 else worst
+        usual = ordered[len(ordered) // 2] - best
+        if usual and abs(worst - best) > MOST_SPREAD * abs(usual):
+            worst = best + MOST_SPREAD * usual
         self.bottom, self.top = min(best, worst), max(best, worst)
 
     def beyond(self, value: float) -> bool:

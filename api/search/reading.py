@@ -62,7 +62,8 @@ def view(session: Session, row: LifecycleRow) -> SearchView:
     states, families = Counter[str](), Counter[str](dict.fromkeys(study.families, 0))
     for family, state, count in counted:
         states[state] += count
-        families[family] += count
+        if family:  # else it was ended before it was asked for
+            families[family] += count
     return SearchView(
         **_summed(session, row, study),
         lifecycle=row.id,

@@ -205,6 +205,20 @@ def drain(  # noqa: PLR0917  # options of a command, given by name
 
 
 @node.command()
+def cordon(  # options of a command, given by name
+    name: Node,
+    reason: Annotated[str, typer.Option("--reason", "-m", help="Why; who looks at the pool reads it.")] = "",
+    pool: Pool = "default",
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Give a node, or one device, no new leases; those that it has go on. `undrain` opens it again."""
+    with connected(data_dir) as client:
+        found = client.cordon(name, reason, pool)
+    print_json(found) if as_json else typer.echo(found["done"])
+
+
+@node.command()
 def undrain(name: Node, pool: Pool = "default", data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """Let a node have leases again."""
     with connected(data_dir) as client:

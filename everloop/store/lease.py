@@ -202,7 +202,7 @@ class LeaseRow(SQLModel, table=True):
     told_at: datetime | None = moment(default=None)
     """The deadline that its holder was told; while there is no notice any more: it has to hear that, too."""
     notice: str = ""
-    """Why it is to end: `reclaim`, `preempt`, `over_runtime`, `drain`, `shrink`, `revoke`."""
+    """Why it is to end: `reclaim`, `preempt`, `over_runtime`, `drain`, `shrink`, `revoke`, `budget`."""
     beneficiary: str = ""
     """Id of the request that the notice is for."""
     why: str = ""

@@ -16,6 +16,8 @@ from tests.faults.jobs_harness import Bridge, alive, until
 ROOT = "gang_functions"
 LEARN = "digits.learn"
 EPOCHS, PACE = 40, 0.05
+PATIENCE_SECONDS = 600.0
+"""On a machine that is shared with others a training of seconds takes minutes."""
 INTERVAL = 0.2
 """Seconds between two checkpoints."""
 ENDED_SECONDS = 2.0
@@ -79,7 +81,7 @@ def room(folder: Path, address: str, ranks: int) -> harness.Dask:
 
 async def unkilled(bridge: Bridge, folder: Path, members: tuple[str, ...], **values) -> dict:
     handle = await bridge.ask(LEARN, members=members, diary=str(folder / "unkilled"), **_values(values))
-    return dict((await asyncio.wait_for(handle.result(), 120)).values)
+    return dict((await asyncio.wait_for(handle.result(), PATIENCE_SECONDS)).values)
 
 
 def _values(more: dict) -> dict:
@@ -100,13 +102,13 @@ async def killed(
         await asyncio.sleep(numbers.random() * INTERVAL)
         await _kill_one(seen, running, numbers)
         after = max(each.epoch for each in entries(diary))
-    result = await asyncio.wait_for(handle.result(), 120)
+    result = await asyncio.wait_for(handle.result(), PATIENCE_SECONDS)
     _judge(seen, diary, len(members), expected, dict(result.values))
     return seen
 
 
 async def _learning(diary: Path, size: int, after: int, number: int) -> dict[int, Entry]:
-    return await until(lambda: attempt(diary, size, after), 90, f"attempt {number} did not begin")
+    return await until(lambda: attempt(diary, size, after), PATIENCE_SECONDS, f"attempt {number} did not begin")
 
 
 async def _kill_one(seen: Seen, running: dict[int, Entry], numbers: random.Random) -> None:

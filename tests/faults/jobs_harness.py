@@ -155,7 +155,7 @@ class Bridge:
             id=f"trial-{time.monotonic_ns()}",
             task_queue=f"{self.queue}-control",
             result_type=Tried,
-            execution_timeout=timedelta(seconds=180),
+            execution_timeout=timedelta(seconds=900),
         )
 
     async def call(self, function: str, **values) -> Tried:

@@ -207,6 +207,12 @@ def test_what_an_operator_orders_happens_as_the_door_said_and_the_training_goes_
         client.wait("patient", timeout=120)
         assert lease_of(store, "moved", 3).notice == "over_runtime"
 
+        # A device is closed: nothing is told to let go there.
+        assert "no new leases" in everloop(here, "node", "cordon", "cpu2", "-m", "a noisy fan").stdout
+        (closed,) = [each for each in client.nodes()[0]["devices"] if each["state"] == "cordoned"]
+        assert (closed["name"], "a noisy fan" in closed["why"]) == ("cpu2", True)
+        client.undrain("cpu2")
+
         # All of a machine is drained: who waits says so, and goes on where it was when it is opened.
         fifth = held_at_a_checkpoint(here, store, "moved", 4)
         (node,) = client.nodes()

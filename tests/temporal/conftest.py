@@ -15,7 +15,7 @@ import pytest
 from sqlmodel import select
 from temporalio.client import Client, WorkflowHandle
 from temporalio.service import RPCError
-from temporalio.worker import Worker
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from activities.journal import Findings, JournalOnControl, verify
 from activities.lease import LeaseOnControl
@@ -32,6 +32,7 @@ from tests.fakes import QuickCompute
 from workers import connect, control
 from workers.ends import Ends
 from workers.temporal import Server
+from workflows import disk, lease, lifecycle, stage
 
 HISTORIES = Path(__file__).with_name("histories")
 """A folder per version that landed (test_replay.py)."""
@@ -204,6 +205,22 @@ async def assembled(
 
 
 @pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workflows that wait seconds for what never comes: before `stack`, and without the sandbox, which has its own."""
+    monkeypatch.setattr(connect, "sandbox", UnsandboxedWorkflowRunner)
+    waits = {
+        (stage, "HEARTBEAT_TIMEOUT"): 4.0,
+        (lifecycle, "GATE_OPENS"): 1.0,
+        (lifecycle, "USUAL_ROLLOUT"): 1.0,
+        (lease, "ASK_AGAIN"): 2.0,
+        (lease, "PROVE_AGAIN"): 0.5,
+        (disk, "FIRST_PAUSE"): 1.0,
+    }
+    for (module, name), seconds in waits.items():
+        monkeypatch.setattr(module, name, timedelta(seconds=seconds))
+
+
+@pytest.fixture
 async def stack(
     temporal_server: Server, store: Store, artifacts: Artifacts, tmp_path: Path, request: pytest.FixtureRequest
 ) -> AsyncIterator[Stack]:
@@ -215,9 +232,9 @@ async def stack(
 
 
 async def keep_histories(stack: Stack, folder: Path) -> None:
-    """Those of this test's runs, beside what is in *folder* already."""
+    """Those of this test's lifecycles and searches, beside what is in *folder* already."""
     async for execution in stack.client.list_workflows():
-        if stack.prefix not in execution.id:
+        if stack.prefix not in execution.id or execution.workflow_type not in (names.LIFECYCLE, names.SEARCH):
             continue
         history = await stack.client.get_workflow_handle(execution.id, run_id=execution.run_id).fetch_history()
         kind = execution.workflow_type.rsplit(".", 1)[-1].lower()

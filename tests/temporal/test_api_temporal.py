@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+from sqlmodel import select
 from temporalio import activity, workflow
 from temporalio.client import Client
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
@@ -16,10 +17,10 @@ from api.app import create_app
 from everloop import names, signing
 from everloop.contracts import AppendRequest, ApprovalAnswer, ApprovalRequest
 from everloop.payloads import converter
-from everloop.store import ApprovalRow, Store
+from everloop.store import ApprovalRow, Store, StudyRow
 from tests import api_parts as parts
 from tests.conftest import free_port_base
-from tests.temporal.conftest import Stack
+from tests.temporal.conftest import Stack, eventually
 from workflows.approval import Approval
 
 
@@ -144,6 +145,27 @@ async def test_a_form_on_the_page_decides_too(api, stack):
 
     assert (answer.status_code, answer.headers["location"]) == (303, f"/approvals/{key}")
     assert "the target leaks" in (await api.get(f"/approvals/{key}")).text
+
+
+async def test_budgets_and_prices_are_set_by_the_api_and_by_the_form_on_the_page(api, stack):
+    name = f"retrain/default/{stack.prefix}/20260101T000000Z"  # of a lifecycle that a drift check has started
+    priced = await api.put("/api/v1/prices", json={"core_hour": 0.04, "gpu_hour": "2"})
+    made = await api.put(f"/api/v1/budgets/lifecycle/{name}", json={"core_hours": 2, "money": 5})
+    answer = await api.post(f"/cost/budgets/lifecycle/{name}", data={"core_hours": "3.5", "gpu_hours": "", "money": ""})
+    found = (await api.get("/api/v1/budgets")).json()
+    page = (await api.get("/cost")).text
+    gone = await api.post(f"/cost/budgets/lifecycle/{name}", data={"core_hours": "", "gpu_hours": "", "money": ""})
+
+    assert priced.json()["done"] == "a core costs 0.04 EUR an hour, a GPU 2.00 EUR, from now on"
+    assert made.json()["done"] == f"lifecycle {name} may spend 2.000 core-hours, 5.00 EUR"
+    assert answer.status_code == 303, answer.text
+    assert [(each["name"], each["bounds"]) for each in found["items"]] == [
+        (name, {"core_hours": 3.5, "gpu_hours": None, "money": None})
+    ]
+    assert f'action="/cost/budgets/lifecycle/{name}"' in page
+    assert gone.status_code == 303
+    assert (await api.get("/api/v1/budgets")).json()["items"] == []
+    assert (await api.put("/api/v1/budgets/queue/nobody", json={"core_hours": 1})).status_code == 404
 
 
 async def test_a_parked_lifecycle_is_told_what_to_do(api, stack):
@@ -361,3 +383,34 @@ async def test_a_person_with_an_apostrophe_submits_signs_and_is_shown(api, stack
     assert "Miles O&#39;Brien" in page
     runs = [run async for run in stack.client.list_workflows(f"WorkflowId = '{key}'")]
     assert (await runs[0].memo())["submitted_by"] == name
+
+
+async def test_the_best_so_far_is_taken_with_the_button_of_its_page_and_only_while_a_search_runs(api, stack):
+    key, plain = f"{stack.prefix}-searches", f"{stack.prefix}-plain"
+    searching = {"search": {"budget": "1h", "families": ["linear"]}, "until": "train"}
+    await submit(api, stack, key, **searching)
+    await submit(api, stack, plain)
+    await eventually(lambda: _trials(stack, key) >= 3)
+
+    running = (await api.get(f"/api/v1/lifecycles/{key}/search")).json()
+    button = f'formaction="/lifecycles/{key}/take_best"'
+    page = (await api.get(f"/search/{key}")).text
+    pressed = await api.post(f"/lifecycles/{key}/take_best", data={"reason": "good enough"})
+    await stack.status(key, "done")
+    ended = (await api.get(f"/api/v1/lifecycles/{key}/search")).json()
+    await stack.gate(plain)
+    refused = await api.post(f"/api/v1/lifecycles/{plain}/take_best")
+
+    assert running["can_take_best"] and button in page
+    assert pressed.status_code == 303
+    assert (ended["state"], ended["can_take_best"]) == ("person", False)
+    assert "good enough" in ended["sentence"]
+    assert ended["leaders"][0]["rank"] == 1
+    assert button not in (await api.get(f"/search/{key}")).text
+    assert (refused.status_code, refused.json()["code"]) == (409, "not_waiting")
+
+
+def _trials(stack, lifecycle):
+    with stack.store.read() as session:
+        study = session.exec(select(StudyRow).where(StudyRow.lifecycle == lifecycle)).first()
+        return study.told if study else 0

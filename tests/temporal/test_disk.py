@@ -14,6 +14,7 @@ from tests.temporal.conftest import Stack, eventually
 from tests.temporal.test_stage import failing, live_leases
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_a_stage_without_room_waits_without_a_slot_and_goes_on_when_there_is_room(stack: Stack) -> None:
     full = [True]
     stack.compute.hooks["train"] = failing(StorageLow("3 MiB are free at /d and 256 MiB are needed"), times=1)

@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlmodel import col, select
-from temporalio.worker import UnsandboxedWorkflowRunner
 
 from activities import lease_ledger as ledger
 from everloop import names
@@ -17,17 +16,8 @@ from everloop.store import DeviceRow, LeaseMemberRow, LeaseRequestRow, LeaseRow,
 from tests.temporal.conftest import Stack, eventually
 from tests.temporal.test_pause import holding, tell
 from tests.temporal.test_reset import reset, workflow_task_after
-from workers import connect
-from workflows import stage
 
 POOL = names.DEFAULT_POOL
-
-
-@pytest.fixture
-def quick_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job of which nothing is heard is given up after 4 s instead of 30 s; without the sandbox, which has its own."""
-    monkeypatch.setattr(connect, "sandbox", UnsandboxedWorkflowRunner)
-    monkeypatch.setattr(stage, "HEARTBEAT_TIMEOUT", timedelta(seconds=4))
 
 
 def leases(stack: Stack, lifecycle: str) -> list[LeaseRow]:
@@ -75,6 +65,7 @@ async def test_a_starved_queue_gets_its_quota_and_the_preempted_training_goes_on
     assert (await stack.verified()).differences == []
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_who_does_not_let_go_is_fenced_when_the_grace_is_over_and_nothing_is_free_before_the_proof(
     stack: Stack,
 ) -> None:
@@ -187,8 +178,9 @@ async def test_who_has_waited_for_its_slot_says_so_no_more_while_its_job_runs(st
 
 
 @pytest.mark.history
+@pytest.mark.usefixtures("impatient")
 async def test_a_job_that_is_told_to_end_while_its_machine_is_lost_does_not_take_the_lifecycle_with_it(
-    quick_heartbeats: None, stack: Stack
+    stack: Stack,
 ) -> None:
     proof, lost, runs = asyncio.Event(), asyncio.Event(), []
     stack.compute.hooks["prove"] = lambda members: members if proof.is_set() else ()

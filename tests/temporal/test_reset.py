@@ -5,6 +5,7 @@ import uuid
 from datetime import timedelta
 from typing import Any
 
+import pytest
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.enums.v1 import EventType
 from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
@@ -64,6 +65,7 @@ async def test_a_reset_to_before_the_gate_asks_again_and_the_old_answer_does_not
     assert (await stack.verified()).differences == []
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_a_reset_while_the_gate_is_open_returns_to_waiting(stack: Stack) -> None:
     lifecycle = (await stack.submit()).id
     old = await stack.gate(lifecycle)
@@ -148,6 +150,7 @@ async def test_a_lifecycle_terminated_before_it_could_write_anything_is_in_the_l
     assert (await stack.verified()).differences == []
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_a_reset_while_it_waits_for_a_slot_gets_one_all_the_same(stack: Stack) -> None:
     done, holder, waiting = await one_holds_the_slot_that_another_waits_for(stack)
 

@@ -8,12 +8,13 @@ from sqlmodel import col, select
 from temporalio.client import WorkflowUpdateFailedError
 
 from activities import lease_ledger as ledger
-from activities.search import joined
+from activities.registry import champion
+from activities.search import SearchOnControl, joined
 from everloop import names
 from everloop.artifacts import Artifacts
-from everloop.contracts import SearchOrder, TrainRequest, TrialRequest
+from everloop.contracts import BeginRequest, SearchOrder, TrainRequest, TrialRequest
 from everloop.store import LeaseRow, StudyRow, TrialRow
-from everloop.trials import Trial
+from everloop.trials import Plan, Point, Trial
 from tests.temporal.conftest import Stack, eventually
 from tests.temporal.test_pause import holding, tell
 from tests.temporal.test_preemption import leases, queues
@@ -46,6 +47,7 @@ def search(**said: Any) -> dict[str, Any]:
     return {"search": {"budget": {"trials": 12}, "families": ["linear"]} | said, "until": "train"}
 
 
+@pytest.mark.history
 async def test_a_search_gives_each_number_once_under_a_lease_of_its_own_and_its_best_is_learned(stack: Stack) -> None:
     handle = await stack.submit(**search())
 
@@ -134,6 +136,7 @@ async def test_a_paused_search_holds_nothing_and_goes_on_with_the_same_study(sta
     assert (await stack.verified()).differences == []
 
 
+@pytest.mark.history
 async def test_a_long_search_continues_as_new_with_the_same_members_under_a_new_token(stack: Stack) -> None:
     stack.compute.trial_seconds = 0.001
     handle = await stack.submit(**search(budget={"trials": 310}))
@@ -174,6 +177,7 @@ async def test_parallel_trials_run_on_as_many_members_as_there_are_and_none_is_l
         assert trial.number not in trial.beside and trial.knew <= 30
 
 
+@pytest.mark.history
 async def test_a_search_lets_go_for_others_and_comes_back_to_the_same_questions(stack: Stack) -> None:
     queues(stack, tabular=0, vision=1)
     stack.compute.hooks["trial"] = holding_after(stack, 3)
@@ -197,6 +201,25 @@ async def test_a_search_of_which_nothing_comes_to_its_end_parks_the_lifecycle(st
     row = await stack.status(handle.id, "needs_attention")
 
     assert row.error["message"] == "none of 2 trials came to its end: no memory for it"
+
+
+async def test_a_retraining_begins_from_the_champions_parameters_on_a_quarter_of_the_budget(stack: Stack) -> None:
+    handle = await stack.submit()
+    await stack.decide(handle.id)
+    await handle.result()
+    spec = stack.spec(search={"budget": "60s"})
+    now = champion(stack.store, spec.project, spec.model)
+    (asked_train,) = [request for stage, request in stack.compute.calls if stage == "train"]
+    assert isinstance(asked_train, TrainRequest) and asked_train.snapshot is not None
+    given = {"study": "again", "lifecycle": "two", "spec": spec, "prepared": asked_train.prepared, "champion": now}
+    begin = BeginRequest.model_validate(given | {"snapshot": asked_train.snapshot, "again": True})
+
+    made = SearchOnControl(stack.store, stack.artifacts)._begin(begin)  # without a workflow
+
+    plan = Plan.model_validate_json(stack.artifacts.get(made.plan))
+    assert plan.points == (Point(family="lightgbm", parameters={}, origin="champion"),)
+    with stack.store.read() as session:
+        assert session.get_one(StudyRow, "again").seconds == 15
 
 
 def failing() -> Any:

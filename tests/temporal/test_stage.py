@@ -219,6 +219,7 @@ async def test_a_cancel_during_the_rollout_waits_for_its_end_and_is_told_that_it
     assert (await stack.verified()).differences == []
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_a_rollout_that_serve_keeps_waiting_says_so(stack: Stack) -> None:
     stack.serve.silent = True  # type: ignore[attr-defined]
     handle = await stack.submit()

@@ -11,6 +11,7 @@ from api import curves
 from api import progress as progresses
 from api.app import create_app
 from everloop import console, names
+from everloop import steps as words
 from everloop.store import LifecycleRow, MetricRow, Store
 from tests import api_parts as parts
 
@@ -267,3 +268,21 @@ def test_a_fork_is_refused_before_anything_starts_when_it_could_not_keep_what_it
     assert (early.status_code, early.json()["field"]) == (422, "target")
     assert (wrong.status_code, wrong.json()["field"]) == (422, "stage")
     assert fork("prepare").json()["code"] == "unavailable"  # no Temporal here: it got past all that
+
+
+def test_several_trainings_of_one_job_have_a_curve_each(served):
+    _, store, client = served
+    lifecycle(store, "parted", ("train", "running"))
+    for part in (1, 2):
+        for n in range(1, 5):
+            step = (part - 1) * words.PART_STEPS + 10 * n
+            reported(store, "parted", [(step, 60 - 10 * part - n, {"part": part, "train_log_loss": 1 / n})])
+
+    rows = client.get("/api/v1/lifecycles/parted/curves").json()["items"]
+    page = client.get("/lifecycles/parted").text
+
+    assert [(row["part"], row["steps"]) for row in rows] == [(1, [10, 20, 30, 40]), (2, [10, 20, 30, 40])]
+    assert "log loss, part 2" in page
+    assert "part 2, step 40" in progress(store, "parted").sentence
+    reported(store, "parted", [(2 * words.PART_STEPS, 1, {"validation_log_loss": 0.2})])  # all of them together
+    assert len(client.get("/api/v1/lifecycles/parted/curves").json()["items"]) == 2

@@ -325,6 +325,7 @@ def test_the_page_of_a_pool_shows_the_drawing_the_same_as_a_table_and_buttons(cl
     assert 'action="/pool/leases/1/revoke"' in page
     assert 'action="/pool/leases/3/revoke"' not in page  # it is told already
     assert 'action="/pool/nodes/alpha/drain"' in page
+    assert 'formaction="/pool/nodes/alpha/cordon"' in page
     assert 'action="/pool/nodes/beta/undrain"' in page
     assert "waits for 2 cores in queue text: next, 0 cores free" in page
     assert "told to let go" in page.lower()

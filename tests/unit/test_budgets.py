@@ -129,7 +129,12 @@ def test_a_budget_that_is_raised_during_the_grace_takes_its_notice_back(pool: St
     assert ledger.grant(pool, POOL) == 1
 
     assert (lease(pool, "a").state, lease(pool, "a").notice) == ("active", "")
+    bound(pool, "lifecycle", "a", Bounds(0, NO_LIMIT, NO_LIMIT))
+    ledger.grant(pool, POOL)
+    assert lease(pool, "a").state == "noticed"
     assert bound(pool, "lifecycle", "a", NO_BOUNDS) == "lifecycle a has no budget any more"
+    ledger.grant(pool, POOL)
+    assert lease(pool, "a").state == "active"
     with pytest.raises(NotFound):
         bound(pool, "queue", "nobody", Bounds(1, 1, 1))
 

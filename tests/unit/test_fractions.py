@@ -112,6 +112,11 @@ def test_a_card_in_mig_mode_is_no_device_beside_its_slices(tmp_path):
 def test_a_level_that_nobody_has_verified_is_refused_and_one_that_the_pool_lacks(tmp_path):
     with pytest.raises(ValidationError, match=r"E3 \(memory limits of the driver\) is not verified on hardware"):
         Resources(gpus=0.5, isolation="E3")
+    with pytest.raises(ValidationError, match="take whole GPUs each, or none"):
+        Resources.model_validate({"members": 2, "stages": {"train": {"gpus": 0.5}}})
+    with pytest.raises(ValidationError, match="min: 3 is more than max, which is 2"):
+        Resources.model_validate({"members": {"min": 3, "max": 2}})
+    assert Resources.model_validate({"members": 2}).of("prepare").members is None
     with pytest.raises(Invalid, match="this pool has none"):
         isolation.slice_for(100, 0, [Part("gpu-a", 1000, 16_000)])
     slices = [Part("mig-a", 250, 4_000), Part("mig-b", 250, 4_000)]

@@ -51,6 +51,7 @@ def test_gauges_say_what_the_ledger_says(store):
     assert value(text, "everloop_usage_decayed_gpu_seconds", queue="vision") is None
     assert value(text, "everloop_lease_renew_age_seconds", pool="default") == pytest.approx(18 * 60, abs=150)
     assert value(text, "everloop_reservation_slip_seconds", queue="text") == 90
+    assert value(text, "everloop_budget_spent", scope="queue") > 1
     assert value(text, "everloop_fragmentation", resource="cores") is None  # nothing is free that is open
 
 

@@ -7,10 +7,11 @@ from typing import Any
 from activities.compute import Context
 from everloop.artifacts import Artifacts
 from everloop.records import Lease
+from everloop.steps import PART_STEPS
 
 STEPS = 10_000_000
 """Of checkpoints, that each training has to itself. In parts of parts they come again: the one kept last counts."""
-SHOWN = 100_000
+SHOWN = PART_STEPS
 """The same of learning curves."""
 
 Restored = tuple[int, dict[str, Any]] | None

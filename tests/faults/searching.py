@@ -1,0 +1,131 @@
+"""A search whose whole stack is killed in its middle, beside one that nothing happens to."""
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlmodel import col, select
+
+from activities.compute.search import plan_of
+from activities.compute.search.asking import Asking
+from everloop.artifacts import Artifacts
+from everloop.client import Client
+from everloop.settings import Settings
+from everloop.store import Store, StudyRow, TrialRow
+from everloop.trials import Study, Trial
+from tests.loop.test_stack import Launcher
+
+PATIENCE_SECONDS = 280
+ROWS = 400
+
+
+@dataclass(frozen=True)
+class Found:
+    """What two searches have left that were asked the same."""
+
+    killed: list[Trial]
+    whole: list[Trial]
+    killed_at: int
+    """Trials that had been told when everything was killed."""
+    again: int
+    """Jobs of the killed one that ran more than once."""
+
+
+def table(folder: Path) -> Path:
+    numbers = random.Random(0)
+    rows = ["age,plan,left"]
+    for _ in range(ROWS):
+        age, plan = numbers.randint(18, 80), numbers.choice(["basic", "gold"])
+        rows.append(f"{age},{plan},{int(age + (20 if plan == 'basic' else 0) + numbers.gauss(0, 10) > 60)}")
+    path = folder / "churn.csv"
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+def spec_of(path: Path, model: str, trials: int, parallel: int, seed: int) -> dict[str, Any]:
+    return {
+        "model": model,
+        "task": "binary",
+        "target": "left",
+        "source": {"path": str(path)},
+        "monitor": None,
+        "until": "train",
+        "training": {"seed": seed, "rounds": 30},
+        "validation": {"method": "folds", "folds": 3, "repeats": 1},
+        "search": {"budget": {"trials": trials}, "families": ["lightgbm", "linear"], "parallel": parallel},
+    }
+
+
+def trials_of(store: Store, lifecycle: str) -> list[Trial]:
+    """Those that are written down."""
+    with store.read() as session:
+        study = session.exec(select(StudyRow.id).where(StudyRow.lifecycle == lifecycle)).first()
+        rows = session.exec(select(TrialRow).where(TrialRow.study == study).order_by(col(TrialRow.number))).all()
+    return [Trial.model_validate(row.record) for row in rows]
+
+
+def run(here: Settings, *, trials: int, kill_at: int, parallel: int, seed: int = 0) -> Found:
+    """One search to its end through kill -9 of everything after *kill_at* trials, and the same without."""
+    path, numbers = table(here.data_dir.parent), random.Random(seed)
+    launcher = Launcher(here)
+    launcher.ready()
+    store = Store(here.database)
+    with Client(data_dir=here.data_dir) as client:
+        client.submit(spec_of(path, "killed", trials, parallel, seed), "killed")
+        until(lambda: len(trials_of(store, "killed")) >= kill_at)
+        time.sleep(numbers.random() * 0.2)
+    launcher.kill_everything()
+    killed_at = len(trials_of(store, "killed"))
+    Launcher(here).ready()
+    with Client(data_dir=here.data_dir) as client:
+        until(lambda: client.show("killed")["status"] == "done")
+        client.submit(spec_of(path, "whole", trials, parallel, seed), "whole")
+        until(lambda: client.show("whole")["status"] == "done")
+    again = len({log.parent for log in here.logs_dir.glob("jobs/*/trials.*/2.log")})
+    found = Found(trials_of(store, "killed"), trials_of(store, "whole"), killed_at, again)
+    store.close()
+    return found
+
+
+def until(true: Any) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not true():
+        assert time.monotonic() < deadline, "it did not come true"
+        time.sleep(0.1)
+
+
+def suggestions(trials: Sequence[Trial]) -> list[tuple[str, str, tuple[float, ...], str]]:
+    """What was asked, and what came of it."""
+    return [(trial.family, str(sorted(trial.parameters.items())), trial.values, trial.state) for trial in trials]
+
+
+def wrong_with(trials: Sequence[Trial], here: Settings, most: int) -> list[str]:
+    """What a search must not leave: gaps and doubles, and suggestions that do not follow from what they knew."""
+    numbers = [trial.number for trial in trials]
+    found = [f"trial {number} is lost" for number in range(most) if number not in numbers]
+    found += [f"trial {number} is there twice" for number in sorted({n for n in numbers if numbers.count(n) > 1})]
+    store = Store(here.database)
+    with store.read() as session:
+        study = session.exec(select(StudyRow).where(StudyRow.lifecycle == "killed")).one()
+    store.close()
+    plan = next(blob for blob in plans(here) if blob.spec.model == study.lifecycle)
+    asking, by_number = Asking(plan, ROWS // 2), {trial.number: trial for trial in trials}
+    for trial in trials:
+        known = [by_number[number] for number in (*range(trial.knew), *trial.beside) if number in by_number]
+        asked = asking.ask(trial.number, known, trial.left)
+        if (asked.family, asked.drawn) != (trial.family, trial.drawn):
+            found.append(f"trial {trial.number} does not follow from what it knew")
+    return found
+
+
+def plans(here: Settings) -> list[Any]:
+    """The plans of searches that are in the artifact store."""
+    artifacts, found = Artifacts(here.artifacts), []
+    for path in Path(here.artifacts.removeprefix("file://")).glob("sha256/*/*"):
+        if path.stat().st_size < 200_000 and b'"families"' in (data := path.read_bytes()) and b'"prepared"' in data:
+            blob = {"sha256": path.name, "size_bytes": len(data)}
+            found.append(plan_of(artifacts, Study.model_validate({"id": "", "plan": blob})))
+    return found
