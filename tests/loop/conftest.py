@@ -15,6 +15,9 @@ from tests.loop.test_stack import Launcher
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     """A ready stack that nobody kills. Models and keys of each module have names of their own."""
     here = configuration.load(data_dir=tmp_path_factory.mktemp("shared") / "data", port_base=free_port_base())
-    Launcher(here).ready()
-    yield here
-    stack.down(here)
+    launcher = Launcher(here)
+    try:
+        launcher.ready()
+        yield here
+    finally:  # also one that was not ready in time
+        stack.down(here)

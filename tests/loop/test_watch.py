@@ -47,7 +47,7 @@ def csv(rows: list[dict[str, Any]], *columns: str) -> str:
     return "\n".join([",".join(chosen), *(",".join(str(row[name]) for name in chosen) for row in rows)]) + "\n"
 
 
-def eventually(look: Callable[[], Any], seconds: float = 60) -> Any:
+def eventually(look: Callable[[], Any], seconds: float = 180) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := look()):
         assert time.monotonic() < deadline, "it did not come true"
@@ -138,6 +138,7 @@ def test_a_window_that_is_answered_worse_is_retrained_once_its_labels_come(clien
     row = eventually(lambda: [one for one in client.labels(watched)["performance"] if one["verdict"] == "retrain"])[0]
     assert row["window_start"].startswith("2026-01-02")
     assert row["high"] < row["expected"]
+    eventually(lambda: row["lifecycle"] in {one["id"] for one in client.list(200)})  # decided first, started then
     ended = client.wait(row["lifecycle"])
     assert ended["status"] == "not_better"  # the source has no new rows
     assert "test rows are new to version 1" in ended["reason"]
