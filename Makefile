@@ -6,8 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 COMPILE = { $(BIN)/python -m compileall -q -j 0 -x '/(plotly|faker|litestar|pip|tests)/' $(VENV)/lib >/dev/null || true; }
 
-.PHONY: demo test check format bench proof-compute proof-sleep proof-leases proof-lease-kills proof-gangs proof-log
->>>>>>> main
+.PHONY: demo test check format bench proof-compute proof-sleep proof-leases proof-lease-kills proof-gangs proof-log proof-search proof-watch
 
 demo: $(VENV)/.demo  ## the whole loop on a real year of data
 	$(BIN)/everloop demo $(ARGS)
@@ -25,7 +24,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-BENCHES := orchestration recovery init stack_memory chain prepare torch_tabular serving prediction_log leases lease_ledger
+BENCHES := orchestration recovery init stack_memory chain prepare torch_tabular serving prediction_log leases lease_ledger search_overhead single_row automl drift
 bench: $(VENV)/.dev  ## what Everloop costs, beside others; ROWS=200000 for small tables; ONLY="init prepare" for some
 	@missed=0; for name in $(or $(ONLY),$(BENCHES)); do echo "== $$name"; \
 	  PYTHONPATH=. $(BIN)/python bench/$$name.py $(if $(ROWS),$$(case $$name in (prepare|chain) echo --rows $(ROWS);; esac)) \
@@ -33,6 +32,9 @@ bench: $(VENV)/.dev  ## what Everloop costs, beside others; ROWS=200000 for smal
 
 proof-compute: $(VENV)/.dev  ## faults at random moments of trainings; MINUTES=, SEED= (the same goes on), TRAINER=torch, PLANT=1..3
 	$(BIN)/python -m tests.faults.proof_compute
+
+proof-watch: $(VENV)/.dev  ## kill -9 of each process in a check, its decision and the start: one retraining; KILLS=, SEED=, PLANT=1..3 must fail
+	$(BIN)/python -m tests.faults.proof_watch
 
 proof-leases: $(VENV)/.dev  ## anything happens to a pool, EXAMPLES=50000 times; MINUTES=, SEED= (the same goes on), PLANT=1..3 must fail
 	$(BIN)/python -m tests.faults.proof_leases
@@ -47,13 +49,10 @@ proof-log: $(VENV)/.dev  ## kill -9 of prediction servers and of the log's keepe
 proof-gangs: $(VENV)/.dev  ## a gang of four, kill -9 of a rank KILLS=10 times: docs/proof/gangs.csv; SEED=, PLANT=1..3 must fail
 	$(BIN)/python -m tests.faults.proof_gangs
 
-<<<<<<< HEAD
-proof-lease-kills: $(VENV)/.dev  ## many jobs on few devices, kill -9 of each process in turn, Temporal too: 0 overlaps, 0 leaks; ARGS="--lifecycles 20", "--gpus" for fractions
-=======
 proof-search: $(VENV)/.dev  ## kill -9 of everything at trial 37 of 100, one and four at once: docs/proof/search.csv; SEED=, PLANT=1..3 must fail
 	$(BIN)/python -m tests.faults.proof_search
 
-.PHONY: demo test check format bench proof-compute proof-sleep proof-leases proof-lease-kills proof-gangs proof-search
+proof-lease-kills: $(VENV)/.dev  ## many jobs on few devices, kill -9 of each process in turn, Temporal too: 0 overlaps, 0 leaks; ARGS="--lifecycles 20", "--gpus" for fractions
 	EVERLOOP_SLOTS=4 EVERLOOP_SLOT_CORES=2 $(BIN)/python -m tests.faults.proof_lease_kills $(ARGS)
 
 $(BIN)/python:

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 TYPES = (
     *(names.LIFECYCLE, names.APPROVAL, names.RELEASE, names.ROLL_BACK),
-    *(names.DRIFT_CHECK, names.GPU_POOL, names.POOL_ORDER, names.SEARCH),
+    *(names.DRIFT_CHECK, names.GPU_POOL, names.POOL_ORDER, names.SEARCH, names.SCORE),
 )
 QUERY = (
     "ExecutionStatus = 'Running' AND TemporalReportedProblems IS NOT NULL "

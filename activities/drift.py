@@ -4,7 +4,7 @@ import asyncio
 from bisect import bisect_right
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from sqlmodel import Session, col, select
 from sqlmodel.sql.expression import SelectOfScalar
@@ -28,7 +28,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from activities.caller import caller
 from activities.predictions.index import LogIndex
 from activities.registry import champion
-from activities.trigger_policy import Before, held_back
+from activities.trigger_policy import COLUMNS, Before, held_back
 from everloop import names
 from everloop.contracts import (
     CheckRequest,
@@ -42,16 +42,19 @@ from everloop.contracts import (
     Watched,
 )
 from everloop.errors import Conflict
-from everloop.records import DriftReport, Version, Window
+from everloop.records import Break, DriftReport, Version, Window
 from everloop.settings import Settings
 from everloop.specs import LifecycleSpec, Monitor
-from everloop.store import LifecycleRow, LogHourRow, MonitorRow, Store, TriggerRow, VersionRow
+from everloop.store import LifecycleRow, LogHourRow, MonitorRow, PerformanceRow, Store, TriggerRow, VersionRow
+from everloop.windows import begins, window_of
 
 if TYPE_CHECKING:  # control uses this file too, and starts without Dask
     from activities.jobs.submit import Jobs
 
 STARTING = timedelta(seconds=30)
 """A retraining may be decided and not started for this long."""
+MOST_TOLD = 5
+"""Broken columns named in a reason."""
 MOST_BEFORE = 2_000
 """Windows that the monitor's rules look back at."""
 CATCH_UP = timedelta(minutes=10)
@@ -112,7 +115,7 @@ class DriftLedger(DriftActivities):
         caller(names.DRIFT_CHECK)
         if request.window.end > datetime.now(UTC):
             raise Conflict(f"the window that ends at {request.window.end:%Y-%m-%d %H:%M} UTC is not over yet")
-        running = await self._open_retraining(request)
+        running = await open_retraining(self._store, self._client, request.project, request.model)
         lifecycle = await self._retraining_of(request)
         return await asyncio.to_thread(_trigger, self._store, request, running, lifecycle)
 
@@ -120,7 +123,7 @@ class DriftLedger(DriftActivities):
         """The id of the retraining that the window may cause; as older releases named it, where one is known so."""
         old = names.retrain_id(request.project, request.model, request.window.start)
         new = names.retrain_id(request.project, request.model, request.window.start, request.window.end)
-        if request.share is None or request.share < request.threshold:
+        if request.share is None or (request.share < request.threshold and not heeded(request)):
             return new
         if await asyncio.to_thread(_of_another_window, self._store, request, old):
             return new
@@ -131,22 +134,6 @@ class DriftLedger(DriftActivities):
                 raise
             return new
         return old
-
-    async def _open_retraining(self, request: TriggerRequest) -> str:
-        """The model's retraining that has not ended yet: a second one would only learn the same.
-
-        Temporal says whether it runs: a check that was ended between its verdict and the start left none.
-        """
-        started = await asyncio.to_thread(_last_retraining, self._store, request)
-        if started is None:
-            return ""
-        try:
-            described = await self._client.get_workflow_handle(started.lifecycle).describe()
-        except RPCError as error:
-            if error.status is not RPCStatusCode.NOT_FOUND:
-                raise
-            return started.lifecycle if datetime.now(UTC) - started.decided_at < STARTING else ""
-        return started.lifecycle if described.status is WorkflowExecutionStatus.RUNNING else ""
 
     def _next_window(self, request: CheckRequest) -> NextWindow:
         with self._store.read() as session:
@@ -168,8 +155,9 @@ class DriftLedger(DriftActivities):
             _count_late_rows(self._store, row)
             return NextWindow(window=None)
         with self._store.read() as session:
-            version = session.get_one(VersionRow, (request.project, request.model, now.version))
-        reference = Version.model_validate_json(version.record).exported.reference
+            row_of_it = session.get_one(VersionRow, (request.project, request.model, now.version))
+        version = Version.model_validate_json(row_of_it.record)
+        reference = version.exported.reference
         needed = spec.monitor.minimum_rows
         rows = min(log.rows(window), needed)  # the measure counts them exactly
         return NextWindow(
@@ -181,7 +169,25 @@ class DriftLedger(DriftActivities):
             rows=rows,
             insufficient=f"{rows} rows in the window, {needed} are needed" if rows < needed else "",
             closed_at=at,
+            evaluation=version.evaluation.report,
         )
+
+
+async def open_retraining(store: Store, client: Client, project: str, model: str) -> str:
+    """The model's retraining that has not ended yet: a second one would only learn the same.
+
+    Temporal says whether it runs: a check that was ended between its verdict and the start left none.
+    """
+    started = await asyncio.to_thread(_last_retraining, store, project, model)
+    if started is None:
+        return ""
+    try:
+        described = await client.get_workflow_handle(started.lifecycle).describe()
+    except RPCError as error:
+        if error.status is not RPCStatusCode.NOT_FOUND:
+            raise
+        return started.lifecycle if datetime.now(UTC) - started.decided_at < STARTING else ""
+    return started.lifecycle if described.status is WorkflowExecutionStatus.RUNNING else ""
 
 
 def next_closed(log: LogIndex, monitor: Monitor, cursor: datetime | None, now: datetime) -> Window | None:
@@ -205,30 +211,6 @@ def next_closed(log: LogIndex, monitor: Monitor, cursor: datetime | None, now: d
 def _next_with_a_row(log: LogIndex, size: str, cursor: datetime | None, now: datetime) -> Window | None:
     first = log.first() if cursor is None else log.first_at_or_after(begins(cursor, size))
     return None if first is None or first > now else window_of(first, size)
-
-
-def begins(cursor: datetime, size: str) -> datetime:
-    """When the first window of *size* begins that has nothing in common with what was decided up to *cursor*.
-
-    It is *cursor* itself unless the monitor's window has changed its size since.
-    """
-    window = window_of(cursor, size)
-    return window.start if window.start >= cursor else window.end
-
-
-def window_of(moment: datetime, size: str) -> Window:
-    """The calendar window (UTC) that *moment* lies in."""
-    day = moment.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    if size == "hour":
-        start = moment.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
-        return Window(start=start, end=start + timedelta(hours=1))
-    if size == "day":
-        return Window(start=day, end=day + timedelta(days=1))
-    if size == "week":
-        start = day - timedelta(days=day.weekday())
-        return Window(start=start, end=start + timedelta(days=7))
-    start = day.replace(day=1)
-    return Window(start=start, end=(start + timedelta(days=32)).replace(day=1))
 
 
 def _spoken(span: timedelta) -> str:
@@ -294,6 +276,7 @@ def _trigger(store: Store, request: TriggerRequest, running: str, lifecycle: str
         answer = _decide(session, monitor, request, running, lifecycle)
         session.add(
             TriggerRow(
+                over=sorted(heeded(request)),
                 project=request.project,
                 model=request.model,
                 window_start=request.window.start,
@@ -317,50 +300,137 @@ def _decide(
         return TriggerAnswer(verdict="failed", reason=request.failed)
     if request.share is None:
         return TriggerAnswer(verdict="insufficient_data", reason=request.insufficient)
-    figures = f"{request.share:.0%} of the columns drifted; the threshold is {request.threshold:.0%}"
-    if request.share < request.threshold:
+    return _judged(session, monitor, request, request.share, running, lifecycle)
+
+
+def _judged(  # noqa: PLR0917
+    session: Session, monitor: MonitorRow, request: TriggerRequest, share: float, running: str, lifecycle: str
+) -> TriggerAnswer:
+    """What follows from a window that was measured."""
+    rules = request.spec.monitor
+    broken = quarantined(monitor, request)
+    if broken:
+        return TriggerAnswer(verdict="quarantined", reason=broken)
+    beside = heeded(request)
+    figures = f"{share:.0%} of the columns drifted; the threshold is {request.threshold:.0%}"
+    figures = "; ".join([figures, *(measure.why for measure in request.measures if measure.name in beside)])
+    over = beside | (COLUMNS if share >= request.threshold else frozenset())
+    if not over:
         return TriggerAnswer(verdict="quiet", reason=figures)
+    if monitor.quarantined_at is not None:
+        return TriggerAnswer(verdict="quarantined", reason=f"{figures}; {still_quarantined(monitor)}")
     if running:
         return TriggerAnswer(
             verdict="already_triggered", reason=f"{figures}; {running} is still open", lifecycle=running
         )
-    rules = request.spec.monitor
-    held = rules and held_back(request.window, request.version, rules, _before(session, monitor), monitor.rearmed_at)
+    held = rules and held_back(
+        request.window, request.version, rules, before(session, monitor), monitor.rearmed_at, over
+    )
     if held:
         return TriggerAnswer(verdict=held[0], reason=f"{figures}; {held[1]}")
     return TriggerAnswer(verdict="retrain", reason=figures, lifecycle=lifecycle)
 
 
-def _before(session: Session, monitor: MonitorRow) -> list[Before]:
-    """What was decided about the model's windows, oldest first, and how its retrainings have ended."""
+def before(session: Session, monitor: MonitorRow) -> list[Before]:
+    """What was decided about the model's windows, oldest first, and how its retrainings have ended.
+
+    What the labels said later of a window stands with it.
+    """
     latest = _decided(monitor).order_by(None).order_by(col(TriggerRow.window_start).desc()).limit(MOST_BEFORE)
     decided = session.exec(latest).all()[::-1]
+    judged = select(PerformanceRow).where(
+        PerformanceRow.project == monitor.project, PerformanceRow.model == monitor.model
+    )
+    labels = {(row.window_start, row.window_end): row for row in session.exec(judged)}
     ids = [row.lifecycle for row in decided if row.verdict == "retrain"]
+    ids += [row.lifecycle for row in labels.values() if row.verdict == "retrain"]
     ended = select(LifecycleRow.id, LifecycleRow.status).where(col(LifecycleRow.id).in_(ids))
     outcomes: dict[str, str] = dict(session.exec(ended).all())
-    return [
-        Before(
-            window=Window(start=row.window_start, end=row.window_end),
-            version=row.version,
-            share=row.share,
-            retrained=row.verdict == "retrain",
-            outcome=outcomes.get(row.lifecycle, ""),
-        )
-        for row in decided
-    ]
+    rules = LifecycleSpec.model_validate_json(monitor.spec).monitor
+    return [_earlier(row, labels.get((row.window_start, row.window_end)), outcomes, rules) for row in decided]
 
 
-def _last_retraining(store: Store, request: TriggerRequest) -> TriggerRow | None:
+def _earlier(row: TriggerRow, labels: PerformanceRow | None, outcomes: dict[str, str], rules: Monitor | None) -> Before:
+    over = set(row.over) | ({"performance"} if labels is not None and labels.over else set())
+    if row.share is not None and rules is not None and row.share >= rules.share:
+        over |= COLUMNS
+    both: list[TriggerRow | PerformanceRow] = [row, *([labels] if labels is not None else [])]
+    causes = [one for one in both if one.verdict == "retrain"]
+    return Before(
+        window=Window(start=row.window_start, end=row.window_end),
+        version=causes[0].version if causes else row.version,
+        share=row.share,
+        retrained=bool(causes),
+        outcome=outcomes.get(causes[0].lifecycle, "") if causes else "",
+        over=None if row.share is None and not over else frozenset(over),
+    )
+
+
+def heeded(request: TriggerRequest) -> frozenset[str]:
+    """The measures beside the columns' drift that are over, of those that the monitor was told to heed."""
+    rules = request.spec.monitor
+    also: set[str] = set(rules.also) if rules else set()
+    if "quality" in also:
+        also |= {"missing", "new_categories", "out_of_range"}
+    return frozenset(measure.name for measure in request.measures if measure.over and measure.name in also)
+
+
+# --- quarantine -------------------------------------------------------------------------------------
+
+
+def quarantined(monitor: MonitorRow, request: TriggerRequest) -> str:
+    """Put the window's data into quarantine where it is broken and nobody has said that it is meant so. Says why."""
+    rules = request.spec.monitor
+    known = set(monitor.accepted)
+    broken = [each for each in request.broken if accepting(request.version, each) not in known]
+    if not broken or rules is None or not rules.quarantine:
+        return ""
+    if monitor.quarantined_at is None:
+        monitor.quarantined_at = request.window.end
+    there = {(each["column"], each["kind"]) for each in monitor.quarantine}
+    fresh = [each.model_dump(mode="json") for each in broken if (each.column, each.kind) not in there]
+    monitor.quarantine = [*monitor.quarantine, *fresh]
+    told = "; ".join(f"{each.column!r}: {each.why}" for each in broken[:MOST_TOLD])
+    more = f" and {len(broken) - MOST_TOLD} columns more" if len(broken) > MOST_TOLD else ""
+    return f"the data is broken, not moved: {told}{more}; {_until_lifted(monitor)}"
+
+
+def still_quarantined(monitor: MonitorRow) -> str:
+    columns = ", ".join(repr(each["column"]) for each in monitor.quarantine[:MOST_TOLD])
+    return f"{columns} broke in a window before and nobody has said that it is mended; {_until_lifted(monitor)}"
+
+
+def _until_lifted(monitor: MonitorRow) -> str:
+    return f"no retraining until a person says `everloop lift-quarantine {monitor.model}`"
+
+
+def accepting(version: int, broken: Break) -> str:
+    """How a person's word that a column is as it should be is kept."""
+    return f"{version} {broken.kind} {broken.column}"
+
+
+class Retrained(NamedTuple):
+    """A retraining that was decided on."""
+
+    lifecycle: str
+    decided_at: datetime
+
+
+def _last_retraining(store: Store, project: str, model: str) -> Retrained | None:
+    """The latest that either ledger knows."""
+    found: list[Retrained] = []
     with store.read() as session:
-        return session.exec(
-            select(TriggerRow)
-            .where(
-                TriggerRow.project == request.project,
-                TriggerRow.model == request.model,
-                TriggerRow.verdict == "retrain",
-            )
-            .order_by(col(TriggerRow.window_start).desc())
-        ).first()
+        drifted = select(TriggerRow).where(
+            TriggerRow.project == project, TriggerRow.model == model, TriggerRow.verdict == "retrain"
+        )
+        row = session.exec(drifted.order_by(col(TriggerRow.window_start).desc())).first()
+        found += [Retrained(row.lifecycle, row.decided_at)] if row else []
+        judged = select(PerformanceRow).where(
+            PerformanceRow.project == project, PerformanceRow.model == model, PerformanceRow.verdict == "retrain"
+        )
+        late = session.exec(judged.order_by(col(PerformanceRow.measured_at).desc())).first()
+        found += [Retrained(late.lifecycle, late.measured_at)] if late else []
+    return max(found, key=lambda one: one.decided_at, default=None)
 
 
 def _of_another_window(store: Store, request: TriggerRequest, lifecycle: str) -> bool:

@@ -39,7 +39,15 @@ from everloop.store import (
 
 log = logging.getLogger(__name__)
 
-JOURNALED = (names.LIFECYCLE, names.APPROVAL, names.RELEASE, names.ROLL_BACK, names.DRIFT_CHECK, names.SEARCH)
+JOURNALED = (
+    names.LIFECYCLE,
+    names.APPROVAL,
+    names.RELEASE,
+    names.ROLL_BACK,
+    names.DRIFT_CHECK,
+    names.SEARCH,
+    names.SCORE,
+)
 REBUILDS = 5
 OVERLAP = timedelta(minutes=10)
 """Visibility is a little late: a sweep looks this much further back than when the one before began."""

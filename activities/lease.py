@@ -36,7 +36,7 @@ from everloop.store import LeaseRow, Store
 
 log = logging.getLogger(__name__)
 
-HOLDERS = (names.LIFECYCLE, names.DRIFT_CHECK, names.SEARCH)
+HOLDERS = (names.LIFECYCLE, names.DRIFT_CHECK, names.SEARCH, names.SCORE)
 """Workflows that hold leases."""
 
 

@@ -16,7 +16,7 @@ from activities.execution import Execution, Executions
 from everloop import names, signing, starts
 from everloop.contracts import AdmitRequest, LifecycleActivities
 from everloop.errors import BadSignature
-from everloop.store import JournalRow, Store, TriggerRow
+from everloop.store import JournalRow, PerformanceRow, Store, TriggerRow
 
 HINT = "start it with `everloop submit`"
 
@@ -106,7 +106,13 @@ def _decided(store: Store, asked: dict[str, Any], lifecycle: str) -> bool:
             TriggerRow.lifecycle == lifecycle,
             TriggerRow.verdict == "retrain",
         )
-        return session.exec(query).first() is not None
+        judged = select(PerformanceRow).where(
+            PerformanceRow.project == str(asked.get("project")),
+            PerformanceRow.model == str(asked.get("model")),
+            PerformanceRow.lifecycle == lifecycle,
+            PerformanceRow.verdict == "retrain",
+        )
+        return session.exec(query).first() is not None or session.exec(judged).first() is not None
 
 
 def _submitted_by(store: Store, run: Execution) -> str:

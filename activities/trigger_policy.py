@@ -27,38 +27,61 @@ class Before(NamedTuple):
     retrained: bool
     outcome: str = ""
     """Of its retraining: its lifecycle's status."""
+    over: frozenset[str] | None = None
+    """The measures that were over, `columns` for their share. None: as the share says."""
 
+
+COLUMNS: frozenset[str] = frozenset({"columns"})
+"""What is over where the share of drifted columns is."""
 
 Held = Literal["not_yet", "same_drift", "cooling_down", "over_budget", "breaker_open"]
 """Why a window over the threshold causes no retraining."""
 
 
-def held_back(
-    window: Window, version: int, rules: Monitor, before: Sequence[Before], rearmed_at: datetime | None = None
+def held_back(  # noqa: PLR0917
+    window: Window,
+    version: int,
+    rules: Monitor,
+    before: Sequence[Before],
+    rearmed_at: datetime | None = None,
+    over: frozenset[str] = COLUMNS,
 ) -> tuple[Held, str] | None:
     """The rule that keeps *window*, which is over the threshold, from causing a retraining, with its reason.
 
     *before*: the decided windows, oldest first. *rearmed_at*: retrainings of windows up to then count no more, a
-    person has looked at them. None: nothing keeps it back.
+    person has looked at them. *over*: the measures that are. None: nothing keeps it back.
     """
     past = [one for one in before if one.window.end <= window.start]
     counted = [one for one in past if one.retrained and (rearmed_at is None or one.window.end > rearmed_at)]
     return (
-        _too_few_in_a_row(rules, past)
+        _too_few_in_a_row(rules, past, over)
         or _breaker(rules, version, counted)
-        or _same_drift(rules, version, past, counted)
+        or _same_drift(rules, version, past, counted, over)
         or _cooling_down(window, rules, counted)
         or _over_budget(window, rules, counted)
     )
 
 
-def _too_few_in_a_row(rules: Monitor, past: Sequence[Before]) -> tuple[Held, str] | None:
-    """One window may be chance."""
-    shares = [one.share for one in past if one.share is not None]
-    over = sum(1 for _ in takewhile(lambda share: share >= rules.share, reversed(shares)))
-    if over + 1 >= rules.windows_in_a_row:
+def _over(rules: Monitor, one: Before) -> frozenset[str] | None:
+    """Which measures of an earlier window were over; None where it was not measured."""
+    if one.over is not None:
+        return one.over
+    if one.share is None:
         return None
-    return "not_yet", f"it is window {over + 1} in a row; {rules.windows_in_a_row} are needed"
+    return COLUMNS if one.share >= rules.share else frozenset()
+
+
+def _too_few_in_a_row(rules: Monitor, past: Sequence[Before], over: frozenset[str]) -> tuple[Held, str] | None:
+    """One window may be chance. Each measure has a row of its own."""
+    known = [found for one in reversed(past) if (found := _over(rules, one)) is not None]
+    most = max(_in_a_row(name, known) for name in over)
+    if most + 1 >= rules.windows_in_a_row:
+        return None
+    return "not_yet", f"it is window {most + 1} in a row; {rules.windows_in_a_row} are needed"
+
+
+def _in_a_row(name: str, latest_first: Sequence[frozenset[str]]) -> int:
+    return sum(1 for _ in takewhile(lambda found: name in found, latest_first))
 
 
 def _breaker(rules: Monitor, version: int, counted: Sequence[Before]) -> tuple[Held, str] | None:
@@ -76,19 +99,29 @@ def _breaker(rules: Monitor, version: int, counted: Sequence[Before]) -> tuple[H
 
 
 def _same_drift(
-    rules: Monitor, version: int, past: Sequence[Before], counted: Sequence[Before]
+    rules: Monitor, version: int, past: Sequence[Before], counted: Sequence[Before], over: frozenset[str]
 ) -> tuple[Held, str] | None:
-    """Hysteresis: what was answered once is answered again only after it had calmed down, or against a new champion."""
+    """Hysteresis: what was answered once is answered again only after it had calmed down, or against a new champion.
+
+    The share of columns calms down below `calm`, another measure where it is no more over.
+    """
     if rules.calm is None or not counted or counted[-1].version != version:
         return None
     last = counted[-1]
-    shares = [one.share for one in past if one.window.start >= last.window.end and one.share is not None]
-    if any(share < rules.calm for share in shares):
+    since = [one for one in past if one.window.start >= last.window.end]
+    answered = _over(rules, last) or COLUMNS
+    if any(name not in answered or _calmed(rules, since, name) for name in over):
         return None
     return "same_drift", (
         f"the drift of {last.window.start:%Y-%m-%d %H:%M} UTC has caused a retraining, and no window since was below "
         f"{rules.calm:.0%}"
     )
+
+
+def _calmed(rules: Monitor, since: Sequence[Before], name: str) -> bool:
+    if name in COLUMNS:
+        return any(one.share is not None and rules.calm is not None and one.share < rules.calm for one in since)
+    return any((found := _over(rules, one)) is not None and name not in found for one in since)
 
 
 def _cooling_down(window: Window, rules: Monitor, counted: Sequence[Before]) -> tuple[Held, str] | None:

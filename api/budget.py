@@ -87,7 +87,9 @@ def budget_list(here: Here, pool: Pool = names.DEFAULT_POOL) -> BudgetList:
         return seen(session, pool)
 
 
-@router.put("/budgets/{scope}/{name}", openapi_extra=body_schema(BudgetAsked, {"core_hours": 100, "money": "none"}))
+@router.put(
+    "/budgets/{scope}/{name:path}", openapi_extra=body_schema(BudgetAsked, {"core_hours": 100, "money": "none"})
+)
 async def set_budget(  # noqa: PLR0917  # FastAPI gives them by name
     scope: Scope,
     name: Name,

@@ -10,28 +10,31 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
 
-from fastapi import APIRouter, Query
-from pydantic import BaseModel
+from fastapi import APIRouter, Depends, Query, Request
+from pydantic import BaseModel, ConfigDict
 from sqlmodel import Session, col, select
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
+from activities.drift import accepting
 from activities.predictions.index import LogIndex
-from api import pages
+from api import pages, watch
+from api.bodies import body_schema, json_body, read_form
 from api.dependencies import RPC_TIMEOUT, Here, Parts, Person, ask
 from api.report import REFUSED
 from everloop import engine, errors, names
 from everloop.contracts import DriftRequest
 from everloop.errors import NotFound, Unavailable
-from everloop.records import Champion, Version, Window
-from everloop.specs import Monitor
-from everloop.store import DriftRow, MonitorRow, TriggerRow, VersionRow
+from everloop.records import Break, Champion, Version, Window
+from everloop.specs import Monitor, Retrain
+from everloop.store import DriftRow, MonitorRow, RouteRow, TriggerRow, VersionRow
 from workflows.drift import SAMPLE_SEED
 
 log = logging.getLogger(__name__)
 router = APIRouter(tags=["drift"])
 page = APIRouter(include_in_schema=False)
 
+WATCHED = "a model is watched from its first release, where its spec has a monitor"
 RENDER_SECONDS = 180.0
 SANDBOX = (
     "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; "
@@ -66,7 +69,13 @@ class DriftView(BaseModel):
     reason: str
     lifecycle: str
     checked_at: datetime
+    report: str = ""
+    """SHA-256 of the figures that were kept, or empty."""
     links: dict[str, str]
+    measures: list[dict[str, Any]] = []
+    """What was looked at beside the drift of columns: name, value, threshold, over, why."""
+    broken: list[dict[str, Any]] = []
+    """Columns that are broken rather than moved: column, kind, why."""
 
     @property
     def key(self) -> Key:
@@ -92,7 +101,7 @@ async def check(model: str, here: Here, project: Project = "default") -> Checked
     await ask(
         handle.trigger(rpc_timeout=RPC_TIMEOUT),
         missing=f"{project}/{model} is not watched",
-        hint="a model is watched from its first release, where its spec has a monitor",
+        hint=WATCHED,
     )
     return Checked(model=model, schedule=schedule, message="the monitor looks now; see the model's drift checks")
 
@@ -106,15 +115,65 @@ def rearm(model: str, here: Here, person: Person, project: Project = "default") 
     with here.store.write() as session:
         row = session.get(MonitorRow, (project, model))
         if row is None:
-            raise NotFound(
-                f"{project}/{model} is not watched",
-                field="model",
-                hint="a model is watched from its first release, where its spec has a monitor",
-            )
+            raise NotFound(f"{project}/{model} is not watched", field="model", hint=WATCHED)
         row.rearmed_at = row.cursor
         session.add(row)
     log.info("%s lets the monitor of %s/%s retrain again", person, project, model)
     return Rearmed(model=model, message="the next window over the threshold may cause a retraining again")
+
+
+class Lift(BaseModel):
+    """Data that was broken is mended, or meant to be so."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    accept: bool = False
+    """The columns are meant to be as they are now: for the version that answers, the same breaks count no more."""
+
+
+class Lifted(BaseModel):
+    model: str
+    columns: list[str]
+    message: str
+
+
+@router.post("/models/{model}/quarantine/lift", openapi_extra=body_schema(Lift, {"accept": False}, required=False))
+def lift(
+    model: str,
+    here: Here,
+    person: Person,
+    body: Annotated[Lift, Depends(json_body(Lift, optional=True))],
+    project: Project = "default",
+) -> Lifted:
+    """Let the model's monitor cause retrainings again, after data of it was broken. Safe to repeat.
+
+    Raises `NotFound` when the model is not watched.
+    """
+    with here.store.write() as session:
+        row = session.get(MonitorRow, (project, model))
+        if row is None:
+            raise NotFound(f"{project}/{model} is not watched", field="model", hint=WATCHED)
+        broken = [Break.model_validate(each) for each in row.quarantine]
+        route = session.get(RouteRow, (project, model))
+        if body.accept and route is not None:
+            own = f"{route.version} "
+            kept = [each for each in row.accepted if each.startswith(own)]
+            row.accepted = sorted({*kept, *(accepting(route.version, each) for each in broken)})
+        row.quarantined_at, row.quarantine = None, []
+        session.add(row)
+    log.info("%s lifts the quarantine of %s/%s (accepted: %s)", person, project, model, body.accept)
+    said = "nothing is in quarantine" if not broken else "the next window over the threshold may cause a retraining"
+    return Lifted(model=model, columns=[each.column for each in broken], message=said)
+
+
+@page.post("/models/{model}/quarantine/lift")
+async def lift_by_form(
+    model: str, request: Request, here: Here, person: Person, project: Project = "default"
+) -> Response:
+    """One of the page's buttons was pressed."""
+    form = await read_form(request)
+    await run_in_threadpool(lift, model, here, person, Lift(accept=form.get("accept") == "yes"), project)
+    return RedirectResponse(f"/models/{quote(model)}?project={quote(project)}#drift", 303)
 
 
 @page.post("/models/{model}/rearm")
@@ -150,7 +209,8 @@ def report_page(model: str, window: str, here: Here, person: Person, project: Pr
     row = _find(here, project, model, window)
     with here.store.read() as session:
         view = next(view for view in checks(session, project, model) if view.key == _key(row))
-    return pages.render("drift.html", person=person, row=row, view=view, source=report_url(row))
+    columns = watch.distributions(here.artifacts, row.report)
+    return pages.render("drift.html", person=person, row=row, view=view, columns=columns, source=report_url(row))
 
 
 def checks(session: Session, project: str, model: str) -> list[DriftView]:
@@ -304,14 +364,8 @@ def rules(monitor: Monitor) -> str:
     return "; ".join(told)
 
 
-def spark(views: list[DriftView], threshold: float | None) -> list[dict[str, Any]]:
-    """The history as bars for the page: height in per cent of a full share."""
-    return [
-        {
-            "height": round(100 * (view.share or 0)),
-            "known": view.share is not None,
-            "over": threshold is not None and view.share is not None and view.share >= threshold,
-            "view": view,
-        }
-        for view in views
-    ]
+def learns(retrain: Retrain) -> str:
+    """What a retraining learns from and how sure its gain must be, for people."""
+    data = "all rows" if retrain.window is None else f"the rows of the {pages.span(retrain.window)} before its end"
+    sure = f", and must be better with {retrain.certainty:.0%} certainty" if retrain.certainty else ""
+    return f"It learns from {data}{sure}."

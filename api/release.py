@@ -1,7 +1,7 @@
 """Models: which version answers, which there are, and how the route has changed."""
 
 from datetime import UTC, datetime, timedelta
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -12,8 +12,7 @@ from starlette.responses import HTMLResponse, RedirectResponse
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 
-from activities.drift import begins
-from api import drift, pages, predictions
+from api import drift, labels, pages, predictions, watch
 from api.bodies import body_schema, json_body, read_form, validated
 from api.dependencies import RPC_TIMEOUT, Here, Parts, Person, ask
 from api.drift import DriftView, Project
@@ -24,6 +23,7 @@ from everloop.errors import Conflict, NotFound
 from everloop.records import RollBack, Route, RouteChange, SignedRollBack, Version
 from everloop.specs import LifecycleSpec
 from everloop.store import MonitorRow, ReleaseRow, RouteChangeRow, RouteRow, VersionRow
+from everloop.windows import begins
 
 ORDER_LASTS = timedelta(minutes=10)
 """A signed roll back that was not carried out by then is void: nobody is surprised by it tomorrow."""
@@ -70,6 +70,14 @@ class MonitorView(BaseModel):
     minimum_rows: int
     rules: str
     """What keeps windows over the threshold from causing retrainings, in a sentence."""
+    also: list[str] = []
+    """Measures beside the share of columns that cause a retraining."""
+    learns: str = ""
+    """What a retraining learns from, in a sentence."""
+    quarantined_at: datetime | None = None
+    """End of the window whose data was broken first."""
+    quarantine: list[dict[str, Any]] = []
+    """Columns that are broken: column, kind, why."""
     held_back: str = ""
     """Why the last window caused none, where a person can change that."""
 
@@ -176,14 +184,24 @@ def model_page(model: str, here: Here, person: Person, project: Project = "defau
     """A model: what answers, how far the data has drifted, what there was before."""
     with here.store.read() as session:
         found = view(session, here.settings.serve_url, project, model)
+        known = labels.view(session, here, project, model)
+        came = watch.triggers(session, found.checks, known.performance)
         log = predictions.view(session, here, project, model)
     found.refused = _refused(refusals(here.settings), project, model)
     threshold = found.monitor.share if found.monitor else None
+    latest = next((check for check in reversed(found.checks) if "report" in check.links), None)
     return pages.render(
         "model.html",
         person=person,
         view=found,
-        bars=drift.spark(found.checks[-60:], threshold),
+        drift=watch.drift_bars(found.checks, threshold),
+        volume=watch.volume_bars(found.checks),
+        performance=watch.performance_points(known.performance),
+        labels=known,
+        came=came,
+        latest=latest,
+        columns=watch.distributions(here.artifacts, latest.report) if latest else [],
+        latency=watch.latency(here.settings, project, model),
         page_url=page_url,
         refusal_help=HELP,
         log=log,
@@ -377,7 +395,8 @@ def _versions(session: Session, project: str, model: str, live: int | None) -> l
 
 
 def _monitor(row: MonitorRow, checks: list[drift.DriftView]) -> MonitorView | None:
-    policy = LifecycleSpec.model_validate_json(row.spec).monitor
+    spec = LifecycleSpec.model_validate_json(row.spec)
+    policy = spec.monitor
     if policy is None:
         return None
     last = checks[-1] if checks else None
@@ -389,6 +408,10 @@ def _monitor(row: MonitorRow, checks: list[drift.DriftView]) -> MonitorView | No
         share=policy.share,
         minimum_rows=policy.minimum_rows,
         rules=drift.rules(policy),
+        also=list(policy.also),
+        learns=drift.learns(spec.retrain),
+        quarantined_at=row.quarantined_at,
+        quarantine=row.quarantine,
         held_back=last.reason if last and broken else "",
     )
 

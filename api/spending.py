@@ -31,7 +31,7 @@ def cost_page(
     )
 
 
-@page.post("/cost/budgets/{scope}/{name}")
+@page.post("/cost/budgets/{scope}/{name:path}")
 async def budget_by_form(scope: Scope, name: Name, request: Request, here: Here, person: Person) -> Response:
     """The form beside a budget: what is empty is no bound."""
     form = await read_form(request)

@@ -27,19 +27,23 @@ def methods(family: str) -> tuple[str, ...]:
 
 
 def space(spec: LifecycleSpec, family: str, rows: int, columns: int) -> Space:  # noqa: ARG001
-    """What a trial of *family* may choose for a table of so many train rows and columns."""
-    found: list[Parameter] = [integer(f"{PREFIX}interactions", 0, 6)]
-    if family in LINES:
+    """What a trial of *family* may choose for a table of so many train rows and columns. What the spec says stays."""
+    said, lines = spec.features, family in LINES
+    found: list[Parameter] = []
+    if not said.interactions:
+        found.append(integer(f"{PREFIX}interactions", 0, 6))
+    if lines and said.skew == OFF:
         found.append(choice(f"{PREFIX}skew", OFF, "log1p", "yeo_johnson", "quantile"))
-    else:
+    if not lines and said.near_duplicates is None:
         found.append(choice(f"{PREFIX}near_duplicates", 1.0, 0.95))
-    if columns >= LEAST_COLUMNS:
+    if said.selection is None and columns >= LEAST_COLUMNS:
         offered = methods(family)
-        least = 0.3 if family in LINES else 0.5
         found.append(choice(f"{PREFIX}selection", OFF, *offered))
         when: dict[str, tuple[Any, ...]] = {f"{PREFIX}selection": offered}
+        least = 0.3 if lines else 0.5
         found.append(Parameter(name=f"{PREFIX}keep", kind="float", low=least, high=0.95, when=when))
-    return Space(parameters=tuple(found), portfolio=POINTS if family in LINES else ())
+    named = {each.name for each in found}
+    return Space(parameters=tuple(found), portfolio=tuple(point for point in POINTS if point.keys() <= named))
 
 
 def split(point: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -21,6 +21,7 @@ import httpx
 from everloop import errors, stack
 from everloop import settings as configuration
 from everloop.errors import EverloopError, Invalid, InvalidSpec, NotAuthenticated, Unavailable
+from everloop.label_calls import LabelCalls
 from everloop.pool_calls import PoolCalls
 from everloop.prediction_calls import PredictionCalls
 from everloop.searches import SearchCalls
@@ -42,7 +43,7 @@ RUNNING = frozenset({"running", "waiting_approval", "needs_attention"})
 FAR_SECONDS = 10 * 365 * 86400.0
 
 
-class Client(PoolCalls, PredictionCalls, SearchCalls):
+class Client(PoolCalls, PredictionCalls, SearchCalls, LabelCalls):
     """A connection to one deployment as one person. Safe to share between threads; use as a context manager."""
 
     def __init__(

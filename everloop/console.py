@@ -442,5 +442,31 @@ def checks(rows: Iterable[Json]) -> RenderableType:
     return made if made.row_count else Text("no window has been checked yet")
 
 
+def performance(found: Json) -> RenderableType:
+    """What a model's labels say, the oldest window first."""
+    made = table("window (UTC)", "labelled", "performance (95 %)", "then", "what came of it")
+    for row in found["performance"]:
+        span = f"{number(row['low'])} to {number(row['high'])}"
+        made.add_row(
+            when(row["window_start"]), f"{row['labelled']:,} of {row['rows']:,}",
+            f"{row['metric']} {number(row['value'])} ({span})", number(row["expected"]), _came_of(row),
+        )  # fmt: skip
+    said = f"{found['labels']:,} rows have a label"
+    if found["waiting"]:
+        said += f"; of {found['waiting']:,} the prediction has not come yet"
+    if found["corrected"]:
+        said += f"; {found['corrected']:,} labels were corrections"
+    if found["unread_bytes"]:
+        said += "; more have come, and are joined when the monitor looks next"
+    if found["failed"]:
+        said += f"; they could not be joined: {found['failed']}"
+    return Group(made, Text(said)) if made.row_count else Text(said)
+
+
+def _came_of(row: Json) -> str:
+    told = "worse than then" if row["over"] else "-"
+    return f"{row['verdict'].replace('_', ' ')}: {row['reason']}" if row["verdict"] else told
+
+
 def _late(rows: int) -> str:
     return f"; {rows:,} row{'s' if rows > 1 else ''} came after the window was checked" if rows else ""

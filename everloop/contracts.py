@@ -17,6 +17,8 @@ from everloop.events import Event, LifecycleSubmitted
 from everloop.orders import PoolOrdered, SignedPoolOrder
 from everloop.predictions import LogParts
 from everloop.records import (
+    Blob,
+    Break,
     Champion,
     Code,
     Decision,
@@ -25,6 +27,8 @@ from everloop.records import (
     Evidence,
     Exported,
     Lease,
+    Measure,
+    PerformanceReport,
     Prepared,
     Record,
     Refitted,
@@ -38,8 +42,10 @@ from everloop.records import (
     Validation,
     Version,
     Window,
+    WindowPerformance,
 )
 from everloop.resources import ONE, WHOLE_GPU
+from everloop.scores import Chunk, Cut, Form, Joined, Opened, ScoreRequest
 from everloop.specs import LifecycleSpec, Monitor, Stage
 from everloop.trials import Searched, Study, Trial, Trials
 
@@ -166,6 +172,8 @@ class EvaluateRequest(JobRequest):
     prepared: Prepared
     trained: Trained
     champion: Champion | None
+    certainty: float = 0.0
+    """How sure the challenger's gain must be, by a paired test. 0: any gain will do."""
 
 
 class RefitRequest(JobRequest):
@@ -193,6 +201,30 @@ class DriftRequest(JobRequest):
     seed: int
     log: LogParts | None = None
     """The files that hold the window. None: the lines that lie in the model's folder."""
+    evaluation: Blob | None = None
+    """Report of the champion's evaluation: how its answers and the labels were spread then."""
+    monitor: Monitor | None = None
+    """What counts as over. None: asked by a workflow that watched columns alone."""
+
+
+class PerformanceRequest(JobRequest):
+    """What do the labels that have come say of the windows that were decided?"""
+
+    project: str
+    model: str
+    champion: Champion
+    log: LogParts | None = None
+    """The files that hold the log. None: the lines that lie in the model's folder."""
+    evaluation: Blob | None = None
+    metric: str
+    size: str
+    """Of the monitor's windows."""
+    until: datetime
+    """The monitor's cursor: later windows are not decided yet."""
+    labels_bytes: int
+    """How much of the labels is looked at."""
+    minimum_rows: int
+    seed: int
 
 
 class DataActivities(ABC):
@@ -247,10 +279,63 @@ class ExportActivities(ABC):
     async def export(self, request: ExportRequest) -> Exported: ...
 
 
+class CutRequest(JobRequest):
+    """Cut a file of rows into pieces."""
+
+    path: str
+    champion: Champion
+    chunk_rows: int
+
+
+class ChunkRequest(JobRequest):
+    """Answer one piece."""
+
+    champion: Champion
+    chunk: str
+    asked_at: datetime
+    """What a row without an event time is taken to be of."""
+
+
+class JoinRequest(JobRequest):
+    """Put the pieces together."""
+
+    form: Form
+    scored: tuple[str, ...]
+    rejects: tuple[str, ...]
+    rows: int
+    rejected: int
+
+
+class ScoreJobActivities(ABC):
+    @activity.defn(name="everloop.score.cut")
+    @abstractmethod
+    async def cut(self, request: CutRequest) -> Cut: ...
+
+    @activity.defn(name="everloop.score.chunk")
+    @abstractmethod
+    async def chunk(self, request: ChunkRequest) -> Chunk: ...
+
+    @activity.defn(name="everloop.score.join")
+    @abstractmethod
+    async def join(self, request: JoinRequest) -> Joined: ...
+
+
+class ScoreActivities(ABC):
+    @activity.defn(name="everloop.score.open")
+    @abstractmethod
+    async def open(self, request: ScoreRequest) -> Opened: ...
+
+
 class DriftComputeActivities(ABC):
     @activity.defn(name="everloop.drift.measure")
     @abstractmethod
     async def measure(self, request: DriftRequest) -> DriftReport: ...
+
+
+class LabelComputeActivities(ABC):
+    @activity.defn(name="everloop.labels.perform")
+    @abstractmethod
+    async def perform(self, request: PerformanceRequest) -> PerformanceReport: ...
 
 
 # --- control: light activities beside the workflows ----------------------------------------------
@@ -591,6 +676,41 @@ class NextWindow(Record):
     """Why the window is not worth a job, or empty."""
     closed_at: datetime | None = None
     """When the window was found closed: rows that are logged later are late."""
+    evaluation: Blob | None = None
+    """Report of the champion's evaluation."""
+
+
+class LabelsDue(Record):
+    """What is asked of the labels that have come since they were last looked at; None: nothing."""
+
+    request: PerformanceRequest | None = None
+    spec: LifecycleSpec | None = None
+
+
+class JudgeRequest(Record):
+    """Keep what the labels say, and decide once per (model, window): is this a retraining?"""
+
+    project: str
+    model: str
+    report: PerformanceReport
+    labels_bytes: int
+    spec: LifecycleSpec
+    version: int
+    """The champion's."""
+    failed: str = ""
+
+
+class Judged(Record):
+    """A window whose performance is over."""
+
+    performance: WindowPerformance
+    verdict: TriggerVerdict
+    reason: str
+    lifecycle: str = ""
+
+
+class JudgeAnswer(Record):
+    judged: tuple[Judged, ...] = ()
 
 
 class TriggerRequest(Record):
@@ -607,6 +727,8 @@ class TriggerRequest(Record):
     """Why the window could not be measured; the cursor moves on all the same."""
     closed_at: datetime | None = None
     spec: LifecycleSpec
+    measures: tuple[Measure, ...] = ()
+    broken: tuple[Break, ...] = ()
 
 
 class TriggerAnswer(Record):
@@ -628,6 +750,16 @@ class DriftActivities(ABC):
     @activity.defn(name="everloop.drift.trigger")
     @abstractmethod
     async def trigger(self, request: TriggerRequest) -> TriggerAnswer: ...
+
+
+class LabelActivities(ABC):
+    @activity.defn(name="everloop.labels.due")
+    @abstractmethod
+    async def due(self, request: CheckRequest) -> LabelsDue: ...
+
+    @activity.defn(name="everloop.labels.judge")
+    @abstractmethod
+    async def judge(self, request: JudgeRequest) -> JudgeAnswer: ...
 
 
 class BeginRequest(Record):

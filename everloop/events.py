@@ -9,7 +9,20 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from everloop.records import Blob, Claim, Comparison, Evidence, Ran, Record, TriggerVerdict, Wait, Window
+from everloop.records import (
+    Blob,
+    Break,
+    Claim,
+    Comparison,
+    Evidence,
+    Measure,
+    Ran,
+    Record,
+    TriggerVerdict,
+    Wait,
+    Window,
+    WindowPerformance,
+)
 from everloop.specs import Stage
 
 UNSET = datetime.min.replace(tzinfo=UTC)
@@ -202,6 +215,20 @@ class DriftChecked(Fact):
     reason: str
     lifecycle: str = ""
     """The retraining that this window started."""
+    measures: tuple[Measure, ...] = ()
+    broken: tuple[Break, ...] = ()
+
+
+class PerformanceJudged(Fact):
+    """The labels of a window say that it was answered worse than it should be."""
+
+    type: Literal["PerformanceJudged"] = "PerformanceJudged"
+    project: str
+    model: str
+    performance: WindowPerformance
+    verdict: TriggerVerdict
+    reason: str
+    lifecycle: str = ""
 
 
 Event = Annotated[
@@ -225,6 +252,7 @@ Event = Annotated[
     | ApprovalClosed
     | ModelReleased
     | ReleaseRolledBack
-    | DriftChecked,
+    | DriftChecked
+    | PerformanceJudged,
     Field(discriminator="type"),
 ]

@@ -245,6 +245,7 @@ def _key(found: Profile) -> list[str]:
 def _features(found: Profile) -> list[str]:
     suspects: dict[str, float] = found["suspects"]
     lines = ["features:", "  # Never name what is known only after the fact: the model would be right in tests alone."]
+    lines.append("  # near_duplicates, selection, skew and interactions choose more: docs/choices.md")
     for name, score in list(suspects.items())[:SHOWN]:
         says = f"{_safe(name)} alone says the target almost perfectly ({score:.3f})"
         lines.append(f"  # {says}: {_verdict(name, found)}")

@@ -20,6 +20,7 @@ DRIFT_CHECK = "everloop.DriftCheck"
 GPU_POOL = "everloop.GpuPool"
 POOL_ORDER = "everloop.PoolOrder"
 SEARCH = "everloop.Search"
+SCORE = "everloop.Score"
 
 # The activity whose inputs are the journal: `project` finds it in a history by this name.
 JOURNAL_APPEND = "everloop.journal.append"
@@ -33,6 +34,7 @@ POOL_INVENTORY = "inventory"  # compute -> pool
 DECIDE = "decide"  # API -> Approval, signed
 ATTEND = "attend"  # API -> Lifecycle: retry, skip, abort a parked stage
 PAUSE = "pause"  # API -> Lifecycle: hold still, or go on
+SCORE_PROGRESS = "progress"  # API -> Score, as a query
 SEARCH_ORDER = "search"  # API -> Lifecycle, as an update, and Lifecycle -> Search, as a signal: take the best so far
 
 A_RESUME = "a resume"
@@ -75,6 +77,11 @@ SEARCH_ATTRIBUTES = (
 
 MONITOR = "monitor"
 """Who asks for a retraining after drift."""
+
+
+def score_id(project: str, model: str, key: str) -> str:
+    """The id of the workflow that scores a file."""
+    return f"score/{project}/{model}/{key}"
 
 
 def approval_id(lifecycle: str) -> str:

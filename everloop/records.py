@@ -277,6 +277,9 @@ class Comparison(Record):
     verdict: Literal["no_champion", "better", "not_better", "no_fresh_rows"]
     reason: str
     """One sentence with both figures."""
+    sure: float | None = None
+    """Of samples drawn again from the same rows, the share in which the challenger is the better one. None: not
+    tested, by an older Everloop."""
     metric: str = ""
     champion: float | None = None
     challenger: float | None = None
@@ -591,8 +594,10 @@ TriggerVerdict = Literal[
     "cooling_down",
     "over_budget",
     "breaker_open",
+    "quarantined",
 ]
-"""What a check's window has led to. The last five: over the threshold, and held back by a rule of the monitor."""
+"""What a check's window has led to. From `not_yet` on: over the threshold, and held back by a rule of the monitor.
+`quarantined`: the data is broken rather than moved, or was in an earlier window, and a person has not looked yet."""
 
 
 class Window(Record):
@@ -612,6 +617,64 @@ class ColumnDrift(Record):
     drifted: bool
 
 
+MeasureName = Literal["predictions", "target", "missing", "new_categories", "out_of_range", "performance"]
+
+
+class Measure(Record):
+    """What a check found beside the drift of the columns."""
+
+    name: MeasureName
+    value: float
+    threshold: float
+    """From where it is over."""
+    over: bool
+    why: str
+    """A sentence with the figures."""
+    column: str = ""
+    """The worst one, where it is about columns."""
+
+
+class Break(Record):
+    """A column that is broken rather than moved."""
+
+    column: str
+    kind: Literal["missing", "unit"]
+    why: str
+
+
+class WindowPerformance(Record):
+    """How well the rows of one window were answered, as far as their labels have come."""
+
+    window: Window
+    version: int
+    """That answered most of the labelled rows."""
+    alone: bool = True
+    """No other version answered more than a tenth of them."""
+    rows: int
+    labelled: int
+    metric: str
+    value: float
+    low: float
+    high: float
+    """The interval in which it lies at 95 %."""
+    target: Measure | None = None
+    """How far the labels lie from those that the version was evaluated on."""
+
+
+class PerformanceReport(Result):
+    """What the labels say of the windows that were decided: the newest that have any."""
+
+    windows: tuple[WindowPerformance, ...]
+    labels: int
+    """That came, each row's last one."""
+    joined: int
+    """Of them, whose prediction is in the log."""
+    corrected: int = 0
+    """That came after another of the same row."""
+    scanned: int = 0
+    """Rows of the log."""
+
+
 class DriftReport(Result):
     """What a check found in one window."""
 
@@ -624,6 +687,8 @@ class DriftReport(Result):
     """Evidently's JSON, kept as evidence."""
     insufficient: str = ""
     """Why nothing was computed, or empty."""
+    measures: tuple[Measure, ...] = ()
+    broken: tuple[Break, ...] = ()
 
 
 class Wait(Record):

@@ -25,6 +25,7 @@ __all__ = [
     "THOUSANDS",
     "WITH_COMMA",
     "column_names",
+    "column_values",
     "delimiter_of",
     "from_csv",
     "pointed",
@@ -49,8 +50,30 @@ def from_csv(text: str, name: str, schema: Mapping[str, Any]) -> list[Json]:
     """
     signature = Signature.model_validate(schema)
     fields = {field.name: field for field in signature.fields}
+    names, rows, delimiter = _table(text, name, signature)
+    columns = [
+        column_values(column, cells, signature, fields, delimiter)
+        for column, cells in zip(names, zip(*rows, strict=True), strict=True)
+    ]
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def texts_from_csv(text: str, name: str, schema: Mapping[str, Any], also: Iterable[str] = ()) -> list[dict[str, str]]:
+    """The rows of a CSV file as the texts that stand in it, without blanks around them; an empty cell is left out.
+
+    *also*: names that a column may have beside those of the schema.
+    """
+    names, rows, _ = _table(text, name, Signature.model_validate(schema), also)
+    return [{column: cell.strip() for column, cell in zip(names, row, strict=True) if cell.strip()} for row in rows]
+
+
+def _table(
+    text: str, name: str, signature: Signature, also: Iterable[str] = ()
+) -> tuple[list[str], list[list[str]], str]:
+    """Names, rows of texts, and the delimiter. Raises `Invalid` where there is no row, or one is of another length."""
     text = text.removeprefix("\ufeff")
-    wanted = {*fields, signature.time, signature.key, signature.target} - {None}
+    named = {signature.time, signature.key, signature.target, *also} - {None}
+    wanted = {*(field.name for field in signature.fields), *named}
     dialect = dialects.found(
         text[:HEAD],
         {str(name) for name in wanted},
@@ -66,11 +89,7 @@ def from_csv(text: str, name: str, schema: Mapping[str, Any]) -> list[Json]:
     rows = list(_lines(lines, names, name))
     if not rows:
         raise Invalid(f"{name} has no rows", field="rows", hint="it needs a header line and rows")
-    columns = [
-        _column(column, cells, signature, fields, dialect.delimiter)
-        for column, cells in zip(names, zip(*rows, strict=True), strict=True)
-    ]
-    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+    return list(names), rows, dialect.delimiter
 
 
 def _blanks_meant(text: str, signature: Signature, dialect: Dialect) -> bool:
@@ -98,7 +117,7 @@ def _kind(column: str, signature: Signature, fields: Mapping[str, Field]) -> str
     return "plain" if column in (signature.time, signature.key) else "text"
 
 
-def _column(
+def column_values(
     name: str, cells: Sequence[str], signature: Signature, fields: Mapping[str, Field], delimiter: str
 ) -> list[Cell]:
     """The cells of one column, as the model's table was read."""

@@ -2,7 +2,7 @@
 
 import codecs
 import re
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -65,6 +65,7 @@ FIRST_READ: dict[str, Stage] = {
     "latency_ms": "export",
     "gate": "approve",
     "monitor": "monitor",
+    "retrain": "monitor",
     "until": "monitor",
 }
 """The first stage that reads a field of the spec; of those that are not named here it is the first of all."""
@@ -249,6 +250,39 @@ class Gate(Strict):
         return value
 
 
+Also = Literal["predictions", "target", "quality", "performance"]
+
+SPOKEN = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
+"""How people write spans of event time: 12h, 30d, 8w."""
+
+
+class Retrain(Strict):
+    """What a retraining that the monitor causes learns from, and how sure its gain must be."""
+
+    data: Literal["all", "trailing"] = "all"
+    """all: every row of the source. trailing: those of the last `window` of event time before the drifted window's end.
+    """
+    window: timedelta | None = None
+    """30d, 8w, 12h or ISO 8601 (P30D)."""
+    certainty: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """The challenger replaces the champion only where a paired test on the same fresh rows is so sure that it is
+    better. 0: any gain will do."""
+
+    @field_validator("window", mode="before")
+    @classmethod
+    def _spoken(cls, value: object) -> object:
+        found = re.fullmatch(r"(\d{1,5})([hdw])", value.strip()) if isinstance(value, str) else None
+        return int(found[1]) * SPOKEN[found[2]] if found else value
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Retrain":
+        if (self.data == "trailing") != (self.window is not None):
+            raise ValueError("window: say it with `data: trailing`, such as 30d, and only then")
+        if self.window is not None and not timedelta(hours=1) <= self.window <= timedelta(days=3660):
+            raise ValueError("window: must be from 1 hour to 3660 days")
+        return self
+
+
 class Monitor(Strict):
     """The watch over the released model: one check per closed window of event time."""
 
@@ -274,7 +308,28 @@ class Monitor(Strict):
     """After so many retrainings of one champion without a release there are no more, until a version is released or a
     person says so (`everloop rearm`); null: it goes on."""
     minimum_rows: Annotated[int, Field(ge=1)] = 100
-    """A window with fewer rows is `insufficient_data` and triggers nothing."""
+    """A window with fewer rows is `insufficient_data` and triggers nothing. So is one with fewer labelled rows for
+    its performance."""
+    also: tuple[Also, ...] = ()
+    """What causes a retraining too, beside the share of drifted columns: the answers or the labels drifted
+    (`predictions`, `target`), more than `quality` of a column's values are missing, new or out of range (`quality`),
+    or the labels say that it answers worse than at its evaluation (`performance`). All are measured and shown."""
+    quality: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Share of a column's rows, beyond what it was in training, from which missing values, new categories or values
+    out of range are over."""
+    worse_by: Annotated[float, Field(ge=0)] = 0.0
+    """In the metric's own unit: performance is over where its whole interval is worse than at the evaluation by more
+    than this."""
+    quarantine: bool = True
+    """Data that is broken rather than moved (a column without values, in another unit, or unreadable) causes no
+    retraining: a person is told, and says when it is mended (`everloop lift-quarantine`)."""
+
+    @field_validator("also")
+    @classmethod
+    def _once(cls, also: tuple[Also, ...]) -> tuple[Also, ...]:
+        if len(set(also)) < len(also):
+            raise ValueError("names a measure twice")
+        return also
 
     @field_validator("every")
     @classmethod
@@ -368,6 +423,9 @@ class LifecycleSpec(Strict):
     """What one row may take in the exported graph, in milliseconds on one thread: a slower one is refused."""
     gate: Gate = Gate()
     monitor: Monitor | None = Monitor()
+    retrain: Retrain = Retrain()
+    since: datetime | None = None
+    """Only rows from this moment on are learned from. A retraining on a trailing window sets it by itself."""
     log: Log = Log()
     """How long predictions stay in the log."""
     resources: Resources = Resources()
@@ -402,6 +460,11 @@ class LifecycleSpec(Strict):
             raise ValueError(f"{trainer[:60]!r} is none of {listed}, and no function such as package.module:function")
         return trainer
 
+    @field_validator("since")
+    @classmethod
+    def _in_utc(cls, since: datetime | None) -> datetime | None:
+        return since if since is None or since.tzinfo else since.replace(tzinfo=UTC)
+
     @field_validator("code")
     @classmethod
     def _reachable(cls, code: str) -> str:
@@ -425,6 +488,14 @@ class LifecycleSpec(Strict):
             )
         if self.search is not None and (why := refused(self.search, self, METRICS[self.task])):
             raise ValueError(why)
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_time(self) -> "LifecycleSpec":
+        if self.retrain.data == "trailing" and not self.time:
+            raise ValueError("retrain.data: a trailing window needs a `time` column")
+        if self.since is not None and not self.time:
+            raise ValueError("since: needs a `time` column")
         return self
 
     @model_validator(mode="after")

@@ -373,6 +373,8 @@ def _checks(workflow_id: str, run_id: str, events: Sequence[Event]) -> list[SQLM
             window_start=event.window.start,
             window_end=event.window.end,
             drifted=list(event.drifted),
+            measures=[measure.model_dump(mode="json") for measure in event.measures],
+            broken=[each.model_dump(mode="json") for each in event.broken],
             checked_at=event.at,
             **event.model_dump(
                 include={"project", "model", "version", "rows", "share", "report", "verdict", "reason", "lifecycle"}

@@ -11,6 +11,8 @@ from temporalio import activity
 
 from everloop.artifacts import Artifacts
 from everloop.contracts import (
+    ChunkRequest,
+    CutRequest,
     DataActivities,
     DriftComputeActivities,
     DriftRequest,
@@ -20,10 +22,14 @@ from everloop.contracts import (
     ExportRequest,
     FeaturesActivities,
     JobRequest,
+    JoinRequest,
+    LabelComputeActivities,
+    PerformanceRequest,
     PrepareRequest,
     ProveAnswer,
     ProveRequest,
     RefitRequest,
+    ScoreJobActivities,
     SearchJobActivities,
     SnapshotRequest,
     TrainingActivities,
@@ -32,6 +38,7 @@ from everloop.contracts import (
     ValidateRequest,
 )
 from everloop.records import (
+    Break,
     Check,
     Code,
     Column,
@@ -39,7 +46,9 @@ from everloop.records import (
     DriftReport,
     Evaluation,
     Exported,
+    Measure,
     Parity,
+    PerformanceReport,
     Prepared,
     Ran,
     Refitted,
@@ -47,7 +56,9 @@ from everloop.records import (
     Snapshot,
     Trained,
     Validation,
+    WindowPerformance,
 )
+from everloop.scores import Chunk, Cut, Joined
 from everloop.trials import Trial, Trials
 
 
@@ -59,6 +70,8 @@ class QuickCompute(
     EvaluationActivities,
     ExportActivities,
     DriftComputeActivities,
+    LabelComputeActivities,
+    ScoreJobActivities,
 ):
     """Every compute stage, answered at once. `hooks[stage]` may raise or wait; `calls` lists what was asked."""
 
@@ -68,6 +81,9 @@ class QuickCompute(
         self.hooks: dict[str, Callable[[], Any]] = {}
         self.verdict = "better"
         self.share = 0.0
+        self.measures: tuple[Measure, ...] = ()
+        self.broken: tuple[Break, ...] = ()
+        self.performance: tuple[WindowPerformance, ...] = ()
         self.features: tuple[Column, ...] = ()
         self.code: Code | None = None
         self.ran: Ran | None = None
@@ -189,7 +205,36 @@ class QuickCompute(
     @activity.defn(name="everloop.drift.measure")
     async def measure(self, request: DriftRequest) -> DriftReport:
         await self._called("measure", request)
-        return DriftReport(window=request.window, rows=500, reference_rows=500, columns=(), share=self.share)
+        return DriftReport(
+            window=request.window,
+            rows=500,
+            reference_rows=500,
+            columns=(),
+            share=self.share,
+            measures=self.measures,
+            broken=self.broken,
+        )
+
+    @activity.defn(name="everloop.labels.perform")
+    async def perform(self, request: PerformanceRequest) -> PerformanceReport:
+        await self._called("perform", request)
+        return PerformanceReport(windows=self.performance, labels=9, joined=7, corrected=1)
+
+    @activity.defn(name="everloop.score.cut")
+    async def cut(self, request: CutRequest) -> Cut:
+        await self._called("cut", request)
+        return Cut(rows=30, chunks=("1", "2", "3"), rejected=0)
+
+    @activity.defn(name="everloop.score.chunk")
+    async def chunk(self, request: ChunkRequest) -> Chunk:
+        await self._called("chunk", request)
+        return Chunk(scored=request.chunk, rejects="", rows=10, rejected=0)
+
+    @activity.defn(name="everloop.score.join")
+    async def join(self, request: JoinRequest) -> Joined:
+        await self._called("join", request)
+        out = self.artifacts.put("".join(request.scored).encode())
+        return Joined(out=out, rejects=None, rows=request.rows, rejected=0)
 
     @activity.defn(name="everloop.lease.prove")
     async def prove(self, request: ProveRequest) -> ProveAnswer:
@@ -214,6 +259,10 @@ class QuickCompute(
             self.evaluate,
             self.export,
             self.measure,
+            self.perform,
+            self.cut,
+            self.chunk,
+            self.join,
             self.room,
             self.prove,
         ]

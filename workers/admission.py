@@ -11,7 +11,7 @@ from everloop import names
 from everloop.errors import Forbidden
 
 JOBS = ("everloop.data.", "everloop.features.", "everloop.training.", "everloop.evaluation.", "everloop.export.")
-HOLDERS = frozenset({names.LIFECYCLE, names.DRIFT_CHECK, names.SEARCH})
+HOLDERS = frozenset({names.LIFECYCLE, names.DRIFT_CHECK, names.SEARCH, names.SCORE})
 SERVES = {
     names.JOURNAL_APPEND: HOLDERS | {names.APPROVAL, names.RELEASE, names.ROLL_BACK},
     "everloop.disk.": HOLDERS,
@@ -24,10 +24,22 @@ SERVES = {
     "everloop.registry.": frozenset({names.LIFECYCLE}),
     "everloop.release.roll_back": frozenset({names.RELEASE, names.ROLL_BACK}),
     "everloop.release.": frozenset({names.RELEASE}),
+    "everloop.score.": frozenset({names.SCORE}),
     "everloop.drift.watch": frozenset({names.LIFECYCLE}),
     "everloop.drift.": frozenset({names.DRIFT_CHECK}),
+    "everloop.labels.": frozenset({names.DRIFT_CHECK}),
 } | dict.fromkeys(JOBS, frozenset({names.LIFECYCLE}))
 """Activity (or, with a dot at its end, every other one that begins so) to the workflows that may call it."""
+
+
+BEGINS = {
+    names.RELEASE: "release/",
+    names.ROLL_BACK: "release/",
+    names.GPU_POOL: "pool/",
+    names.POOL_ORDER: "order/",
+    names.SCORE: "score/",
+}
+"""How the ids of a type's runs begin."""
 
 
 class OnlyOurs(Interceptor):
@@ -73,11 +85,5 @@ def _own_id(caller: Execution) -> bool:
             return caller.workflow_id == names.approval_id(caller.parent_id)
         case names.SEARCH:
             return caller.workflow_id == names.search_id(caller.parent_id)
-        case names.RELEASE | names.ROLL_BACK:
-            return caller.workflow_id.startswith("release/")
-        case names.GPU_POOL:
-            return caller.workflow_id.startswith("pool/")
-        case names.POOL_ORDER:
-            return caller.workflow_id.startswith("order/")
         case _:
-            return True
+            return caller.workflow_id.startswith(BEGINS.get(caller.workflow_type, ""))

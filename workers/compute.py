@@ -21,7 +21,9 @@ from activities.export import ExportJobs
 from activities.features import FeaturesJobs
 from activities.jobs import scratch
 from activities.jobs.submit import Jobs
+from activities.labels import LabelCompute
 from activities.proof import ProofOnCompute
+from activities.score import ScoreJobs
 from activities.search import SearchJobs
 from activities.training import TrainingJobs
 from everloop import names
@@ -73,6 +75,7 @@ def worker(client: Client, jobs: Jobs, store: Store, settings: Settings) -> Work
 
 def activities(jobs: Jobs, store: Store, settings: Settings) -> Sequence[Callable[..., Any]]:
     data, features, training = DataJobs(jobs), FeaturesJobs(jobs), TrainingJobs(jobs)
+    score = ScoreJobs(jobs)
     evaluation, export = EvaluationJobs(jobs), ExportJobs(jobs)
     return (
         data.snapshot,
@@ -84,6 +87,8 @@ def activities(jobs: Jobs, store: Store, settings: Settings) -> Sequence[Callabl
         evaluation.evaluate,
         export.export,
         DriftCompute(jobs, store, settings).measure,
+        LabelCompute(jobs, store, settings).perform,
+        *(score.cut, score.chunk, score.join),
         DiskOnCompute(settings).room,
         ProofOnCompute(jobs).prove,
     )

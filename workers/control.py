@@ -13,12 +13,14 @@ from activities.alarm import Alarms
 from activities.drift import DriftLedger
 from activities.fork import ForkOnControl
 from activities.journal import JournalOnControl
+from activities.labels import LabelLedger
 from activities.lease import LeaseOnControl
 from activities.lifecycle import LifecycleOnControl
 from activities.pool import PoolOnControl
 from activities.predictions.keeping import LogKeeper
 from activities.registry import RegistryOnControl
 from activities.release import ReleaseOnControl
+from activities.score import ScoreOnControl
 from activities.search import SearchOnControl
 from everloop import names
 from everloop.artifacts import Artifacts
@@ -33,11 +35,12 @@ from workflows.lease import GpuPool
 from workflows.lifecycle import Lifecycle
 from workflows.pool import PoolOrdering
 from workflows.release import Release, RollBack
+from workflows.score import Score
 from workflows.search import Search
 
 log = logging.getLogger(__name__)
 
-WORKFLOWS = (Lifecycle, Approval, Release, RollBack, DriftCheck, GpuPool, PoolOrdering, Search)
+WORKFLOWS = (Lifecycle, Approval, Release, RollBack, DriftCheck, GpuPool, PoolOrdering, Search, Score)
 SWEEP_SECONDS = 5.0
 STICKY_TIMEOUT = timedelta(seconds=2)
 """After kill -9 of this process its cached workflows wait this long for it (the SDK's default is 10 s)."""
@@ -96,6 +99,7 @@ def activities(
     registry = RegistryOnControl(store, artifacts, settings.keys_dir)
     release = ReleaseOnControl(store, artifacts, settings, client)
     drift, search = DriftLedger(store, settings, client), SearchOnControl(store, artifacts)
+    labels = LabelLedger(store, settings, client)
     return (
         journal.append,
         LifecycleOnControl(store, client, settings.keys_dir).admit,
@@ -105,6 +109,8 @@ def activities(
         *(registry.champion, registry.register, registry.evidence),
         *(release.route, release.observe, release.roll_back),
         *(drift.watch, drift.next_window, drift.trigger),
+        *(labels.due, labels.judge),
+        ScoreOnControl(store, settings.keys_dir).open,
         *(search.begin, search.tell),
     )
 

@@ -1,6 +1,8 @@
 """A check of a monitor: every window that has closed, one after the other, and at most one retraining each."""
 
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from typing import Any, TypeVar
 
 from temporalio import workflow
 from temporalio.common import SearchAttributePair, TypedSearchAttributes, WorkflowIDReusePolicy
@@ -13,17 +15,22 @@ from everloop.contracts import (
     DriftActivities,
     DriftComputeActivities,
     DriftRequest,
+    JudgeRequest,
+    LabelActivities,
+    LabelComputeActivities,
     LeaseNotice,
     LifecycleAnswer,
     LifecycleRequest,
     NextWindow,
     Offer,
+    PerformanceRequest,
     TriggerAnswer,
     TriggerRequest,
     Wants,
 )
-from everloop.events import DriftChecked
-from everloop.records import DriftReport, Window
+from everloop.events import DriftChecked, PerformanceJudged
+from everloop.records import DriftReport, PerformanceReport, Window
+from everloop.specs import LifecycleSpec
 from workflows.disk import Room
 from workflows.journal import Journal, heed_a_cancel
 from workflows.lease import Lease
@@ -32,6 +39,12 @@ from workflows.stage import LIGHT_TIMEOUT, RETRY, start_job
 MAXIMUM_WINDOWS = 200
 """Of one check: a longer backlog goes on at the schedule's next tick, in a history of its own."""
 SAMPLE_SEED = 0
+JUDGED = ("performance", "verdict", "reason", "lifecycle")
+SAID = {"drift": "drift since", "labels": "the labels of"}
+"""Why there is a retraining."""
+
+Q = TypeVar("Q", bound=DriftRequest | PerformanceRequest)
+R = TypeVar("R", bound=DriftReport | PerformanceReport)
 
 
 @workflow.defn(name=names.DRIFT_CHECK)
@@ -42,7 +55,7 @@ class DriftCheck:
         self._journal = Journal()
         self._lease = Lease(self._journal, kind="check")
         self._room = Room(self._journal, self._lease)
-        self._job: workflow.ActivityHandle[DriftReport] | None = None
+        self._job: workflow.ActivityHandle[Any] | None = None
         self._told = False
         """A notice has ended the job: it is begun again with another lease."""
 
@@ -59,6 +72,8 @@ class DriftCheck:
                 await self._check(request, found, found.window, checked)
                 await self._lease.give_back()  # after each window: other models' checks wait for the same slot
                 checked += 1
+            if workflow.patched("labels"):
+                await self._look_at_labels(request)
         finally:
             await self._lease.give_back()
             await self._journal.settle()
@@ -90,8 +105,48 @@ class DriftCheck:
         self._journal.post()
         workflow.upsert_search_attributes([names.DRIFT_SHARE.value_set(report.share)])
         if answer.verdict == "retrain":
+            assert found.spec  # noqa: S101
             await self._journal.settle()
-            await self._retrain(found, window, answer.lifecycle)
+            await self._retrain(found.spec, window, answer.lifecycle, "drift")
+
+    async def _look_at_labels(self, request: CheckRequest) -> None:
+        """What the labels that have come say of windows that were decided."""
+        due = await workflow.execute_activity_method(
+            LabelActivities.due,
+            request,
+            start_to_close_timeout=LIGHT_TIMEOUT,
+            retry_policy=RETRY,
+            summary="have labels come?",
+        )
+        if due.request is None or due.spec is None:
+            return
+        asked = due.request
+        report, failed = await self._done_or_why_not(lambda: self._performed(asked))
+        answer = await workflow.execute_activity_method(
+            LabelActivities.judge,
+            JudgeRequest(
+                project=request.project,
+                model=request.model,
+                report=report or PerformanceReport(windows=(), labels=0, joined=0),
+                labels_bytes=asked.labels_bytes,
+                spec=due.spec,
+                version=asked.champion.version,
+                failed=failed,
+            ),
+            start_to_close_timeout=LIGHT_TIMEOUT,
+            retry_policy=RETRY,
+            summary="one decision per window",
+        )
+        for judged in answer.judged:
+            self._journal.record(
+                PerformanceJudged(
+                    project=request.project, model=request.model, **{n: getattr(judged, n) for n in JUDGED}
+                )
+            )
+        for judged in answer.judged:
+            if judged.verdict == "retrain":
+                await self._journal.settle()
+                await self._retrain(due.spec, judged.performance.window, judged.lifecycle, "labels")
 
     async def _measured_or_why_not(
         self, request: CheckRequest, found: NextWindow, window: Window, number: int
@@ -99,9 +154,14 @@ class DriftCheck:
         """A window that cannot be measured is said to have failed, and does not keep the next ones waiting."""
         if found.insufficient:
             return _nothing(window, found.rows, found.insufficient), ""
+        report, failed = await self._done_or_why_not(lambda: self._measured(request, found, window, number))
+        return report or _nothing(window, 0), failed
+
+    async def _done_or_why_not(self, job: Callable[[], Awaitable[R]]) -> tuple[R | None, str]:
+        """The job's result, or None and why it failed."""
         while True:
             try:
-                return await self._measured(request, found, window, number), ""
+                return await job(), ""
             except ActivityError as error:
                 if self._was_told(error.cause):
                     await self._lease.let_go()
@@ -112,7 +172,7 @@ class DriftCheck:
                     await self._room.wait(error.cause)
                     continue
                 if error.cause.type != "LeaseLost":
-                    return _nothing(window, 0), error.cause.message
+                    return None, error.cause.message
                 self._lease.lost()
 
     def _was_told(self, cause: BaseException | None) -> bool:
@@ -122,11 +182,7 @@ class DriftCheck:
 
     async def _measured(self, request: CheckRequest, found: NextWindow, window: Window, number: int) -> DriftReport:
         assert found.champion and found.monitor  # noqa: S101, PT018  # there whenever there is a window
-        self._lease.wants = Wants(model=request.model, stage="drift")
-        slot = await self._lease.take()
-        self._journal.say(f"Measuring drift in {window.start:%Y-%m-%d %H:%M} to {window.end:%Y-%m-%d %H:%M} UTC.")
-        self._told = False
-        self._job = start_job(
+        return await self._on_a_slot(
             DriftComputeActivities.measure,
             DriftRequest(
                 project=request.project,
@@ -136,13 +192,30 @@ class DriftCheck:
                 window=window,
                 minimum_rows=found.monitor.minimum_rows,
                 seed=SAMPLE_SEED,
+                evaluation=found.evaluation,
+                monitor=found.monitor,
             ),
-            slot,
             f"drift.{number}",
             f"drift of **{request.model}** since {window.start:%Y-%m-%d %H:%M}",
+            f"Measuring drift in {window.start:%Y-%m-%d %H:%M} to {window.end:%Y-%m-%d %H:%M} UTC.",
         )
+
+    async def _performed(self, request: PerformanceRequest) -> PerformanceReport:
+        summary = f"what the labels of **{request.model}** say"
+        said = f"Joining the labels of {request.model} with its predictions."
+        return await self._on_a_slot(LabelComputeActivities.perform, request, "labels", summary, said)
+
+    async def _on_a_slot(
+        self, method: Callable[[Any, Q], Awaitable[R]], request: Q, activity_id: str, summary: str, said: str
+    ) -> R:
+        self._lease.wants = Wants(model=request.model, stage="drift")
+        slot = await self._lease.take()
+        self._journal.say(said)
+        self._told = False
+        job = self._job = start_job(method, request, slot, activity_id, summary)
         try:
-            return await self._job
+            made: R = await job
+            return made
         finally:
             self._job = None
 
@@ -161,20 +234,21 @@ class DriftCheck:
                 failed=failed,
                 closed_at=found.closed_at,
                 spec=found.spec,
+                measures=report.measures,
+                broken=report.broken,
             ),
             start_to_close_timeout=LIGHT_TIMEOUT,
             retry_policy=RETRY,
             summary="one decision per window",
         )
 
-    async def _retrain(self, found: NextWindow, window: Window, lifecycle: str) -> None:
-        assert found.spec  # noqa: S101
-        spec = found.spec
+    async def _retrain(self, asked: LifecycleSpec, window: Window, lifecycle: str, why: str) -> None:
+        spec = learning_from(asked, window)
         request = LifecycleRequest(
             spec=spec,
             body_digest=signing.digest(spec),
             submitted_by=names.MONITOR,
-            trigger=f"drift:{window.start:%Y-%m-%dT%H:%M:%SZ}",
+            trigger=f"{why}:{window.start:%Y-%m-%dT%H:%M:%SZ}",
             window=window,
         )
         try:
@@ -186,13 +260,20 @@ class DriftCheck:
                 id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
                 parent_close_policy=ParentClosePolicy.ABANDON,
                 memo={"body_digest": request.body_digest},
-                static_summary=f"{spec.model}: retraining after drift since {window.start:%Y-%m-%d}",
+                static_summary=f"{spec.model}: retraining after {SAID[why]} {window.start:%Y-%m-%d}",
                 search_attributes=_attributes(spec.project, spec.model, request.trigger),
                 result_type=LifecycleAnswer,
                 task_timeout=timedelta(seconds=10),
             )
         except WorkflowAlreadyStartedError:
             workflow.logger.info("the retraining %s runs already", lifecycle)
+
+
+def learning_from(spec: LifecycleSpec, window: Window) -> LifecycleSpec:
+    """The spec of a retraining: on a trailing window it learns from the rows before the drifted window's end alone."""
+    if spec.retrain.window is None:
+        return spec
+    return spec.model_copy(update={"since": window.end - spec.retrain.window})
 
 
 def _attributes(project: str, model: str, trigger: str) -> TypedSearchAttributes:
@@ -223,4 +304,6 @@ def _checked(request: CheckRequest, found: NextWindow, report: DriftReport, answ
         verdict=answer.verdict,
         reason=answer.reason,
         lifecycle=answer.lifecycle,
+        measures=report.measures,
+        broken=report.broken,
     )

@@ -256,6 +256,7 @@ class Lifecycle:
         return answer.champion
 
     async def _prepare(self, snapshot: Snapshot, champion: Champion | None) -> Prepared:
+        since = f", of rows since {self._spec.since:%Y-%m-%d %H:%M} UTC alone" if self._spec.since else ""
         return _there(
             await self._stages.run(
                 "prepare",
@@ -263,7 +264,7 @@ class Lifecycle:
                 PrepareRequest(spec=self._spec, snapshot=snapshot, champion=champion),
                 lambda made: (
                     f"{made.feature_count} features; {made.train_rows:,} train, {made.validation_rows:,} validation, "
-                    f"{made.test_rows:,} test rows" + (f"; {made.selection}" if made.selection else "")
+                    f"{made.test_rows:,} test rows" + since + (f"; {made.selection}" if made.selection else "")
                 ),
             )
         )
@@ -334,7 +335,12 @@ class Lifecycle:
                 "evaluate",
                 EvaluationActivities.evaluate,
                 EvaluateRequest(
-                    spec=self._spec, snapshot=snapshot, prepared=prepared, trained=trained, champion=champion
+                    spec=self._spec,
+                    snapshot=snapshot,
+                    prepared=prepared,
+                    trained=trained,
+                    champion=champion,
+                    certainty=0.0 if self._request.trigger == "manual" else self._spec.retrain.certainty,
                 ),
                 lambda made: made.comparison.reason,
             )

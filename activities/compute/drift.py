@@ -26,11 +26,12 @@ from activities.compute.data import Table as Rows
 from activities.compute.data import event_seconds
 from activities.compute.features import DAY
 from activities.compute.inference import Columns
+from activities.compute.measures import ANSWER, Answers, answers_of, distribution, evaluation_of, measures_of
 from activities.compute.predictions import Logged, signatures_of
 from everloop.contracts import DriftRequest
 from everloop.errors import DatasetMissing, naming
 from everloop.predictions import on_disk
-from everloop.records import Blob, ColumnDrift, DriftReport, Field, Signature
+from everloop.records import Blob, Break, ColumnDrift, DriftReport, Field, Measure, Signature
 
 MOST_ROWS = 50_000
 NEARLY_CONSTANT = 0.99
@@ -38,6 +39,7 @@ NEARLY_CONSTANT = 0.99
 SUMMARY_BYTES = 16 << 10
 """Columns listed in the result, which travels through Temporal; the report blob has all."""
 HTML_COLUMNS = 100
+MOST_BROKEN = 20
 MISSING = "missing"
 SMALL = 1000
 """Rows up to which Evidently too prefers a test over a distance; here of the smaller side."""
@@ -67,7 +69,8 @@ class Pair:
 
 def measure(request: DriftRequest, job: Job) -> DriftReport:
     """Compare the window's rows with the reference, up to 50,000 seeded rows of each."""
-    signature, current, seconds, rows = _window(request, job)
+    window = _window(request, job)
+    signature, current, seconds, rows = window.signature, window.columns, window.seconds, window.rows
     if rows < request.minimum_rows:
         reason = f"{rows} rows in the window, {request.minimum_rows} are needed"
         print(reason)
@@ -82,7 +85,11 @@ def measure(request: DriftRequest, job: Job) -> DriftReport:
         word = "drifted" if column.drifted else "steady"
         print(f"{word}: {column.column!r} {column.score:.4g} (threshold {column.threshold:g}, {column.method})")
     print(f"{len(seconds):,} of {rows:,} rows against {reference_rows:,}: {share:.0%} of {len(found)} columns drifted")
+    measures, broken = _beside(request, job, window, reference)
     report = {
+        "measures": [measure.model_dump() for measure in measures],
+        "broken": [each.model_dump() for each in broken],
+        "distributions": {pair.name: distribution(pair.numeric, pair.reference, pair.current) for pair in pairs},
         "window": request.window.model_dump(mode="json"),
         "rows": rows,
         "reference_rows": reference_rows,
@@ -97,13 +104,37 @@ def measure(request: DriftRequest, job: Job) -> DriftReport:
         columns=_bounded(found),
         share=share,
         report=job.artifacts.put(json.dumps(report, indent=1).encode(), "drift.json"),
+        measures=tuple(measures),
+        broken=tuple(broken[:MOST_BROKEN]),
     )
+
+
+def _beside(
+    request: DriftRequest, job: Job, window: "Sampled", reference: Columns
+) -> tuple[list[Measure], list[Break]]:
+    """What is looked at beside the columns' drift. Nothing, where the workflow that asks does not know of it."""
+    if request.monitor is None:
+        return [], []
+    measures, broken = measures_of(window.signature, reference, window.columns, request.monitor)
+    answers = answers_of(window.signature, window.answers, evaluation_of(job, request.evaluation))
+    measures = [*([answers] if answers else []), *measures]
+    for measure in measures:
+        print(f"{'over' if measure.over else 'within bounds'}: {measure.why}")
+    for each in broken:
+        print(f"broken: {each.column!r}: {each.why}")
+    return measures, broken
+
+
+def word(name: str, numeric: bool, then: NDArray[Any], now: NDArray[Any]) -> ColumnDrift:
+    """Evidently's word on one pair of samples."""
+    return judge([Pair(name, numeric, then, now)])[0][0]
 
 
 def render(request: DriftRequest, job: Job) -> Blob:
     """Evidently's HTML of the same samples. Show it only in a sandboxed frame."""
-    signature, current, seconds, rows = _window(request, job)
-    if not rows:
+    window = _window(request, job)
+    signature, current, seconds = window.signature, window.columns, window.seconds
+    if not window.rows:
         raise DatasetMissing("the window has no predictions", field="window", hint="choose a window that was checked")
     reference, _ = _reference(request, job, signature)
     pairs = _pairs(signature, reference, current, seconds)
@@ -124,14 +155,33 @@ def _bounded(columns: Sequence[ColumnDrift]) -> tuple[ColumnDrift, ...]:
 # --- the two samples ----------------------------------------------------------------------------
 
 
-def _window(request: DriftRequest, job: Job) -> tuple[Signature, Columns, NDArray[np.float64], int]:
-    """The signature, a sample of the window as raw columns and event times in seconds, and the window's rows."""
+@dataclass(frozen=True)
+class Sampled:
+    """A window: a sample of its rows as raw columns, with their event times in seconds and the champion's answers."""
+
+    signature: Signature
+    rows: int
+    """Of the window."""
+    columns: Columns
+    seconds: NDArray[np.float64]
+    answers: Answers
+
+
+def _window(request: DriftRequest, job: Job) -> Sampled:
     signature = Signature.model_validate_json(job.artifacts.get(request.champion.signature))
     folder = job.predictions_dir / request.project / request.model
     parts = request.log if request.log is not None else on_disk(folder)
     logged = Logged(folder, parts, request.window, signatures_of(parts, job.artifacts), signature)
     places = logged.sample(MOST_ROWS, request.seed)
-    return signature, logged.columns(signature, places), logged.seconds[places], logged.rows
+    answers = logged.table(("version", ANSWER[signature.task]), places)
+    own = answers["version"].to_numpy() == request.champion.version
+    return Sampled(
+        signature=signature,
+        rows=logged.rows,
+        columns=logged.columns(signature, places),
+        seconds=logged.seconds[places],
+        answers=answers[ANSWER[signature.task]].filter(own).drop_null().to_numpy(zero_copy_only=False),
+    )
 
 
 def _reference(request: DriftRequest, job: Job, signature: Signature) -> tuple[Columns, int]:
@@ -328,7 +378,7 @@ def _report(pairs: Sequence[Pair], names: Sequence[str]) -> Any:  # noqa: ANN401
     categories = [name for name, pair in zip(names, pairs, strict=True) if not pair.numeric]
     definition = DataDefinition(numerical_columns=numeric, categorical_columns=categories)
     sides = [
-        Dataset.from_pandas(pd.DataFrame(dict(zip(names, values, strict=True))), data_definition=definition)
+        Dataset.from_pandas(_frame(names, values), data_definition=definition)
         for values in ([pair.current for pair in pairs], [pair.reference for pair in pairs])
     ]
     methods = [method_and_threshold(pair) for pair in pairs]
@@ -337,6 +387,13 @@ def _report(pairs: Sequence[Pair], names: Sequence[str]) -> Any:  # noqa: ANN401
         for name, (method, threshold) in zip(names, methods, strict=True)
     ]
     return Report(asked, include_tests=True).run(sides[0], sides[1])
+
+
+def _frame(names: Sequence[str], values: Sequence[NDArray[Any]]) -> pd.DataFrame:
+    """Texts as categories: Evidently looks at each value again and again, and so it looks at a number."""
+    return pd.DataFrame(
+        {name: pd.Categorical(side) if side.dtype == object else side for name, side in zip(names, values, strict=True)}
+    )
 
 
 def method_and_threshold(pair: Pair) -> tuple[str | None, float | None]:

@@ -4,6 +4,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,17 +12,20 @@ from numpy.typing import NDArray
 from activities.compute import Job
 from activities.compute.features import FRESH_ROWS, TEST, Floats, Pipeline, prepared_rows
 from activities.compute.inference import Columns, Model
+from activities.compute.resampling import sureness
 from activities.compute.rows import opened
 from everloop.contracts import EvaluateRequest
 from everloop.errors import naming
 from everloop.records import Champion, ColumnScore, Comparison, Evaluation, Field, Signature
-from everloop.specs import HIGHER_IS_BETTER, METRICS, LifecycleSpec, Task
+from everloop.specs import HIGHER_IS_BETTER, METRICS, Task
 
 SMALLEST = 1e-15
 """Probabilities are kept this far from 0 and 1 before their logarithm is taken."""
 MOST_IMPORTANT = 30
 MOST_SHOWN, SHOWN = 10, 200
 """Of them, on pages, and letters of their names: they travel with the result through Temporal."""
+SAMPLED = 5_000
+"""Test rows whose labels and answers are kept in the report."""
 CHAMPION_ROWS = 250_000
 """Rows that the champion is asked about at once."""
 
@@ -48,6 +52,7 @@ def evaluate(request: EvaluateRequest, job: Job) -> Evaluation:
     metrics = score(pipeline, values, answers)
     comparison = _compare(request, job, pipeline, values[fresh], answers[fresh], rows[fresh])
     report = {
+        "sample": _sample(pipeline, values, answers, spec.training.seed),
         "task": spec.task,
         "rows": len(values),
         "metrics": metrics,
@@ -81,6 +86,20 @@ def evaluate(request: EvaluateRequest, job: Job) -> Evaluation:
         ),
         report=job.artifacts.put(json.dumps(report, indent=1).encode(), "evaluation.json"),
     )
+
+
+def _sample(pipeline: Pipeline, values: Floats, answers: Floats, seed: int) -> dict[str, list[Any]]:
+    """Some of the labels, and of the answers on rows that were not learned: what a monitor compares later ones with."""
+    rows = np.arange(len(values))
+    if len(rows) > SAMPLED:
+        rows = np.sort(np.random.default_rng(seed).choice(rows, SAMPLED, replace=False))
+    values, answers = values[rows], answers[rows]
+    if pipeline.task == "regression":
+        return {"answers": answers.tolist(), "labels": values.tolist()}
+    labels = [pipeline.classes[place] for place in values.astype(np.int64)]
+    if pipeline.task == "binary":
+        return {"answers": answers[:, 1].tolist(), "labels": labels}
+    return {"answers": [pipeline.classes[place] for place in answers.argmax(axis=1)], "labels": labels}
 
 
 def _importance(worth: Mapping[str, float]) -> list[tuple[str, float]]:
@@ -180,7 +199,7 @@ def _compare(  # noqa: PLR0917
         return Comparison(verdict="no_fresh_rows", reason=reason, champion_version=champion.version, rows=len(rows))
     told = _champion_answers(request, job, champion, signature, rows)
     own, theirs = _same_classes(pipeline, signature, answers, told)
-    return _verdict(spec, champion, scores(spec.task, values, own), scores(spec.task, values, theirs), len(rows))
+    return _verdict(request, champion, values, own, theirs)
 
 
 def _champion_answers(
@@ -222,24 +241,30 @@ def _same_classes(pipeline: Pipeline, signature: Signature, own: Floats, theirs:
     return own, np.stack(columns, axis=1)
 
 
-def _verdict(
-    spec: LifecycleSpec, champion: Champion, own: dict[str, float], theirs: dict[str, float], rows: int
-) -> Comparison:
+def _verdict(request: EvaluateRequest, champion: Champion, values: Floats, answers: Floats, told: Floats) -> Comparison:
+    """Better is a challenger whose metric is, and by a paired test as surely as is asked for."""
+    spec, rows = request.spec, len(values)
+    own, theirs = (scores(spec.task, values, each) for each in (answers, told))
     metric, note = spec.objective, ""
     if metric not in own:
         metric = "rmse" if spec.task == "regression" else "log_loss"
         note = f" ({spec.objective} needs more than one class or value in these rows)"
     challenger, best = own[metric], theirs[metric]
     gain = challenger - best if metric in HIGHER_IS_BETTER else best - challenger
-    better = gain > 0
-    says = f"better by {gain:.4g}" if better else ("equal" if gain == 0 else f"worse by {-gain:.4g}")
+    sure = sureness(spec.task, metric, values, answers, told, spec.training.seed)
+    better = gain > 0 and sure >= request.certainty
+    says = f"better by {gain:.4g}" if gain > 0 else ("equal" if gain == 0 else f"worse by {-gain:.4g}")
+    again = f"in {sure:.0%} of the samples drawn again from these rows it is the better one"
+    if gain > 0 and not better:
+        again += f", and {request.certainty:.0%} are asked for"
     reason = (
         f"On {rows:,} rows that neither has seen, the challenger's {metric} is {challenger:.4g}"
-        f" and version {champion.version}'s is {best:.4g}: {says}{note}."
+        f" and version {champion.version}'s is {best:.4g}: {says}{note}; {again}."
     )
     return Comparison(
         verdict="better" if better else "not_better",
         reason=reason,
+        sure=sure,
         metric=metric,
         champion=best,
         challenger=challenger,

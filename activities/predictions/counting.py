@@ -35,6 +35,8 @@ class Counted:
     end: int
     modified: datetime
     closed: bool
+    more: bool
+    """Was more there than is counted at once?"""
     rows: int = 0
     torn: int = 0
     hours: dict[datetime, HourCount] = field(default_factory=dict)
@@ -60,6 +62,7 @@ def counted(folder: Path, name: str, start: int, now: datetime) -> Counted:
             end,
             datetime.fromtimestamp(about.st_mtime, UTC),
             closed=done and end == about.st_size,
+            more=not at_the_end,
             torn=int(torn_tail),
         )
     for line in data[:whole].split(b"\n")[:-1]:

@@ -131,13 +131,13 @@ class LogIndex:
         )
 
     def _step(self, now: datetime) -> bool:
-        """Count some of what is new. Is there more?"""
+        """Count some of what is new. Was there more? Not what is appended meanwhile: that may go on for ever."""
         with self.store.read() as session:
             query = select(LogPartRow.name, LogPartRow.bytes, LogPartRow.closed_at, LogPartRow.replaced_at).where(
                 LogPartRow.project == self.project, LogPartRow.model == self.model, LogPartRow.kind == "lines"
             )
             known = {name: (size, closed or replaced) for name, size, closed, replaced in session.exec(query)}
-        news, size = [], 0
+        news, size, more = [], 0, False
         for name in line_files(self.folder):
             start, done = known.get(name, (0, None))
             if done is not None:
@@ -149,11 +149,13 @@ class LogIndex:
             if found.is_news:
                 news.append(found)
                 size += found.end - found.start
+                more = more or found.more
             if size >= AT_ONCE_BYTES:
+                more = True
                 break
         if news:
             self._keep(news, now)
-        return size > 0
+        return more
 
     def _keep(self, news: list[Counted], now: datetime) -> None:
         with self.store.write() as session:

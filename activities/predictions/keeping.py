@@ -172,6 +172,7 @@ class LogKeeper:
         keep = LifecycleSpec.model_validate_json(monitor.spec).log.keep if monitor else None
         if keep is not None:
             self._expire(index, now - keep, now)
+        self._drop_empty(index, now)
         self._remove_replaced(index, now - self.grace)
 
     def _expire(self, index: LogIndex, before: datetime, now: datetime) -> None:
@@ -191,6 +192,17 @@ class LogKeeper:
                 row.replaced_at = now
                 session.add(row)
             _forget_hours(session, index, [row.name for row in old])
+
+    def _drop_empty(self, index: LogIndex, now: datetime) -> None:
+        """Files that were made ready and never written to."""
+        with self.store.read() as session:
+            if not [row for row in _counting(session, index) if row.closed_at and not row.bytes]:
+                return
+        with self.store.write() as session:
+            for row in _counting(session, index):
+                if row.closed_at and not row.bytes:
+                    row.replaced_at = now
+                    session.add(row)
 
     def _remove_replaced(self, index: LogIndex, before: datetime) -> None:
         with self.store.read() as session:

@@ -92,7 +92,8 @@ def _page(here: Parts, person: str, view: LifecycleView, still: bool) -> HTMLRes
         learned = curves.curves_of(session, row) if row else []
         ranks = curves.ranks_of(session, row) if row else 1
         searched = search.on_a_lifecycle(session, row, view.search) if row else None
-        log = logs.tail(session, row, here.settings.logs_dir) if row and row.status == "running" else None
+        writes = row is not None and row.status == "running" and not (view.search and view.search.state == "running")
+        log = logs.tail(session, row, here.settings.logs_dir) if row and writes else None  # a trial's is its own
     return pages.render(
         "lifecycle.html",
         person=person,

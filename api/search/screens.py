@@ -1,7 +1,7 @@
 """The page of a search."""
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import timedelta
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -48,7 +48,7 @@ def search_page(lifecycle: str, here: Here, person: Person, looked: Annotated[Lo
         refresh=REFRESH_SECONDS if runs and not looked.still else 0,
         view=found,
         lifecycle=row,
-        picture=pictured(found, every, study.started_at),
+        picture=pictured(found, every),
         listed=listed,
         most=MOST,
         looked=looked,
@@ -58,8 +58,14 @@ def search_page(lifecycle: str, here: Here, person: Person, looked: Annotated[Lo
     )
 
 
-def pictured(found: SearchSummary, trials: Sequence[TrialView], began: datetime) -> dict[str, Any] | None:
-    """The objective over time, and the trials with which the best got better; None of fewer than two trials."""
+def pictured(found: SearchSummary, trials: Sequence[TrialView]) -> dict[str, Any] | None:
+    """The objective over time, and the trials with which the best got better; None of fewer than two trials.
+
+    From the beginning of the first trial: what the search waited for its lease is no part of it.
+    """
+    if not trials:
+        return None
+    began = min(each.ended_at - timedelta(seconds=each.seconds) for each in trials)
     picture = drawn.over_time(trials, began, rising=found.higher_is_better, name=found.metric)
     if picture is None:
         return None
@@ -73,4 +79,4 @@ def on_a_lifecycle(session: Session, row: LifecycleRow, found: SearchSummary | N
     if found is None or study is None:
         return None
     trials = reading.trials(session, study, Wanted(limit=MOST))
-    return {"view": found, "picture": pictured(found, trials, study.started_at)}
+    return {"view": found, "picture": pictured(found, trials)}

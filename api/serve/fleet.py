@@ -171,6 +171,7 @@ class Fleet:
             log.warning("%s/%s: %s", *name, why)
             self.refused[name] = Refused(release_seq, why, isinstance(error, Permanent), time.monotonic())
             return
+        self.log_of(name).prepare(loaded.route.version)
         self.served[name] = loaded
         self.refused.pop(name, None)
         log.info("serving version %d of %s/%s (release %d)", loaded.route.version, *name, loaded.route.release_seq)

@@ -10,7 +10,7 @@ import typer
 
 # In the order in which --help lists their commands.
 # isort: off
-from everloop.cli import stack, lifecycles, search, kept, models, predictions, pool, budget, processes  # noqa: F401
+from everloop.cli import stack, lifecycles, search, kept, models, predictions, labels, pool, budget, processes  # noqa: F401
 
 # isort: on
 from everloop.cli.options import app

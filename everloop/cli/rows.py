@@ -17,21 +17,27 @@ def rows_of(text: str, schema: Callable[[], Json]) -> list[Json]:
         return _parsed(sys.stdin.read(), "stdin")
     path = Path(text)
     table = path.suffix.lower() in (".csv", ".tsv")
+    known: Json = {}
+    if table and path.is_file():
+        known = schema()
+    content = content_of(path, known)
+    if table:
+        from everloop import rows
+
+        return rows.from_csv(content, path.name, known)
+    return _parsed(content, str(path))
+
+
+def content_of(path: Path, known: Json) -> str:
+    """The text of the file at *path*, where *known* is the model's schema. Raises `Invalid`."""
     try:
-        data = path.read_bytes()
-        known = schema() if table else {}
-        content = _decoded(data, known)
+        return _decoded(path.read_bytes(), known)
     except (OSError, UnicodeDecodeError) as error:
         raise Invalid(
             f"cannot read {path}: {getattr(error, 'strerror', None) or 'not text'}",
             field="rows",
             hint="give JSON, or a .json, .jsonl, .csv or .tsv file",
         ) from None
-    if table:
-        from everloop import rows
-
-        return rows.from_csv(content, path.name, known)
-    return _parsed(content, str(path))
 
 
 def _decoded(content: bytes, known: Json) -> str:

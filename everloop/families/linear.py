@@ -32,5 +32,11 @@ def space(task: str, rows: int) -> Space:  # noqa: ARG001
             number("l1", 0.0, 1.0),
             integer("knots", 0, 6),
         ),
-        portfolio=({}, {"strength": 10.0, "knots": 3}, {"strength": 10.0, "l1": 0.9}, {"strength": 0.1}),
+        portfolio=(  # chosen by bench/portfolio.py
+            {},
+            {"strength": 10.0, "knots": 3},
+            {"strength": 0.1},
+            {"strength": 0.00126, "l1": 0.813, "knots": 5},
+            {"strength": 10.0, "l1": 0.9},
+        ),
     )

@@ -42,10 +42,26 @@ def space(task: str, rows: int) -> Space:  # noqa: ARG001
             number("reg_alpha", 1e-6, 10.0, log=True),
             number("gamma", 1e-6, 5.0, log=True),
         ),
-        portfolio=(
+        portfolio=(  # chosen by bench/portfolio.py
             {},
             {"learning_rate": 0.04, "max_depth": 4, "subsample": 0.8, "colsample_bytree": 0.7, "min_child_weight": 5.0},
-            {"learning_rate": 0.03, "max_depth": 8, "subsample": 0.7, "colsample_bytree": 0.5, "reg_lambda": 5.0},
+            {
+                "colsample_bytree": 0.643,
+                "gamma": 0.00772,
+                "learning_rate": 0.0463,
+                "max_depth": 7,
+                "min_child_weight": 0.419,
+                "reg_lambda": 0.00774,
+                "subsample": 0.526,
+            },
             {"learning_rate": 0.05, "max_depth": 2, "subsample": 0.9},
+            {
+                "colsample_bytree": 0.926,
+                "learning_rate": 0.0133,
+                "max_depth": 7,
+                "min_child_weight": 13.3,
+                "reg_lambda": 0.00183,
+                "subsample": 0.62,
+            },
         ),
     )

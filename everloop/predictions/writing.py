@@ -6,6 +6,7 @@ may cost that second. A file belongs to one process and one version, and is lock
 who gets the lock knows that no more will come, also after kill -9.
 """
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -92,6 +93,14 @@ class PredictionLog:
             if self._syncer is None:
                 self._start_syncing()
 
+    def prepare(self, version: int) -> None:
+        """Make the version's file before its first answer waits for it. Failing is left to that one."""
+        with self._lock:
+            if version in self._open:
+                return
+        with contextlib.suppress(OSError):
+            self._begin(version)
+
     def sync(self) -> None:
         """Bring what was appended to the disk."""
         with self._lock:
@@ -146,11 +155,16 @@ class PredictionLog:
 
     def _segment(self, version: int) -> _Segment:
         found = self._open.get(version)
-        if found is not None and not found.is_full(time.monotonic()):
-            return found
-        self._let_go(version)
-        made = self._open[version] = _begun(self.folder / LIVE, version)
-        return made
+        if found is None:
+            found = self._open[version] = _begun(self.folder / LIVE, version)
+        return found
+
+    def _begin(self, version: int) -> None:
+        """Another file for the version. It is made while others append: that may take a busy disk long."""
+        made = _begun(self.folder / LIVE, version)
+        with self._lock:
+            self._let_go(version)
+            self._open[version] = made
 
     def _let_go(self, version: int) -> None:
         segment = self._open.pop(version, None)
@@ -158,13 +172,16 @@ class PredictionLog:
             self._done.append(segment)
 
     def _tidy(self) -> None:
-        """Let go of files that are old, and of versions that others have taken the place of."""
+        """Begin another file where one is full, and let go of versions that others have taken the place of."""
         now = time.monotonic()
         with self._lock:
             latest = max((each.used for each in self._open.values()), default=now)
             for version, each in list(self._open.items()):
-                if each.is_full(now) or (each.used < latest and now - each.used > UNUSED_SECONDS):
+                if each.used < latest and now - each.used > UNUSED_SECONDS:
                     self._let_go(version)
+            full = [version for version, each in self._open.items() if each.is_full(now)]
+        for version in full:
+            self._begin(version)
 
     def _start_syncing(self) -> None:
         self._syncer = threading.Thread(target=self._keep_syncing, name="prediction-log-sync", daemon=True)

@@ -11,7 +11,7 @@ from everloop.store.approval import ApprovalRow
 from everloop.store.budget import BudgetRow, PriceRow
 from everloop.store.columns import UtcDateTime, document, moment
 from everloop.store.door import Store
-from everloop.store.drift import DriftRow, MonitorRow, TriggerRow
+from everloop.store.drift import DriftRow, LabelsRow, MonitorRow, PerformanceRow, TriggerRow
 from everloop.store.identity import AuditRow, CredentialRow
 from everloop.store.journal import AlarmRow, HistoryRow, JournalRow
 from everloop.store.lease import (
@@ -56,6 +56,7 @@ __all__ = [
     "HistoryRow",
     "JobTimeRow",
     "JournalRow",
+    "LabelsRow",
     "LeaseMemberRow",
     "LeaseRequestRow",
     "LeaseRow",
@@ -66,6 +67,7 @@ __all__ = [
     "LogStateRow",
     "MetricRow",
     "MonitorRow",
+    "PerformanceRow",
     "PoolDecisionRow",
     "PoolPolicyRow",
     "PoolRow",

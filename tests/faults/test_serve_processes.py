@@ -1,5 +1,6 @@
 """Several prediction servers on one port: who dies loses nothing that was answered, and a rollout hears them all."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -8,7 +9,12 @@ import time
 
 import httpx
 import pytest
+from temporalio.testing import ActivityEnvironment
 
+from activities.release import ReleaseOnControl
+from everloop.artifacts import Artifacts
+from everloop.contracts import ObserveRequest
+from everloop.errors import Unavailable
 from tests import api_parts as parts
 from tests.faults import log_harness
 from tests.faults.log_harness import WORKERS, Server
@@ -39,10 +45,20 @@ def test_a_release_counts_only_once_every_process_serves_it(server):
                 except httpx.TimeoutException:  # the stopped one took the connection
                     continue
         assert heard == {None}
+        with pytest.raises(Unavailable):  # so the rollout's step does not count either
+            observed(server, 2)
     finally:
         os.kill(stopped, signal.SIGCONT)
 
     server.wait(lambda: server.status() == 2)
+    observed(server, 2)
+
+
+def observed(server, seq):
+    """The rollout's own look at the server. It is tried again where a stopped process took its connection."""
+    release = ReleaseOnControl(server.store, Artifacts(server.settings.artifacts), server.settings, None)
+    request = ObserveRequest(project="default", model="credit", release_seq=seq)
+    asyncio.run(ActivityEnvironment().run(release.observe, request))
 
 
 def test_metrics_are_those_of_every_process_whichever_is_asked(server):

@@ -147,6 +147,27 @@ async def test_a_form_on_the_page_decides_too(api, stack):
     assert "the target leaks" in (await api.get(f"/approvals/{key}")).text
 
 
+async def test_budgets_and_prices_are_set_by_the_api_and_by_the_form_on_the_page(api, stack):
+    name = f"retrain/default/{stack.prefix}/20260101T000000Z"  # of a lifecycle that a drift check has started
+    priced = await api.put("/api/v1/prices", json={"core_hour": 0.04, "gpu_hour": "2"})
+    made = await api.put(f"/api/v1/budgets/lifecycle/{name}", json={"core_hours": 2, "money": 5})
+    answer = await api.post(f"/cost/budgets/lifecycle/{name}", data={"core_hours": "3.5", "gpu_hours": "", "money": ""})
+    found = (await api.get("/api/v1/budgets")).json()
+    page = (await api.get("/cost")).text
+    gone = await api.post(f"/cost/budgets/lifecycle/{name}", data={"core_hours": "", "gpu_hours": "", "money": ""})
+
+    assert priced.json()["done"] == "a core costs 0.04 EUR an hour, a GPU 2.00 EUR, from now on"
+    assert made.json()["done"] == f"lifecycle {name} may spend 2.000 core-hours, 5.00 EUR"
+    assert answer.status_code == 303, answer.text
+    assert [(each["name"], each["bounds"]) for each in found["items"]] == [
+        (name, {"core_hours": 3.5, "gpu_hours": None, "money": None})
+    ]
+    assert f'action="/cost/budgets/lifecycle/{name}"' in page
+    assert gone.status_code == 303
+    assert (await api.get("/api/v1/budgets")).json()["items"] == []
+    assert (await api.put("/api/v1/budgets/queue/nobody", json={"core_hours": 1})).status_code == 404
+
+
 async def test_a_parked_lifecycle_is_told_what_to_do(api, stack):
     key = f"{stack.prefix}-parked"
     await submit(api, stack, key)

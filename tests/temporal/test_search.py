@@ -8,12 +8,13 @@ from sqlmodel import col, select
 from temporalio.client import WorkflowUpdateFailedError
 
 from activities import lease_ledger as ledger
-from activities.search import joined
+from activities.registry import champion
+from activities.search import SearchOnControl, joined
 from everloop import names
 from everloop.artifacts import Artifacts
-from everloop.contracts import SearchOrder, TrainRequest, TrialRequest
+from everloop.contracts import BeginRequest, SearchOrder, TrainRequest, TrialRequest
 from everloop.store import LeaseRow, StudyRow, TrialRow
-from everloop.trials import Trial
+from everloop.trials import Plan, Point, Trial
 from tests.temporal.conftest import Stack, eventually
 from tests.temporal.test_pause import holding, tell
 from tests.temporal.test_preemption import leases, queues
@@ -200,6 +201,25 @@ async def test_a_search_of_which_nothing_comes_to_its_end_parks_the_lifecycle(st
     row = await stack.status(handle.id, "needs_attention")
 
     assert row.error["message"] == "none of 2 trials came to its end: no memory for it"
+
+
+async def test_a_retraining_begins_from_the_champions_parameters_on_a_quarter_of_the_budget(stack: Stack) -> None:
+    handle = await stack.submit()
+    await stack.decide(handle.id)
+    await handle.result()
+    spec = stack.spec(search={"budget": "60s"})
+    now = champion(stack.store, spec.project, spec.model)
+    (asked_train,) = [request for stage, request in stack.compute.calls if stage == "train"]
+    assert isinstance(asked_train, TrainRequest) and asked_train.snapshot is not None
+    given = {"study": "again", "lifecycle": "two", "spec": spec, "prepared": asked_train.prepared, "champion": now}
+    begin = BeginRequest.model_validate(given | {"snapshot": asked_train.snapshot, "again": True})
+
+    made = SearchOnControl(stack.store, stack.artifacts)._begin(begin)  # without a workflow
+
+    plan = Plan.model_validate_json(stack.artifacts.get(made.plan))
+    assert plan.points == (Point(family="lightgbm", parameters={}, origin="champion"),)
+    with stack.store.read() as session:
+        assert session.get_one(StudyRow, "again").seconds == 15
 
 
 def failing() -> Any:

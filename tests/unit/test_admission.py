@@ -38,6 +38,7 @@ IDS = {
     names.ROLL_BACK: ("release/default/credit", ""),
     names.GPU_POOL: ("pool/default", ""),
     names.POOL_ORDER: ("order/default/one", ""),
+    names.SCORE: ("score/default/credit/one", ""),
 }
 
 
@@ -71,7 +72,7 @@ def test_every_rule_is_about_an_activity_that_there_is() -> None:
 
 
 def test_a_gate_or_rollout_under_another_id_is_refused() -> None:
-    for kind in (names.APPROVAL, names.RELEASE, names.ROLL_BACK, names.GPU_POOL):
+    for kind in (names.APPROVAL, names.RELEASE, names.ROLL_BACK, names.GPU_POOL, names.SCORE):
         with pytest.raises(Forbidden):
             admit(names.JOURNAL_APPEND, caller(kind, workflow_id="one"))
 

@@ -105,7 +105,7 @@ def test_a_model_page_shows_drift_window_by_window(served):
 
     page = client.get("/models/credit").text
 
-    assert page.count("<rect") == 8
+    assert page.count("<rect") == 2 * 8  # drift, and volume
     assert "Version 1 answers since" in page
     assert "/models/credit/drift/20240105T000000Z-" in page
 

@@ -21,6 +21,7 @@ from activities.compute.features.inputs import Combination, Input
 from activities.compute.features.relevance import mutual_information
 from everloop import choices, contracts, families
 from everloop.errors import InvalidSpec
+from everloop.families import Space
 from everloop.records import Prepared
 from everloop.specs import Features, checked
 from tests.job import FolderJob
@@ -332,6 +333,10 @@ def test_every_choice_that_a_search_is_offered_is_one(family: str) -> None:
                 )
         assert choices.chosen(spec.features, choices.split(point)[1]).interactions == point["features.interactions"]
     assert all(choices.chosen(spec.features, point) != spec.features for point in offered.portfolio)
+    said = Features(skew="quantile", interactions=2, near_duplicates=0.9, selection={"keep": 9})  # type: ignore[arg-type]
+    assert choices.space(spec.model_copy(update={"features": said}), family, 1000, 20) == Space(
+        parameters=(), portfolio=()
+    )
     with pytest.raises(ValueError, match="skew"):
         choices.chosen(spec.features, {"features.skew": "root"})
 

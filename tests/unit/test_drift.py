@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from activities.drift import begins, next_closed, window_of
+from activities.drift import next_closed
 from activities.predictions.index import LogIndex
 from everloop.predictions import PredictionLog
 from everloop.records import Window
 from everloop.specs import Monitor
 from everloop.store import Store
+from everloop.windows import begins, window_of
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 NOW = datetime(2026, 1, 8, 10, 30, tzinfo=UTC)  # a Thursday

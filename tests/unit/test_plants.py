@@ -2,12 +2,19 @@
 
 import pytest
 
-from bench.sleep import PLANTS
+from bench import sleep
 from everloop import engine
+from tests.faults import log_harness
+
+PLANTS = {
+    f"{name}-{number}": plant
+    for name, of in (("sleep", sleep.PLANTS), ("log", log_harness.PLANTS))
+    for number, plant in of.items()
+}
 
 
 @pytest.mark.parametrize("plant", sorted(PLANTS))
-def test_each_planted_fault_changes_the_sources(plant: int) -> None:
+def test_each_planted_fault_changes_the_sources(plant: str) -> None:
     _, edits = PLANTS[plant]
 
     for file, before, after in edits:

@@ -115,6 +115,8 @@ def test_a_full_file_is_followed_by_another_and_can_be_locked(log, monkeypatch):
     monkeypatch.setattr(writing, "FULL_BYTES", 500)
     for number in range(5):
         log.append([row(str(number))])
+        if number == 2:
+            log._tidy()
     log.sync()
 
     free = 0

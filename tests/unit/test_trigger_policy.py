@@ -101,3 +101,42 @@ def test_windows_after_this_one_are_no_past_of_it() -> None:
 def test_calm_above_the_threshold_is_refused() -> None:
     with pytest.raises(ValidationError, match=r"calm: must not be above share, which is 0\.5"):
         Monitor.model_validate({"calm": 0.6})
+
+
+def of(over: str) -> frozenset[str]:
+    return frozenset(over.split())
+
+
+def told(rules: dict, number: int, over: str, *past: Before) -> str:
+    held = held_back(window(number), 1, Monitor.model_validate(rules), past, None, of(over))
+    return held[0] if held else "retrain"
+
+
+def measured(number: int, over: str, outcome: str | None = None) -> Before:
+    return Before(window(number), 1, 0.1, outcome is not None, outcome or "", of(over))
+
+
+def test_each_measure_has_its_own_row_of_windows() -> None:
+    rules = LOOSE | {"windows_in_a_row": 2}
+    assert told(rules, 2, "predictions", measured(0, "predictions"), measured(1, "missing")) == "not_yet"
+    assert told(rules, 2, "predictions missing", measured(0, ""), measured(1, "missing")) == "retrain"
+
+
+def test_a_measure_calms_down_where_it_is_no_more_over_and_another_one_was_not_answered() -> None:
+    rules = LOOSE | {"calm": 0.3}
+    first = measured(0, "predictions", "not_better")
+    assert told(rules, 2, "predictions", first, measured(1, "predictions")) == "same_drift"
+    assert told(rules, 3, "predictions", first, measured(1, "predictions"), measured(2, "")) == "retrain"
+    assert told(rules, 2, "performance", first, measured(1, "predictions")) == "retrain"
+
+
+def test_the_breaker_counts_retrainings_of_every_measure() -> None:
+    past = [measured(n, name, "not_better") for n, name in enumerate(("predictions", "missing", "performance"))]
+    assert told({}, 3, "target", *past) == "breaker_open"
+
+
+def test_decisions_of_before_mean_what_they_meant() -> None:
+    """Rows that do not say which measures were over are read by their share."""
+    assert verdict(LOOSE | {"windows_in_a_row": 2}, 2, before(0), before(1, 0.8)) == "retrain"
+    assert verdict(LOOSE | {"windows_in_a_row": 2}, 2, before(0), before(1, 0.4)) == "not_yet"
+    assert verdict(LOOSE | {"calm": 0.3}, 1, before(0, 0.9, "not_better")) == "same_drift"

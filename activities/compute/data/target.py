@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from activities.compute.data.doubts import mistaken
 from activities.compute.data.table import MINIMUM_ROWS, Table, example, floats, is_number, unread_type
+from activities.compute.data.times import event_seconds
 from everloop.errors import DatasetTooSmall, InvalidSpec, TargetUnusable
 from everloop.specs import LifecycleSpec
 
@@ -66,8 +67,23 @@ def target_of(table: Table, spec: LifecycleSpec) -> Target:
         raise DatasetTooSmall(message, field=spec.target, hint=hint)
     _check_missing(table, spec, nulls)
     if spec.task == "regression":
-        return _number_target(table, spec, nulls)
-    return replace(_class_target(table, spec, nulls), type=_type_of(kind) if table.reading else "")
+        return _since(table, spec, _number_target(table, spec, nulls))
+    found = replace(_class_target(table, spec, nulls), type=_type_of(kind) if table.reading else "")
+    return _since(table, spec, found)
+
+
+def _since(table: Table, spec: LifecycleSpec, target: Target) -> Target:
+    """Only rows from `since` on have a label: what came before is not learned from, nor judged by."""
+    if spec.since is None or spec.time is None:
+        return target
+    late = event_seconds(table, spec.time) >= spec.since.timestamp()
+    found = replace(target, values=np.where(late, target.values, np.nan))
+    if len(found.labelled) < MINIMUM_ROWS:
+        since = f"{spec.since:%Y-%m-%d %H:%M} UTC"
+        message = f"only {len(found.labelled)} rows since {since} have a value in the target {spec.target!r}"
+        hint = f"at least {MINIMUM_ROWS} are needed: a longer `retrain.window`, or `data: all`"
+        raise DatasetTooSmall(message, field="retrain.window", hint=hint)
+    return found
 
 
 def _nulls(table: Table, name: str) -> int:

@@ -75,7 +75,8 @@ def _target_checks(target: Target, spec: LifecycleSpec) -> list[Check]:
     missing = len(target.values) - len(target.labelled)
     checks = []
     if missing:
-        what = f"{missing:,} of {len(target.values):,} rows without a target are not used"
+        earlier = f", or from before {spec.since:%Y-%m-%d %H:%M} UTC," if spec.since else ""
+        what = f"{missing:,} of {len(target.values):,} rows without a target{earlier} are not used"
         checks.append(_warn("target", spec.target, what))
     counts: list[int] = []
     if target.classes:

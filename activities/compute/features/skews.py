@@ -9,8 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.optimize
-import scipy.special
 
 from activities.compute.features.graph import INT64, Graph
 from activities.compute.features.inputs import Floats, Skew
@@ -98,15 +96,19 @@ def _of_shape(shape: _Shape | None, values: Floats) -> tuple[Floats, Floats] | N
 
 def _quantiles(values: Floats) -> tuple[Floats, Floats] | None:
     """As a normal distribution would have them."""
+    from scipy.special import ndtri  # scipy is loaded where somebody asks for a shape
+
     shares = (np.arange(PLACES) + 0.5) / PLACES
     where, group = np.unique(np.quantile(values, shares, method="inverted_cdf"), return_inverse=True)
     if len(where) < 3:  # noqa: PLR2004  # one line is no shape
         return None
-    return where, scipy.special.ndtri(np.bincount(group, shares) / np.bincount(group))
+    return where, ndtri(np.bincount(group, shares) / np.bincount(group))
 
 
 def _power(values: Floats) -> float:
     """The most likely power, as if what comes out were normal (Yeo and Johnson, 2000)."""
+    from scipy.optimize import minimize_scalar
+
     logs = float(np.sum(np.sign(values) * np.log1p(np.abs(values))))
 
     def unlikely(power: float) -> float:
@@ -114,7 +116,7 @@ def _power(values: Floats) -> float:
             spread = float(np.var(_yeo_johnson(values, power)))
         return float(len(values) / 2 * np.log(max(spread, 1e-300)) - (power - 1) * logs)
 
-    found = scipy.optimize.minimize_scalar(unlikely, bounds=POWERS, method="bounded", options={"xatol": 1e-4})
+    found = minimize_scalar(unlikely, bounds=POWERS, method="bounded", options={"xatol": 1e-4})
     return round(float(found.x), 3)
 
 
