@@ -20,8 +20,8 @@ PATIENCE_SECONDS = 600.0
 """On a machine that is shared with others a training of seconds takes minutes."""
 INTERVAL = 0.2
 """Seconds between two checkpoints."""
-ENDED_SECONDS = 2.0
-"""After one rank's death the others have ended."""
+ENDED_SECONDS, LONGEST_SECONDS = 2.0, 20.0
+"""After one rank's death the others have ended: on a machine that has its cores (the proof), and on any (the tests)."""
 TOLERANCE = 1e-6
 """Of the loss, of a gang that was killed and went on with as many ranks. The sums of an all-reduce are in one order."""
 TOLERANCE_OTHER_SIZE = 0.05
@@ -89,7 +89,14 @@ def _values(more: dict) -> dict:
 
 
 async def killed(
-    bridge: Bridge, folder: Path, members: tuple[str, ...], kills: int, numbers: random.Random, **values
+    bridge: Bridge,
+    folder: Path,
+    members: tuple[str, ...],
+    kills: int,
+    numbers: random.Random,
+    *,
+    bound: float = ENDED_SECONDS,
+    **values,
 ) -> Seen:
     """The same training, with kill -9 of a rank in each of the first attempts."""
     expected = await unkilled(bridge, folder, members, **values)
@@ -100,7 +107,7 @@ async def killed(
         after = max(after, epochs * number // (kills + 1))  # the kills are spread over the training
         running = await _learning(diary, len(members), after, number + 1)
         await asyncio.sleep(numbers.random() * INTERVAL)
-        await _kill_one(seen, running, numbers)
+        await _kill_one(seen, running, numbers, bound)
         after = max(each.epoch for each in entries(diary))
     result = await asyncio.wait_for(handle.result(), PATIENCE_SECONDS)
     _judge(seen, diary, len(members), expected, dict(result.values))
@@ -111,7 +118,7 @@ async def _learning(diary: Path, size: int, after: int, number: int) -> dict[int
     return await until(lambda: attempt(diary, size, after), PATIENCE_SECONDS, f"attempt {number} did not begin")
 
 
-async def _kill_one(seen: Seen, running: dict[int, Entry], numbers: random.Random) -> None:
+async def _kill_one(seen: Seen, running: dict[int, Entry], numbers: random.Random, bound: float) -> None:
     pids = [each.pid for each in running.values()]
     victim = numbers.choice(pids)
     try:
@@ -122,16 +129,16 @@ async def _kill_one(seen: Seen, running: dict[int, Entry], numbers: random.Rando
     seen.kills += 1
     began = time.monotonic()
     while [pid for pid in pids if alive(pid)]:
-        if time.monotonic() - began > 5 * ENDED_SECONDS:
+        if time.monotonic() - began > LONGEST_SECONDS:
             break
         await asyncio.sleep(0.01)
     left = [pid for pid in pids if alive(pid)]
     seen.ended_seconds.append(time.monotonic() - began)
     if left:
-        seen.wrong.append(f"orphan: {len(left)} ranks live {5 * ENDED_SECONDS:.0f} s after the death of one")
+        seen.wrong.append(f"orphan: {len(left)} ranks live {LONGEST_SECONDS:.0f} s after the death of one")
         for pid in left:
             os.kill(pid, signal.SIGKILL)
-    elif seen.ended_seconds[-1] > ENDED_SECONDS:
+    elif seen.ended_seconds[-1] > bound:
         seen.wrong.append(f"late: the last rank ended {seen.ended_seconds[-1]:.2f} s after the death of one")
 
 

@@ -67,7 +67,7 @@ def planted(plant: str, folder: Path) -> None:
     if plant == "1":
 
         async def nobody(left: object) -> None:
-            await asyncio.sleep(15)
+            await asyncio.sleep(2 * gangs.LONGEST_SECONDS)
 
         real = ranks.together
         ranks.together = lambda tasks, end, tell: real(tasks, nobody, tell)

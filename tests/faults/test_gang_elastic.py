@@ -31,12 +31,12 @@ def spec_of(folder: Path) -> dict:
     return {
         "model": "digits", "task": "multiclass", "target": "digit", "source": {"path": str(folder / "digits.csv")},
         "trainer": "ddp:fit", "code": str(folder / "ddp"), "inputs": "features", "metric": "accuracy",
-        "params": {"epochs": 400, "width": 32, "rate": 0.0002}, "until": "refit",
+        "params": {"epochs": 400, "width": 32, "rate": 0.0002}, "until": "train",
         "resources": {"members": {"min": 2, "max": 3}},
     }  # fmt: skip
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(500)
 def test_a_gang_that_loses_a_device_goes_on_with_fewer_ranks(here, tmp_path, monkeypatch):
     for name, value in {"SLOTS": "4", "AWAY_SECONDS": "3", "CHECKPOINT_SECONDS": "0.2"}.items():
         monkeypatch.setenv(f"EVERLOOP_{name}", value)
@@ -46,14 +46,14 @@ def test_a_gang_that_loses_a_device_goes_on_with_fewer_ranks(here, tmp_path, mon
         with pytest.raises(InvalidSpec, match=r"lightgbm learns in one process"):
             client.submit(spec | {"trainer": "lightgbm", "code": "", "inputs": "raw", "params": {}})
         client.submit(spec, LIFECYCLE)
-        eventually(lambda: list(here.checkpoints_dir.glob("*/training.train/*/[0-9]*/[0-9]*")), 90)
+        eventually(lambda: list(here.checkpoints_dir.glob("*/training.train/*/[0-9]*/[0-9]*")), 180)
         slot = next(each.pid for each in stack.members(here) if each.command.endswith("slot cpu1"))
         tree = psutil.Process(slot).children(recursive=True)
         os.kill(slot, signal.SIGSTOP)  # nobody starts the Dask worker again
         for process in tree:
             process.kill()
         try:
-            found = client.wait(LIFECYCLE, timeout=150)
+            found = client.wait(LIFECYCLE, timeout=240)
         finally:
             os.kill(slot, signal.SIGCONT)
         curves = [client.curves(LIFECYCLE, rank) for rank in (0, 1)]
@@ -73,8 +73,7 @@ def test_a_gang_that_loses_a_device_goes_on_with_fewer_ranks(here, tmp_path, mon
     with store.read() as session:
         gangs = [row.token for row in session.exec(select(LeaseRow).order_by(col(LeaseRow.token)))]
         sizes = [len(session.exec(select(LeaseMemberRow).where(LeaseMemberRow.token == one)).all()) for one in gangs]
-    # To prepare, the gang, the gang without the device, to evaluate, and the gang again on all rows.
-    assert sizes == [1, 3, 2, 1, 2], sizes
+    assert sizes == [1, 3, 2], sizes  # to prepare, the gang, and the gang without the device
     assert json.loads(everloop(here, "curves", LIFECYCLE, "--rank", "1", "--json").stdout)
     assert eventually(lambda: not harness.leaks(here), 60), harness.leaks(here)
     assert harness.unaccounted(here) == []
