@@ -92,6 +92,9 @@ BODIES: tuple[type[BaseModel], ...] = (
     release.RollBackRequest,
     labels.LabelsRequest,
     drift.Lift,
+    score.ScoreFile,
+    budget.BudgetAsked,
+    budget.PricesAsked,
     *pool.BODIES,
     CredentialRequest,
 )

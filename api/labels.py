@@ -110,7 +110,8 @@ def post(
 
 @router.get("/models/{model}/labels")
 def shown(model: str, here: Here, project: Project = "default") -> LabelsView:
-    """How many labels there are, and what they say of each window."""
+    """How many labels there are, and what they say of each window. Raises `NotFound`."""
+    _signature(here, project, model)
     with here.store.read() as session:
         return view(session, here, project, model)
 

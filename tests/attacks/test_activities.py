@@ -24,6 +24,7 @@ from everloop.errors import BadSignature, EvidenceChanged
 from everloop.records import RollBack, SignedRollBack
 from everloop.store import JournalRow, LifecycleRow, RouteChangeRow, RouteRow
 from tests.temporal.conftest import Stack
+from tests.temporal.test_score import scoring
 from workers import control
 
 FOREIGN = "foreign"
@@ -124,7 +125,14 @@ async def test_a_foreign_worker_that_calls_every_activity_in_turn_changes_nothin
     second = await released(stack, "two", monitor={})
     model = stack.spec().model
     release = names.release_id("default", model)
-    known = await recorded(stack, first, second, names.approval_id(second), release, names.pool_id(names.DEFAULT_POOL))
+    sought = await stack.submit("sought", until="train", search={"budget": {"trials": 2}, "families": ["linear"]})
+    await sought.result()
+    scored = await scoring(stack, model, "scored")
+    await scored.result()
+    known = await recorded(
+        stack, first, second, names.approval_id(second), release, names.pool_id(names.DEFAULT_POOL),
+        names.search_id(sought.id), scored.id,
+    )  # fmt: skip
     undo = {"project": "default", "model": model, "release_seq": 2}
     asked = known | {
         "everloop.release.roll_back": undo,
@@ -139,6 +147,12 @@ async def test_a_foreign_worker_that_calls_every_activity_in_turn_changes_nothin
         },
         "everloop.lifecycle.kept": {"lifecycle": first, "run_id": "", "stage": "prepare", "question": {}},
         "everloop.drift.next_window": {"project": "default", "model": model},
+        "everloop.labels.due": {"project": "default", "model": model},
+        "everloop.labels.judge": {
+            "project": "default", "model": model, "version": 2, "labels_bytes": 1 << 40,
+            "report": {"windows": [], "labels": 9, "joined": 9, "corrected": 9},
+            "spec": known["everloop.registry.register"]["spec"],
+        },
         "everloop.drift.trigger": {
             "project": "default", "model": model, "version": 2, "share": 1.0, "threshold": 0.5,
             "window": {"start": "2026-01-01T00:00:00Z", "end": "2026-01-02T00:00:00Z"},
@@ -161,6 +175,8 @@ async def test_a_foreign_worker_that_calls_every_activity_in_turn_changes_nothin
             (names.APPROVAL, f"{first}/approval"),
             (names.DRIFT_CHECK, f"monitor/default/{model}/check-1"),
             (names.GPU_POOL, f"pool/{stack.prefix}"),
+            (names.SEARCH, names.search_id(sought.id)),  # closed too
+            (names.SCORE, scored.id),
         ):
             answers |= {(kind, name): said for name, said in (await foreign(stack, kind, workflow_id, orders)).items()}
     await stack.journal.sweep()

@@ -163,7 +163,8 @@ LATER = {
     "everloop/records.py": ("Signature", "Evidence", "Claim", "Route", "Version", "Comparison", "Ran", "Wait"),
     "everloop/specs.py": ("LifecycleSpec", "Gate", "Source"),
     "everloop/events.py": ("StageFinished", "ModelReleased", "ApprovalOpened", "LifecycleSubmitted"),
-    "activities/lease_policy/state.py": ("PoolState", "Device", "Queue", "Request", "Held", "Policy"),
+    "activities/lease_policy/state.py": ("PoolState", "Device", "Request", "Held", "Policy"),
+    "everloop/queues.py": ("Queue",),
 }
 """Records to which a later Everloop adds a field with a default."""
 
