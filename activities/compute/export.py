@@ -252,9 +252,13 @@ def _batches(columns: Columns) -> Iterator[Columns]:
 
 def _differences(pipeline: Pipeline, fitted: Fitted, model: Model, columns: Columns, finish: Finish | None) -> Floats:
     told = model.predict(columns).values
-    true = answers(fitted, pipeline, Question(lambda: pipeline.transform(columns), lambda: columns))
-    apart: Floats = np.abs(told - calibrated(finish, true))
-    return apart / pipeline.scale if pipeline.task == "regression" else apart.max(axis=1)
+    true = calibrated(finish, answers(fitted, pipeline, Question(lambda: pipeline.transform(columns), lambda: columns)))
+    apart: Floats = np.abs(told - true)
+    if pipeline.task != "regression":
+        return apart.max(axis=1)
+    # Far from 0 the nearest two doubles lie further apart than the tolerance: 0.00012 at 1e12.
+    step: Floats = np.spacing(np.abs(true))
+    return np.where(apart <= step, 0.0, apart - step) / pipeline.scale
 
 
 def _shown_rows(columns: Columns, places: NDArray[np.int64]) -> str:
