@@ -255,7 +255,7 @@ def _differences(pipeline: Pipeline, fitted: Fitted, model: Model, columns: Colu
     true = calibrated(finish, answers(fitted, pipeline, Question(lambda: pipeline.transform(columns), lambda: columns)))
     apart: Floats = np.abs(told - true)
     if pipeline.task != "regression":
-        return apart.max(axis=1)
+        return np.asarray(apart.max(axis=1))
     # Far from 0 the nearest two doubles lie further apart than the tolerance: 0.00012 at 1e12.
     step: Floats = np.spacing(np.abs(true))
     return np.where(apart <= step, 0.0, apart - step) / pipeline.scale

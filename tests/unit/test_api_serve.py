@@ -313,11 +313,11 @@ def test_a_first_release_that_was_rolled_back_is_forgotten_and_the_next_one_is_s
 def test_a_log_that_cannot_be_written_means_no_answer(server):
     folder = server.settings.predictions_dir / "default"
     hidden = folder.with_name("hidden")
-    server.release(1, model="unlogged")  # nothing of it is open yet
-    server.wait(lambda: any(model["model"] == "unlogged" for model in server.status()))
     folder.rename(hidden)
     folder.write_text("a file where the folder should be")
+    server.release(1, model="unlogged")  # nothing of it is open yet
     try:
+        server.wait(lambda: any(model["model"] == "unlogged" for model in server.status()))
         answer = server.predict({"row": ROW}, "/models/unlogged/predict")
     finally:
         folder.unlink()
