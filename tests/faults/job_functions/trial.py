@@ -221,6 +221,7 @@ def held(mib: int) -> None:
     for _ in range(mib):
         kept.append(b"x" * (1 << 20))
         time.sleep(0.002)
+    time.sleep(0.7)  # long enough to be looked at: a job's memory is, each half second
 
 
 def shared(request: Trial, job: ThisJob) -> Tried:
