@@ -199,7 +199,7 @@ def test_what_an_operator_orders_happens_as_the_door_said_and_the_training_goes_
         fourth = held_at_a_checkpoint(here, store, "moved", 3)
 
         # Longer than its declared max_runtime: it says so, and is the first to let go for who has waited.
-        assert "longer than the max_runtime of 1 s" in client.explain(str(fourth.token))["sentence"]
+        eventually(lambda: "longer than the max_runtime of 1 s" in client.explain(str(fourth.token))["sentence"], 30)
         client.submit(short(table, "patient", queue="tabular"), "patient")
         eventually(lambda: waits(client, "patient", "no_room"), 60)
         time.sleep(1)
