@@ -204,6 +204,16 @@ def test_what_is_no_amount_is_refused(value: object) -> None:
         budgets.hours(value, "core_hours")
 
 
+def test_amounts_that_no_column_holds_are_refused_and_sums_stop_before_it() -> None:
+    with pytest.raises(Invalid, match="gpu_hours: 1e12 is too much"):
+        door._bounds(door.BudgetAsked(gpu_hours="1e12"), NO_BOUNDS)
+    with pytest.raises(Invalid, match="too much"):
+        budgets.money(2**62 / 10**6, "core_hour")
+    dear = Price(0, "EUR", 2**61, 2**61)
+    spent = budgets.spent([dear], 0, 10 * budgets.HOUR_MS, 64, 8000)
+    assert budgets.plus(Bounds(), spent).micros == budgets.MOST < 2**63
+
+
 @pytest.mark.parametrize(
     ("cores", "used", "memory_mib", "peak_mib", "kind", "says"),
     [
