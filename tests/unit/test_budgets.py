@@ -97,8 +97,7 @@ def test_a_spent_budget_takes_the_lease_at_a_checkpoint_and_holds_back_until_it_
     again = Store(str(pool.engine.url))  # everything is started anew
     assert ledger.grant(again, POOL) == 0
     assert (code(again, "a"), code(again, "b")) == ("over_budget", "over_budget")
-    with again.read() as session:
-        waits = explained(session, "a").sentence
+    waits = explained(again, "a").sentence
     assert "waits for more budget in queue vision: the budget of queue research is spent" in waits
     assert "`everloop budget set research`" in waits
 
