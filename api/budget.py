@@ -6,10 +6,11 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Path, Query
 from pydantic import BaseModel, ConfigDict, StringConstraints
 from sqlmodel import Session, col, select
+from starlette.concurrency import run_in_threadpool
 
 from activities import lease_budgets, lease_time
 from api.bodies import body_schema, json_body
-from api.dependencies import Here, Person
+from api.dependencies import Here, Parts, Person
 from api.pool.answers import Ordered
 from api.pool.changing import ordered
 from everloop import budgets, names
@@ -99,9 +100,7 @@ async def set_budget(  # noqa: PLR0917  # FastAPI gives them by name
     pool: Pool = names.DEFAULT_POOL,
 ) -> Ordered:
     """Set, raise or take away the budget of a queue or a lifecycle. Who waits for it goes on by itself."""
-    with here.store.read() as session:
-        row = session.get(BudgetRow, (pool, scope, name))
-        before = lease_budgets.bounds_of(row) if row else NO_BOUNDS
+    before = await run_in_threadpool(_before, here, pool, scope, name)
     asked: dict[str, Any] = {"action": "budget", "pool": pool, "scope": scope, "name": name, "restart": body.restart}
     return await ordered(here, person, asked | {"bounds": _bounds(body, before)})
 
@@ -120,6 +119,12 @@ async def set_prices(
     return await ordered(here, person, asked)
 
 
+def _before(here: Parts, pool: str, scope: Scope, name: str) -> Bounds:
+    with here.store.read() as session:
+        row = session.get(BudgetRow, (pool, scope, name))
+        return lease_budgets.bounds_of(row) if row else NO_BOUNDS
+
+
 def _bounds(asked: BudgetAsked, before: Bounds) -> Bounds:
     found = {}
     for name, field in FIELDS.items():
@@ -129,8 +134,8 @@ def _bounds(asked: BudgetAsked, before: Bounds) -> Bounds:
         elif given == "none":
             found[name] = NO_LIMIT
         else:
-            read = budgets.money(given, field) if name == "micros" else budgets.hours(given, field)
-            found[name] = read * budgets.MILLI if name == "gpu_ms" else read
+            of = budgets.MILLI if name == "gpu_ms" else 1
+            found[name] = budgets.money(given, field) if name == "micros" else budgets.hours(given, field, of)
     return Bounds(**found)
 
 

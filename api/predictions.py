@@ -149,7 +149,7 @@ def _window(since: datetime | None, until: datetime | None) -> Window:
         (each or instead) if (each or instead).tzinfo else (each or instead).replace(tzinfo=UTC)
         for each, instead in ((since, EARLIEST), (until, LATEST))
     ]
-    start, end = bounds
+    start, end = (min(max(each, EARLIEST), LATEST) for each in bounds)  # in UTC the last years would have no end
     if start >= end:
         raise Invalid("since must be before until", field="since")
     return Window(start=start, end=end)

@@ -67,7 +67,8 @@ def spent(prices: Sequence[Price], from_ms: int, to_ms: int, cores: int, milli_g
 
 
 def plus(one: Bounds, other: Bounds) -> Bounds:
-    return Bounds(*(a + b for a, b in zip(one, other, strict=True)))
+    """Never more than `MOST`: a sum that no column holds would end every decision of the pool."""
+    return Bounds(*(min(a + b, MOST) for a, b in zip(one, other, strict=True)))
 
 
 def over(bounds: Bounds, used: Bounds) -> list[str]:
@@ -89,9 +90,9 @@ def left_ms(bounds: Bounds, used: Bounds, rate: Bounds) -> int | None:
 # --- as people write and read them
 
 
-def hours(value: object, place: str) -> int:
-    """Core- or GPU-hours as milliseconds. Raises `Invalid`."""
-    return _whole(value, HOUR_MS, place)
+def hours(value: object, place: str, of: int = 1) -> int:
+    """Core- or GPU-hours as milliseconds, of so many parts each. Raises `Invalid`."""
+    return _whole(value, HOUR_MS * of, place)
 
 
 def money(value: object, place: str) -> int:
@@ -106,8 +107,8 @@ def _whole(value: object, unit: int, place: str) -> int:
         exact = Decimal("NaN")
     if isinstance(value, bool) or not exact.is_finite() or exact < 0:
         raise Invalid(f"{place}: {str(value)[:40]!r} is no amount", field=place, hint="a number from 0, or `none`")
-    found = int((exact * unit).to_integral_value(ROUND_HALF_UP)) if exact < MOST else MOST + 1
-    if found > MOST:
+    found = int((exact * unit).to_integral_value(ROUND_HALF_UP)) if exact < MOST else MOST
+    if found >= MOST:
         raise Invalid(f"{place}: {str(value)[:40]} is too much", field=place)
     return found
 

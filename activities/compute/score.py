@@ -28,6 +28,9 @@ from everloop.scores import MOST_CHUNKS, Chunk, Cut, Joined
 
 ROW, FAULT = "everloop:row", "everloop:fault"
 """Columns of a piece: the row's number in the file, from 1, and why it is none."""
+FIELD, REASON = "everloop:field", "everloop:reason"
+"""Beside the row, of a rejected one."""
+OURS = frozenset({ROW, FAULT, FIELD, REASON})
 ABOUT = b"everloop"
 BATCH_ROWS = 2000
 """Answered together; where one of them does not fit, one by one."""
@@ -118,6 +121,8 @@ def _text_pieces(opened: files.Opened, request: CutRequest) -> Iterator[pa.Table
 
 
 def _piece(table: pa.Table, first: int, faults: Sequence[str | None], about: Mapping[str, str]) -> pa.Table:
+    # A file of rejected rows that was mended has them, of the time before.
+    table = table.select([name for name in table.column_names if name not in OURS])
     table = table.append_column(ROW, pa.array(range(first, first + table.num_rows), pa.int64()))
     table = table.append_column(FAULT, pa.array(faults, pa.string()))
     return table.replace_schema_metadata({ABOUT: json.dumps(about).encode()})
@@ -253,8 +258,8 @@ def _rejects(table: pa.Table, faults: Sequence[Fault]) -> pa.Table:
     made = pa.table(
         {
             ROW: rows[ROW],
-            "everloop:field": pa.array([fault.field for fault in ordered], pa.string()),
-            "everloop:reason": pa.array([fault.reason for fault in ordered], pa.string()),
+            FIELD: pa.array([fault.field for fault in ordered], pa.string()),
+            REASON: pa.array([fault.reason for fault in ordered], pa.string()),
         }
     )
     for name in table.column_names:

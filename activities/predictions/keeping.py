@@ -61,7 +61,10 @@ class LogKeeper:
     async def sweep(self) -> None:
         """One look at all of them."""
         for index in await asyncio.to_thread(self._every):
-            await self.keep(index)
+            try:
+                await self.keep(index)
+            except Exception:  # of one model: the others' logs are kept all the same
+                log.exception("the log of %s/%s is not kept; it is tried again", index.project, index.model)
 
     async def keep(self, index: LogIndex) -> None:
         """One look at one: count what is new, remove what is old, compact what is due."""

@@ -4,11 +4,13 @@ import uuid
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pydantic
 from sqlmodel import Session
 from starlette.concurrency import run_in_threadpool
 from temporalio.common import WorkflowIDConflictPolicy
 
 from activities import lease_queues
+from api import problems
 from api.dependencies import RPC_TIMEOUT, Parts, ask
 from api.pool.answers import Changed, CordonAsked, DrainAsked, Ordered, QueueAsked, RevokeAsked, UndrainAsked
 from api.pool.effects import tried
@@ -163,9 +165,12 @@ def shown_of(value: Counted) -> list[str]:
 
 
 async def ordered(here: Parts, person: str, asked: dict[str, Any]) -> Ordered:
-    """Sign the order, and wait until it is carried out."""
+    """Sign the order, and wait until it is carried out. Raises `Invalid` for one that is none."""
     now = datetime.now(UTC)
-    order = PoolOrder(**asked, person=person, ordered_at=now, expires_at=now + ORDER_LASTS)
+    try:
+        order = PoolOrder(**asked, person=person, ordered_at=now, expires_at=now + ORDER_LASTS)
+    except pydantic.ValidationError as error:  # a pool without a name, or with one of kilobytes
+        raise problems.invalid(error, Invalid) from None
     done: PoolOrdered = await ask(_carried_out(here, order))
     return Ordered(done=done.done, tokens=list(done.tokens))
 

@@ -97,8 +97,7 @@ def test_a_spent_budget_takes_the_lease_at_a_checkpoint_and_holds_back_until_it_
     again = Store(str(pool.engine.url))  # everything is started anew
     assert ledger.grant(again, POOL) == 0
     assert (code(again, "a"), code(again, "b")) == ("over_budget", "over_budget")
-    with again.read() as session:
-        waits = explained(session, "a").sentence
+    waits = explained(again, "a").sentence
     assert "waits for more budget in queue vision: the budget of queue research is spent" in waits
     assert "`everloop budget set research`" in waits
 
@@ -202,6 +201,16 @@ def test_each_millisecond_is_priced_by_the_list_of_its_time(
 def test_what_is_no_amount_is_refused(value: object) -> None:
     with pytest.raises(Invalid):
         budgets.hours(value, "core_hours")
+
+
+def test_amounts_that_no_column_holds_are_refused_and_sums_stop_before_it() -> None:
+    with pytest.raises(Invalid, match="gpu_hours: 1e12 is too much"):
+        door._bounds(door.BudgetAsked(gpu_hours="1e12"), NO_BOUNDS)
+    with pytest.raises(Invalid, match="too much"):
+        budgets.money(2**62 / 10**6, "core_hour")
+    dear = Price(0, "EUR", 2**61, 2**61)
+    spent = budgets.spent([dear], 0, 10 * budgets.HOUR_MS, 64, 8000)
+    assert budgets.plus(Bounds(), spent).micros == budgets.MOST < 2**63
 
 
 @pytest.mark.parametrize(

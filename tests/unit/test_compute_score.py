@@ -86,6 +86,13 @@ def test_a_csv_is_answered_piece_by_piece_and_bad_rows_are_rows_of_a_file_of_the
     )
     assert (third["everloop:row"], third["everloop:reason"]) == ("131", "the graph answered NaN or Infinity")
 
+    mended = tmp_path / "mended.csv"
+    mended.write_bytes(job.artifacts.get(joined.rejects.sha256).replace(b'"old"', b'"7"'))
+    again = scored(job, mended)
+    assert (again.rows, again.rejected) == (2, 1)
+    assert list(table(job, again.out.sha256)[0])[:4] == ["account", "age", "purpose", "note"]
+    assert again.rejects is not None and table(job, again.rejects.sha256)[0]["everloop:row"] == "3"
+
 
 def test_parquet_in_and_out_keeps_the_types_and_the_same_file_gives_the_same_bytes(
     job: FolderJob, tmp_path: Path

@@ -244,6 +244,18 @@ def test_a_family_that_fails_is_a_failed_trial_and_no_failed_search(
     assert made[1].state == "complete"
 
 
+def test_a_trial_with_a_figure_that_no_json_carries_is_a_failed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "score", lambda *_: {"auc": 0.7, "log_loss": float("inf")})
+    stages, _, study = studied(tmp_path, budget={"trials": 1}, families=["linear"], metric="auc")
+
+    _, (made,) = tried(stages.job, study, range(1))
+
+    assert (made.state, made.error) == ("failed", "it answers what is no number, or too large for one")
+    assert Trial.model_validate_json(made.model_dump_json()) == made
+
+
 def test_a_trial_whose_time_is_over_is_cut_but_for_the_first(tmp_path: Path) -> None:
     stages, _, study = studied(tmp_path, budget="60s", families=["lightgbm"])
     request = TrialRequest(study=study, numbers=(0, 1, 2), slot=SLOT, seconds=0.0)

@@ -246,6 +246,8 @@ class Judged:
         value = self._asking.value(metrics)
         if not math.isfinite(value):
             return {"state": "failed", "error": f"the rows do not say its {self._asking.metric}"}
+        if not all(map(math.isfinite, (*metrics.values(), *crossed.losses))):  # no JSON carries them
+            return {"state": "failed", "error": "it answers what is no number, or too large for one"}
         size, milliseconds = (len(crossed.last.dump()) if crossed.last else 0), 0.0
         values: tuple[float, ...] = (value,)
         many = self._search.sampler == "nsga2"
