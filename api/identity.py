@@ -26,7 +26,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import problems
 from everloop import disk
-from everloop.errors import CrossSite, EverloopError, NotAuthenticated, StorageLow, UnsupportedMedia, WrongHost
+from everloop.errors import (
+    CrossSite,
+    EverloopError,
+    NotAuthenticated,
+    NotFound,
+    StorageLow,
+    UnsupportedMedia,
+    WrongHost,
+)
 from everloop.settings import Settings
 from everloop.store import AuditRow, CredentialRow, Store
 
@@ -208,6 +216,8 @@ class Guard:
         """Raise unless who asks may. Sets `everloop_person` for handlers."""
         self._check_host(scope)
         await self._admit(scope)
+        if "\x00" in scope["path"] or b"%00" in scope["query_string"]:  # Postgres knows no text with it
+            raise NotFound("nothing has a name with NUL in it", hint="leave %00 out of the address")
 
     def believes(self, key: str) -> bool:
         """Is this bearer key known at this moment, without looking? A key that is used is looked at again meanwhile."""

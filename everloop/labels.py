@@ -26,6 +26,8 @@ REQUEST, ROW, KEY, LABEL = "request_id", "row", "key", "label"
 MOST_TEXT = 500
 """Letters of a name, and of a label."""
 SHOWN = 60
+LARGEST = 1e100
+"""Of a number, either way: the squares of errors are added up, and one that overflows would hide all others."""
 
 Name = tuple[str, ...]
 """Of a row: `request_id` with id and row, `key` with its text, or columns and their texts in turn."""
@@ -220,10 +222,11 @@ def _value(value: object, place: int, column: str, signature: Signature) -> str 
 def _number(value: object, place: int, column: str) -> float:
     try:
         number = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]  # told below
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not math.isfinite(number):
-        raise _wrong(place, column, f"is {_shown(value)}, which is no number", "the model answers numbers")
+    if not abs(number) <= LARGEST:
+        what = "too large a number" if math.isfinite(number) else "no number"
+        raise _wrong(place, column, f"is {_shown(value)}, which is {what}", "the model answers numbers")
     return number
 
 

@@ -122,7 +122,7 @@ def _text_pieces(opened: files.Opened, request: CutRequest) -> Iterator[pa.Table
 
 def _piece(table: pa.Table, first: int, faults: Sequence[str | None], about: Mapping[str, str]) -> pa.Table:
     # A file of rejected rows that was mended has them, of the time before.
-    table = table.select([name for name in table.column_names if name not in OURS])
+    table = table.select([place for place, name in enumerate(table.column_names) if name not in OURS])
     table = table.append_column(ROW, pa.array(range(first, first + table.num_rows), pa.int64()))
     table = table.append_column(FAULT, pa.array(faults, pa.string()))
     return table.replace_schema_metadata({ABOUT: json.dumps(about).encode()})
@@ -281,12 +281,21 @@ def join(request: JoinRequest, job: Job) -> Joined:
 
 def _joined(digests: Sequence[str], form: str, job: Job, name: str) -> Blob:
     path = job.scratch / f"{name}.{form}"
-    schema = _read(digests[0], job).schema
+    schema = _as_form(_read(digests[0], job), form).schema
     with _writer(path, schema, form) as target:
         for number, digest in enumerate(digests, 1):
-            target.write_table(_read(digest, job).cast(schema))
+            target.write_table(_as_form(_read(digest, job), form).cast(schema))
             job.report(number)
     return job.artifacts.put_file(path, path.name)
+
+
+def _as_form(table: pa.Table, form: str) -> pa.Table:
+    """In a CSV the lists and objects of a Parquet file are JSON."""
+    for place, field in enumerate(table.schema if form == "csv" else ()):
+        if pa.types.is_nested(field.type):
+            found = [None if each is None else json.dumps(each, default=str) for each in table[place].to_pylist()]
+            table = table.set_column(place, field.name, pa.array(found, pa.string()))
+    return table
 
 
 @contextmanager

@@ -199,3 +199,23 @@ def test_ready_says_which_part_does_not_answer(served):
     assert answer.status_code == 503
     assert answer.json() == {"temporal": "does not answer", "store": "ok"}
     assert client.get("/healthz").json() == {"status": "ok"}
+
+
+@pytest.mark.parametrize(
+    "path", ["lifecycles/a%00", "models/%00/labels", "models/m/log?project=%00", "budgets?pool=%00"]
+)
+def test_what_no_database_can_name_is_not_found(served, path):
+    _, _, client = served
+
+    answer = client.get(f"/api/v1/{path}")
+
+    assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+
+
+def test_rows_of_the_log_since_ever_and_orders_to_a_pool_without_a_name_are_no_unexpected_errors(served):
+    _, _, client = served
+
+    ever = {"since": "0001-01-01T00:00:00+14:00", "until": "9999-12-31T23:59:59-12:00"}
+    assert client.get("/api/v1/models/nobody/log/rows", params=ever).status_code == 404
+    refused = client.put("/api/v1/prices", params={"pool": ""}, json={"core_hour": 1})
+    assert (refused.status_code, refused.json()["field"]) == (422, "pool")

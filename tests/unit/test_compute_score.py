@@ -114,6 +114,16 @@ def test_parquet_in_and_out_keeps_the_types_and_the_same_file_gives_the_same_byt
     assert first.rejects is None
 
 
+def test_lists_and_objects_of_a_parquet_file_are_json_in_a_csv(job: FolderJob, tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    beside = {"tags": [["new", "old"], None], "seen": [{"at": AT.date()}, {"at": None}]}
+    pa.parquet.write_table(pa.table({"age": [3.0, 4.0], "purpose": ["car", "house"], **beside}), path)
+
+    first, second = table(job, scored(job, path).out.sha256)
+
+    assert (first["tags"], first["seen"], second["tags"]) == ('["new", "old"]', '{"at": "2026-01-01"}', "")
+
+
 def test_a_file_that_lacks_a_column_is_refused_with_the_first_one_and_so_is_none(
     job: FolderJob, tmp_path: Path
 ) -> None:

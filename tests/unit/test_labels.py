@@ -65,6 +65,8 @@ def test_a_number_is_asked_for_where_the_model_answers_one() -> None:
     for wrong in ("cheap", True, "nan", "1e999"):
         with pytest.raises(Invalid, match="which is no number"):
             labels_of([{"key": "a", "price": wrong}], NUMBER, START)
+    with pytest.raises(Invalid, match="which is too large a number"):
+        labels_of([{"key": "a", "price": -1e200}], NUMBER, START)
 
 
 def test_rows_of_a_later_batch_are_counted_from_the_first_one() -> None:
