@@ -104,6 +104,8 @@ def _part(child: Child, weights: int, k: int) -> int:
 def _in_proportion(amount: int, parts: Sequence[int]) -> list[int]:
     """*amount* divided like *parts*; what whole numbers leave goes to the largest remainders, then in order."""
     whole = sum(parts)
+    if not whole:  # less than nothing is there: no sensible state has that, and decide never raises
+        return [0] * len(parts)
     shares = [amount * part // whole for part in parts]
     by_remainder = sorted(range(len(parts)), key=lambda i: (-(amount * parts[i] % whole), i))
     for i in by_remainder[: amount - sum(shares)]:
