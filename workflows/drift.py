@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from temporalio import workflow
 from temporalio.common import SearchAttributePair, TypedSearchAttributes, WorkflowIDReusePolicy
-from temporalio.exceptions import ActivityError, ApplicationError, CancelledError, WorkflowAlreadyStartedError
+from temporalio.exceptions import ActivityError, ApplicationError, WorkflowAlreadyStartedError
 from temporalio.workflow import ParentClosePolicy
 
 from everloop import names, signing
@@ -31,10 +31,10 @@ from everloop.contracts import (
 from everloop.events import DriftChecked, PerformanceJudged
 from everloop.records import DriftReport, PerformanceReport, Window
 from everloop.specs import LifecycleSpec
-from workflows.disk import Room
+from workflows.job import Job
 from workflows.journal import Journal, heed_a_cancel
 from workflows.lease import Lease
-from workflows.stage import LIGHT_TIMEOUT, RETRY, start_job
+from workflows.stage import LIGHT_TIMEOUT, RETRY
 
 MAXIMUM_WINDOWS = 200
 """Of one check: a longer backlog goes on at the schedule's next tick, in a history of its own."""
@@ -54,10 +54,7 @@ class DriftCheck:
     def __init__(self) -> None:
         self._journal = Journal()
         self._lease = Lease(self._journal, kind="check")
-        self._room = Room(self._journal, self._lease)
-        self._job: workflow.ActivityHandle[Any] | None = None
-        self._told = False
-        """A notice has ended the job: it is begun again with another lease."""
+        self._job = Job(self._journal, self._lease)
 
     @workflow.run
     async def run(self, request: CheckRequest) -> int:
@@ -85,9 +82,7 @@ class DriftCheck:
 
     @workflow.signal(name=names.LEASE_NOTICED)
     def lease_noticed(self, notice: LeaseNotice) -> None:
-        if self._lease.noticed(notice) and self._job is not None:
-            self._told = True
-            self._job.cancel()
+        self._job.noticed(notice)
 
     async def _next(self, request: CheckRequest) -> NextWindow:
         return await workflow.execute_activity_method(
@@ -121,7 +116,7 @@ class DriftCheck:
         if due.request is None or due.spec is None:
             return
         asked = due.request
-        report, failed = await self._done_or_why_not(lambda: self._performed(asked))
+        report, failed = await self._done_or_why_not(self._performed(asked))
         answer = await workflow.execute_activity_method(
             LabelActivities.judge,
             JudgeRequest(
@@ -154,31 +149,17 @@ class DriftCheck:
         """A window that cannot be measured is said to have failed, and does not keep the next ones waiting."""
         if found.insufficient:
             return _nothing(window, found.rows, found.insufficient), ""
-        report, failed = await self._done_or_why_not(lambda: self._measured(request, found, window, number))
+        report, failed = await self._done_or_why_not(self._measured(request, found, window, number))
         return report or _nothing(window, 0), failed
 
-    async def _done_or_why_not(self, job: Callable[[], Awaitable[R]]) -> tuple[R | None, str]:
+    async def _done_or_why_not(self, job: Awaitable[R]) -> tuple[R | None, str]:
         """The job's result, or None and why it failed."""
-        while True:
-            try:
-                return await job(), ""
-            except ActivityError as error:
-                if self._was_told(error.cause):
-                    await self._lease.let_go()
-                    continue
-                if workflow.cancellation_reason() is not None or not isinstance(error.cause, ApplicationError):
-                    raise
-                if error.cause.type == "StorageLow":
-                    await self._room.wait(error.cause)
-                    continue
-                if error.cause.type != "LeaseLost":
-                    return None, error.cause.message
-                self._lease.lost()
-
-    def _was_told(self, cause: BaseException | None) -> bool:
-        told, self._told = self._told, False
-        ended = isinstance(cause, CancelledError) or self._lease.ends_unheard(cause)
-        return told and ended and workflow.cancellation_reason() is None
+        try:
+            return await job, ""
+        except ActivityError as error:
+            if workflow.cancellation_reason() is not None or not isinstance(error.cause, ApplicationError):
+                raise
+            return None, error.cause.message
 
     async def _measured(self, request: CheckRequest, found: NextWindow, window: Window, number: int) -> DriftReport:
         assert found.champion and found.monitor  # noqa: S101, PT018  # there whenever there is a window
@@ -209,15 +190,7 @@ class DriftCheck:
         self, method: Callable[[Any, Q], Awaitable[R]], request: Q, activity_id: str, summary: str, said: str
     ) -> R:
         self._lease.wants = Wants(model=request.model, stage="drift")
-        slot = await self._lease.take()
-        self._journal.say(said)
-        self._told = False
-        job = self._job = start_job(method, request, slot, activity_id, summary)
-        try:
-            made: R = await job
-            return made
-        finally:
-            self._job = None
+        return await self._job.run(method, request, activity_id, summary, said)
 
     async def _triggered(self, found: NextWindow, window: Window, report: DriftReport, failed: str) -> TriggerAnswer:
         assert found.champion and found.monitor and found.spec  # noqa: S101, PT018

@@ -1,16 +1,13 @@
 """Scoring a file: cut into pieces, each answered by a job, put together; whatever dies, it goes on where it was."""
 
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError, ApplicationError, CancelledError
 
 from everloop import names
 from everloop.contracts import (
     ChunkRequest,
     CutRequest,
-    JobRequest,
     JoinRequest,
     LeaseNotice,
     Offer,
@@ -18,15 +15,11 @@ from everloop.contracts import (
     ScoreJobActivities,
     Wants,
 )
-from everloop.records import Result
 from everloop.scores import Chunk, ScoreAnswer, ScoreProgress, ScoreRequest
-from workflows.disk import Room
+from workflows.job import Job
 from workflows.journal import Journal, heed_a_cancel
 from workflows.lease import Lease
-from workflows.stage import LIGHT_TIMEOUT, RETRY, start_job
-
-Q = TypeVar("Q", bound=JobRequest)
-R = TypeVar("R", bound=Result)
+from workflows.stage import LIGHT_TIMEOUT, RETRY
 
 
 @workflow.defn(name=names.SCORE)
@@ -36,10 +29,7 @@ class Score:
     def __init__(self) -> None:
         self._journal = Journal()
         self._lease = Lease(self._journal)
-        self._room = Room(self._journal, self._lease)
-        self._job: workflow.ActivityHandle[Any] | None = None
-        self._told = False
-        """A notice has ended the job: it is begun again with another lease."""
+        self._job = Job(self._journal, self._lease)
         self._progress = ScoreProgress(sentence="It begins.")
 
     @workflow.run
@@ -62,9 +52,7 @@ class Score:
 
     @workflow.signal(name=names.LEASE_NOTICED)
     def lease_noticed(self, notice: LeaseNotice) -> None:
-        if self._lease.noticed(notice) and self._job is not None:
-            self._told = True
-            self._job.cancel()
+        self._job.noticed(notice)
 
     async def _scored(self, request: ScoreRequest) -> ScoreAnswer:
         opened = await workflow.execute_activity_method(
@@ -76,21 +64,24 @@ class Score:
         )
         champion, asked_at = opened.champion, workflow.now()
         self._say(version=champion.version, sentence=f"Cutting {request.path} into pieces.")
-        cut = await self._run(
+        cut = await self._job.run(
             ScoreJobActivities.cut,
             CutRequest(path=request.path, champion=champion, chunk_rows=request.chunk_rows),
             "cut",
+            "score: cut",
         )
         chunks: list[Chunk] = []
         for number, digest in enumerate(cut.chunks, 1):
             heed_a_cancel()
             self._say(chunks=len(cut.chunks), sentence=f"Answering piece {number} of {len(cut.chunks)}.")
             asked = ChunkRequest(champion=champion, chunk=digest, asked_at=asked_at)
-            chunks.append(await self._run(ScoreJobActivities.chunk, asked, f"chunk.{number}"))
+            chunks.append(
+                await self._job.run(ScoreJobActivities.chunk, asked, f"chunk.{number}", f"score: chunk.{number}")
+            )
             rows, rejected = sum(each.rows for each in chunks), sum(each.rejected for each in chunks)
             self._say(done=number, rows=rows, rejected=rejected)
         self._say(sentence="Putting the pieces together.")
-        joined = await self._run(
+        joined = await self._job.run(
             ScoreJobActivities.join,
             JoinRequest(
                 form=request.form,
@@ -100,6 +91,7 @@ class Score:
                 rejected=sum(each.rejected for each in chunks),
             ),
             "join",
+            "score: join",
         )
         self._say(sentence="Done.")
         return ScoreAnswer(
@@ -113,33 +105,3 @@ class Score:
     def _say(self, **news: Any) -> None:  # noqa: ANN401  # fields of `ScoreProgress`
         self._progress = self._progress.model_copy(update=news)
         self._journal.say(self._progress.sentence)
-
-    async def _run(self, method: Callable[[Any, Q], Awaitable[R]], request: Q, activity_id: str) -> R:
-        """A job on the lease, which is asked for again when it was taken or lost."""
-        while True:
-            slot = await self._lease.take()
-            self._told = False
-            self._job = start_job(method, request, slot, activity_id, f"score: {activity_id}")
-            try:
-                result: R = await self._job
-            except ActivityError as error:
-                if self._was_told(error.cause):
-                    await self._lease.let_go()
-                    continue
-                if workflow.cancellation_reason() is not None or not isinstance(error.cause, ApplicationError):
-                    raise
-                if error.cause.type == "StorageLow":
-                    await self._room.wait(error.cause)
-                    continue
-                if error.cause.type != "LeaseLost":
-                    raise
-                self._lease.lost()
-            else:
-                return result
-            finally:
-                self._job = None
-
-    def _was_told(self, cause: BaseException | None) -> bool:
-        told, self._told = self._told, False
-        ended = isinstance(cause, CancelledError) or self._lease.ends_unheard(cause)
-        return told and ended and workflow.cancellation_reason() is None
