@@ -3,7 +3,6 @@
 import asyncio
 import json
 import logging
-import sys
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,8 +20,7 @@ from activities.predictions.index import LogIndex
 from api import pages, watch
 from api.bodies import body_schema, json_body, read_form
 from api.dependencies import RPC_TIMEOUT, Here, Parts, Person, ask
-from api.report import REFUSED
-from everloop import engine, errors, names
+from everloop import children, engine, names
 from everloop.contracts import DriftRequest
 from everloop.errors import NotFound, Unavailable
 from everloop.records import Break, Champion, Version, Window
@@ -294,29 +292,16 @@ async def _render(here: Parts, row: DriftRow, kept: Path) -> None:
 
 async def _run(here: Parts, staged: Path, request: bytes) -> None:
     """Run `api.report` as one of the engine's processes, to its end. Raises what it says, or `Unavailable`."""
-    process = await asyncio.create_subprocess_exec(
-        *engine.command("api.report", str(staged)),
-        env=engine.environment(here.settings.environment()),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=sys.stderr,
-    )
-    try:
-        async with asyncio.timeout(RENDER_SECONDS):
-            told, _ = await process.communicate(request)
-    except TimeoutError:
-        raise Unavailable("rendering the report took too long", hint="the JSON beside it has the figures") from None
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    if process.returncode == REFUSED:
-        said = json.loads(told)
-        raise errors.by_name(said["error"], said["message"], field=said["field"], hint=said["hint"])
-    if process.returncode != 0:
-        raise Unavailable(
+    await children.answer_of(
+        engine.command("api.report", str(staged)),
+        engine.environment(here.settings.environment()),
+        request,
+        RENDER_SECONDS,
+        Unavailable("rendering the report took too long", hint="the JSON beside it has the figures"),
+        lambda _: Unavailable(
             "the report could not be rendered", hint="the log of the API says why; the JSON has the figures"
-        )
+        ),
+    )
 
 
 def _request(here: Parts, row: DriftRow) -> DriftRequest:

@@ -3,7 +3,6 @@
 It loads pandas and Evidently, which the API never does, and ends with them.
 """
 
-import json
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -11,11 +10,9 @@ from pathlib import Path
 
 from everloop import settings as configuration
 from everloop.artifacts import Artifacts
+from everloop.children import refuse
 from everloop.contracts import DriftRequest
 from everloop.errors import EverloopError
-
-REFUSED = 3
-"""Exit status when the report cannot be made and standard output says why, as JSON."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +39,7 @@ def main(out: str) -> int:
         try:
             html = job.artifacts.get(render(request, job))
         except EverloopError as error:
-            told = {"error": type(error).__name__, "message": str(error), "field": error.field, "hint": error.hint}
-            sys.stdout.write(json.dumps(told))
-            return REFUSED
+            return refuse(error)
     Path(out).write_bytes(html)
     return 0
 

@@ -4,12 +4,12 @@ It loads pyarrow, which control and the API never do, and ends with it. It holds
 was made, as JSON; or with exit status 3 why it was not.
 """
 
-import json
 import os
 import sys
 
 from activities.predictions.asked import Compact, Export
-from activities.predictions.child import REFUSED, die_with_parent
+from activities.predictions.child import die_with_parent
+from everloop.children import refuse
 from everloop.errors import EverloopError
 
 NICE = 10
@@ -28,9 +28,7 @@ def main(what: str) -> int:
         else:
             sys.stdout.write(export(Export.model_validate_json(asked)).model_dump_json())
     except EverloopError as error:
-        told = {"error": type(error).__name__, "message": str(error), "field": error.field, "hint": error.hint}
-        sys.stdout.write(json.dumps(told))
-        return REFUSED
+        return refuse(error)
     return 0
 
 
