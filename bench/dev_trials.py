@@ -15,8 +15,7 @@ import numpy as np
 import pandas as pd
 
 from activities.compute import data, features, folds
-from activities.compute.features import TRAIN, VALIDATION, Pipeline, prepared_rows
-from activities.compute.trainers import Examples, raw_columns
+from activities.compute.examples import examples_of
 from bench.dev_tables import TABLES
 from everloop import families
 from everloop.contracts import PrepareRequest, SnapshotRequest
@@ -48,18 +47,7 @@ class Ready:
             warnings.simplefilter("ignore")
             if chosen is not None and chosen != self.spec.features:
                 prepared = features.prepared_as(self.spec, self.snapshot, self.prepared, chosen, self.job)
-            pipeline = Pipeline.read(self.job.artifacts, prepared.pipeline)
-            artifacts = self.job.artifacts
-            with prepared_rows(artifacts, prepared) as rows, raw_columns(artifacts, self.snapshot) as raw:
-                examples = Examples(
-                    spec=spec,
-                    pipeline=pipeline,
-                    rows=rows,
-                    train=np.flatnonzero(rows.part == TRAIN),
-                    validation=np.flatnonzero(rows.part == VALIDATION),
-                    goal=(rows.y - pipeline.center) / pipeline.scale,
-                    raw=raw,
-                )
+            with examples_of(spec, self.snapshot, prepared, self.job) as examples:
                 crossed = folds.cross(examples, params, self.job, folds.plan(examples))
         return float(np.mean(crossed.losses)), time.monotonic() - started
 

@@ -16,23 +16,22 @@ from activities.compute import Context
 from activities.compute.data import Table, check_spec, event_seconds, moment, target_of
 from activities.compute.data.seen import keep_seen
 from activities.compute.evaluation import score
+from activities.compute.examples import examples_of
 from activities.compute.features import (
     TEST,
     TRAIN,
-    VALIDATION,
     Floats,
     Pipeline,
     PreparedRows,
     fit,
     opened_rows,
-    prepared_rows,
     write,
 )
 from activities.compute.finish import finish_of
 from activities.compute.folds import cross, plan, wants_folds
 from activities.compute.resources import Resources
 from activities.compute.rows import opened
-from activities.compute.trainers import Examples, Fitted, Raw, answers_of_rows, learned_with, raw_columns, trainer
+from activities.compute.trainers import Examples, Fitted, Raw, answers_of_rows, learned_with, trainer
 from activities.compute.trainers.part import Part
 from activities.compute.weights import weights_of
 from everloop import steps
@@ -50,18 +49,8 @@ def train(request: TrainRequest, job: Context) -> Trained:
         from activities.compute.search.concluding import prepared_by
 
         spec, prepared, chose = prepared_by(request, job)
-    pipeline = Pipeline.read(job.artifacts, prepared.pipeline)
-    with prepared_rows(job.artifacts, prepared) as rows, raw_columns(job.artifacts, request.snapshot) as raw:
-        examples = Examples(
-            spec=spec,
-            pipeline=pipeline,
-            rows=rows,
-            train=np.flatnonzero(rows.part == TRAIN),
-            validation=np.flatnonzero(rows.part == VALIDATION),
-            goal=(rows.y - pipeline.center) / pipeline.scale,
-            raw=raw,
-            weights=weights_of(spec, pipeline, raw.table() if spec.weight else None, rows.rows, rows.y),
-        )
+    with examples_of(spec, request.snapshot, prepared, job) as examples:
+        pipeline, rows = examples.pipeline, examples.rows
         learned = _learned(request, examples, job)
         judged, told = learned.judged, learned.answers
         metrics = score(pipeline, rows.y[judged], told)

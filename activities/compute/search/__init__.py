@@ -18,19 +18,19 @@ import numpy as np
 
 from activities.compute import Context
 from activities.compute.evaluation import score
-from activities.compute.features import TRAIN, VALIDATION, Floats, Pipeline, prepared_as, prepared_rows
+from activities.compute.examples import examples_of
+from activities.compute.features import Floats, prepared_as
 from activities.compute.folds import Crossed, Fold, cross, plan
 from activities.compute.inference import Columns
 from activities.compute.latency import DIFFERENT_ROWS, cost
-from activities.compute.trainers import Examples, Fitted, Pruned, raw_columns
+from activities.compute.trainers import Examples, Fitted, Pruned
 from activities.compute.trainers.part import Part
-from activities.compute.weights import weights_of
 from everloop import choices
 from everloop.artifacts import Artifacts
 from everloop.contracts import TrialRequest
 from everloop.errors import EverloopError, Invalid
 from everloop.families import family
-from everloop.records import Blob, Prepared, Snapshot
+from everloop.records import Blob, Prepared
 from everloop.search import Search
 from everloop.specs import Features, LifecycleSpec
 from everloop.trials import Plan, Study, Trial, Trials
@@ -87,23 +87,6 @@ def told_trials(artifacts: Artifacts, study: Study) -> list[Trial]:
     """Those of the study's blobs, in order of their numbers."""
     lines = [line for blob in study.blobs for line in artifacts.get(blob).splitlines()]
     return [Trial.model_validate_json(line) for line in lines]
-
-
-@contextmanager
-def examples_of(spec: LifecycleSpec, snapshot: Snapshot | None, prepared: Prepared, job: Context) -> Iterator[Examples]:
-    """All rows, with the train and the validation part."""
-    pipeline = Pipeline.read(job.artifacts, prepared.pipeline)
-    with prepared_rows(job.artifacts, prepared) as rows, raw_columns(job.artifacts, snapshot) as raw:
-        yield Examples(
-            spec=spec,
-            pipeline=pipeline,
-            rows=rows,
-            train=np.flatnonzero(rows.part == TRAIN),
-            validation=np.flatnonzero(rows.part == VALIDATION),
-            goal=(rows.y - pipeline.center) / pipeline.scale,
-            raw=raw,
-            weights=weights_of(spec, pipeline, raw.table() if spec.weight else None, rows.rows, rows.y),
-        )
 
 
 def as_chosen(shared: Plan, features: Features, job: Context) -> Prepared:
