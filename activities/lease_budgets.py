@@ -6,6 +6,7 @@ the ledger, so it lasts until somebody raises the budget, whatever is restarted.
 
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
+from typing import NamedTuple
 
 from sqlmodel import Session, col, func, select
 
@@ -34,6 +35,27 @@ CHECK = "check"
 AT_ONCE = 5_000
 
 
+class Pool(NamedTuple):
+    """What every budget of a pool is counted by."""
+
+    tree: Sequence[Queue]
+    prices: Sequence[Price]
+    held: Sequence[LeaseRow]
+    """Leases whose time runs."""
+    newest: int
+    """The last row of `lease_time`."""
+    now_ms: int
+
+
+def _pool(session: Session, name: str, now_ms: int) -> Pool:
+    held = lease_time.held(session, name)
+    return Pool(lease_queues.tree(session, name), prices(session, name), held, _newest(session, name), now_ms)
+
+
+def _newest(session: Session, pool: str) -> int:
+    return session.exec(select(func.max(LeaseTimeRow.id)).where(LeaseTimeRow.pool == pool)).one() or 0
+
+
 def prices(session: Session, pool: str) -> list[Price]:
     """In the order of their time."""
     rows = session.exec(select(PriceRow).where(PriceRow.pool == pool).order_by(col(PriceRow.from_ms))).all()
@@ -57,18 +79,23 @@ def held_back(session: Session, pool: str) -> tuple[set[str], set[str]]:
 
 def used(session: Session, pool: str, row: BudgetRow, now_ms: int) -> Bounds:
     """What is spent of the budget by now: by what has ended, and by what runs."""
-    known, tree = prices(session, pool), lease_queues.tree(session, pool)
-    return _used(session, row, tree, known, now_ms)
+    return _used(session, row, _pool(session, pool, now_ms))
 
 
-def _used(session: Session, row: BudgetRow, tree: Sequence[Queue], known: Sequence[Price], now_ms: int) -> Bounds:
-    total = Bounds(row.used_core_ms, row.used_gpu_ms, row.used_micros)
-    for each in _fresh(session, row, tree):
-        total = budgets.plus(total, _cost(row, known, each.from_ms, each.to_ms, each.cores, each.milli_gpu))
-    for lease in _live(session, row, tree):
+def _used(session: Session, row: BudgetRow, pool: Pool, fresh: Sequence[LeaseTimeRow] | None = None) -> Bounds:
+    total = _ended(row, pool, _fresh(session, row, pool.tree) if fresh is None else fresh)
+    for lease in _live(row, pool):
         for member in lease_time.leased(session, lease).parts:
             since = in_ms(lease.granted_at)
-            total = budgets.plus(total, _cost(row, known, since, now_ms, member.cores, member.milli_gpu))
+            total = budgets.plus(total, _cost(row, pool.prices, since, pool.now_ms, member.cores, member.milli_gpu))
+    return total
+
+
+def _ended(row: BudgetRow, pool: Pool, fresh: Iterable[LeaseTimeRow]) -> Bounds:
+    """What leases that have ended have spent, the *fresh* ones with those that were counted before."""
+    total = Bounds(row.used_core_ms, row.used_gpu_ms, row.used_micros)
+    for each in fresh:
+        total = budgets.plus(total, _cost(row, pool.prices, each.from_ms, each.to_ms, each.cores, each.milli_gpu))
     return total
 
 
@@ -89,11 +116,11 @@ def _fresh(session: Session, row: BudgetRow, tree: Sequence[Queue]) -> Sequence[
     return session.exec(query.order_by(col(LeaseTimeRow.id))).all()
 
 
-def _live(session: Session, row: BudgetRow, tree: Sequence[Queue]) -> list[LeaseRow]:
-    mine = lease_queues.below(tree, row.name) if row.scope == "queue" else set()
+def _live(row: BudgetRow, pool: Pool) -> list[LeaseRow]:
+    mine = lease_queues.below(pool.tree, row.name) if row.scope == "queue" else set()
     return [
         lease
-        for lease in lease_time.held(session, row.pool)
+        for lease in pool.held
         if (lease.queue in mine if row.scope == "queue" else names.lifecycle_of(lease.workflow_id) == row.name)
     ]
 
@@ -109,35 +136,30 @@ def there_are(session: Session, pool: str) -> bool:
 def look_after(store: Store, pool: str, now_ms: int, grace: timedelta) -> None:
     """Count on, and hold back or let go on whose budget has been spent or raised. Before each decision."""
     with store.read() as session:
-        known, tree = prices(session, pool), lease_queues.tree(session, pool)
+        shared = _pool(session, pool, now_ms)
         rows = session.exec(select(BudgetRow).where(BudgetRow.pool == pool)).all()
-        news = [row for row in rows if _is_news(session, row, tree, known, now_ms)]
+        news = [row for row in rows if _is_news(session, row, shared)]
         spent = [row for row in rows if row.spent] if not news else rows
-        if rows and not news and not _untold(session, pool, spent, tree):
+        if rows and not news and not _untold(session, pool, spent, shared.tree):
             return
     with store.write() as session:
+        shared = _pool(session, pool, now_ms)
         for row in session.exec(select(BudgetRow).where(BudgetRow.pool == pool)).all():
-            _count_on(session, row, tree, known)
-            row.spent = bool(budgets.over(bounds_of(row), _used(session, row, tree, known, now_ms)))
+            fresh = [each for each in _fresh(session, row, shared.tree) if (each.id or 0) <= shared.newest]
+            total = _ended(row, shared, fresh)
+            row.used_core_ms, row.used_gpu_ms, row.used_micros = total
+            row.until_row = max(row.until_row, shared.newest)
+            row.spent = bool(budgets.over(bounds_of(row), _used(session, row, shared)))
             session.add(row)
         session.flush()
-        _tell(session, pool, tree, known, now_ms, grace)
+        _tell(session, pool, shared, grace)
 
 
-def _is_news(session: Session, row: BudgetRow, tree: Sequence[Queue], known: Sequence[Price], now_ms: int) -> bool:
-    if row.spent != bool(budgets.over(bounds_of(row), _used(session, row, tree, known, now_ms))):
+def _is_news(session: Session, row: BudgetRow, pool: Pool) -> bool:
+    fresh = _fresh(session, row, pool.tree)
+    if fresh or pool.newest > row.until_row + AT_ONCE:
         return True
-    newest = session.exec(select(func.max(LeaseTimeRow.id)).where(LeaseTimeRow.pool == row.pool)).one() or 0
-    return newest > row.until_row + AT_ONCE or bool(_fresh(session, row, tree))
-
-
-def _count_on(session: Session, row: BudgetRow, tree: Sequence[Queue], known: Sequence[Price]) -> None:
-    total = Bounds(row.used_core_ms, row.used_gpu_ms, row.used_micros)
-    for each in _fresh(session, row, tree):
-        total = budgets.plus(total, _cost(row, known, each.from_ms, each.to_ms, each.cores, each.milli_gpu))
-    row.used_core_ms, row.used_gpu_ms, row.used_micros = total
-    newest = session.exec(select(func.max(LeaseTimeRow.id)).where(LeaseTimeRow.pool == row.pool)).one()
-    row.until_row = max(row.until_row, newest or 0)
+    return row.spent != bool(budgets.over(bounds_of(row), _used(session, row, pool, fresh)))
 
 
 def _of(row: BudgetRow, tree: Sequence[Queue], queue: str, lifecycle: str) -> bool:
@@ -176,19 +198,17 @@ def _queued(session: Session, pool: str) -> Sequence[LeaseRequestRow]:
     return session.exec(query.where(LeaseRequestRow.kind != CHECK).order_by(col(LeaseRequestRow.arrival))).all()
 
 
-def _tell(  # noqa: PLR0917
-    session: Session, pool: str, tree: Sequence[Queue], known: Sequence[Price], now_ms: int, grace: timedelta
-) -> None:
+def _tell(session: Session, pool: str, shared: Pool, grace: timedelta) -> None:
     """Those of a budget that is spent, and those that were told before and whose budget is raised by now."""
     found = session.exec(select(BudgetRow).where(BudgetRow.pool == pool, col(BudgetRow.spent))).all()
-    currency = known[-1].currency if known else ""
+    tree, currency = shared.tree, shared.prices[-1].currency if shared.prices else ""
     why = {
         (row.scope, row.name): budgets.sentence(
-            row.scope, row.name, bounds_of(row), _used(session, row, tree, known, now_ms), currency
+            row.scope, row.name, bounds_of(row), _used(session, row, shared), currency
         )
         for row in found
     }
-    at = lease_time.rows.EPOCH + timedelta(milliseconds=now_ms)
+    at = lease_time.rows.EPOCH + timedelta(milliseconds=shared.now_ms)
     for lease in _working(session, pool):
         told = next((row for row in found if _of(row, tree, lease.queue, lease.workflow_id)), None)
         if told is not None and lease.state == "active":
@@ -219,15 +239,16 @@ def seconds_left(session: Session, pool: str, now_ms: int) -> float | None:
     rows = session.exec(select(BudgetRow).where(BudgetRow.pool == pool, col(BudgetRow.spent).is_(False))).all()
     if not rows:
         return None
-    known, tree = prices(session, pool), lease_queues.tree(session, pool)
+    shared = _pool(session, pool, now_ms)
     found = []
     for row in rows:
         rate = Bounds()
-        for lease in _live(session, row, tree):
+        for lease in _live(row, shared):
             for part in lease_time.leased(session, lease).parts:
-                rate = budgets.plus(rate, budgets.spent(known[-1:], now_ms, now_ms + budgets.HOUR_MS, part.cores,
-                                                        part.milli_gpu))  # fmt: skip
-        left = budgets.left_ms(bounds_of(row), _used(session, row, tree, known, now_ms), rate)
+                hour = now_ms, now_ms + budgets.HOUR_MS
+                more = budgets.spent(shared.prices[-1:], *hour, part.cores, part.milli_gpu)
+                rate = budgets.plus(rate, more)
+        left = budgets.left_ms(bounds_of(row), _used(session, row, shared), rate)
         found += [left / 1000] if left is not None else []
     return min(found, default=None)
 
@@ -242,9 +263,8 @@ def begin(session: Session, pool: str, lifecycle: str, bounds: Bounds, at_ms: in
 
 
 def _new(session: Session, pool: str, scope: str, name: str, at_ms: int) -> BudgetRow:
-    newest = session.exec(select(func.max(LeaseTimeRow.id)).where(LeaseTimeRow.pool == pool)).one()
     at = lease_time.rows.EPOCH + timedelta(milliseconds=at_ms)
-    return BudgetRow(pool=pool, scope=scope, name=name, since_ms=at_ms, until_row=newest or 0, updated_at=at)
+    return BudgetRow(pool=pool, scope=scope, name=name, since_ms=at_ms, until_row=_newest(session, pool), updated_at=at)
 
 
 def change(  # noqa: PLR0917
