@@ -47,6 +47,7 @@ from everloop.store import (
 from tests.conftest import free_port_base
 
 NOW = datetime.now(UTC)
+"""When the test file began (tests/conftest.py): a whole run takes long enough for "18 minutes ago" to be wrong."""
 SPEC: dict[str, Any] = {"model": "credit", "task": "binary", "target": "status", "source": {"path": "/data/credit.csv"}}
 
 

@@ -4,6 +4,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,14 @@ def missing(part: str) -> None:
     if os.environ.get("CI"):
         pytest.fail(f"{part} is missing and CI must have it")
     pytest.skip(f"{part} is missing")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _now() -> None:
+    """Rows that lie "18 minutes back" do so when their test file runs, not when pytest was started."""
+    from tests import api_parts
+
+    api_parts.NOW = datetime.now(UTC)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Work on the log that needs pyarrow, in a process of its own: `python -m activities.compute.predictions`."""
 
 import ctypes
+import os
 import signal
 from typing import TypeVar
 
@@ -20,7 +21,7 @@ async def run(what: str, request: BaseModel, result: type[R]) -> R:
     """Have *what* (`compact`, `export`) done. Raises what it says, or `Unavailable`."""
     environment = {name: value for name, value in engine.environment().items() if name not in KEPT_FROM_IT}
     told = await children.answer_of(
-        engine.command("activities.compute.predictions", what),
+        engine.command("activities.compute.predictions", what, str(os.getpid())),
         environment,
         request.model_dump_json().encode(),
         SECONDS,
@@ -30,6 +31,8 @@ async def run(what: str, request: BaseModel, result: type[R]) -> R:
     return result.model_validate_json(told)
 
 
-def die_with_parent() -> None:
-    """End this process when the one that started it ends."""
+def die_with(parent: int) -> None:
+    """End this process when *parent*, which started it, ends; now if it has ended already: its run is given up."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        raise SystemExit(1)

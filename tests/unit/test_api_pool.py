@@ -22,11 +22,9 @@ from everloop.store import (
 )
 from tests import api_parts as parts
 
-NOW = parts.NOW
-
 
 def queue(name: str, parent: str = "", **changes: Any) -> QueueRow:
-    return QueueRow(pool="default", id=name, parent=parent, person="ada", updated_at=NOW, **changes)
+    return QueueRow(pool="default", id=name, parent=parent, person="ada", updated_at=parts.NOW, **changes)
 
 
 def request(name: str, queue: str, state: str = "queued", **changes: Any) -> LeaseRequestRow:
@@ -39,7 +37,7 @@ def request(name: str, queue: str, state: str = "queued", **changes: Any) -> Lea
         "workflow_id": name,
         "run_id": f"run-of-{name}",
         "state": state,
-        "requested_at": NOW - timedelta(minutes=20),
+        "requested_at": parts.NOW - timedelta(minutes=20),
         "queue": queue,
         "cores": 2,
         "stage": "train",
@@ -58,7 +56,7 @@ def lease(token: int, name: str, queue: str, device: str, cores: int = 2, **chan
         "run_id": f"run-of-{name}",
         "device": device,
         "state": "active",
-        "granted_at": NOW - timedelta(minutes=18),
+        "granted_at": parts.NOW - timedelta(minutes=18),
         "queue": queue,
     }
     member = LeaseMemberRow(pool="default", token=token, rank=0, device=device, cores=cores, memory_mib=1024)
@@ -86,18 +84,18 @@ def fill(store: Store) -> None:
             *lease(1, "ada", "vision", "cpu0"),
             *lease(2, "bob", "vision", "cpu0")[:2],
             request("bob", "vision", "granted", cores=2, max_runtime_ms=600_000),
-            *lease(3, "cleo", "text", "cpu1", state="noticed", noticed_at=NOW, notice="drain",
-                   deadline_at=NOW + timedelta(seconds=60), why="ada drains beta: a new disk"),
+            *lease(3, "cleo", "text", "cpu1", state="noticed", noticed_at=parts.NOW, notice="drain",
+                   deadline_at=parts.NOW + timedelta(seconds=60), why="ada drains beta: a new disk"),
             *waits,
         ):  # fmt: skip
             session.add(row)
         session.add(parts.lifecycle("ada"))
         session.add(
             parts.lifecycle(
-                "dora", wait_what="a free slot", wait_since=NOW, wait_unblocks="a running job ends, in order of arrival"
+                "dora", wait_what="a free slot", wait_since=parts.NOW, wait_unblocks="a running job ends, in order of arrival"
             )
         )
-        began = lease_time.in_ms(NOW - timedelta(minutes=17))
+        began = lease_time.in_ms(parts.NOW - timedelta(minutes=17))
         session.add(
             JobTimeRow(
                 job="run-of-ada/train.1",
@@ -110,7 +108,7 @@ def fill(store: Store) -> None:
             )
         )
     with store.write() as session:
-        started = lease_time.in_ms(NOW + timedelta(hours=1))
+        started = lease_time.in_ms(parts.NOW + timedelta(hours=1))
         session.add(
             ReservationRow(
                 pool="default",
@@ -123,19 +121,19 @@ def fill(store: Store) -> None:
                 start_ms=started,
                 first_start_ms=started - 90_000,
                 waits_for=[3],
-                from_ms=lease_time.in_ms(NOW - timedelta(minutes=2)),
+                from_ms=lease_time.in_ms(parts.NOW - timedelta(minutes=2)),
             )
         )
-        session.add(PriceRow(pool="default", from_ms=0, currency="EUR", core_micros=40_000, at=NOW))
+        session.add(PriceRow(pool="default", from_ms=0, currency="EUR", core_micros=40_000, at=parts.NOW))
         session.add(
             BudgetRow(
                 pool="default",
                 scope="queue",
                 name="vision",
                 micros=10_000,
-                since_ms=lease_time.in_ms(NOW - timedelta(hours=1)),
+                since_ms=lease_time.in_ms(parts.NOW - timedelta(hours=1)),
                 spent=True,
-                updated_at=NOW,
+                updated_at=parts.NOW,
             )
         )
         lease_time.inventoried(
@@ -143,7 +141,7 @@ def fill(store: Store) -> None:
             "default",
             {"cpu0": (4, 0), "cpu1": (4, 0), "cpu2": (1, 0)},
             {"cpu0", "cpu1", "cpu2"},
-            lease_time.in_ms(NOW - timedelta(minutes=30)),
+            lease_time.in_ms(parts.NOW - timedelta(minutes=30)),
         )
 
 

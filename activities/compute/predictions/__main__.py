@@ -1,22 +1,22 @@
-"""A process of its own for work on the log: `python -m activities.compute.predictions compact|export < request.json`.
+"""A process of its own for work on the log: `python -m activities.compute.predictions compact|export PARENT < request.json`.
 
 It loads pyarrow, which control and the API never do, and ends with it. It holds no credentials. Standard output: what
-was made, as JSON; or with exit status 3 why it was not.
+was made, as JSON; or with exit status 3 why it was not. It ends with the process PARENT.
 """
 
 import os
 import sys
 
 from activities.predictions.asked import Compact, Export
-from activities.predictions.child import die_with_parent
+from activities.predictions.child import die_with
 from everloop.children import refuse
 from everloop.errors import EverloopError
 
 NICE = 10
 
 
-def main(what: str) -> int:
-    die_with_parent()
+def main(what: str, parent: str) -> int:
+    die_with(int(parent))
     os.nice(NICE)
     from activities.compute.predictions.compacting import compact
     from activities.compute.predictions.exporting import export
@@ -33,4 +33,4 @@ def main(what: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:2]))
+    sys.exit(main(*sys.argv[1:3]))
