@@ -92,7 +92,10 @@ def fill(store: Store) -> None:
         session.add(parts.lifecycle("ada"))
         session.add(
             parts.lifecycle(
-                "dora", wait_what="a free slot", wait_since=parts.NOW, wait_unblocks="a running job ends, in order of arrival"
+                "dora",
+                wait_what="a free slot",
+                wait_since=parts.NOW,
+                wait_unblocks="a running job ends, in order of arrival",
             )
         )
         began = lease_time.in_ms(parts.NOW - timedelta(minutes=17))

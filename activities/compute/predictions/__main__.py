@@ -1,4 +1,4 @@
-"""A process of its own for work on the log: `python -m activities.compute.predictions compact|export PARENT < request.json`.
+"""A process of its own for work on the log: `python -m activities.compute.predictions compact|export PARENT < asked`.
 
 It loads pyarrow, which control and the API never do, and ends with it. It holds no credentials. Standard output: what
 was made, as JSON; or with exit status 3 why it was not. It ends with the process PARENT.
