@@ -28,14 +28,10 @@ from everloop.reading import Reading
 from everloop.records import Champion, Snapshot
 from everloop.rows import from_csv
 from everloop.specs import LifecycleSpec
-from tests.unit.test_compute_stages import SLOT, FolderJob, Passed, spec_of, table
+from tests.job import FolderJob
+from tests.stages import SLOT, Passed, spec_of, table
 
 ROWS = 120
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> FolderJob:
-    return FolderJob(tmp_path)
 
 
 def written(folder: Path, header: str, line: Any, name: str = "t.csv", rows: int = ROWS) -> Path:

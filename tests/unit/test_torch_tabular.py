@@ -27,7 +27,7 @@ from everloop.errors import ComputeLost, Diverged, IntegrityError, InvalidSpec, 
 from everloop.records import Blob, Lease, Member, Prepared, Snapshot, Trained
 from everloop.specs import LifecycleSpec, checked
 from tests.job import FolderJob
-from tests.unit.test_compute_stages import SLOT, Passed, csv, hostile, real, spec_of, table
+from tests.stages import SLOT, Passed, csv, hostile, real, spec_of, table
 
 SMALL = {"layers": 1, "width": 16, "epochs": 4, "batch": 16}
 
