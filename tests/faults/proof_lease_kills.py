@@ -31,7 +31,7 @@ HEADER = ["at", "commit", "seed", "lifecycles", "jobs", "kills", "seconds", "ove
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lifecycles", type=int, default=100)
-    processes = (*harness.PROCESSES, harness.TEMPORAL)
+    processes = (*harness.PROCESSES, "slot cpu2", "slot cpu3", harness.TEMPORAL)
     parser.add_argument("--kills", type=int, default=3 * len(processes))
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1, 10**6))
     parser.add_argument("--gpus", action="store_true", help="fractions of 4 simulated GPUs, instead of cores")
