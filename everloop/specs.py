@@ -305,8 +305,8 @@ class Monitor(Strict):
     retrainings_a_month: Annotated[int, Field(ge=0)] | None = 8
     """At most so many in 30 days of event time; null: no limit."""
     breaker: Annotated[int, Field(ge=1)] | None = 3
-    """After so many retrainings of one champion without a release there are no more, until a version is released or a
-    person says so (`everloop rearm`); null: it goes on."""
+    """After so many retrainings of one champion without a release the next one waits for as many measured windows, the
+    one after it for twice as many, and so on, or until a person says `everloop rearm`; null: none waits."""
     minimum_rows: Annotated[int, Field(ge=1)] = 100
     """A window with fewer rows is `insufficient_data` and triggers nothing. So is one with fewer labelled rows for
     its performance."""
