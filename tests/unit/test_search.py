@@ -222,7 +222,7 @@ def test_with_nsga2_a_trial_says_what_its_graph_takes(tmp_path: Path) -> None:
 
     for each in made:
         quality, milliseconds, size = each.values
-        assert 0.5 < quality <= 1 and 0 < milliseconds < 50
+        assert 0.5 < quality <= 1 and milliseconds > 0
         assert (each.milliseconds, each.bytes) == (pytest.approx(milliseconds, abs=1e-3), size)
     assert made[0].bytes > made[1].bytes > 300  # trees take more than a line
 
