@@ -275,7 +275,7 @@ def test_the_sentence_names_what_is_wanted_and_what_would_help() -> None:
     assert sentence(told, "vision") == (
         "waits for 2 cores in queue vision: next, queue vision would go over its limit (2 cores, 2 cores in use)"
     )
-    assert unblocks(told) == "a lease in queue vision ends, or an operator raises its limit"
+    assert unblocks(told) == "a lease in queue vision ends, or an operator raises the limit of queue vision"
 
 
 amounts = st.builds(Amount, *[st.integers(-3, 9)] * 4)
@@ -365,3 +365,29 @@ def scene(numbers: random.Random) -> PoolState:
     )
     held = tuple(lease(i + 1, request(f"h{i}", f"q{numbers.randint(2, 5)}"), f"d{i % 4}") for i in range(12))
     return PoolState(devices(4, 4, 4, 4), queues, waiting, held)
+
+
+def test_who_asks_for_more_than_a_limit_or_a_quota_is_not_told_that_an_end_helps() -> None:
+    tree = (Queue("a", quota=Counted(2, -1), limit=Counted(4, -1)),)
+    firm, much = request("r1", "a", Amount(3), preemptible=False), request("r2", "a", Amount(5))
+    state = PoolState(devices(8), tree, (firm, much))
+
+    told = {one.request_id: one for one in decide(state, NOW, Policy(), 100) if isinstance(one, Explain)}
+
+    assert told["r1"].code == "not_preemptible_over_quota"
+    assert sentence(told["r1"], "a").endswith(
+        "queue a would have more than its quota of work that is not preemptible (2 cores, 0 cores in use)"
+    )
+    assert unblocks(told["r1"]) == "it asks for less, the quota of queue a is raised, or it is made preemptible"
+    assert told["r2"].code == "over_limit"
+    assert unblocks(told["r2"]) == "it asks for less, or an operator raises the limit of queue a"
+
+
+def test_what_no_device_could_hold_stands_in_no_line() -> None:
+    state = PoolState(devices(2), (Queue("a"),), (request("r1", "a", Amount(64)),))
+
+    (told,) = [one for one in decide(state, NOW, Policy(), 100) if isinstance(one, Explain)]
+
+    assert sentence(told, "a") == (
+        "waits for 64 cores in queue a: no device or set of devices of the pool could hold it, the largest has 2 cores"
+    )
