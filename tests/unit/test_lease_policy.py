@@ -391,3 +391,24 @@ def test_what_no_device_could_hold_stands_in_no_line() -> None:
     assert sentence(told, "a") == (
         "waits for 64 cores in queue a: no device or set of devices of the pool could hold it, the largest has 2 cores"
     )
+
+
+def test_shares_are_those_without_the_demand_of_what_the_same_decision_has_killed() -> None:
+    old = {"granted_ms": NOW - 900_000}
+    elastic = lease(1, request("h1", "c", members_max=4), "d0", state="noticed", deadline_ms=NOW, **old)
+    others = [lease(n, request(f"h{n}", "b"), "d0", **old) for n in (2, 3, 4)]
+    asks = request("r9", "a", submitted_ms=NOW - 100_000)
+    pool = Pool()
+    pool.begin(
+        [Amount(4, 2048)], light=False, tree=(("a", ""), ("b", ""), ("c", "")), with_=[Queue("")] * 7, runtime=600
+    )
+    queues = (Queue("a"), Queue("b"), Queue("c", priority=1))
+    pool.now, pool.state = NOW + 1, PoolState(devices(4), queues, (asks,), (elastic, *others))
+
+    assert [one.share.cores for one in standing(pool.state, pool.now, Policy())] == [0, 0, 4]
+    pool.decides()  # the checker has nothing to say
+
+    assert [(held.token, held.state, held.beneficiary) for held in pool.state.held if held.state != "active"] == [
+        (1, "killing", ""),
+        (2, "noticed", "r9"),
+    ]
