@@ -48,7 +48,7 @@ def _why(code: str, facts: dict[str, str]) -> str:
         "reserved_for": "what is free is kept for {for}",
         "waits_for_notice": "{victims} told to let go for it",
         "infeasible": "no device or set of devices of the pool could hold it, the largest has {largest}",
-        "fuel": "not looked at yet, too many wait",
+        "fuel": "not tried in this decision, too many wait for different things",
     }
     return sentences.get(code, code).format_map(_Facts(facts))
 
@@ -61,7 +61,7 @@ def unblocks(told: Explain) -> str:
     sentences = {
         "unknown_queue": "somebody makes that queue, or the request names another one without queues below it",
         "has_lease": "its earlier lease ends",
-        "no_room": "a lease ends, or another queue goes over its share and has been there for the minimum run time",
+        "no_room": "a lease ends, or one that may be taken back has had the minimum run time over its queue's share",
         "behind": "those ahead are served and a lease ends",
         "over_limit": ("it asks for less" if alone else "a lease in queue {of} ends")
         + ", or an operator raises the limit of queue {of}",
@@ -71,7 +71,7 @@ def unblocks(told: Explain) -> str:
         "reserved_for": "{for} is served or goes away; a declared max_runtime that ends before lets it pass",
         "waits_for_notice": "they write a checkpoint and let go, or are ended when their time is up",
         "infeasible": f"it asks for less, a larger device joins the pool{away}",
-        "fuel": "the next decision looks again",
+        "fuel": "some of those before it start or are withdrawn",
     }
     return sentences.get(told.code, "").format_map(_Facts(facts))
 

@@ -216,7 +216,7 @@ def test_a_lifecycle_that_waits_names_the_reason_of_its_queue(client):
     found = get(client, "/lifecycles/dora")
 
     assert found["wait"].startswith("Waiting for 2 cores in queue text: next, 0 cores free since")
-    assert "a lease ends, or another queue goes over its share" in found["wait"]
+    assert "a lease ends, or one that may be taken back has had the minimum run time" in found["wait"]
     assert "waiting for 2 cores in queue text" in client.get("/lifecycles/dora").text.lower()
 
 

@@ -232,6 +232,54 @@ def test_a_reservation_does_not_keep_its_own_request_from_what_it_has_a_right_to
     assert [(one.token, one.beneficiary) for one in of(made, Notice)] == [(1, "r3")]
 
 
+def test_nothing_is_reserved_for_whom_a_limit_refuses_though_another_queue_lacks_room_for_the_same() -> None:
+    held = (
+        lease(1, request("h1", "b", Amount(2)), "d0"),
+        lease(2, request("h2", "a", Amount(3), max_runtime_ms=3_600_000), "d1"),
+    )
+    refused = request("r3", "b", Amount(4), submitted_ms=NOW - 20_000_000)
+    alike = request("r4", "a", Amount(4), submitted_ms=LATER)
+    small, other = request("r5", "c", Amount(2)), request("r6", "c", Amount(2))
+    queues = (Queue("a"), Queue("b", limit=Counted(2, -1)), Queue("c"))
+
+    made = decide(PoolState(devices(4, 4), queues, (refused, alike, small, other), held), LATER, Policy(), 100)
+
+    assert of(made, Reserve) == []
+    assert code(made, "r3") == "over_limit"
+    assert [one.request_id for one in of(made, Grant)] == ["r5"]
+
+
+def test_many_alike_in_one_queue_do_not_keep_another_queue_from_being_asked() -> None:
+    gpu = Amount(1, milli_gpu=1000)
+    device = Device("d0", "n", Amount(8, 0, 1000))
+    held = (lease(1, request("h1", "c", gpu), "d0"), lease(2, request("h2", "b"), "d0"))
+    many = tuple(request(f"r{number}", "a", gpu) for number in range(10, 110))
+    state = PoolState((device,), (*TWO, Queue("c")), (*many, request("r500", "b")), held)
+
+    made = decide(state, NOW, Policy(), 3)
+
+    assert [one.request_id for one in of(made, Grant)] == ["r500"]
+    assert code(made, "r109") == "behind"
+
+
+@pytest.mark.parametrize(("small", "large"), ["ab", "ba"])
+def test_small_work_of_one_queue_does_not_keep_what_is_large_in_another_from_its_quota_for_ever(small, large) -> None:
+    """Each hour the small one has ended, and the next one of its queue waits already."""
+    queues = (Queue(small, quota=Counted(1, -1)), Queue(large, quota=Counted(7, -1)))
+    whole = request("r1", large, Amount(7))
+    state, hour = PoolState(devices(7), queues, (whole,)), 3_600_000
+    granted: list[str] = []
+    for number in range(2, 6):
+        now = NOW + number * hour
+        asks = request(f"r{number}", small, submitted_ms=now, max_runtime_ms=hour)
+        state = state._replace(held=(), waiting=(*state.waiting, asks))
+        made = decide(state, now, Policy(), 100)
+        granted += [one.request_id for one in of(made, Grant)]
+        state = apply(state, made, now, 10 * number)
+
+    assert "r1" in granted
+
+
 def test_a_queue_is_not_taken_below_its_quota() -> None:
     held = tuple(lease(i + 1, request(f"h{i}"), "d0") for i in range(4))
     queues = (Queue("a", quota=Counted(4, 0)), Queue("b", quota=Counted(0, 0), weight=8))
