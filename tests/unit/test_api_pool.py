@@ -21,6 +21,7 @@ from everloop.store import (
     Store,
 )
 from tests import api_parts as parts
+from tests import stores
 
 
 def queue(name: str, parent: str = "", **changes: Any) -> QueueRow:
@@ -151,8 +152,7 @@ def fill(store: Store) -> None:
 @pytest.fixture(scope="module")
 def client(tmp_path_factory):
     settings = parts.settings_in(tmp_path_factory.mktemp("pool"))
-    store = Store(settings.database)
-    store.migrate()
+    store = stores.migrated(settings.database)
     fill(store)
     with parts.running(create_app(settings), settings.port_base) as url, parts.client_of(settings, url) as made:
         yield made
