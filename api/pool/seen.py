@@ -105,13 +105,17 @@ def nodes(session: Session, pool: str) -> list[NodeView]:
     found = []
     for node, mine in sorted(by_node.items()):
         tokens = set().union(*(on_device[device.name] for device in mine))
-        found.append(NodeView(node=node, state=_state_of(mine, tokens), devices=mine, leases=len(tokens)))
+        found.append(NodeView(node=node, state=_state_of(mine, on_device), devices=mine, leases=len(tokens)))
     return found
 
 
-def _state_of(mine: Sequence[DeviceView], tokens: set[int]) -> str:
+def _state_of(mine: Sequence[DeviceView], tokens: Mapping[str, set[int]]) -> str:
+    """What hinders most; `partly`: not on all devices of the node."""
     state = min((device.state for device in mine), key=HINDRANCE.index)
-    return "drained" if state == "draining" and not tokens else state
+    those = [device.name for device in mine if device.state == state]
+    if state == "draining" and not any(tokens[name] for name in those):
+        state = "drained"
+    return state if len(those) == len(mine) else f"partly {state}"
 
 
 # --- queues

@@ -196,7 +196,7 @@ def test_machines_say_what_hinders_them_most(client):
     alpha, beta = get(client, "/nodes")["items"]
 
     assert (alpha["node"], alpha["state"], alpha["leases"]) == ("alpha", "ready", 2)
-    assert (beta["node"], beta["state"], beta["leases"]) == ("beta", "draining", 1)
+    assert (beta["node"], beta["state"], beta["leases"]) == ("beta", "partly draining", 1)
 
 
 @pytest.mark.parametrize(
