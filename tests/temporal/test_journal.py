@@ -154,7 +154,7 @@ async def test_what_somebody_typed_in_temporals_ui_spoils_neither_sweep_nor_veri
 async def test_a_run_that_was_archived_as_it_ended_does_not_hide_those_that_ended_before(
     stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("activities.journal.OVERLAP", timedelta())
+    monkeypatch.setattr("activities.journal.control.OVERLAP", timedelta())
     one, two = await stack.submit("one"), await stack.submit("two")
     for handle in (one, two):
         await stack.gate(handle.id)

@@ -23,7 +23,8 @@ from everloop.settings import Settings
 from everloop.store import LifecycleRow, Store
 from tests import api_parts as parts
 from tests import stores
-from tests.unit.test_compute_stages import SLOT, FolderJob, spec_of
+from tests.job import FolderJob
+from tests.stages import SLOT, spec_of
 from workflows.stage import _blobs as blobs_of
 
 ROWS = 120

@@ -19,7 +19,7 @@ from everloop.records import Blob, Prepared, Snapshot
 from everloop.specs import checked
 from everloop.trials import Plan, Point, Searched, Study, Trial
 from tests.job import FolderJob
-from tests.unit.test_compute_stages import SLOT
+from tests.stages import SLOT
 from tests.unit.test_validation_folds import Stages, table
 
 BASE = {"model": "m", "task": "binary", "target": "y", "source": {"path": "/t.csv"}}
