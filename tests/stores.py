@@ -3,10 +3,14 @@
 import functools
 import tempfile
 from pathlib import Path
+from typing import Any
+
+from sqlalchemy.engine import Dialect
 
 from everloop.store import Store
 
 SQLITE = "sqlite:///"
+_COMPILED: dict[Any, Any] = {}
 
 
 def migrated(url: str) -> Store:
@@ -14,16 +18,21 @@ def migrated(url: str) -> Store:
     path = Path(url.removeprefix(SQLITE))
     path.parent.mkdir(parents=True, exist_ok=True)
     assert not path.exists(), f"{path} is there already"
-    path.write_bytes(_template())
-    return Store(url)
+    tables, dialect = _template()
+    path.write_bytes(tables)
+    made = Store(url)
+    # SQLAlchemy keeps compiled statements per engine, and by dialect: each new store would compile all of them again.
+    made.engine.dialect = dialect
+    made.engine.update_execution_options(compiled_cache=_COMPILED)
+    return made
 
 
 @functools.cache
-def _template() -> bytes:
+def _template() -> tuple[bytes, Dialect]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "everloop.db"
         made = Store(f"{SQLITE}{path}")
         made.migrate()
         made.close()  # its write-ahead log is in the file then
         assert not path.with_name("everloop.db-wal").exists()
-        return path.read_bytes()
+        return path.read_bytes(), made.engine.dialect
