@@ -22,7 +22,7 @@ from everloop.settings import Settings
 from everloop.store import DeviceTimeRow, LifecycleRow, Store
 from tests.conftest import free_port_base
 
-READY_SECONDS = 60
+READY_SECONDS = 180
 """For a busy CI machine; an idle one needs less than 10."""
 
 

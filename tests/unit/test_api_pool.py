@@ -282,6 +282,7 @@ def test_the_tree_that_is_printed_is_the_tree_that_is_applied(client):
         ("PATCH", "/queues/new", {"parent": "nobody"}, 422, "'nobody' is not there"),
         ("PATCH", "/queues/text", {"weight": 1.5}, 422, "weight"),
         ("PATCH", "/queues/gone", {"remove": True}, 404, "there is no queue gone"),
+        ("PATCH", "/queues/default", {"remove": True}, 422, "whoever names no queue waits in it"),
         ("PATCH", "/queues/research", {"remove": True}, 422, "has queues below it"),
         ("PATCH", "/queues/vision", {"remove": True}, 409, "ada, bob run in queue vision, which would be gone"),
         (
