@@ -38,7 +38,7 @@ class Settings:
     serve_workers: int = 1
     """Processes that answer predictions, on one port."""
     slots: int = 0
-    """Devices of this machine, each for one job of `slot_cores`. 0: by the machine, see workers/devices.py."""
+    """Devices of this machine, each for one job of `slot_cores`. 0: by the machine, see workers/devices."""
     slot_cores: int = 1
     """Threads of a job that asks for none."""
     devices: str = "auto"
