@@ -9,7 +9,9 @@ from temporalio import activity
 from temporalio.client import Client
 
 from activities.caller import caller
-from activities.drift import before, open_retraining, still_quarantined
+from activities.drift.ledger import before
+from activities.drift.quarantine import still_quarantined
+from activities.drift.retrainings import open_retraining
 from activities.predictions.index import LogIndex
 from activities.registry import champion
 from activities.trigger_policy import held_back

@@ -15,7 +15,7 @@ from sqlmodel import Session, col, select
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
-from activities.drift import accepting
+from activities.drift.quarantine import accepting
 from activities.predictions.index import LogIndex
 from api import pages, watch
 from api.bodies import body_schema, json_body, read_form
