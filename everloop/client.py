@@ -308,6 +308,11 @@ class Client(PoolCalls, PredictionCalls, SearchCalls, LabelCalls):
         """Let the model's monitor look now, not only when it is due."""
         return _object(self._api("POST", f"/models/{_part(model)}/check", params={"project": project}))
 
+    def checks(self, model: str, project: str = "default", *, before: int | None = None, limit: int = 200) -> Rows:
+        """The last windows that the monitor looked at, oldest first; *before*: those ahead of that number."""
+        asked = {"project": project, "limit": limit} | ({} if before is None else {"before": before})
+        return _items(self._api("GET", f"/models/{_part(model)}/checks", params=asked))
+
     def rearm(self, model: str, project: str = "default") -> Json:
         """Let the model's monitor cause retrainings again, whatever came of those before. Safe to repeat."""
         return _object(self._api("POST", f"/models/{_part(model)}/rearm", params={"project": project}))

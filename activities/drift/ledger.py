@@ -122,7 +122,7 @@ def heeded(request: TriggerRequest) -> frozenset[str]:
     rules = request.spec.monitor
     also: set[str] = set(rules.also) if rules else set()
     if "quality" in also:
-        also |= {"missing", "new_categories", "out_of_range"}
+        also |= {"missing", "new_categories", "out_of_range", "schema"}
     return frozenset(measure.name for measure in request.measures if measure.over and measure.name in also)
 
 
