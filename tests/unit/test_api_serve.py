@@ -330,11 +330,9 @@ def test_a_log_that_cannot_be_written_means_no_answer(server):
 
 
 def test_a_batch_of_ten_thousand_is_answered(server):
-    began = time.monotonic()
     answer = server.predict({"rows": [ROW | {"age": n % 90} for n in range(10_000)]})
 
     assert len(answer.json()["predictions"]) == 10_000
-    assert time.monotonic() - began < 10
     assert json.loads(answer.text)
 
 
