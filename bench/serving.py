@@ -277,7 +277,7 @@ def measure(folder: Path, stack: ExitStack, options: argparse.Namespace) -> bool
     return told(every, took, errors)
 
 
-def _waited(server: Server, folder: Path, seconds: float = 120) -> bool:
+def _waited(server: Server, folder: Path, seconds: float = 600) -> bool:
     deadline = time.monotonic() + seconds
     while not server.answers():
         if time.monotonic() > deadline:
