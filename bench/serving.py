@@ -34,7 +34,7 @@ from everloop.settings import SERVE, Settings
 from everloop.store import Store
 from tests import api_parts as parts
 from tests.job import FolderJob
-from tests.unit.test_compute_stages import Passed, spec_of
+from tests.stages import Passed, spec_of
 
 HERE = Path(__file__).parent
 RATE, SWAPS, SWAP_SECONDS = 200, 20, 1.0

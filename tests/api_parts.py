@@ -44,6 +44,7 @@ from everloop.store import (
     Store,
     VersionRow,
 )
+from tests import stores
 from tests.conftest import free_port_base
 
 NOW = datetime.now(UTC)
@@ -59,8 +60,7 @@ def settings_in(folder: Path, temporal: str = "127.0.0.1:9") -> Settings:
 def deployed(folder: Path) -> tuple[Settings, Store, signing.Signer]:
     """A deployment in *folder* as a prediction server finds it: tables, keys, credentials, and no release yet."""
     settings = settings_in(folder)
-    store = Store(settings.database)
-    store.migrate()
+    store = stores.migrated(settings.database)
     signing.create_keys(settings.keys_dir)
     identity.prepare(settings, store)
     return settings, store, signing.Signer(settings.keys_dir)
@@ -72,7 +72,7 @@ def running(app: Any, port: int, limits: connections.Limits | None = None, base:
     server = uvicorn.Server(connections.config(app, port, limits, base))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not server.started:
         assert thread.is_alive(), "uvicorn ended at once"
         assert time.monotonic() < deadline, "uvicorn did not start"

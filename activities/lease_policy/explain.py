@@ -5,6 +5,7 @@ and, where only room is wanting, whether the queue has a right to more.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from functools import partial
 
@@ -13,7 +14,7 @@ from activities.lease_policy.pool import Line, Pool, Shape
 from activities.lease_policy.room import MANY, NOTHING, Four, fit, most, plus, times
 from activities.lease_policy.sentence import said
 from activities.lease_policy.state import Explain, Request
-from activities.lease_policy.tree import Node, over_firm, over_limit, over_quota
+from activities.lease_policy.tree import BOTH, Node, over_firm, over_limit, over_quota
 
 ROOM = ("no_room", "behind", "over_quota")
 """Codes of those that want nothing but room."""
@@ -89,16 +90,23 @@ def _reason(line: Line, shape: Shape, free: "_Free", wanting: str) -> Reason:
         return ("behind" if wanting else "no_room"), free.wants(shape)
     node = over_limit(leaf, shape.need)
     if node:
-        return "over_limit", free.wants(shape) + free.bound("limit", node, shape)
+        return "over_limit", free.wants(shape) + free.bound("limit", node, shape) + _alone(node.limit, shape)
     node = None if shape.preemptible else over_firm(leaf, shape.need)
     if node:
-        return "not_preemptible_over_quota", free.wants(shape) + free.bound("firm", node, shape)
+        return "not_preemptible_over_quota", free.wants(shape) + free.bound("firm", node, shape) + _alone(
+            node.queue.quota, shape
+        )
     if free.without_those_kept(shape):
         return "reserved_for", (*free.wants(shape), ("for", free.kept_for))
     node = over_quota(leaf, shape.need)
     if node:
         return "over_quota", free.wants(shape) + free.bound("quota", node, shape)
     return ("behind", (*free.wants(shape), ("first", wanting))) if wanting else ("no_room", free.wants(shape))
+
+
+def _alone(bound: Sequence[int], shape: Shape) -> Detail:
+    """It asks for more than that by itself, so that nothing that ends helps it."""
+    return (("alone", "1"),) if any(0 <= bound[r] < shape.need[r] for r in BOTH) else ()
 
 
 class _Free:

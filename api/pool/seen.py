@@ -259,6 +259,10 @@ def _queued(session: Session, pool: str, limit: int) -> Sequence[LeaseRequestRow
     return session.exec(query.order_by(*order).limit(limit)).all()
 
 
+NO_PLACE = ("infeasible", "unknown_queue", "has_lease")
+"""Who waits for these reasons stands in no line."""
+
+
 def waiting_view(row: LeaseRequestRow) -> WaitingView:
     told = explained_by(row)
     return WaitingView(
@@ -269,7 +273,7 @@ def waiting_view(row: LeaseRequestRow) -> WaitingView:
         since=row.requested_at,
         needs=Amounts(cores=row.cores, memory_mib=row.memory_mib, milli_gpu=row.milli_gpu, gpu_mib=row.gpu_mib),
         members=row.members_min,
-        position=row.position,
+        position=0 if row.code in NO_PLACE else row.position,
         ahead=row.ahead,
         code=row.code or NOT_LOOKED_AT,
         sentence=told[0],
@@ -348,8 +352,9 @@ def _latest_of(session: Session, workflow_id: str) -> LeaseRequestRow | None:
 
 def _sentence(view: WaitingView) -> str:
     since = f"{view.since.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    stands = f"is number {view.position}" if view.position else "waits"
     return (
-        f"{view.lifecycle} is number {view.position} in queue {view.queue} since {since}: {view.sentence}. "
+        f"{view.lifecycle} {stands} in queue {view.queue} since {since}: {view.sentence}. "
         f"{view.unblocks[:1].upper()}{view.unblocks[1:]}".rstrip(" .")
         + "."
     )

@@ -62,7 +62,7 @@ async def test_a_gang_that_is_told_to_end_keeps_one_checkpoint_for_all(bridge, t
     handle = await bridge.ask(gangs.LEARN, members=TWO, diary=str(diary), epochs=2000, pace=0.01)
     running = await until(lambda: gangs.attempt(diary, 2, 10), 60)
     await handle.cancel()
-    await until(lambda: not [each for each in running.values() if alive(each.pid)], 10)
+    await until(lambda: not [each for each in running.values() if alive(each.pid)], 60)
     last = {each.rank: each.epoch for each in gangs.entries(diary)}
     assert last[0] == last[1]  # they stopped at the same epoch
     kept = [int(path.name) for path in bridge.settings.checkpoints_dir.glob("*/*/*/*/[0-9]*")]

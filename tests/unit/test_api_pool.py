@@ -21,6 +21,7 @@ from everloop.store import (
     Store,
 )
 from tests import api_parts as parts
+from tests import stores
 
 
 def queue(name: str, parent: str = "", **changes: Any) -> QueueRow:
@@ -151,8 +152,7 @@ def fill(store: Store) -> None:
 @pytest.fixture(scope="module")
 def client(tmp_path_factory):
     settings = parts.settings_in(tmp_path_factory.mktemp("pool"))
-    store = Store(settings.database)
-    store.migrate()
+    store = stores.migrated(settings.database)
     fill(store)
     with parts.running(create_app(settings), settings.port_base) as url, parts.client_of(settings, url) as made:
         yield made
@@ -282,6 +282,7 @@ def test_the_tree_that_is_printed_is_the_tree_that_is_applied(client):
         ("PATCH", "/queues/new", {"parent": "nobody"}, 422, "'nobody' is not there"),
         ("PATCH", "/queues/text", {"weight": 1.5}, 422, "weight"),
         ("PATCH", "/queues/gone", {"remove": True}, 404, "there is no queue gone"),
+        ("PATCH", "/queues/default", {"remove": True}, 422, "whoever names no queue waits in it"),
         ("PATCH", "/queues/research", {"remove": True}, 422, "has queues below it"),
         ("PATCH", "/queues/vision", {"remove": True}, 409, "ada, bob run in queue vision, which would be gone"),
         (

@@ -45,7 +45,7 @@ class Deployment:
     def status(self):
         return self.client.get("/status").json()["models"]
 
-    def wait(self, look, seconds=10):
+    def wait(self, look, seconds=60):
         deadline = time.monotonic() + seconds
         while not (found := look()):
             assert time.monotonic() < deadline, self.status()

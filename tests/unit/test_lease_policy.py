@@ -275,7 +275,7 @@ def test_the_sentence_names_what_is_wanted_and_what_would_help() -> None:
     assert sentence(told, "vision") == (
         "waits for 2 cores in queue vision: next, queue vision would go over its limit (2 cores, 2 cores in use)"
     )
-    assert unblocks(told) == "a lease in queue vision ends, or an operator raises its limit"
+    assert unblocks(told) == "a lease in queue vision ends, or an operator raises the limit of queue vision"
 
 
 amounts = st.builds(Amount, *[st.integers(-3, 9)] * 4)
@@ -365,3 +365,50 @@ def scene(numbers: random.Random) -> PoolState:
     )
     held = tuple(lease(i + 1, request(f"h{i}", f"q{numbers.randint(2, 5)}"), f"d{i % 4}") for i in range(12))
     return PoolState(devices(4, 4, 4, 4), queues, waiting, held)
+
+
+def test_who_asks_for_more_than_a_limit_or_a_quota_is_not_told_that_an_end_helps() -> None:
+    tree = (Queue("a", quota=Counted(2, -1), limit=Counted(4, -1)),)
+    firm, much = request("r1", "a", Amount(3), preemptible=False), request("r2", "a", Amount(5))
+    state = PoolState(devices(8), tree, (firm, much))
+
+    told = {one.request_id: one for one in decide(state, NOW, Policy(), 100) if isinstance(one, Explain)}
+
+    assert told["r1"].code == "not_preemptible_over_quota"
+    assert sentence(told["r1"], "a").endswith(
+        "queue a would have more than its quota of work that is not preemptible (2 cores, 0 cores in use)"
+    )
+    assert unblocks(told["r1"]) == "it asks for less, the quota of queue a is raised, or it is made preemptible"
+    assert told["r2"].code == "over_limit"
+    assert unblocks(told["r2"]) == "it asks for less, or an operator raises the limit of queue a"
+
+
+def test_what_no_device_could_hold_stands_in_no_line() -> None:
+    state = PoolState(devices(2), (Queue("a"),), (request("r1", "a", Amount(64)),))
+
+    (told,) = [one for one in decide(state, NOW, Policy(), 100) if isinstance(one, Explain)]
+
+    assert sentence(told, "a") == (
+        "waits for 64 cores in queue a: no device or set of devices of the pool could hold it, the largest has 2 cores"
+    )
+
+
+def test_shares_are_those_without_the_demand_of_what_the_same_decision_has_killed() -> None:
+    old = {"granted_ms": NOW - 900_000}
+    elastic = lease(1, request("h1", "c", members_max=4), "d0", state="noticed", deadline_ms=NOW, **old)
+    others = [lease(n, request(f"h{n}", "b"), "d0", **old) for n in (2, 3, 4)]
+    asks = request("r9", "a", submitted_ms=NOW - 100_000)
+    pool = Pool()
+    pool.begin(
+        [Amount(4, 2048)], light=False, tree=(("a", ""), ("b", ""), ("c", "")), with_=[Queue("")] * 7, runtime=600
+    )
+    queues = (Queue("a"), Queue("b"), Queue("c", priority=1))
+    pool.now, pool.state = NOW + 1, PoolState(devices(4), queues, (asks,), (elastic, *others))
+
+    assert [one.share.cores for one in standing(pool.state, pool.now, Policy())] == [0, 0, 4]
+    pool.decides()  # the checker has nothing to say
+
+    assert [(held.token, held.state, held.beneficiary) for held in pool.state.held if held.state != "active"] == [
+        (1, "killing", ""),
+        (2, "noticed", "r9"),
+    ]
