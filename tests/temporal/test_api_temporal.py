@@ -21,6 +21,7 @@ from everloop.store import ApprovalRow, Store, StudyRow
 from tests import api_parts as parts
 from tests.conftest import free_port_base
 from tests.temporal.conftest import Stack, eventually
+from tests.temporal.test_drift import released
 from workflows.approval import Approval
 
 
@@ -409,3 +410,28 @@ def _trials(stack, lifecycle):
     with stack.store.read() as session:
         study = session.exec(select(StudyRow).where(StudyRow.lifecycle == lifecycle)).first()
         return study.told if study else 0
+
+
+async def test_a_scored_file_has_a_page_and_is_on_the_models_list(api, stack):
+    model, key = await released(stack), f"{stack.prefix}-file"
+    body = {"path": "/rows & more.csv", "format": "csv"}
+    asked = await api.post(f"/api/v1/models/{model}/score", json=body, headers={"Idempotency-Key": key})
+    assert asked.status_code == 202
+    await told(api, f"/api/v1/models/{model}/scores/{key}", '"status":"done"')
+
+    page = (await api.get(f"/models/{model}/scores/{key}")).text
+
+    assert "30 rows are answered, 0 are rejected" in page
+    assert f"/api/v1/models/{model}/scores/{key}/out" in page
+    assert "/rows &amp; more.csv" in page
+    await told(api, f"/models/{model}/scores", f"/models/{model}/scores/{key}")  # Temporal lists a moment later
+    assert (await api.get(f"/models/{model}/scores/none")).status_code == 404
+    assert (await api.get("/models/it's/scores")).status_code == 404
+
+
+async def told(api: httpx.AsyncClient, path: str, text: str) -> None:
+    """Until the answer has *text* in it."""
+    while True:
+        if text in (await api.get(path)).text:
+            return
+        await asyncio.sleep(0.1)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from activities.drift import next_closed
+from activities.drift.windows import next_closed
 from activities.predictions.index import LogIndex
 from everloop.predictions import PredictionLog
 from everloop.records import Window
