@@ -96,8 +96,9 @@ def _reason(line: Line, shape: Shape, free: "_Free", wanting: str) -> Reason:
         return "not_preemptible_over_quota", free.wants(shape) + free.bound("firm", node, shape) + _alone(
             node.queue.quota, shape
         )
-    if free.without_those_kept(shape):
-        return "reserved_for", (*free.wants(shape), ("for", free.kept_for))
+    kept = free.kept_for(shape)
+    if kept:
+        return "reserved_for", free.wants(shape) + kept
     node = over_quota(leaf, shape.need)
     if node:
         return "over_quota", free.wants(shape) + free.bound("quota", node, shape)
@@ -124,22 +125,28 @@ class _Free:
         self.lines = {pool.asking[name][1] for name in self.kept_for_some}
         self._amounts: dict[bool, tuple[Four, Four]] = {}
         self._wants: dict[int, Detail] = {}
-        self._fits: dict[int, bool] = {}
-        self.kept_for = min([*pool.reserved, *pool.beneficiaries], default="")
-        """Whom it is kept for: one of them, where there are several."""
+        self._kept_for: dict[int, Detail] = {}
         self._bounds: dict[tuple[str, str, bool, bool], Detail] = {}
 
-    def without_those_kept(self, shape: Shape) -> bool:
-        """Would it fit, were nothing kept for others?"""
+    def kept_for(self, shape: Shape) -> Detail:
+        """For whom that is kept in which it would fit, one of them where there are several. Empty: it fits in none."""
         if not self._kept:
-            return False
-        fits = self._fits.get(shape.alike)
-        if fits is None:
-            total = self._pool.room.count(shape.member, MANY)
-            for (free, shown), number in self._kept.items():
-                total += (fit(free, shape.member) - fit(shown, shape.member)) * number
-            fits = self._fits[shape.alike] = total >= shape.count
-        return fits
+            return ()
+        if shape.alike not in self._kept_for:
+            self._kept_for[shape.alike] = self._whose(shape)
+        return self._kept_for[shape.alike]
+
+    def _whose(self, shape: Shape) -> Detail:
+        room, member = self._pool.room, shape.member
+        shown = room.count(member, MANY)
+        kept = sum((fit(free, member) - fit(open_, member)) * number for (free, open_), number in self._kept.items())
+        if shown + kept < shape.count:
+            return ()
+        reserved = {name: fit(room.free[name], member) - fit(room.open_to_all(name), member) for name in room.spare}
+        if shown + sum(reserved.values()) >= shape.count:
+            whose = (name for name, one in sorted(self._pool.reserved.items()) if any(map(reserved.get, one.devices)))
+            return (("for", next(whose, "")),)
+        return ("for", min(self._pool.beneficiaries, default="")), ("promised", "1")
 
     def bound(self, which: str, node: Node, shape: Shape) -> Detail:
         """The queue whose limit or quota it is, for the resources that are asked for."""

@@ -68,7 +68,8 @@ def unblocks(told: Explain) -> str:
         "over_quota": "a lease ends, or an operator raises the quota of queue {of}",
         "not_preemptible_over_quota": ("it asks for less" if alone else "such work in queue {of} ends")
         + ", the quota of queue {of} is raised, or it is made preemptible",
-        "reserved_for": "{for} is served or goes away; a declared max_runtime that ends before lets it pass",
+        "reserved_for": "{for} is served or goes away"
+        + ("" if "promised" in facts else "; a declared max_runtime that ends before each reservation lets it pass"),
         "waits_for_notice": "they write a checkpoint and let go, or are ended when their time is up",
         "infeasible": f"it asks for less, a larger device joins the pool{away}",
         "fuel": "some of those before it start or are withdrawn",

@@ -280,6 +280,36 @@ def test_small_work_of_one_queue_does_not_keep_what_is_large_in_another_from_its
     assert "r1" in granted
 
 
+def test_it_is_said_for_whom_that_is_kept_in_which_one_would_fit_and_what_lets_it_pass() -> None:
+    held = (
+        lease(1, request("h1", "x", Amount(8), max_runtime_ms=3_600_000), "d0"),
+        lease(2, request("h2", "x", Amount(2), max_runtime_ms=7_200_000), "d1"),
+    )
+    old = {"submitted_ms": NOW - 20_000_000}
+    waiting = (
+        request("r1", "a", Amount(8), **old),
+        request("r2", "b", Amount(4), **old),
+        request("r3", "c", Amount(2), submitted_ms=LATER),
+    )
+    queues = (Queue("a", weight=3), Queue("b", priority=-1), Queue("c", priority=-2), Queue("x"))
+
+    made = decide(PoolState(devices(8, 4), queues, waiting, held), LATER, Policy(), 100)
+
+    told = next(one for one in of(made, Explain) if one.request_id == "r3")
+    assert sentence(told, "c") == "waits for 2 cores in queue c: next, what is free is kept for r2"
+    assert unblocks(told) == (
+        "r2 is served or goes away; a declared max_runtime that ends before each reservation lets it pass"
+    )
+
+    noticed = lease(1, request("h1", "x", Amount(3)), "d0", state="noticed", deadline_ms=LATER + 9000, beneficiary="r9")
+    asks = (request("r9", "a", Amount(4)), request("r10", "c", max_runtime_ms=1000, submitted_ms=LATER))
+    made = decide(
+        PoolState(devices(4), (Queue("a", quota=Counted(4, -1)), *queues[2:]), asks, (noticed,)), LATER, Policy(), 100
+    )
+    told = next(one for one in of(made, Explain) if one.request_id == "r10")
+    assert (told.code, unblocks(told)) == ("reserved_for", "r9 is served or goes away")
+
+
 def test_a_queue_is_not_taken_below_its_quota() -> None:
     held = tuple(lease(i + 1, request(f"h{i}"), "d0") for i in range(4))
     queues = (Queue("a", quota=Counted(4, 0)), Queue("b", quota=Counted(0, 0), weight=8))
