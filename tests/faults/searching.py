@@ -18,7 +18,8 @@ from everloop.store import Store, StudyRow, TrialRow
 from everloop.trials import Study, Trial
 from tests.loop.test_stack import Launcher
 
-PATIENCE_SECONDS = 280
+STILL_SECONDS = 600
+"""Nothing at all is written down for so long: it stands still. However slow the machine is, a trial takes less."""
 ROWS = 400
 
 
@@ -75,25 +76,33 @@ def run(here: Settings, *, trials: int, kill_at: int, parallel: int, seed: int =
     store = Store(here.database)
     with Client(data_dir=here.data_dir) as client:
         client.submit(spec_of(path, "killed", trials, parallel, seed), "killed")
-        until(lambda: len(trials_of(store, "killed")) >= kill_at)
+        moved(client, store, "killed", kill_at)
         time.sleep(numbers.random() * 0.2)
     launcher.kill_everything()
     killed_at = len(trials_of(store, "killed"))
     Launcher(here).ready()
     with Client(data_dir=here.data_dir) as client:
-        until(lambda: client.show("killed")["status"] == "done")
+        moved(client, store, "killed")
         client.submit(spec_of(path, "whole", trials, parallel, seed), "whole")
-        until(lambda: client.show("whole")["status"] == "done")
+        moved(client, store, "whole")
     again = len({log.parent for log in here.logs_dir.glob("jobs/*/trials.*/2.log")})
     found = Found(trials_of(store, "killed"), trials_of(store, "whole"), killed_at, again)
     store.close()
     return found
 
 
-def until(true: Any) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not true():
-        assert time.monotonic() < deadline, "it did not come true"
+def moved(client: Client, store: Store, lifecycle: str, trials: int | None = None) -> None:
+    """Until so many *trials* are written down, or it is done. Fails where it has ended otherwise, or stands still."""
+    seen, since = "", time.monotonic()
+    while True:
+        shown, told = client.show(lifecycle), len(trials_of(store, lifecycle))
+        if told >= trials if trials is not None else shown["status"] == "done":
+            return
+        stands = f"{shown['status']} at {shown['stage']}, {told} trials"
+        assert shown["status"] == "running", f"{lifecycle}: {stands}: {shown.get('error') or shown.get('reason')}"
+        if stands != seen:
+            seen, since = stands, time.monotonic()
+        assert time.monotonic() - since < STILL_SECONDS, f"{lifecycle} stands still: {stands}"
         time.sleep(0.1)
 
 
