@@ -23,6 +23,8 @@ from tests.loop.test_stack import Launcher
 STILL_SECONDS = 600
 """Nothing at all is written down for so long: it stands still. However slow the machine is, a trial takes less."""
 ROWS = 400
+PASSES = ("is taken by another program", "the Temporal server does not answer")
+"""What a start may say that goes well later."""
 
 
 @dataclass(frozen=True)
@@ -93,13 +95,14 @@ def run(here: Settings, *, trials: int, kill_at: int, parallel: int, seed: int =
 
 
 def ready(here: Settings) -> Launcher:
-    """A stack on that data folder; on other ports where somebody has taken its own meanwhile."""
+    """A stack on that data folder; begun again where the machine was too busy, or somebody has taken its ports."""
     while True:
         launcher = Launcher(here)
         try:
             launcher.ready()
         except AssertionError:
-            if "is taken by another program" not in launcher.output.read_text():
+            said = launcher.output.read_text()
+            if launcher.process.poll() is None or not any(each in said for each in PASSES):
                 raise
             here = dataclasses.replace(here, port_base=free_port_base())
         else:
