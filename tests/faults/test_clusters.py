@@ -23,7 +23,8 @@ from tests.loop.test_stack import Launcher, everloop
 from tests.seaweed import seaweed
 from tests.unit.test_lease_capacity import postgres
 
-SECONDS = 300
+SECONDS = 900
+"""On a machine that is shared with others a minute takes ten."""
 DEVICES = {"cpu0-alpha": "alpha", "cpu0-bravo": "bravo"}
 
 
@@ -48,7 +49,7 @@ def there(tmp_path_factory: pytest.TempPathFactory, network: Network) -> Iterato
     ):
         database = f"{server}postgres"
         until(lambda: answers(database), 60, "Postgres does not answer")
-        told = {"EVERLOOP_DATABASE_URL": database, "EVERLOOP_CHECKPOINT_SECONDS": "0.2", "EVERLOOP_AWAY_SECONDS": "3"}
+        told = {"EVERLOOP_DATABASE_URL": database, "EVERLOOP_CHECKPOINT_SECONDS": "0.4", "EVERLOOP_AWAY_SECONDS": "3"}
         for name, value in (cluster.environment | told).items():
             patch.setenv(name, value)
         for host in cluster.hosts.values():
@@ -93,11 +94,11 @@ def jobs_on(host: Host, name: str) -> list[psutil.Process]:
     return [each for each in found if each.name() == name[:15]]
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_lifecycle_whose_host_dies_in_training_goes_on_from_its_checkpoint_on_the_other(there, tmp_path):
     here, cluster = there
     spec = spec_of(write_table(tmp_path, random.Random(0)), "far") | {"monitor": None}
-    spec |= {"training": {"rounds": 1500, "early_stopping": 1000, "learning_rate": 0.001, "leaves": 31}}
+    spec |= {"training": {"rounds": 800, "early_stopping": 1000, "learning_rate": 0.001, "leaves": 31}}
     with Client(data_dir=here.data_dir) as client:
         until(
             lambda: {each["node"] for each in client.nodes()} == {"alpha", "bravo"}, 90, "the hosts are not in the pool"
@@ -135,11 +136,11 @@ def devices(client: Client) -> list[dict[str, Any]]:
     return [device for node in client.nodes() for device in node["devices"]]
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_gang_across_two_hosts_goes_on_when_a_rank_is_killed(there, tmp_path):
     here, cluster = there
     spec = gang_of(tmp_path) | {"resources": {"members": 2}}
-    spec["params"] = {"epochs": 150, "width": 32, "rate": 0.0005}
+    spec["params"] = {"epochs": 60, "width": 32, "rate": 0.001}
     with Client(data_dir=here.data_dir) as client:
         client.submit(spec, "gang")
         until(lambda: kept(cluster), SECONDS, "no checkpoint on the store")
