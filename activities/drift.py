@@ -62,7 +62,7 @@ CATCH_UP = timedelta(minutes=10)
 
 
 class DriftCompute(DriftComputeActivities):
-    """Runs on the compute worker: measures in a job child (compute/drift.py)."""
+    """Runs on the compute worker: measures in a job child (compute/drift)."""
 
     def __init__(self, jobs: "Jobs", store: Store, settings: Settings) -> None:
         self._jobs = jobs

@@ -12,6 +12,7 @@ from everloop.records import Window
 from everloop.specs import Monitor
 
 MONTH = timedelta(days=30)
+MOST_DOUBLINGS = 20
 GAIN = "released"
 """How a retraining ends that was worth it."""
 
@@ -55,7 +56,7 @@ def held_back(  # noqa: PLR0917
     counted = [one for one in past if one.retrained and (rearmed_at is None or one.window.end > rearmed_at)]
     return (
         _too_few_in_a_row(rules, past, over)
-        or _breaker(rules, version, counted)
+        or _breaker(rules, version, past, counted)
         or _same_drift(rules, version, past, counted, over)
         or _cooling_down(window, rules, counted)
         or _over_budget(window, rules, counted)
@@ -84,17 +85,27 @@ def _in_a_row(name: str, latest_first: Sequence[frozenset[str]]) -> int:
     return sum(1 for _ in takewhile(lambda found: name in found, latest_first))
 
 
-def _breaker(rules: Monitor, version: int, counted: Sequence[Before]) -> tuple[Held, str] | None:
-    """Retraining again and again without gain helps nobody, and costs."""
+def _breaker(
+    rules: Monitor, version: int, past: Sequence[Before], counted: Sequence[Before]
+) -> tuple[Held, str] | None:
+    """Retraining again and again without gain helps nobody, and costs.
+
+    Data goes on moving all the same, and what was no gain then may be one later: after `breaker` measured windows one
+    more retraining is tried, after twice as many the next, and so on.
+    """
     of_champion = list(takewhile(lambda one: one.version == version, reversed(counted)))
     without = list(takewhile(lambda one: one.outcome != GAIN, of_champion))
     if rules.breaker is None or len(without) < rules.breaker:
         return None
     last = without[0]
+    waited = sum(1 for one in past if one.share is not None and one.window.start >= last.window.end)
+    needed = rules.breaker * 2 ** min(len(without) - rules.breaker, MOST_DOUBLINGS)
+    if waited >= needed:
+        return None
     return "breaker_open", (
         f"the last {len(without)} retrainings brought no better version (the latest, of the window of "
-        f"{last.window.start:%Y-%m-%d %H:%M} UTC: {last.outcome or 'not known'}); retraining stops until a version is "
-        "released or a person says `everloop rearm`"
+        f"{last.window.start:%Y-%m-%d %H:%M} UTC: {last.outcome or 'not known'}); one more is tried {needed} windows "
+        f"after it ({waited} have passed), or once a person says `everloop rearm`"
     )
 
 

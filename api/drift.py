@@ -345,7 +345,8 @@ def rules(monitor: Monitor) -> str:
     if monitor.retrainings_a_month is not None:
         told.append(f"at most {monitor.retrainings_a_month} in 30 days")
     if monitor.breaker is not None:
-        told.append(f"none after {monitor.breaker} without a release, until a person looks")
+        windows = f"{monitor.breaker} windows, then twice as many"
+        told.append(f"after {monitor.breaker} without a release the next waits {windows}, or for a person")
     return "; ".join(told)
 
 

@@ -1,6 +1,7 @@
 """What the measurements share: a line per goal, and the memory of a process."""
 
 import csv
+import subprocess
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,13 @@ def append(table: Path, row: Mapping[str, object]) -> None:
         if new:
             writer.writeheader()
         writer.writerow(row)
+
+
+def commit() -> str:
+    """What is measured: the commit of the tree, `-dirty` where a file differs from it."""
+    command = ["git", "describe", "--always", "--dirty"]
+    told = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return told.stdout.strip()
 
 
 def memory_mib(pid: int | str = "self") -> tuple[float, float]:

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import TypeAdapter
+from pydantic_core import to_json
 from sqlmodel import SQLModel
 from temporalio.api.enums.v1 import EventType
 from temporalio.api.history.v1 import HistoryEvent
@@ -162,18 +163,20 @@ _ENDINGS = {
 def _never_begun(started: HistoryEvent, converter: DataConverter) -> list[Event]:
     """The first fact of a lifecycle that was ended before it could write one.
 
-    Nobody has looked at who signed its start by then, so it names nobody.
+    Nobody has looked at who signed its start by then, so it names nobody. The spec is told as it was sent: what a
+    later Everloop would add to it is not in the journal of before.
     """
     attributes = started.workflow_execution_started_event_attributes
     if attributes.workflow_type.name != names.LIFECYCLE:
         return []
     try:
         (request,) = converter.payload_converter.from_payloads(attributes.input.payloads, [LifecycleRequest])
-        submitted = request.submitted()
+        (sent,) = converter.payload_converter.from_payloads(attributes.input.payloads, [dict])
+        submitted, spec = request.submitted(), to_json(sent["spec"]).decode()
     except Exception:  # noqa: BLE001  # whatever somebody has typed as its input
         return []
     at = started.event_time.ToDatetime(tzinfo=UTC)
-    return [submitted.model_copy(update={"submitted_by": "", "seq": 0, "at": at})]
+    return [submitted.model_copy(update={"submitted_by": "", "spec": spec, "seq": 0, "at": at})]
 
 
 def _ended_from_outside(entry: HistoryEvent, found: Sequence[Event]) -> list[Event]:

@@ -33,7 +33,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 from everloop import console as shown
-from everloop import engine, stack
+from everloop import engine, stack, terminal
 from everloop import settings as configuration
 from everloop.client import Client
 from everloop.errors import EverloopError, NotFound, Unavailable, sentence
@@ -335,7 +335,7 @@ class Demo:
         return sum(1 for month in self.months if month.lifecycle)
 
     def table(self) -> Table:
-        made = shown.table("month", "flights", "frozen AUC", "live AUC", "by", "drift share", "what happened")
+        made = terminal.table("month", "flights", "frozen AUC", "live AUC", "by", "drift share", "what happened")
         for month in self.months:
             share = "-" if month.share is None else f"{month.share:.2f}"
             made.add_row(

@@ -5,45 +5,102 @@ of an elastic lease that is not above; else, for a request that starves, leases 
 most so many requests are looked at in one decision, those for which others were told before among them.
 """
 
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+
 from activities.lease_policy.allocate import turn
 from activities.lease_policy.pool import Line, Pool, Shape
 from activities.lease_policy.promises import promise
 from activities.lease_policy.reclaim import Reclaim, right_of
 from activities.lease_policy.reserve import is_starving
 from activities.lease_policy.state import Held, Notice, Request
-from activities.lease_policy.tree import over_firm
-from activities.lease_policy.victims import Candidates, choose, has_surplus, these
+from activities.lease_policy.tree import Node, Two, over_firm
+from activities.lease_policy.victims import Candidates, These, choose, has_surplus
 
 MOST = 64
 """Requests in one decision for which others are told to let go, or which nothing could be found for."""
+
+Kind = tuple[int, int, bool]
+"""Of requests in one line for which the same leases come into question: shape, priority, and whether it starves."""
 
 
 def evict(pool: Pool) -> None:
     among = Candidates(pool)
     if not among.all:
         return
+    own = pool.coming.keys() | pool.reserved.keys()
+    of_lines = {pool.asking[name][1] for name in own}
     left = MOST - len(pool.beneficiaries)
     for line in in_turn(pool):
-        in_vain: set[tuple[int, int, bool]] = set()
-        for request, shape in line.waiting[: line.asked]:
-            if left <= 0:
-                return
-            if request.id in pool.beneficiaries or line.leaf is None:
-                continue
-            known = request.id not in pool.coming and request.id not in pool.reserved
-            if known and (shape.alike, request.priority, True) in in_vain:
-                continue
-            starving = is_starving(pool, line, request, shape)
-            if known and (shape.alike, request.priority, starving) in in_vain:
-                continue
-            victims, reason = _victims_besides_own(pool, line, request, shape, among, starving=starving)
-            left -= 1 if reason else 0
-            if not victims:
-                in_vain.add((shape.alike, request.priority, starving))
-                continue
-            pool.asking[request.id] = (request, line, shape)
-            _tell(pool, request, victims, reason)
-            among.take_out(pool, victims)
+        if line.leaf is not None:
+            left = _for_line(pool, line, line.leaf, among, own if line in of_lines else frozenset(), left)
+        if left <= 0:
+            return
+
+
+def _for_line(  # noqa: PLR0917
+    pool: Pool, line: Line, leaf: Node, among: Candidates, own: AbstractSet[str], left: int
+) -> int:
+    """*own*: who has something coming or reserved. Returns how many of *left* are left for the lines after it."""
+    shapes = {shape.alike: shape for shape in line.shapes}
+    hopeless = _hopeless(pool, leaf, among, shapes)
+    if len(hopeless) == len(shapes) and not own:
+        return left
+    in_vain: set[Kind] = set()
+    passed: list[tuple[Request, Shape]] = []
+    for request, shape in line.waiting[: line.asked]:
+        if left <= 0:
+            break
+        known = request.id not in own
+        if known and shape.alike in hopeless:
+            passed.append((request, shape))
+            continue
+        if request.id in pool.beneficiaries or (known and (shape.alike, request.priority, True) in in_vain):
+            continue
+        kind = _kind(pool, line, request, shape)
+        if known and kind in in_vain:
+            continue
+        victims, reason = _victims_besides_own(pool, line, request, shape, among, starving=kind[2])
+        left -= 1 if reason else 0
+        if not victims:
+            in_vain.add(kind)
+            continue
+        in_vain |= {_kind(pool, line, *one) for one in passed if one[0].id not in pool.beneficiaries}
+        passed.clear()
+        pool.asking[request.id] = (request, line, shape)
+        _tell(pool, request, victims, reason)
+        among.take_out(pool, victims)
+        hopeless = _hopeless(pool, leaf, among, shapes)
+    return left
+
+
+def _kind(pool: Pool, line: Line, request: Request, shape: Shape) -> Kind:
+    return shape.alike, request.priority, is_starving(pool, line, request, shape)
+
+
+def _hopeless(pool: Pool, leaf: Node, among: Candidates, shapes: Mapping[int, Shape]) -> set[int]:
+    """Shapes for which nobody comes into question, unless something is coming or reserved for one."""
+    rights: dict[Two, bool] = {}
+    others = bool(among.overrun or among.of_queue.get(leaf.id))
+    hopeless = set()
+    for alike, shape in shapes.items():
+        need = shape.need
+        if not others and need not in rights:
+            rights[need] = bool(right_of(leaf, need))
+        if not (others or rights[need]) or not _may_ask(pool, leaf, shape):
+            hopeless.add(alike)
+    return hopeless
+
+
+def _may_ask(pool: Pool, leaf: Node, shape: Shape) -> bool:
+    """It could be given room, and is not only kept from it by what is reserved for others.
+
+    Else it would take that, and who was told would be told for nothing.
+    """
+    if not shape.preemptible and over_firm(leaf, shape.need):
+        return False
+    room = pool.room
+    return not (room.spare and room.fits_but_for_reservations(shape.member, shape.count))
 
 
 def _victims_besides_own(
@@ -70,10 +127,8 @@ def _victims(
 ) -> tuple[list[Held], str]:
     """Who is to let go and why. Nobody with a reason: looked for in vain; without: nobody comes into question."""
     leaf, looked = line.leaf, ""
-    if leaf is None or (not shape.preemptible and over_firm(leaf, shape.need)):
+    if leaf is None or not _may_ask(pool, leaf, shape):
         return [], ""
-    if pool.room.spare and pool.room.fits_but_for_reservations(shape.member, shape.count):
-        return [], ""  # it would take what is reserved for another, and who was told would be told for nothing
     coming = pool.coming.get(request.id, [])
     if right_of(leaf, shape.need):
         looked = "reclaim"
@@ -86,13 +141,13 @@ def _victims(
     below = [held for held in among.of_queue.get(leaf.id, ()) if _gives_way(held, request)]
     if below:
         looked = "preempt"
-        victims = choose(pool, line, shape, among, these(below), coming)
+        victims = choose(pool, line, shape, among, These(below), coming)
         if victims:
             return victims, "preempt"
     over = among.overrun if starving else []
     if over:
         looked = "over_runtime"
-        victims = choose(pool, line, shape, among, these(over), coming)
+        victims = choose(pool, line, shape, among, These(over), coming)
         if victims:
             return victims, "over_runtime"
     return [], looked

@@ -4,6 +4,8 @@ In this order: what nobody can mend by waiting, what a limit or a quota refuses,
 and, where only room is wanting, whether the queue has a right to more.
 """
 
+from collections import Counter
+from collections.abc import Set as AbstractSet
 from functools import partial
 
 from activities.lease_policy.evict import in_turn
@@ -44,7 +46,7 @@ def _of_line(pool: Pool, line: Line, free: "_Free", before: int) -> list[Explain
 
 def _reasons(pool: Pool, line: Line, free: "_Free") -> list[Reason]:
     """Of those who were asked, in their order."""
-    special = pool.beneficiaries.keys() | pool.reserved.keys()
+    special: AbstractSet[str] = free.kept_for_some if line in free.lines else frozenset()
     looked = line.waiting[: line.asked]
     known: dict[int, Reason] = {}
     reasons: list[Reason] = []
@@ -61,7 +63,7 @@ def _reasons(pool: Pool, line: Line, free: "_Free") -> list[Reason]:
     for shape in {shape.alike: shape for _, shape in rest}.values():
         if shape.alike not in known:
             known[shape.alike] = _reason(line, shape, free, first)
-    if special.isdisjoint(request.id for request, _ in rest):
+    if not special:
         return reasons + [known[shape.alike] for _, shape in rest]
     return reasons + [
         _own_reason(pool, request, known[shape.alike], free.wants(shape))
@@ -104,10 +106,14 @@ class _Free:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._kept = {
-            name: plus(pool.room.free[name], pool.held_back.get(name, NOTHING))
-            for name in sorted({*pool.held_back, *pool.room.spare})
-        }
+        room = pool.room
+        self._kept = Counter(
+            (plus(room.free[name], pool.held_back.get(name, NOTHING)), room.open_to_all(name))
+            for name in {*pool.held_back, *room.spare}
+        )
+        """What is free with what is kept, and without: of so many devices."""
+        self.kept_for_some = pool.beneficiaries.keys() | pool.reserved.keys()
+        self.lines = {pool.asking[name][1] for name in self.kept_for_some}
         self._amounts: dict[bool, tuple[Four, Four]] = {}
         self._wants: dict[int, Detail] = {}
         self._fits: dict[int, bool] = {}
@@ -121,10 +127,9 @@ class _Free:
             return False
         fits = self._fits.get(shape.alike)
         if fits is None:
-            room = self._pool.room
-            total = room.count(shape.member, MANY)
-            for name, free in self._kept.items():
-                total += fit(free, shape.member) - fit(room.open_to_all(name), shape.member)
+            total = self._pool.room.count(shape.member, MANY)
+            for (free, shown), number in self._kept.items():
+                total += (fit(free, shape.member) - fit(shown, shape.member)) * number
             fits = self._fits[shape.alike] = total >= shape.count
         return fits
 

@@ -46,6 +46,7 @@ def consider(pool: Pool, line: Line, request: Request, shape: Shape) -> None:
         shape.unreserved = True
         return
     pool.reserving.append(leaf.top.id)
+    pool.asking[request.id] = (request, line, shape)
     at_ms, gained = start
     pool.reserved[request.id] = Reserve(request.id, _set_aside(pool, shape, gained), at_ms)
 
@@ -56,12 +57,12 @@ def _start(pool: Pool, shape: Shape) -> tuple[int, dict[str, Four]] | None:
     count = room.count(shape.member, MANY) - sum(fit(room.open_to_all(name), shape.member) for name in room.spare)
     gained: dict[str, Four] = {}
     for end_ms, _, parts in _ends(pool):
-        for part in parts:
-            if part.device not in room.free or part.device in room.spare:
+        for name, amount in parts:
+            if name not in room.free or name in room.spare:
                 continue
-            before = gained.get(part.device, NOTHING)
-            after = gained[part.device] = plus(before, part.amount)
-            free = room.free[part.device]
+            before = gained.get(name, NOTHING)
+            after = gained[name] = plus(before, amount)
+            free = room.free[name]
             count += fit(plus(free, after), shape.member) - fit(plus(free, before), shape.member)
         if count >= shape.count:
             return end_ms, gained

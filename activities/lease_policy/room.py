@@ -41,7 +41,7 @@ def fit(free: Four, member: Four) -> int:
         count = here
     if gpu_mib and (here := free[3] // gpu_mib) < count:
         count = here
-    return max(count, 0)
+    return max(0, count)
 
 
 def tightness(free: Four) -> Four:
@@ -60,6 +60,8 @@ class Room:
         self.spare: dict[str, Four] = {}
         self._shown: dict[str, Four] = {}
         self._alike: dict[Four, list[str]] = {}
+        self._wide: dict[Four, int] = {}
+        """How many devices have so much free, whatever is reserved."""
         sound: dict[Four, Four] = {}
         for device in devices:
             name, whole = device.name, device.whole
@@ -68,13 +70,15 @@ class Room:
                 free = minus(free, used[name])
             self.free[name] = self._shown[name] = free
             self._alike.setdefault(free, []).append(name)
-        for names in self._alike.values():
+        for free, names in self._alike.items():
             names.sort()
+            self._wide[free] = len(names)
 
     def copied(self) -> "Room":
         other = Room((), {})
         other.free, other.spare, other._shown = self.free.copy(), self.spare.copy(), self._shown.copy()
         other._alike = {free: names.copy() for free, names in self._alike.items()}
+        other._wide = self._wide.copy()
         return other
 
     def count(self, member: Four, enough: int) -> int:
@@ -88,14 +92,12 @@ class Room:
 
     def fits_but_for_reservations(self, member: Four, count: int) -> bool:
         """Is there room for all of it, or would be if nothing were reserved?"""
-        total = self.count(member, count)
-        for name in self.spare:
+        total = 0
+        for free, number in self._wide.items():
+            total += fit(free, member) * number
             if total >= count:
-                break
-            free, shown = self.free[name], self._shown[name]
-            if free != shown:
-                total += fit(free, member) - fit(shown, member)
-        return total >= count
+                return True
+        return False
 
     def with_room_for(self, member: Four, count: int) -> list[str]:
         """At least *count* devices that hold a member, where there are so many; those with a reservation left out."""
@@ -149,7 +151,10 @@ class Room:
 
     def take(self, name: str, amount: Four, *, short: bool = False) -> None:
         """Nothing else may be placed there. A *short* one does not count against a reservation."""
-        self.free[name] = minus(self.free[name], amount)
+        before = self.free[name]
+        after = self.free[name] = minus(before, amount)
+        self._wide[before] -= 1
+        self._wide[after] = self._wide.get(after, 0) + 1
         if name in self.spare and not short:
             self.spare[name] = minus(self.spare[name], amount)
         self._show(name)

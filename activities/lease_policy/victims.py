@@ -1,6 +1,6 @@
 """Who is to let go so that a request fits: as little work lost as possible, and nobody in vain."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
 from activities.lease_policy.pool import CORES, MILLI_GPU, Line, Pool, Shape
@@ -211,8 +211,9 @@ def _killed(victims: Iterable[Held]) -> list[Held]:
 class Rights:
     """Whose leases may be taken for one request, all of one kind; `reclaim.py` has the one that counts."""
 
-    def __init__(self, allowed: Callable[[Held], bool]) -> None:
-        self.may = allowed
+    def may(self, held: Held) -> bool:
+        """Now, with what was taken before."""
+        raise NotImplementedError
 
     def lose(self, held: Held) -> None:
         """It is taken: what may be taken after it."""
@@ -224,10 +225,26 @@ class Rights:
         """All that may be taken now, in any order."""
         return filter(self.may, among.all)
 
+    def in_order(self, among: "Candidates") -> Iterator[Held]:
+        """All that may be taken when they are asked for, in the order of victims."""
+        return filter(self.may, among.all)
 
-def these(allowed: Iterable[Held]) -> Rights:
-    tokens = {held.token for held in allowed}
-    return Rights(lambda held: held.token in tokens)
+
+class These(Rights):
+    """Just these, whatever else is taken; in the order of victims."""
+
+    def __init__(self, allowed: Sequence[Held]) -> None:
+        self._allowed = allowed
+        self._tokens = {held.token for held in allowed}
+
+    def may(self, held: Held) -> bool:
+        return held.token in self._tokens
+
+    def all_of(self, among: "Candidates") -> Iterable[Held]:  # noqa: ARG002
+        return self._allowed
+
+    def in_order(self, among: "Candidates") -> Iterator[Held]:  # noqa: ARG002
+        return iter(self._allowed)
 
 
 class Candidates:
@@ -296,7 +313,7 @@ class _Options:
         self._known: dict[str, tuple[OptionCost, list[Held]]] = {}
         self._closed: set[str] = set()
         """Nothing more can be had there."""
-        self._others = filter(rights.may, among.all)
+        self._others = rights.in_order(among)
         """Where the first of these is, nothing is looked up before all that is known costs more than it alone."""
         self._next = next(self._others, None)
 

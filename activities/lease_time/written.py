@@ -71,12 +71,12 @@ def freed(session: Session, pool: str, lease: Leased) -> None:
 
 def until_now(session: Session, live: Iterable[Leased]) -> Iterable[tuple[int, Use]]:
     """What *live* leases have been busy with so far, with their tokens."""
-    return ((lease.token, use) for lease in live for use in _uses(session, lease))
+    return ((lease.token, use) for lease in live for use in _uses(session, lease, live=True))
 
 
-def _uses(session: Session, lease: Leased) -> Iterable[Use]:
+def _uses(session: Session, lease: Leased, *, live: bool = False) -> Iterable[Use]:
     model = session.exec(select(LifecycleRow.model).where(LifecycleRow.id == lease.workflow_id)).first() or ""
-    spans = cut(lease.life, jobs_of(session, lease))
+    spans = cut(lease.life, jobs_of(session, lease, live=live))
     for part in lease.parts:
         for span in spans:
             paid = lease.beneficiary_queue if span.kind in OTHERS_FAULT else ""
@@ -95,15 +95,19 @@ def _uses(session: Session, lease: Leased) -> Iterable[Use]:
             )
 
 
-def jobs_of(session: Session, lease: Leased) -> list[Job]:
-    """What compute has told of the jobs that ran under *lease*."""
+def jobs_of(session: Session, lease: Leased, *, live: bool = False) -> list[Job]:
+    """What compute has told of the jobs that ran under *lease*.
+
+    Of a *live* lease the newest job may still run: its time is useful so far, nobody has lost it.
+    """
     # Pools of older folders may each have given out the same token: the run tells them apart.
     mine = col(JobTimeRow.job).startswith(f"{lease.run_id}/", autoescape=True)
     rows = session.exec(select(JobTimeRow).where(JobTimeRow.token == lease.token, mine)).all()
-    return [
-        Job(row.stage, row.from_ms, row.to_ms, row.done, row.checkpointed_ms, row.writing_ms)
-        for row in sorted(rows, key=lambda row: (row.from_ms, row.job, row.attempt))
-    ]
+    rows = sorted(rows, key=lambda row: (row.from_ms, row.job, row.attempt))
+    jobs = [Job(row.stage, row.from_ms, row.to_ms, row.done, row.checkpointed_ms, row.writing_ms) for row in rows]
+    if live and jobs and not rows[-1].ended:
+        jobs[-1] = jobs[-1]._replace(done=True)
+    return jobs
 
 
 def inventoried(

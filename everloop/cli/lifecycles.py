@@ -322,13 +322,13 @@ def follow(client: "Client", lifecycle: str, *, until: str, quiet: bool = False,
 
     from rich.live import Live
 
-    from everloop import console
+    from everloop import console, terminal
     from everloop.client import RUNNING
 
     stops = {"needs_attention"} | ({"waiting_approval"} if until == "gate" else set())
-    live = not quiet and not lines and console.out.is_terminal
+    live = not quiet and not lines and terminal.out.is_terminal
     seen = ""
-    with Live(console=console.out, refresh_per_second=4, transient=True) if live else _nothing() as display:
+    with Live(console=terminal.out, refresh_per_second=4, transient=True) if live else _nothing() as display:
         while True:
             found = client.show(lifecycle)
             if live and isinstance(display, Live):
@@ -343,7 +343,7 @@ def follow(client: "Client", lifecycle: str, *, until: str, quiet: bool = False,
                 break
             time.sleep(0.5)
     if not quiet and not lines:
-        console.out.print(console.lifecycle(found), crop=False)
+        terminal.out.print(console.lifecycle(found), crop=False)
     return found
 
 

@@ -6,9 +6,9 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from everloop.cli.options import Json
-from everloop.console import span, table, when
 from everloop.isolation import BANNER, is_simulated
 from everloop.queues import amount
+from everloop.terminal import span, table, when
 
 HOURS = 3_600_000
 KINDS = {

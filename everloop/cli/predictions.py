@@ -10,7 +10,6 @@ import typer
 from everloop.cli.options import AsJson, DataDir, Project, app
 from everloop.cli.shared import connected, print_json, shown
 from everloop.errors import Invalid
-from everloop.prediction_calls import form_of
 
 POLL_SECONDS = 0.5
 
@@ -32,6 +31,8 @@ def score(  # noqa: PLR0917  # options of a command, given by name
     as_json: AsJson = False,
 ) -> None:
     """Answer every row of a file by the released version. It goes on whatever is killed; a bad row stops nothing."""
+    from everloop.client.predictions import form_of
+
     form = form_of(output)
     apart = rejects or output.with_name(f"{output.stem}.rejects.{form}")
     for place in (output, apart):

@@ -45,9 +45,9 @@ def shown(value: object, as_json: bool, render: Callable[[Any], Any]) -> None:
     if as_json:
         print_json(value)
         return
-    from everloop import console
+    from everloop import console, terminal
 
-    console.out.print(render(console), crop=False)
+    terminal.out.print(render(console), crop=False)
 
 
 def told_done(found: Mapping[str, Any], as_json: bool) -> None:

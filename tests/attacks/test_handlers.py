@@ -21,7 +21,7 @@ from temporalio.service import RPCError
 
 from activities.alarm import Alarms
 from activities.lease import LeaseOnControl
-from everloop import console, names
+from everloop import console, names, terminal
 from everloop.records import Verdict
 from everloop.store import AlarmRow, DeviceRow
 from tests.fakes import at
@@ -335,8 +335,8 @@ async def test_a_lifecycle_whose_task_fails_is_an_alarm_everywhere_until_it_goes
 
 
 def printed(what: Any) -> str:
-    with console.out.capture() as captured:
-        console.out.print(what, soft_wrap=True)
+    with terminal.out.capture() as captured:
+        terminal.out.print(what, soft_wrap=True)
     return captured.get()
 
 

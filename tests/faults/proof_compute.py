@@ -10,7 +10,6 @@ import asyncio
 import json
 import os
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,12 +19,11 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench.figures import append
+from bench.figures import append, commit
 from tests.faults import compute_faults as faults
 from tests.faults.compute_faults import Seen
 
-HERE = Path(__file__).parents[2]
-TABLE = HERE / "docs" / "proof" / "compute.csv"
+TABLE = Path(__file__).parents[2] / "docs" / "proof" / "compute.csv"
 KINDS = ("orphan", "overlap", "redone", "bytes", "fence", "torn", "report", "broken")
 PLANTS = {
     "1": "from activities.jobs.checkpoints import Checkpoints\nCheckpoints.fenced = lambda self: False\n",
@@ -124,12 +122,6 @@ def summary(seen: list[Seen], seed: int, minutes: float) -> dict[str, object]:
 
 def at(ordered: list[float], share: float) -> float | str:
     return round(ordered[min(len(ordered) - 1, int(share * len(ordered)))], 3) if ordered else ""
-
-
-def commit() -> str:
-    command = ["git", "describe", "--always", "--dirty"]
-    told = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False)
-    return told.stdout.strip()
 
 
 if __name__ == "__main__":

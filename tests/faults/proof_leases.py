@@ -35,7 +35,7 @@ from tests.unit.lease_machine import MEMBERS, Pool
 
 HERE = Path(__file__).parents[2]
 TABLE = HERE / "docs" / "proof" / "leases.csv"
-SOURCES = ("activities/lease_policy/*.py", "tests/unit/lease_checker.py", "tests/unit/lease_machine.py")
+SOURCES = ("activities/lease_policy/*.py", "tests/unit/lease_checker/*.py", "tests/unit/lease_machine.py")
 BATCH = 100
 STEPS = 25
 

@@ -3,13 +3,14 @@
 Each time one drifted window is alarmed by one to five checks at once, and one process dies at a seeded moment. Whatever
 dies: one lifecycle for the window, never two, never none; one row in the ledger; no window decided before it is over,
 though a row ahead of the clock lies in the log. The ledger, the workflows and Temporal are the real ones; what compute
-measures is fixed. PLANT=1..3 breaks the ledger in one way each, and must fail.
+measures is fixed. PLANT=1..3 breaks the ledger in one way each, and must fail. The same SEED on the same commit goes
+on where it was stopped.
 """
 
 import argparse
 import asyncio
 import contextlib
-import csv
+import json
 import os
 import random
 import subprocess
@@ -20,7 +21,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from sqlmodel import select
 from temporalio.client import Client, RetryConfig, WorkflowFailureError, WorkflowHandle
 from temporalio.service import RPCError
 
+from bench.figures import append, commit
 from everloop import engine, names, signing, starts
 from everloop.artifacts import Artifacts
 from everloop.contracts import CheckRequest, LifecycleRequest
@@ -44,8 +46,7 @@ from tests.temporal.conftest import SPEC, Stack, eventually
 from workers import temporal
 from workers.takeover import take_over
 
-HERE = Path(__file__).parents[2]
-OUT = HERE / "docs" / "proof" / "watch.csv"
+OUT = Path(__file__).parents[2] / "docs" / "proof" / "watch.csv"
 HARNESS = Path(__file__).with_name("watch_harness.py")
 START, HOUR = datetime(2024, 1, 1, tzinfo=UTC), timedelta(hours=1)
 MODEL = "watched"
@@ -163,8 +164,8 @@ class Room:
             return [row for row in session.exec(select(LifecycleRow)) if row.id.startswith("retrain/")]
 
 
-async def released(room: Room, client: Client) -> None:
-    """A first version with a monitor."""
+async def released(room: Room, client: Client, first: datetime) -> None:
+    """A first version with a monitor, and a row of its *first* window."""
     signer = signing.Signer(room.settings.keys_dir)
     spec = monitored(LifecycleSpec.model_validate(SPEC | {"model": MODEL}))
     request = starts.signed(
@@ -175,7 +176,7 @@ async def released(room: Room, client: Client) -> None:
     await stack.decide("first")
     await stack.status("first", "released")
     await client.get_schedule_handle(names.monitor_id("default", MODEL)).pause()  # the proof is who alarms
-    room.log(START, datetime.now(UTC) + timedelta(hours=20))
+    room.log(first, datetime.now(UTC) + timedelta(hours=20))
 
 
 async def one(room: Room, client: Client, number: int, seed: int) -> Seen:
@@ -264,16 +265,23 @@ async def _ended(client: Client, lifecycles: list[str]) -> None:
             await asyncio.wait_for(client.get_workflow_handle(lifecycle).result(), PATIENCE_SECONDS)
 
 
-async def run(folder: Path, kills: int, seed: int, fault: int = 0) -> list[Seen]:
-    """*kills* kills, one after the other; ends at the first that went wrong where a *fault* is planted."""
-    room, seen = Room(folder, fault), []
+async def run(folder: Path, kills: int, seed: int, fault: int = 0, done: Path | None = None) -> list[Seen]:
+    """*kills* kills, one after the other; ends at the first that went wrong where a *fault* is planted.
+
+    Each is a line of *done*; what that holds already is not repeated.
+    """
+    seen = [Seen(**json.loads(line)) for line in done.read_text().splitlines()] if done and done.exists() else []
+    room = Room(folder, fault)
     try:
         await asyncio.gather(room.start("control"), room.start("compute"))
         client = await room.connect()
-        await released(room, client)
-        for number in range(kills):
-            seen.append(await one(room, client, number, seed))
-            told = seen[-1]
+        await released(room, client, START + len(seen) * HOUR)
+        for number in range(len(seen), kills):
+            told = await one(room, client, number, seed)
+            seen.append(told)
+            if done:
+                with done.open("a") as file:
+                    file.write(json.dumps(asdict(told)) + "\n")
             print(f"{number} {told.process} {told.moment} {told.seconds:.1f} s {'; '.join(told.wrong)}", flush=True)
             if told.wrong and fault:
                 break
@@ -288,16 +296,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=int(os.environ.get("SEED", "20261127")))
     parser.add_argument("--plant", type=int, default=int(os.environ.get("PLANT", "0")))
     asked = parser.parse_args()
-    began = time.monotonic()
+    began, tested = time.monotonic(), commit()
+    kind = f"planted-{asked.plant}-{os.getpid()}" if asked.plant else "proof"
+    done = Path(tempfile.gettempdir()) / f"everloop-{kind}-watch-{asked.seed}-{tested}.jsonl"
     with tempfile.TemporaryDirectory(prefix="everloop-watch-") as folder:
-        seen = asyncio.run(run(Path(folder), asked.kills, asked.seed, asked.plant))
-    row = summary(seen, asked.seed, asked.plant, (time.monotonic() - began) / 60)
-    new = not OUT.exists()
-    with OUT.open("a", newline="") as file:
-        out = csv.DictWriter(file, list(row), lineterminator="\n")
-        if new:
-            out.writeheader()
-        out.writerow(row)
+        seen = asyncio.run(run(Path(folder), asked.kills, asked.seed, asked.plant, done))
+    row: dict[str, object] = {"at": f"{datetime.now(UTC):%Y-%m-%d %H:%M}", "commit": tested}
+    row |= summary(seen, asked.seed, asked.plant, (time.monotonic() - began) / 60)
+    append(OUT, row)
     print(row)
     return int(any(one.wrong for one in seen))
 
@@ -306,12 +312,7 @@ def summary(seen: list[Seen], seed: int, fault: int, minutes: float) -> dict[str
     wrong = Counter(each.partition(":")[0] for one in seen for each in one.wrong)
     hits = Counter(f"{one.process}/{one.moment}" for one in seen if one.hit)
     seconds = sorted(one.seconds for one in seen)
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True, check=False
-    ).stdout.strip()
     return {
-        "at": f"{datetime.now(UTC):%Y-%m-%d %H:%M}",
-        "commit": commit,
         "planted": PLANTS[fault],
         "seed": seed,
         "cores": os.cpu_count(),

@@ -283,7 +283,7 @@ async def test_a_window_that_is_not_over_is_not_decided_whoever_asks(stack: Stac
         assert session.get_one(MonitorRow, ("default", model)).cursor is None
 
 
-async def test_one_lasting_drift_stops_retraining_without_gain_until_a_person_looks(stack: Stack) -> None:
+async def test_one_lasting_drift_stops_retraining_without_gain_before_a_person_looks(stack: Stack) -> None:
     model = await released(stack)
     stack.compute.share, stack.compute.verdict = 0.9, "not_better"
     for day in range(1, 6):

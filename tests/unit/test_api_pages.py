@@ -173,7 +173,7 @@ def test_a_monitor_that_has_stopped_retraining_says_so_and_a_button_lets_it_go_o
 
     page = client.get("/models/credit").text
     assert "Retraining has stopped:" in page
-    assert "none after 3 without a release, until a person looks" in page
+    assert "after 3 without a release the next waits 3 windows, then twice as many, or for a person" in page
     action = re.search(r'action="(/models/credit/rearm[^"]*)"', page).group(1)
 
     assert client.post(action, follow_redirects=False).status_code == 303

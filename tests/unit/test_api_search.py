@@ -12,8 +12,9 @@ from rich.console import Console
 
 from api.app import create_app
 from api.search import drawn
-from everloop import console, searches
+from everloop import console
 from everloop.client import Client, load_spec
+from everloop.client.search import searching
 from everloop.errors import NotFound, Unavailable
 from everloop.specs import checked
 from everloop.store import Store, StudyRow, TrialRow
@@ -190,7 +191,7 @@ def test_the_client_and_the_terminal_tell_the_same(served):
     ],
 )
 def test_what_is_said_to_a_search_stands_over_the_spec(given, asked):
-    changes = searches.searching(parts.SPEC, given.get("budget"), given.get("trials"), given.get("families"))
+    changes = searching(parts.SPEC, given.get("budget"), given.get("trials"), given.get("families"))
     spec = checked(load_spec(parts.SPEC, changes))
 
     assert spec.search is not None

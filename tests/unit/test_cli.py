@@ -15,7 +15,7 @@ from everloop import cli, console
 from everloop.cli.lifecycles import given_changes
 from everloop.cli.rows import rows_of
 from everloop.client import Client, error_of, load_spec
-from everloop.client import _encode as encode
+from everloop.client.encoding import encode
 from everloop.errors import GateClosed, Invalid, InvalidSpec, NotAuthenticated, Unavailable
 
 SPEC = {"model": "churn", "task": "binary", "target": "left", "source": {"path": "rows.csv"}}

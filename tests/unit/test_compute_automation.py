@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from activities.compute import data, drift, features
+from activities.compute import data, features
+from activities.compute.drift import samples
 from activities.compute.features import Pipeline
 from tests.unit.test_compute_stages import FolderJob, Passed, csv, spec_of
 
@@ -124,7 +125,7 @@ def test_free_text_is_no_reason_for_drift(tmp_path: Path, job: FolderJob) -> Non
     passed = Passed(job, spec_of(csv(tmp_path, frame()), "binary", "y", training={"rounds": 3}))
     raw = {entry.name: np.array(["a", "b"], object) for entry in passed.signature.fields if entry.kind == "category"}
 
-    pairs = drift._pairs(passed.signature, raw, raw, np.zeros(2))
+    pairs = samples.pairs_of(passed.signature, raw, raw, np.zeros(2))
 
     assert [pair.name for pair in pairs] == ["customer"]
 

@@ -9,12 +9,15 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from evidently import DataDefinition, Dataset, Report
+from evidently.metrics import ValueDrift
 
 from activities.compute import drift
-from activities.compute.drift import Pair
+from activities.compute.drift import Pair, judging, samples
 from everloop import engine
 from everloop.contracts import DriftRequest
 from everloop.errors import DatasetMissing
@@ -188,6 +191,24 @@ def test_a_small_window_that_did_move_is_found(rows: int) -> None:
     assert [column.drifted for column in found] == [True, True]
 
 
+@pytest.mark.parametrize("values", [3, 5, 6, 40, 0])
+def test_numbers_are_compared_as_evidently_would_by_itself(values: int) -> None:
+    draw = np.random.default_rng(values)
+    sides = [
+        draw.integers(0, values, rows).astype(float) if values else draw.normal(size=rows) for rows in (4000, 3000)
+    ]
+    frames = [pd.DataFrame({"c0": side}) for side in reversed(sides)]
+    definition = DataDefinition(numerical_columns=["c0"])
+    now, then = (Dataset.from_pandas(frame, data_definition=definition) for frame in frames)
+    theirs = json.loads(Report([ValueDrift(column="c0")]).run(now, then).json())["metrics"][0]
+
+    (ours,), _ = drift.judge([Pair("n", True, np.clip(sides[0], -1e9, 1e9), sides[1])])
+
+    assert ours.method == theirs["config"]["method"]
+    assert ours.threshold == theirs["config"]["threshold"]
+    assert ours.score == pytest.approx(float(theirs["value"]), abs=0.003)  # ours cuts the outer 0.5 %
+
+
 def test_many_categories_are_no_drift_of_their_own() -> None:
     draw = np.random.default_rng(0)
     codes = np.array([f"code-{n}" for n in range(400)], object)
@@ -203,7 +224,7 @@ def false_alarms(
     """Of 40 columns, each with a reference and a window from the same distribution."""
     draw = np.random.default_rng(1)
     fields = [Field(name=f"f{n}", kind="number" if numeric else "category") for n in range(40)]
-    pairs = [drift._pair(field, make(draw, reference), make(draw, rows)) for field in fields]
+    pairs = [samples.pair_of(field, make(draw, reference), make(draw, rows)) for field in fields]
     found, _ = drift.judge(pairs)
     return sum(column.drifted for column in found)
 
@@ -286,7 +307,7 @@ def test_a_nearly_constant_column_is_compared_as_usual_or_other() -> None:
     now = np.zeros(2000)
     now[:6] = 2672.0
 
-    ((column), *_), _ = drift.judge([drift._pair(Field(name="n", kind="number"), before, now)])
+    ((column), *_), _ = drift.judge([samples.pair_of(Field(name="n", kind="number"), before, now)])
 
     assert not column.drifted
     assert column.score < 0.1
@@ -297,7 +318,7 @@ def test_a_column_of_numbers_too_large_to_be_cut_into_bins_spoils_no_other(rows:
     large = Pair("large", True, RANDOM.normal(size=rows) * 1e3, np.full(rows, 1e18) + np.arange(rows) % 2)
     steady = Pair("steady", True, RANDOM.normal(size=rows), RANDOM.normal(size=rows))
     with pytest.raises(ValueError, match="bins"):
-        drift._metrics([large, steady])
+        judging.metrics([large, steady])
 
     (far, near), evidence = drift.judge([large, steady])
 

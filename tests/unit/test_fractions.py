@@ -49,8 +49,8 @@ def broken(seed: int, rounds: int = 40) -> list[str]:
         for one in decide(state, now, policy, 1000):
             before, state = state, apply(state, (one,), now, 1000 * number + len(state.held) + 1)
             if isinstance(one, Grant):
-                found += checker._given(one, before, state, now, policy)
-        found += checker._gang(state)
+                found += checker.given(one, before, state, now, policy)
+        found += checker.gang(state)
     return found
 
 

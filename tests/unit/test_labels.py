@@ -13,9 +13,9 @@ import pytest
 from activities.compute import performance
 from activities.compute.resampling import interval, sureness
 from everloop import rows
+from everloop.client.labels import _moved
 from everloop.contracts import PerformanceRequest
 from everloop.errors import Invalid
-from everloop.label_calls import _moved
 from everloop.labels import LabelLog, labels_of, names_of
 from everloop.predictions import PredictionLog
 from everloop.records import Champion, Field, Signature, Slot

@@ -34,6 +34,7 @@ from activities.lease_time import (
     inventoried,
     spent,
     totals,
+    until_now,
 )
 from api.pool.reserved import reservations
 from everloop import names
@@ -204,6 +205,27 @@ def test_a_lease_of_the_ledger_is_told_by_its_jobs_and_sums_up_with_what_was_fre
     assert {(row.token, row.queue, row.workflow_id, row.device) for row in rows} == {(token, "default", "ada", "cpu0")}
     ledger.end(store, POOL, token, "released")
     assert len(rows_of(store, LeaseTimeRow)) == len(rows)
+
+
+def test_what_still_runs_is_useful_so_far_and_done_again_once_it_ended_without_a_result(store: Store) -> None:
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    life = Life(granted_ms=in_ms(at), ended_ms=in_ms(at) + 100)
+    lease = Leased(7, "ada", "run-1", "vision", life, (Part("cpu0", 2, 0),), "credit")
+    running = job_time(7, at, done=False, milliseconds=80)
+    running.ended = False
+    with store.write() as session:
+        session.add(running)
+
+    def kinds() -> dict[str, int]:
+        with store.read() as session:
+            return {use.kind: use.to_ms - use.from_ms for _, use in until_now(session, [lease])}
+
+    assert kinds() == {"useful": 80, "held_idle": 20}
+    with store.write() as session:
+        row = session.exec(select(JobTimeRow)).one()
+        row.ended = True
+        session.add(row)
+    assert kinds() == {"redone": 80, "held_idle": 20}
 
 
 def test_while_a_device_is_away_its_free_time_is_lost(store: Store) -> None:

@@ -41,6 +41,19 @@ def test_one_lasting_drift_is_not_retrained_for_ever() -> None:
     assert run({}, [0.9] * 5, "not_better") == ["retrain"] * 3 + ["breaker_open"] * 2
 
 
+def test_an_open_breaker_tries_again_after_ever_more_windows() -> None:
+    told = run(LOOSE | {"breaker": 2}, [0.9] * 30, "not_better")
+
+    assert [number for number, said in enumerate(told) if said == "retrain"] == [0, 1, 4, 9, 18]
+    assert set(told) == {"retrain", "breaker_open"}
+
+
+def test_windows_that_were_not_measured_bring_an_open_breaker_no_nearer_to_its_next_try() -> None:
+    failed = [before(0, 0.9, "not_better"), *(before(number, None) for number in range(1, 9))]
+    assert verdict({"breaker": 1}, 9, *failed) == "breaker_open"
+    assert verdict({"breaker": 1}, 10, *failed, before(9, 0.9)) == "retrain"
+
+
 def test_retrainings_that_bring_a_better_version_go_on_until_the_budget_is_spent() -> None:
     assert run({}, [0.9] * 10, "released") == ["retrain"] * 8 + ["over_budget"] * 2
     after = [before(number, 0.9, "released") for number in range(8)]

@@ -1,22 +1,18 @@
 """What a client asks of a pool: who holds what, who waits, the queue tree, nodes, and what leased time was for."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from everloop.client.connection import Connection
+from everloop.client.shapes import Json
 from everloop.errors import Invalid
 
-Json = dict[str, Any]
 
-
-class PoolCalls(ABC):
+class PoolCalls(Connection):
     """The part of `Client` that speaks of pools. Amounts are cores, MiB and thousandths of a GPU."""
-
-    @abstractmethod
-    def _api(self, method: str, path: str, **request: Any) -> Any: ...  # noqa: ANN401
 
     def pool(self, pool: str = "default") -> Json:
         """Devices, queues with quota, share and use, leases, and who waits with one true reason each."""

@@ -1,26 +1,50 @@
-"""What a client asks of predictions that are many: a file that is scored, and the log of what was answered."""
+"""What a client asks of predictions: answers to rows, a file that is scored, and the log of what was answered."""
 
 import secrets
-from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from everloop.client.connection import Connection
+from everloop.client.shapes import Json, given, one, part
 from everloop.errors import Invalid
 
-Json = dict[str, Any]
 FORMS = ("parquet", "csv")
 
 
-class PredictionCalls(ABC):
-    """The part of `Client` that speaks of scored files and of the prediction log."""
+class PredictionCalls(Connection):
+    """The part of `Client` that speaks of predictions, scored files and the prediction log."""
 
-    @abstractmethod
-    def _api(self, method: str, path: str, **request: Any) -> Any: ...  # noqa: ANN401
+    def predict(
+        self,
+        model: str,
+        rows: Sequence[Mapping[str, Any]] | Mapping[str, Any],
+        *,
+        event_time: str | datetime | None = None,
+        request_id: str | None = None,
+        project: str | None = None,
+        **more: Any,  # noqa: ANN401
+    ) -> Json:
+        """Ask the released version about one row (a mapping) or many. *event_time* is when they happened.
 
-    @abstractmethod
-    def _download(self, path: str, target: Path, params: Json) -> int: ...
+        Further names (`key`, `keys`, `event_times`) go into the request as they are. Raises `InvalidPrediction`,
+        which names the field, and `NotFound` when nothing is released under that name.
+        """
+        when = event_time.isoformat() if isinstance(event_time, datetime) else event_time
+        body: Json = {"row": rows} if isinstance(rows, Mapping) else {"rows": list(rows)}
+        body |= given(event_time=when, request_id=request_id or secrets.token_hex(8), **more)
+        place = f"models/{part(model)}" if project is None else f"projects/{part(project)}/models/{part(model)}"
+        return one(self._call("POST", f"{self.serve_url}/{place}/predict", json=body))
+
+    def schema(self, model: str, project: str = "default") -> Json:
+        """The columns that the released version of a model takes, and what it answers."""
+        return one(self._call("GET", f"{self.serve_url}/models/{part(model)}/schema", params={"project": project}))
+
+    def serving(self) -> Any:  # noqa: ANN401
+        """What the prediction server has loaded."""
+        return self._call("GET", f"{self.serve_url}/status")
 
     def score(
         self, model: str, path: str | Path, form: str = "parquet", key: str | None = None, project: str = "default"

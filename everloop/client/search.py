@@ -1,14 +1,15 @@
 """What a client asks of searches: start one, follow its leaders, take the best so far, go on with it."""
 
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 from urllib.parse import quote
 
+from everloop.client.lifecycle import LifecycleCalls
+from everloop.client.shapes import Json
+from everloop.client.spec import load_spec
 from everloop.errors import EverloopError, NotFound, Unavailable
 
-Json = dict[str, Any]
 Order = Literal["best", "newest", "number", "seconds"]
 
 OPEN = frozenset({"running", "paused"})
@@ -18,23 +19,8 @@ ENDED_BADLY = frozenset({"failed", "terminated", "cancelled", "aborted", "needs_
 GO_ON_FROM = "evaluate"
 
 
-class SearchCalls(ABC):
+class SearchCalls(LifecycleCalls):
     """The part of `Client` that speaks of searches."""
-
-    @abstractmethod
-    def _api(self, method: str, path: str, **request: Any) -> Any: ...  # noqa: ANN401
-
-    @abstractmethod
-    def submit(self, spec: Any, key: str | None = None, changes: Mapping[str, Any] | None = None) -> Json: ...  # noqa: ANN401
-
-    @abstractmethod
-    def show(self, lifecycle: str) -> Json: ...
-
-    @abstractmethod
-    def fork(self, lifecycle: str, stage: str, changes: Json | None = None, key: str | None = None) -> Json: ...
-
-    @abstractmethod
-    def _attend(self, lifecycle: str, action: str, body: Json) -> Json: ...
 
     def search(
         self,
@@ -148,8 +134,6 @@ def searching(spec: Any, budget: str | None, trials: int | None, families: Seque
 
 
 def _searches(spec: Any) -> bool:  # noqa: ANN401
-    from everloop.client import load_spec
-
     return load_spec(spec).get("search") is not None
 
 

@@ -1,21 +1,17 @@
 """What a client says of labels, and of data that broke."""
 
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
+from everloop.client.connection import Connection
+from everloop.client.shapes import Json
 from everloop.errors import EverloopError
 
-Json = dict[str, Any]
 
-
-class LabelCalls(ABC):
+class LabelCalls(Connection):
     """The part of a `Client` that is about what became of predictions."""
-
-    @abstractmethod
-    def _api(self, method: str, path: str, **request: Any) -> Any: ...  # noqa: ANN401
 
     def label(
         self, model: str, labels: Sequence[Mapping[str, Any]], *, project: str = "default", first: int = 0

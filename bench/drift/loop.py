@@ -1,0 +1,230 @@
+"""The loop of a monitor over one table, without its processes, and what a frozen first version would have answered."""
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+ROUNDS = 100
+"""Of each version: early stopping would end the first model early and flatter the loop."""
+
+
+@dataclass
+class Part:
+    """A window of the data."""
+
+    name: str
+    rows: pd.DataFrame
+    start: datetime
+    end: datetime
+    outcomes: pd.DataFrame | None = None
+    """What comes into the source after it; None: its own rows."""
+
+
+@dataclass
+class Loop:
+    """What a monitor would have done with one table."""
+
+    spec: dict[str, Any]
+    parts: list[Part]
+    folder: Path
+    frozen: list[float] = field(default_factory=list)
+    live: list[float] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)
+    retrainings: int = 0
+    released: int = 0
+
+    def run(self) -> "Loop":
+        from activities.trigger_policy import Before, held_back
+        from everloop.records import Window
+
+        job = self._job()
+        self._deliver(self.parts[0])
+        with quiet():
+            champion = first = self._version(job, None, 1)
+        past: list[Before] = []
+        monitor = self._spec().monitor
+        assert champion is not None
+        assert first is not None
+        assert monitor is not None
+        for part in self.parts[1:]:
+            self.frozen.append(self._score(job, first, part))
+            self.live.append(self._score(job, champion, part, log=True))
+            with quiet():
+                share = self._share(job, champion, part)
+            self._deliver(part)
+            window = Window(start=part.start, end=part.end)
+            over = share >= monitor.share
+            held = held_back(window, champion["number"], monitor, past) if over else None
+            outcome, retrained = "", over and held is None
+            said_ = f"share {share:.2f}" + (f", {held[0]}" if held else "")
+            number = champion["number"]
+            if retrained:
+                self.retrainings += 1
+                with quiet():
+                    found = self._version(job, champion, number + 1)
+                outcome = "released" if found else "not_better"
+                said_ += f", {outcome}: {self.reason}"
+                champion, self.released = found or champion, self.released + bool(found)
+            past.append(Before(window, number, share, retrained, outcome))
+            self.told.append(f"{part.name}: frozen {self.frozen[-1]:.4f}, live {self.live[-1]:.4f}, {said_}")
+            print("  " + self.told[-1], flush=True)
+        return self
+
+    def _spec(self) -> Any:  # loaded where it is needed
+        from everloop.specs import LifecycleSpec
+
+        return LifecycleSpec.model_validate(self.spec | {"source": {"path": str(self.folder / "source")}})
+
+    def _job(self) -> Any:
+        from tests.job import FolderJob
+
+        (self.folder / "source").mkdir(parents=True)
+        return FolderJob(self.folder)
+
+    def _deliver(self, part: Part) -> None:
+        (part.rows if part.outcomes is None else part.outcomes).to_csv(
+            self.folder / "source" / f"{part.name}.csv", index=False
+        )
+
+    def _version(self, job: Any, champion: dict[str, Any] | None, number: int) -> dict[str, Any] | None:
+        """Train, and compare with *champion* by the spec's certainty. None: it is not better."""
+        from activities.compute import data, evaluation, export, features, inference, training
+        from everloop import contracts
+        from everloop.records import Champion, Signature, Slot
+
+        spec, slot = self._spec(), Slot(device="cpu0", token=1, holder="bench/run")
+        record = champion["record"] if champion else None
+        snapshot = data.snapshot(contracts.SnapshotRequest(spec=spec, slot=slot), job)
+        prepared = features.prepare(
+            contracts.PrepareRequest(spec=spec, snapshot=snapshot, champion=record, slot=slot), job
+        )
+        trained = training.train(
+            contracts.TrainRequest(spec=spec, prepared=prepared, snapshot=snapshot, slot=slot), job
+        )
+        judged = evaluation.evaluate(
+            contracts.EvaluateRequest(
+                spec=spec, snapshot=snapshot, prepared=prepared, trained=trained, champion=record, slot=slot,
+                certainty=spec.retrain.certainty if record else 0.0,
+            ),
+            job,
+        )  # fmt: skip
+        self.reason = judged.comparison.reason
+        if record is not None and judged.comparison.verdict != "better":
+            return None
+        refitted = training.refit(
+            contracts.RefitRequest(spec=spec, snapshot=snapshot, prepared=prepared, trained=trained, slot=slot), job
+        )
+        made = export.export(contracts.ExportRequest(spec=spec, snapshot=snapshot, refitted=refitted, slot=slot), job)
+        signature = Signature.model_validate_json(job.artifacts.get(made.signature))
+        return {
+            "number": number,
+            "model": inference.Model(job.artifacts.get(made.model), signature),
+            "signature": signature,
+            "reference": made.reference.sha256,
+            "evaluation": judged.report,
+            "record": Champion(
+                version=number, model_digest=made.model.sha256, model=made.model, signature=made.signature,
+                seen=refitted.seen, trained_until=refitted.trained_until, release_seq=number,
+            ),
+        }  # fmt: skip
+
+    def _score(self, job: Any, version: dict[str, Any], part: Part, *, log: bool = False) -> float:
+        from activities.compute.evaluation import scores
+
+        signature = version["signature"]
+        asked, moments = self._asked(part, signature)
+        told = version["model"].answer(asked, moments)
+        if log:
+            self._log(job, version["number"], part, asked, moments, told.rows())
+        answers, metric = np.asarray(told.values), self.spec["metric"]
+        truth = part.rows[self.spec["target"]]
+        if signature.task == "regression":
+            return float(scores(signature.task, truth.to_numpy(float), answers)[metric])
+        places = {label: place for place, label in enumerate(signature.classes)}
+        values = truth.astype(str).map(places)
+        known = values.notna().to_numpy()  # a class that the version has not met is a wrong answer
+        found = float(scores(signature.task, values[known].to_numpy(float), answers[known])[metric])
+        return found * float(known.mean()) if metric == "accuracy" else found
+
+    def _log(  # noqa: PLR0917
+        self,
+        job: Any,
+        number: int,
+        part: Part,
+        asked: Sequence[dict[str, Any]],
+        moments: Sequence[datetime],
+        answers: Sequence[dict[str, object]],
+    ) -> None:
+        from everloop.predictions import PredictionLog
+
+        written = PredictionLog(job.predictions_dir / "default" / self.spec["model"])
+        for start in range(0, len(asked), 10_000):
+            lines: list[dict[str, Any]] = [
+                {"request_id": f"{part.name}-{place}", "row": 0, "event_time": moments[place].isoformat(),
+                 "logged_at": moments[place].isoformat(), "version": number, "features": asked[place],
+                 "prediction": answers[place]}
+                for place in range(start, min(start + 10_000, len(asked)))
+            ]  # fmt: skip
+            written.append(lines)
+        written.close()
+
+    def _asked(self, part: Part, signature: Any) -> tuple[list[dict[str, Any]], list[datetime]]:
+        names = [entry.name for entry in signature.fields]
+        rows = part.rows[names].astype(object).where(part.rows[names].notna(), None).to_dict("records")
+        for entry in signature.fields:
+            if entry.kind in ("category", "datetime"):
+                for row in rows:
+                    row[entry.name] = None if row[entry.name] is None else str(row[entry.name])
+        moments = [moment.to_pydatetime() for moment in pd.to_datetime(part.rows[self.spec["time"]], utc=True)]
+        return rows, moments
+
+    def _share(self, job: Any, version: dict[str, Any], part: Part) -> float:
+        from activities.compute import drift
+        from everloop.contracts import DriftRequest
+        from everloop.records import Slot, Window
+
+        report = drift.measure(
+            DriftRequest(
+                project="default", model=self.spec["model"], champion=version["record"],
+                reference_sha256=version["reference"], window=Window(start=part.start, end=part.end), minimum_rows=30,
+                seed=0, slot=Slot(device="cpu0", token=1, holder="bench/run"), evaluation=version["evaluation"],
+                monitor=self._spec().monitor,
+            ),
+            job,
+        )  # fmt: skip
+        self.measures = report.measures
+        return float(report.share)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """What jobs print is their log, and not ours."""
+    with Path(os.devnull).open("w") as nothing, contextlib.redirect_stdout(nothing):
+        yield
+
+
+def by(rows: pd.DataFrame, time_: str, periods: Sequence[tuple[str, str, str]]) -> list[Part]:
+    moments = pd.to_datetime(rows[time_], utc=True)
+    found = []
+    for name, start, end in periods:
+        chosen = rows[(moments >= start) & (moments < end)]
+        if len(chosen):
+            span = [datetime.fromisoformat(edge).replace(tzinfo=UTC) for edge in (start, end)]
+            found.append(Part(name, chosen.reset_index(drop=True), *span))
+    return found
+
+
+def spec_of(model: str, task: str, target: str, time_: str, metric: str, **more: Any) -> dict[str, Any]:
+    monitor = {"window": "month", "share": 0.5, "minimum_rows": 30} | more.pop("monitor", {})
+    training = {"rounds": ROUNDS, "early_stopping": 1000, "seed": more.pop("seed", 0)}
+    return {
+        "model": model, "task": task, "target": target, "time": time_, "metric": metric, "training": training,
+        "monitor": monitor, **more,
+    }  # fmt: skip

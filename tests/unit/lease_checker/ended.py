@@ -1,0 +1,63 @@
+"""What ends, when its time is up and not before; and what is reserved, which is not late."""
+
+from collections.abc import Sequence
+
+from activities.lease_policy.state import Decision, Kill, Notice, Policy, PoolState, Reserve, Withdraw
+from tests.unit.lease_checker.sums import fits
+
+
+def ended(before: PoolState, decisions: Sequence[Decision], after: PoolState, now: int, policy: Policy) -> list[str]:
+    found = []
+    killed = {one.token for one in decisions if isinstance(one, Kill)}
+    withdrawn = {one.token for one in decisions if isinstance(one, Withdraw)}
+    waiting = {request.id for request in after.waiting}
+    for held in before.held:
+        drained = any(
+            0 < d.drain_by_ms <= now and any(p.device == d.name for p in held.members) for d in before.devices
+        )
+        overdue = held.state == "noticed" and held.deadline_ms <= now
+        if overdue and held.token not in killed | withdrawn:
+            found.append(f"I23: {held.token} goes on after its deadline")
+        if held.token in killed and not (overdue or drained):
+            found.append(f"{held.token} is killed before its time")
+        if held.token in withdrawn and held.state != "noticed":
+            found.append(f"{held.token} has no notice")
+    told_now: list[int] = []
+    for one in decisions:
+        told_now += [one.token] if isinstance(one, Notice) else []
+        if isinstance(one, Withdraw) and one.token in told_now:
+            found.append(f"I18: the notice of {one.token} is given and withdrawn at once")
+    for held in after.held:
+        if held.state == "noticed" and held.beneficiary:
+            asks = next((r for r in after.waiting if r.id == held.beneficiary), None)
+            told = [h for h in after.held if h.beneficiary == held.beneficiary and h.state in ("noticed", "killing")]
+            if asks is None or held.beneficiary not in waiting:
+                found.append(f"I18: the notice of {held.token} is for {held.beneficiary}, which does not wait")
+            elif not fits(after, asks, told):
+                found.append(f"I18: {asks.id} does not fit even when {[h.token for h in told]} have let go")
+        if held.state in ("offered", "active", "noticed"):
+            by = [
+                d.drain_by_ms for d in after.devices if d.drain_by_ms and any(p.device == d.name for p in held.members)
+            ]
+            if by and min(by) <= now:
+                found.append(f"I23: {held.token} is on a drained device after its end")
+            if by and min(by) <= now + policy.grace_s * 1000 and held.state == "active":
+                found.append(f"I23: {held.token} was not told in time")
+    return found
+
+
+def reservations(after: PoolState, decisions: Sequence[Decision]) -> list[str]:
+    found = []
+    for one in decisions:
+        if not isinstance(one, Reserve):
+            continue
+        asks = next(r for r in after.waiting if r.id == one.request_id)
+        left = tuple(
+            h
+            for h in after.held
+            if not (h.request.max_runtime_ms > 0 and h.granted_ms + h.request.max_runtime_ms <= one.start_ms)
+        )
+        devices = tuple(d for d in after.devices if d.name in one.devices)
+        if not fits(after._replace(held=left, devices=devices), asks):
+            found.append(f"I20: {one} would be late")
+    return found
