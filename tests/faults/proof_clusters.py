@@ -1,4 +1,4 @@
-"""Past one machine: hosts whose disks are not ours, on somebody else's Dask scheduler, with Postgres and S3."""
+"""`make proof-clusters`: hosts whose disks are not ours, on a Dask scheduler of somebody else, with Postgres and S3."""
 
 import random
 import time
