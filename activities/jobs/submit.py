@@ -28,7 +28,7 @@ from activities.jobs.orders import NEW_LEASE, Asked, Orders, part
 from activities.jobs.roster import Roster
 from activities.jobs.security import security
 from activities.jobs.slot import GRACE_SECONDS, is_dead
-from activities.jobs.supervisor import allow, end_at_once, supervise
+from activities.jobs.supervisor import AT_ONCE, allow, supervise
 from everloop import disk, errors, names
 from everloop import settings as configuration
 from everloop.contracts import JobRequest, MemberOfLease
@@ -60,8 +60,6 @@ class Watch:
     """`<run id>/<activity id>`."""
     token: int = 0
     rank: int = 0
-    at: str = ""
-    """Address of the Dask worker that has it, once it has said so."""
     log: Path | None = None
     """Where its log is kept when it comes from another host."""
     progress: dict[str, Any] = field(default_factory=dict)
@@ -79,7 +77,6 @@ class Watch:
     """Another rank of its gang has ended: it is to end at once."""
 
     def hear(self, event: dict[str, Any]) -> None:
-        self.at = str(event.get("at", self.at))
         if "gone" in event:
             self.gone.set()
         if self.log is not None and isinstance(piece := event.get("log"), bytes):
@@ -319,27 +316,16 @@ class Jobs:
 
     async def _given_time(self, client: Client, future: Future, watch: Watch) -> float:
         """Seconds that a job has to keep its work when its lease is to be given back: not more than its notice says."""
-        if watch.broken:
-            await self._end_at_once(client, future.key, watch)
-            return 0.0
-        grace = await asyncio.to_thread(rows.grace, self._store, watch.token)
-        if grace <= GRACE_SECONDS:
+        grace = AT_ONCE if watch.broken else await asyncio.to_thread(rows.grace, self._store, watch.token)
+        if 0 <= grace <= GRACE_SECONDS:
             return 0.0
         told = client.submit(
             allow, future.key, grace, workers=[watch.device], allow_other_workers=False, pure=False, retries=0
         )
         with contextlib.suppress(*LOST, FutureCancelledError):
             await asyncio.wait_for(told, BEAT_SECONDS * 2)
-            return grace
+            return max(grace, 0.0)
         return 0.0
-
-    async def _end_at_once(self, client: Client, key: str, watch: Watch) -> None:
-        """By a call to the Dask worker itself: a task would wait for the scheduler's turn and a thread."""
-        if not watch.at:  # it has not begun
-            return
-        with contextlib.suppress(*LOST):
-            told = client.run(end_at_once, key, workers=[watch.at], on_error="ignore")
-            await asyncio.wait_for(told, BEAT_SECONDS)
 
     @contextlib.asynccontextmanager
     async def _beating(self, watches: Sequence[Watch]) -> AsyncIterator[None]:

@@ -57,11 +57,9 @@ def supervise(order: Order) -> Outcome:
     """
     order = home.at_home(order, configuration.load().data_dir)
     task = Task(order["topic"], home.SentLog(order) if order.get("away") else None)
-    task.tell(at=task.worker.address)
     try:
         return _supervised(order, task)
     finally:
-        _at_once.discard(task.key)
         task.send_log(whole=True)
 
 
@@ -258,7 +256,7 @@ def _relay(task: Task, events: int, life: int, status: int, *, log: Path, memory
         logs.bound(log)
         if memory.look():
             _end(life, reaper.NOW)
-        if not task.ended and (task.key in _at_once or not task.wanted()):
+        if not task.ended and not task.wanted():
             task.ended = True
             _end(life, _farewell(task.key))
         _go_on(memory.reaper)
@@ -282,18 +280,13 @@ def allow(key: str, seconds: float) -> None:
     _graces[key] = seconds
 
 
-_at_once: set[str] = set()
-"""Keys of tasks whose jobs end now: of a gang without one of its ranks nothing can be kept any more."""
-
-
-def end_at_once(key: str) -> None:
-    """End the job of the task *key*, before the scheduler has told that it is cancelled."""
-    _at_once.add(key)
+AT_ONCE = -1.0
+"""As a grace: none. Of a gang without one of its ranks nothing can be kept any more."""
 
 
 def _farewell(key: str) -> bytes:
     seconds = _graces.pop(key, 0.0)
-    if key in _at_once:
+    if seconds == AT_ONCE:
         return reaper.NOW
     return reaper.LONGER + b"%d" % int(seconds * 1000) if seconds else b"K"
 
