@@ -11,8 +11,9 @@ COMPILE = { $(BIN)/python -m compileall -q -j 0 -x '/(plotly|faker|litestar|pip|
 demo: $(VENV)/.demo  ## the whole loop on a real year of data
 	$(BIN)/everloop demo $(ARGS)
 
+# Hundreds of processes start in the tests: where an image forbids bytecode, each would compile our packages again.
 test: $(VENV)/.dev  ## unit, Temporal, loop and kill tests on the real parts
-	$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(VENV)/.dev  ## style, types, import rules
 	$(BIN)/ruff check

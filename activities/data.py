@@ -1,6 +1,6 @@
 """Data: a source's bytes at one moment, and whether they can be learned from.
 
-Each is a job in a child process (compute/data.py).
+Each is a job in a child process (compute/data).
 """
 
 from temporalio import activity

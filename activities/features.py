@@ -1,4 +1,4 @@
-"""Features: the rows as the model sees them. Each is a job in a child process (compute/features.py)."""
+"""Features: the rows as the model sees them. Each is a job in a child process (compute/features)."""
 
 from temporalio import activity
 

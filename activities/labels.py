@@ -9,7 +9,9 @@ from temporalio import activity
 from temporalio.client import Client
 
 from activities.caller import caller
-from activities.drift import before, open_retraining, still_quarantined
+from activities.drift.ledger import before
+from activities.drift.quarantine import still_quarantined
+from activities.drift.retrainings import open_retraining
 from activities.predictions.index import LogIndex
 from activities.registry import champion
 from activities.trigger_policy import held_back
@@ -127,10 +129,11 @@ def _judge(store: Store, request: JudgeRequest, running: str) -> JudgeAnswer:
     with store.write() as session:
         monitor = session.get_one(MonitorRow, (request.project, request.model))
         _keep_counts(session, request)
+        rules = (request.spec or LifecycleSpec.model_validate_json(monitor.spec)).monitor
         told = []
         for performance in request.report.windows:
             row = _kept(session, request, performance)
-            found = _decided(session, monitor, request, performance, row, running)
+            found = _decided(session, monitor, rules, request.version, performance, row, running)
             session.add(row)
             session.flush()
             if found is not None:
@@ -180,19 +183,19 @@ def _kept(session: Session, request: JudgeRequest, told: WindowPerformance) -> P
 def _decided(  # noqa: PLR0917
     session: Session,
     monitor: MonitorRow,
-    request: JudgeRequest,
+    rules: Monitor | None,
+    champion_version: int,
     told: WindowPerformance,
     row: PerformanceRow,
     running: str,
 ) -> Judged | None:
     """What follows from the performance of a window; None: nothing. What was decided once stays as it is."""
-    rules = request.spec.monitor
     row.over = rules is not None and is_worse(row, rules)
     drifted = bool(rules and "target" in rules.also and told.target and told.target.over)
     heeded = (rules and "performance" in rules.also and row.over) or drifted
     if row.verdict == "retrain":
         return Judged(performance=told, verdict="retrain", reason=row.reason, lifecycle=row.lifecycle)
-    if rules is None or not heeded or told.version != request.version or not told.alone:
+    if rules is None or not heeded or told.version != champion_version or not told.alone:
         row.verdict, row.reason = "", ""
         return None
     why = _why(row) if row.over else (told.target.why if told.target else "")

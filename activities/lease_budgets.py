@@ -67,14 +67,19 @@ def bounds_of(row: BudgetRow) -> Bounds:
 
 
 def held_back(session: Session, pool: str) -> tuple[set[str], set[str]]:
-    """Queues, and lifecycles with their searches, that are granted nothing for want of budget."""
-    rows = session.exec(select(BudgetRow).where(BudgetRow.pool == pool, col(BudgetRow.spent))).all()
-    if not rows:
-        return set(), set()
-    tree = lease_queues.tree(session, pool)
-    queues = {name for row in rows if row.scope == "queue" for name in lease_queues.below(tree, row.name)}
-    lifecycles = [row.name for row in rows if row.scope == "lifecycle"]
-    return queues, {*lifecycles, *map(names.search_id, lifecycles)}
+    """Queues, and workflows of lifecycles that wait, that are granted nothing for want of budget."""
+    spent = select(BudgetRow.name).where(BudgetRow.pool == pool, col(BudgetRow.spent))
+    of_queues = session.exec(spent.where(BudgetRow.scope == "queue")).all()
+    tree = lease_queues.tree(session, pool) if of_queues else ()
+    queues = {queue for name in of_queues for queue in lease_queues.below(tree, name)}
+    lifecycles = spent.where(BudgetRow.scope == "lifecycle")
+    if session.exec(lifecycles.limit(1)).first() is None:
+        return queues, set()
+    waits = select(LeaseRequestRow.workflow_id).where(LeaseRequestRow.pool == pool, LeaseRequestRow.state == "queued")
+    searches = lifecycles.with_only_columns(col(BudgetRow.name) + names.OF_SEARCH)
+    workflow = col(LeaseRequestRow.workflow_id)
+    found = session.exec(waits.where(workflow.in_(lifecycles) | workflow.in_(searches)).distinct()).all()
+    return queues, set(found)
 
 
 def used(session: Session, pool: str, row: BudgetRow, now_ms: int) -> Bounds:
@@ -137,14 +142,14 @@ def look_after(store: Store, pool: str, now_ms: int, grace: timedelta) -> None:
     """Count on, and hold back or let go on whose budget has been spent or raised. Before each decision."""
     with store.read() as session:
         shared = _pool(session, pool, now_ms)
-        rows = session.exec(select(BudgetRow).where(BudgetRow.pool == pool)).all()
-        news = [row for row in rows if _is_news(session, row, shared)]
-        spent = [row for row in rows if row.spent] if not news else rows
-        if rows and not news and not _untold(session, pool, spent, shared.tree):
+        rows = _in_use(session, pool, shared)
+        news = any(_is_news(session, row, shared) for row in rows)
+        if not news and not _is_anybody_told_wrong(session, pool, [row for row in rows if row.spent], shared.tree):
             return
     with store.write() as session:
         shared = _pool(session, pool, now_ms)
-        for row in session.exec(select(BudgetRow).where(BudgetRow.pool == pool)).all():
+        rows = _in_use(session, pool, shared)
+        for row in rows:
             fresh = [each for each in _fresh(session, row, shared.tree) if (each.id or 0) <= shared.newest]
             total = _ended(row, shared, fresh)
             row.used_core_ms, row.used_gpu_ms, row.used_micros = total
@@ -152,7 +157,25 @@ def look_after(store: Store, pool: str, now_ms: int, grace: timedelta) -> None:
             row.spent = bool(budgets.over(bounds_of(row), _used(session, row, shared)))
             session.add(row)
         session.flush()
-        _tell(session, pool, shared, grace)
+        _tell(session, pool, shared, [row for row in rows if row.spent], grace)
+
+
+def _in_use(session: Session, pool: str, shared: Pool) -> list[BudgetRow]:
+    """Budgets of queues, and of lifecycles that hold a lease or wait for one: of those that have ended nothing is to be
+    decided. What they have spent is written down once in a while, so that nobody has to add it all up.
+    """
+    queued = select(LeaseRequestRow.workflow_id).where(LeaseRequestRow.pool == pool, LeaseRequestRow.state == "queued")
+    live = {*map(names.lifecycle_of, (lease.workflow_id for lease in shared.held))}
+    live |= {*map(names.lifecycle_of, session.exec(queued.distinct()).all())}
+    of_pool = select(BudgetRow).where(BudgetRow.pool == pool)
+    long_ago = col(BudgetRow.until_row) < shared.newest - AT_ONCE
+    rows = list(session.exec(of_pool.where((col(BudgetRow.scope) == "queue") | long_ago)).all())
+    known = {row.name for row in rows if row.scope == "lifecycle"}
+    left = sorted(live - known)
+    for first in range(0, len(left), AT_ONCE):
+        some = col(BudgetRow.name).in_(left[first : first + AT_ONCE])
+        rows += session.exec(of_pool.where(BudgetRow.scope == "lifecycle", some)).all()
+    return sorted(rows, key=lambda row: (row.scope, row.name))
 
 
 def _is_news(session: Session, row: BudgetRow, pool: Pool) -> bool:
@@ -170,17 +193,18 @@ def _of(row: BudgetRow, tree: Sequence[Queue], queue: str, lifecycle: str) -> bo
     )
 
 
-def _untold(session: Session, pool: str, spent: Iterable[BudgetRow], tree: Sequence[Queue]) -> bool:
-    """Is there somebody who does not know yet that its budget is spent?"""
+def _is_anybody_told_wrong(session: Session, pool: str, spent: Iterable[BudgetRow], tree: Sequence[Queue]) -> bool:
+    """Is there somebody who does not know yet that its budget is spent, or still believes so?"""
     spent = list(spent)
+
+    def is_over(queue: str, lifecycle: str) -> bool:
+        return any(_of(row, tree, queue, lifecycle) for row in spent)
+
     return any(
-        any(_of(row, tree, lease.queue, lease.workflow_id) for row in spent)
+        lease.state == "active" if is_over(lease.queue, lease.workflow_id) else lease.notice == NOTICE
         for lease in _working(session, pool)
-        if lease.state == "active"
     ) or any(
-        any(_of(row, tree, request.queue, request.workflow_id) for row in spent)
-        for request in _queued(session, pool)
-        if request.code != CODE
+        is_over(request.queue, request.workflow_id) != (request.code == CODE) for request in _queued(session, pool)
     )
 
 
@@ -198,9 +222,8 @@ def _queued(session: Session, pool: str) -> Sequence[LeaseRequestRow]:
     return session.exec(query.where(LeaseRequestRow.kind != CHECK).order_by(col(LeaseRequestRow.arrival))).all()
 
 
-def _tell(session: Session, pool: str, shared: Pool, grace: timedelta) -> None:
-    """Those of a budget that is spent, and those that were told before and whose budget is raised by now."""
-    found = session.exec(select(BudgetRow).where(BudgetRow.pool == pool, col(BudgetRow.spent))).all()
+def _tell(session: Session, pool: str, shared: Pool, found: Iterable[BudgetRow], grace: timedelta) -> None:
+    """Those of a budget that is spent (*found*), and those that were told before and whose budget is raised by now."""
     tree, currency = shared.tree, shared.prices[-1].currency if shared.prices else ""
     why = {
         (row.scope, row.name): budgets.sentence(
@@ -236,10 +259,10 @@ def _tell(session: Session, pool: str, shared: Pool, grace: timedelta) -> None:
 
 def seconds_left(session: Session, pool: str, now_ms: int) -> float | None:
     """Until the next budget is spent, as fast as it is spent now; None: none is."""
-    rows = session.exec(select(BudgetRow).where(BudgetRow.pool == pool, col(BudgetRow.spent).is_(False))).all()
-    if not rows:
+    if session.exec(select(BudgetRow.name).where(BudgetRow.pool == pool).limit(1)).first() is None:
         return None
     shared = _pool(session, pool, now_ms)
+    rows = [row for row in _in_use(session, pool, shared) if not row.spent]
     found = []
     for row in rows:
         rate = Bounds()

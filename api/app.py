@@ -216,6 +216,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         search.page,
         kept.page,
         drift.page,
+        score.page,
         release.page,
         pool.page,
         spending.page,

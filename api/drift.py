@@ -11,11 +11,11 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict
-from sqlmodel import Session, col, select
+from sqlmodel import Session, and_, col, func, or_, select
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
-from activities.drift import accepting
+from activities.drift.quarantine import accepting
 from activities.predictions.index import LogIndex
 from api import pages, watch
 from api.bodies import body_schema, json_body, read_form
@@ -43,6 +43,10 @@ SANDBOX = (
 Project = Annotated[str, Query(max_length=63)]
 Key = tuple[datetime, datetime]
 """A window's start and end."""
+MOST_CHECKS = 200
+"""Windows of one answer, and of the model's page."""
+ORDER = (col(DriftRow.window_start), col(DriftRow.window_end), col(DriftRow.checked_at))
+"""Of a window that was looked at twice, the last time comes last."""
 
 _rendering = asyncio.Lock()
 """One report at a time: each takes a core and a few hundred MB."""
@@ -89,6 +93,27 @@ class Checked(BaseModel):
 class Rearmed(BaseModel):
     model: str
     message: str
+
+
+class DriftList(BaseModel):
+    items: list[DriftView]
+    """Oldest window first."""
+    before: int | None
+    """To ask for those ahead of these; null: there are none."""
+
+
+@router.get("/models/{model}/checks")
+def listed(
+    model: str,
+    here: Here,
+    project: Project = "default",
+    before: Annotated[int | None, Query(ge=1, lt=2**31)] = None,
+    limit: Annotated[int, Query(ge=1, le=MOST_CHECKS)] = MOST_CHECKS,
+) -> DriftList:
+    """The last windows that were looked at; with *before*, those ahead of the window of that number."""
+    with here.store.read() as session:
+        found = checks(session, project, model, limit, before)
+    return DriftList(items=found, before=found[0].number if found and found[0].number > 1 else None)
 
 
 @router.post("/models/{model}/check", status_code=202)
@@ -206,24 +231,43 @@ def report_page(model: str, window: str, here: Here, person: Person, project: Pr
     """What a check found, with Evidently's report in a frame that can reach nothing."""
     row = _find(here, project, model, window)
     with here.store.read() as session:
-        view = next(view for view in checks(session, project, model) if view.key == _key(row))
+        number = number_of(session, row)
+        view = checks(session, project, model, 1, number + 1)[0]
     columns = watch.distributions(here.artifacts, row.report)
     return pages.render("drift.html", person=person, row=row, view=view, columns=columns, source=report_url(row))
 
 
-def checks(session: Session, project: str, model: str) -> list[DriftView]:
-    """Every window that was looked at, oldest first."""
-    query = select(TriggerRow).where(TriggerRow.project == project, TriggerRow.model == model)
-    late = {_key(row): row.late_rows for row in session.exec(query)}
-    rows = enumerate(_latest(session, project, model), 1)
-    return [_view(number, row, late.get(_key(row), 0)) for number, row in rows]
+def checks(
+    session: Session, project: str, model: str, most: int = MOST_CHECKS, before: int | None = None
+) -> list[DriftView]:
+    """The last *most* windows that were looked at, oldest first; *before*: those ahead of that number."""
+    windows = _windows(project, model)
+    last = session.exec(select(func.count()).select_from(windows.subquery())).one()
+    if before is not None:
+        last = min(last, max(before - 1, 0))
+    first = max(0, last - most)
+    keys = session.exec(windows.offset(first).limit(last - first)).all() if last > first else []
+    if not keys:
+        return []
+    of_model = (DriftRow.project == project, DriftRow.model == model)
+    spans = (col(DriftRow.window_start) >= keys[0][0], col(DriftRow.window_start) <= keys[-1][0])
+    found = {_key(row): row for row in session.exec(select(DriftRow).where(*of_model, *spans).order_by(*ORDER))}
+    decided = select(TriggerRow).where(
+        TriggerRow.project == project, TriggerRow.model == model, col(TriggerRow.window_start) >= keys[0][0]
+    )
+    late = {_key(row): row.late_rows for row in session.exec(decided)}
+    return [_view(number, found[key], late.get(key, 0)) for number, key in enumerate(map(_as_key, keys), first + 1)]
 
 
-def _latest(session: Session, project: str, model: str) -> list[DriftRow]:
-    """The check of each window, in order; of a window that was looked at twice, the last one."""
-    query = select(DriftRow).where(DriftRow.project == project, DriftRow.model == model)
-    order = (col(DriftRow.window_start), col(DriftRow.window_end), col(DriftRow.checked_at))
-    return list({_key(row): row for row in session.exec(query.order_by(*order))}.values())
+def _windows(project: str, model: str) -> Any:  # noqa: ANN401  # a SelectOfScalar of two columns
+    """The windows that were looked at, in order: one that was looked at twice is there once."""
+    of_model = (DriftRow.project == project, DriftRow.model == model)
+    chosen = select(col(DriftRow.window_start), col(DriftRow.window_end)).where(*of_model).distinct()
+    return chosen.order_by(col(DriftRow.window_start), col(DriftRow.window_end))
+
+
+def _as_key(row: Any) -> Key:  # noqa: ANN401  # a Row of two moments
+    return row[0], row[1]
 
 
 def _key(row: DriftRow | TriggerRow) -> Key:
@@ -254,15 +298,38 @@ def _stamp(moment: datetime) -> str:
 
 def _find(here: Parts, project: str, model: str, window: str) -> DriftRow:
     """The check of *window* (its number, its start, or its start and end). Raises `NotFound`."""
+    of_model = (DriftRow.project == project, DriftRow.model == model)
     with here.store.read() as session:
-        for number, row in enumerate(_latest(session, project, model), 1):
-            if window in (str(number), _stamp(row.window_start), _name(row)):
-                return row
+        edges = _edges(session, project, model, window)
+        if edges:
+            named = [col(DriftRow.window_start) == edges[0], *(col(DriftRow.window_end) == edge for edge in edges[1:2])]
+            rows = session.exec(select(DriftRow).where(*of_model, *named).order_by(*ORDER)).all()
+            if rows:
+                return [row for row in rows if row.window_end == rows[0].window_end][-1]
     raise NotFound(
         f"no drift check of {project}/{model} is known as {window[:60]}",
         field="window",
         hint="a window is named by its number or its start, as in the model's list of checks",
     )
+
+
+def _edges(session: Session, project: str, model: str, window: str) -> list[datetime]:
+    """Start, or start and end, of the window that is called so; empty where none may be."""
+    if window.isdecimal() and len(window) < 10:  # noqa: PLR2004  # digits of a number of windows
+        found = session.exec(_windows(project, model).offset(max(int(window) - 1, 0)).limit(1)).first()
+        return list(found) if found and int(window) else []
+    try:
+        return [datetime.strptime(edge, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC) for edge in window.split("-")]
+    except ValueError:
+        return []
+
+
+def number_of(session: Session, row: DriftRow) -> int:
+    """Of the window that *row* is about, by its start, from 1."""
+    windows = _windows(row.project, row.model).subquery()
+    start, end = windows.c.window_start, windows.c.window_end
+    earlier = or_(start < row.window_start, and_(start == row.window_start, end <= row.window_end))
+    return int(session.exec(select(func.count()).select_from(windows).where(earlier)).one())
 
 
 # --- rendering ----------------------------------------------------------------------------------

@@ -5,11 +5,12 @@ import contextlib
 import uuid
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import sqlalchemy
 from fastapi import APIRouter, Query
 from pydantic import BaseModel
-from sqlmodel import Session, col, select
+from sqlmodel import Session, col, func
 from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse
@@ -110,11 +111,7 @@ async def rows(  # noqa: PLR0917  # FastAPI gives them by name
 def view(session: Session, here: Parts, project: str, model: str) -> LogView | None:
     """None: nothing was ever logged, or control has not looked yet."""
     index = LogIndex(here.store, here.settings.predictions_dir, project, model)
-    files = session.exec(
-        select(LogPartRow).where(
-            LogPartRow.project == project, LogPartRow.model == model, col(LogPartRow.replaced_at).is_(None)
-        )
-    ).all()
+    files = session.execute(_by_kind(project, model)).all()
     removed = index.state(session).removed_rows
     if not files and not removed:
         return None
@@ -123,24 +120,42 @@ def view(session: Session, here: Parts, project: str, model: str) -> LogView | N
     return LogView(
         project=project,
         model=model,
-        rows=sum(file.rows for file in files),
-        torn=sum(file.torn for file in files),
-        first_event=min((file.first_event for file in files if file.first_event), default=None),
-        last_event=max((file.last_event for file in files if file.last_event), default=None),
-        last_write=max((file.logged_until for file in files if file.logged_until), default=None),
-        lines_bytes=sum(file.bytes for file in files if file.kind == "lines"),
-        parquet_bytes=sum(file.bytes for file in files if file.kind == "parquet"),
+        rows=sum(each.rows for each in files),
+        torn=sum(each.torn for each in files),
+        first_event=min((each.first for each in files if each.first), default=None),
+        last_event=max((each.last for each in files if each.last), default=None),
+        last_write=max((each.written for each in files if each.written), default=None),
+        lines_bytes=sum(each.bytes for each in files if each.kind == "lines"),
+        parquet_bytes=sum(each.bytes for each in files if each.kind == "parquet"),
         keep_seconds=None if keep is None else keep.total_seconds(),
         removed_rows=removed,
         days=_days(session, project, model),
     )
 
 
+def _by_kind(project: str, model: str) -> Any:  # noqa: ANN401  # sums by the kind of the file
+    """The files that count, summed where they lie: there may be many thousands."""
+    of = LogPartRow
+    sums = (
+        col(of.kind),
+        func.sum(of.rows).label("rows"),
+        func.sum(of.torn).label("torn"),
+        func.sum(of.bytes).label("bytes"),
+        func.min(of.first_event).label("first"),
+        func.max(of.last_event).label("last"),
+        func.max(of.logged_until).label("written"),
+    )
+    counting = (col(of.project) == project, col(of.model) == model, col(of.replaced_at).is_(None))
+    return sqlalchemy.select(*sums).where(*counting).group_by(col(of.kind))
+
+
 def _days(session: Session, project: str, model: str) -> list[LogDay]:
+    hour = col(LogHourRow.hour)
+    query = sqlalchemy.select(hour, func.sum(LogHourRow.rows))
+    query = query.where(col(LogHourRow.project) == project, col(LogHourRow.model) == model).group_by(hour)
     counts: dict[date, int] = {}
-    query = select(LogHourRow.hour, LogHourRow.rows).where(LogHourRow.project == project, LogHourRow.model == model)
-    for hour, count in session.exec(query):
-        counts[hour.date()] = counts.get(hour.date(), 0) + count
+    for at, rows in session.execute(query.order_by(hour.desc()).limit(24 * MOST_DAYS)):
+        counts[at.date()] = counts.get(at.date(), 0) + rows
     return [LogDay(day=day, rows=counts[day]) for day in sorted(counts)[-MOST_DAYS:]]
 
 

@@ -121,7 +121,7 @@ class ModelView(BaseModel):
     versions: list[VersionView]
     monitor: MonitorView | None
     checks: list[DriftView]
-    """Drift checks, oldest window first."""
+    """The last 200 drift checks, oldest window first; those before by `GET /models/MODEL/checks?before=NUMBER`."""
     releases: list[ReleaseView]
     links: dict[str, str]
     refused: str = ""
@@ -180,10 +180,16 @@ def shown(model: str, here: Here, project: Project = "default") -> ModelView:
 
 
 @page.get("/models/{model}")
-def model_page(model: str, here: Here, person: Person, project: Project = "default") -> HTMLResponse:
+def model_page(
+    model: str,
+    here: Here,
+    person: Person,
+    project: Project = "default",
+    before: Annotated[int | None, Query(ge=1, lt=2**31)] = None,
+) -> HTMLResponse:
     """A model: what answers, how far the data has drifted, what there was before."""
     with here.store.read() as session:
-        found = view(session, here.settings.serve_url, project, model)
+        found = view(session, here.settings.serve_url, project, model, before)
         known = labels.view(session, here, project, model)
         came = watch.triggers(session, found.checks, known.performance)
         log = predictions.view(session, here, project, model)
@@ -320,8 +326,8 @@ def _done(here: Parts, project: str, model: str, person: str, body: RollBackRequ
     )
 
 
-def view(session: Session, serve_url: str, project: str, model: str) -> ModelView:
-    """Everything about a model. Raises `NotFound`."""
+def view(session: Session, serve_url: str, project: str, model: str, before: int | None = None) -> ModelView:
+    """Everything about a model; of its drift checks those ahead of the number *before*. Raises `NotFound`."""
     route = session.get(RouteRow, (project, model))
     versions = _versions(session, project, model, route.version if route else None)
     if route is None and not versions:
@@ -330,13 +336,14 @@ def view(session: Session, serve_url: str, project: str, model: str) -> ModelVie
             field="model",
             hint="`everloop list` shows lifecycles",
         )
-    monitor, found = session.get(MonitorRow, (project, model)), drift.checks(session, project, model)
+    monitor, found = session.get(MonitorRow, (project, model)), drift.checks(session, project, model, before=before)
+    latest = found if before is None else drift.checks(session, project, model, 1)
     return ModelView(
         project=project,
         model=model,
         route=_route(route) if route else None,
         versions=versions,
-        monitor=_monitor(monitor, found) if monitor else None,
+        monitor=_monitor(monitor, latest) if monitor else None,
         checks=found,
         releases=_releases(session, project, model),
         links={

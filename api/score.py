@@ -3,7 +3,7 @@
 import contextlib
 import re
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Header, Query
 from pydantic import BaseModel, ConfigDict, StringConstraints
 from sqlmodel import Session
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import StreamingResponse
+from starlette.responses import HTMLResponse, StreamingResponse
 from temporalio.client import WorkflowExecutionStatus
 from temporalio.common import (
     SearchAttributePair,
@@ -21,6 +21,7 @@ from temporalio.common import (
 )
 from temporalio.exceptions import WorkflowAlreadyStartedError
 
+from api import pages
 from api.bodies import body_schema, json_body
 from api.dependencies import RPC_TIMEOUT, Here, Parts, Person, ask
 from everloop import names, scores, signing
@@ -30,9 +31,13 @@ from everloop.scores import ScoreAnswer, ScoreProgress, ScoreRequest
 from everloop.store import RouteRow
 
 router = APIRouter(tags=["predictions"])
+page = APIRouter(include_in_schema=False)
 
 KEY = re.compile(r"[A-Za-z0-9._-]{1,128}")
 PIECE_BYTES = 1 << 20
+MOST_LISTED = 50
+PLAIN = re.compile(r"[\w.-]{1,100}")
+"""Names that may stand in a query to Temporal as they are."""
 RUNS_FOR_MOST = timedelta(days=30)
 
 Project = Annotated[str, Query(max_length=63)]
@@ -138,12 +143,11 @@ async def shown(model: str, key: str, here: Here, project: Project = "default") 
             view = view.model_copy(update=progress.model_dump())
         return view
     if found.status is not WorkflowExecutionStatus.COMPLETED:
-        cancelled = found.status in (WorkflowExecutionStatus.CANCELED, WorkflowExecutionStatus.TERMINATED)
         try:
             await ask(_result(here, model, key, project))
         except Exception as error:  # noqa: BLE001  # whatever it ended with is what is told
             view.sentence = str(error)
-        view.status = "cancelled" if cancelled else "failed"
+        view.status = _word(found.status)
         return view
     answer = await ask(_result(here, model, key, project))
     view.status, view.sentence = "done", f"{answer.rows:,} rows are answered, {answer.rejected:,} are rejected"
@@ -173,6 +177,53 @@ async def file(
         "Content-Disposition": f'attachment; filename="{blob.name}"',
     }
     return StreamingResponse(_bytes(here, blob), media_type="application/octet-stream", headers=headers)
+
+
+class ScoreItem(BaseModel):
+    """A score in a list."""
+
+    key: str
+    path: str
+    status: Literal["running", "done", "failed", "cancelled"]
+    begun: datetime
+
+
+@page.get("/models/{model}/scores")
+async def scores_page(model: str, here: Here, person: Person, project: Project = "default") -> HTMLResponse:
+    """The files that a model has answered, as far back as Temporal keeps them."""
+    if not (PLAIN.fullmatch(model) and PLAIN.fullmatch(project)):
+        raise NotFound(f"there is no model {model[:63]} in project {project}", field="model")
+    items = await ask(_listed(here, project, model))
+    more = len(items) > MOST_LISTED
+    return pages.render(
+        "scores.html", person=person, project=project, model=model, items=items[:MOST_LISTED], more=more
+    )
+
+
+@page.get("/models/{model}/scores/{key}")
+async def score_page(model: str, key: str, here: Here, person: Person, project: Project = "default") -> HTMLResponse:
+    """How far the scoring of a file is, and what came out."""
+    return pages.render("score.html", person=person, view=await shown(model, key, here, project))
+
+
+async def _listed(here: Parts, project: str, model: str) -> list[ScoreItem]:
+    """The newest first; one more than are shown, where there are more."""
+    asked = f"WorkflowType='{names.SCORE}' AND {names.PROJECT.name}='{project}' AND {names.MODEL.name}='{model}'"
+    found: list[ScoreItem] = []
+    async for each in here.temporal.list_workflows(asked, limit=MOST_LISTED + 1, rpc_timeout=RPC_TIMEOUT):
+        path = await each.memo_value("path", default="")
+        key = each.id.rpartition("/")[2]
+        found.append(ScoreItem(key=key, path=str(path), status=_word(each.status), begun=each.start_time))
+    return found
+
+
+def _word(status: WorkflowExecutionStatus | None) -> Literal["running", "done", "failed", "cancelled"]:
+    if status is WorkflowExecutionStatus.RUNNING:
+        return "running"
+    if status is WorkflowExecutionStatus.COMPLETED:
+        return "done"
+    stopped = status in (WorkflowExecutionStatus.CANCELED, WorkflowExecutionStatus.TERMINATED)
+    return "cancelled" if stopped else "failed"
 
 
 async def _bytes(here: Parts, blob: Blob) -> AsyncIterator[bytes]:

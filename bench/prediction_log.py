@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import orjson
 
-from activities.drift import next_closed
+from activities.drift.windows import next_closed
 from activities.predictions.index import LogIndex
 from activities.predictions.keeping import LogKeeper
 from bench import figures

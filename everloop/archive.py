@@ -19,10 +19,6 @@ BROKEN = (
 """What reading an archive raises that is none, or is damaged."""
 
 
-def is_wheel(data: bytes) -> bool:
-    return zipfile.is_zipfile(io.BytesIO(data))
-
-
 def sizes(data: bytes) -> dict[str, int]:
     """The files of a wheel and what they take unpacked; nothing is unpacked for it. Raises `TrainerFailed`."""
     try:

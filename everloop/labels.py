@@ -257,7 +257,7 @@ def _name(row: Mapping[str, Any], place: int, signature: Signature) -> Name:
 
 def _text(value: object, place: int, column: str) -> str:
     if isinstance(value, float):
-        hint = f'names are compared as texts: send "{value!r}" or "{value:.0f}", as the prediction had it'
+        hint = f'names are compared as texts: send "{value!r}", or "{value:.0f}" where the prediction had a number'
         raise _wrong(place, column, f"is the float {value!r}, which is no exact name", hint)
     text = text_of(value)
     if text is None or not 0 < len(text) <= MOST_TEXT:

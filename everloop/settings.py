@@ -46,7 +46,7 @@ class Settings:
     node: str = ""
     """This host's name in the pool, and the end of its devices' names. Empty: one machine, they need none."""
     slots: int = 0
-    """Devices of this machine, each for one job of `slot_cores`. 0: by the machine, see workers/devices.py."""
+    """Devices of this machine, each for one job of `slot_cores`. 0: by the machine, see workers/devices."""
     slot_cores: int = 1
     """Threads of a job that asks for none."""
     devices: str = "auto"

@@ -9,7 +9,6 @@ from rich.table import Table
 from rich.text import Text
 
 out = Console(highlight=False, soft_wrap=False)
-err = Console(stderr=True, highlight=False)
 _UTF8 = (sys.stdout.encoding or "").lower().startswith("utf")
 
 MARKS = {

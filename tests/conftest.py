@@ -15,6 +15,7 @@ from everloop import stack
 from everloop.artifacts import Artifacts
 from everloop.settings import Settings
 from everloop.store import Store
+from tests import stores
 from workers import temporal
 
 if TYPE_CHECKING:
@@ -90,8 +91,7 @@ def browser() -> Iterator["Browser"]:
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
     """An empty, migrated SQLite store."""
-    opened = Store(f"sqlite:///{tmp_path / 'everloop.db'}")
-    opened.migrate()
+    opened = stores.migrated(f"sqlite:///{tmp_path / 'everloop.db'}")
     yield opened
     opened.close()
 

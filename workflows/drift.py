@@ -124,7 +124,6 @@ class DriftCheck:
                 model=request.model,
                 report=report or PerformanceReport(windows=(), labels=0, joined=0),
                 labels_bytes=asked.labels_bytes,
-                spec=due.spec,
                 version=asked.champion.version,
                 failed=failed,
             ),

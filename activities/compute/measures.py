@@ -5,6 +5,7 @@ Data that moved is a reason to learn again; data that is broken is not, and a pe
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from activities.compute.inference import Columns
 from everloop.records import Blob, Break, ColumnDrift, Field, Measure, Signature
 from everloop.specs import Monitor
 
+REFUSED = 0.5
+"""Share of a window's rows that do not fit the model's columns from which the data is broken."""
 GONE, THERE_ONCE = 0.995, 0.5
 """A column is broken that lacks at least the first share of its values and lacked at most the second in training."""
 FACTORS = (1000.0, 100.0, 10.0, 60.0, 24.0, 3600.0, 2.20462, 1.609344, 3.28084, 2.54, 25.4)
@@ -62,6 +65,31 @@ def measures_of(
         elif entry.kind == "number":
             shares["out_of_range"][entry.name] = _outside(entry, then, now)
     return [_worst(name, found, monitor.quality) for name, found in shares.items() if found], broken
+
+
+def schema_of(refused: Mapping[str, int], answered: int, monitor: Monitor) -> tuple[Measure, list[Break]]:
+    """Rows that the prediction server has refused, by the column that does not fit, beside those that it answered."""
+    total = sum(refused.values())
+    share = total / (answered + total) if total else 0.0
+    worst = sorted(refused, key=lambda column: (-refused[column], column))
+    listed = ", ".join(f"{column!r} in {refused[column]:,}" for column in worst[:MOST_NAMED])
+    more = f" and {len(worst) - MOST_NAMED} more columns" if len(worst) > MOST_NAMED else ""
+    why = f"{share:.1%} of the rows were refused, a column is gone or its type has changed: {listed}{more}"
+    measure = Measure(
+        name="schema",
+        value=share,
+        threshold=monitor.quality,
+        over=share >= monitor.quality,
+        why=why if total else "no row was refused",
+        column=worst[0] if worst else "",
+    )
+    if share < REFUSED:
+        return measure, []
+    return measure, [
+        Break(column=column, kind="schema", why=f"{refused[column]:,} of {answered + total:,} rows were refused for it")
+        for column in worst
+        if refused[column] >= REFUSED * total / 2
+    ]
 
 
 def answers_of(signature: Signature, now: Answers, evaluation: Mapping[str, Any]) -> Measure | None:
@@ -181,11 +209,39 @@ def _break(entry: Field, then: NDArray[Any], now: NDArray[Any]) -> Break | None:
     if lacks >= GONE and lacked <= THERE_ONCE:
         gone = "all values are" if lacks == 1 else f"{lacks:.1%} of the values are"
         return Break(column=entry.name, kind="missing", why=f"{gone} missing; {lacked:.1%} were in training")
+    if entry.kind == "category" and entry.known:
+        changed = _changed_type(then, now)
+        if changed:
+            return Break(column=entry.name, kind="schema", why=changed)
     if entry.kind == "number":
         unit = changed_unit(then, now)
         if unit:
             return Break(column=entry.name, kind="unit", why=f"it looks like another unit: {unit}")
     return None
+
+
+NUMBER, MOMENT = re.compile(r"[+-]?\d+([.,]\d+)?([eE][+-]?\d+)?"), re.compile(r"\d{4}-\d\d-\d\d([T ].*)?")
+
+
+def _changed_type(then: NDArray[Any], now: NDArray[Any]) -> str:
+    """How the texts of a column are of another type than they were, or empty."""
+    before, after = (_type_of(side) for side in (then, now))
+    if not before or not after or before == after:
+        return ""
+    shown = ", ".join(repr(str(text)[:20]) for text in now[now != ""][:MOST_NAMED])
+    return f"its values are {after} ({shown}); they were {before} in training"
+
+
+def _type_of(texts: NDArray[Any]) -> str:
+    """What nearly all of them are; empty where they are of several types."""
+    filled, counts = np.unique(texts[texts != ""].astype(str), return_counts=True)
+    if not len(filled):
+        return ""
+    numbers = np.array([bool(NUMBER.fullmatch(text)) for text in filled])
+    moments = np.array([bool(MOMENT.fullmatch(text)) for text in filled])
+    parts = {"numbers": numbers, "dates": moments, "words": ~numbers & ~moments}
+    sure = [name for name, chosen in parts.items() if counts[chosen].sum() >= GONE * counts.sum()]
+    return sure[0] if sure else ""
 
 
 def changed_unit(then: NDArray[np.float64], now: NDArray[np.float64]) -> str:

@@ -25,6 +25,8 @@ from everloop.windows import window_of
 
 MOST_WINDOWS = 60
 """Of which the labels are told: the newest."""
+REPORT_BYTES = 24 << 10
+"""Windows listed in the result, which travels through Temporal twice."""
 ALONE = 0.9
 """Share of the labelled rows of a window that one version must have answered to be judged by them."""
 EVER = datetime(1500, 1, 1, tzinfo=UTC)
@@ -78,12 +80,17 @@ def measure(request: PerformanceRequest, job: Job) -> PerformanceReport:
     windows, scanned = _joined(logged, known, signature, request.size)
     evaluation = evaluation_of(job, request.evaluation)
     told: list[WindowPerformance] = []
+    size = 0
     for window in sorted(windows, key=lambda each: each.start, reverse=True):
         if len(told) == MOST_WINDOWS:
             break
         found = _performance(request, signature, signatures, window, windows[window], evaluation)
-        if found is not None:
-            told.append(found)
+        if found is None:
+            continue
+        size += len(found.model_dump_json())
+        if size > REPORT_BYTES:
+            break
+        told.append(found)
     waiting = len(known.values) - len(known.joined)
     print(f"{len(known.values):,} labels; {len(known.joined):,} have their prediction, {waiting:,} wait for it")
     for each in reversed(told):

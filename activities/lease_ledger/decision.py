@@ -49,7 +49,7 @@ MOST_EXPLAINED = 500
 """Reasons that one step writes: those who wait further back learn theirs when they are nearer."""
 QUIET = timedelta(seconds=60)
 """The pool looks again this soon while somebody waits, whatever happens."""
-FOR_OTHERS = ("reclaim", "preempt", "shrink")
+FOR_OTHERS = ("reclaim", "preempt", "shrink", "over_runtime")
 """Notices that count as preemptions."""
 
 

@@ -1,7 +1,7 @@
 """Who gets what: a pure function of integers. The same state gives the same decisions anywhere.
 
 No clock, randomness, floats, sets in an order, or seconds of computing: every sort key ends in an id, and work is
-bounded by fuel, the number of requests that are looked at. A state that makes no sense raises nothing.
+bounded by fuel, the number of requests that are tried. A state that makes no sense raises nothing.
 """
 
 from activities.lease_policy.allocate import allocate
@@ -32,7 +32,8 @@ TRIAL_TOKENS = 1 << 62
 def decide(state: PoolState, now_ms: int, policy: Policy, fuel: int) -> tuple[Decision, ...]:
     """What is to be done now, in the order in which it is to be done, and why everybody else waits.
 
-    At most *fuel* requests are looked at. Asked again once all of it is done, it has nothing more to do.
+    At most *fuel* requests are tried; one that asks for what was refused before is not. Asked again once all of it is
+    done, it has nothing more to do.
     """
     done: list[Decision] = []
     pool, rounds = None, 0

@@ -1,30 +1,43 @@
 """Allocate what is free, without taking anything from anybody.
 
 Queues take turns: those that stay within their quotas first, then those below their shares, then the rest; among them
-by queue priority, and the one with the least of its share first. In a queue by priority, then in order of arrival.
-Who does not fit is passed by those behind; the same shape is not tried twice, since room only shrinks meanwhile.
+by queue priority, then those that starve, and the one with the least of its share first. In a queue by priority, then
+in order of arrival. Who does not fit is passed by those behind; the same shape is not tried twice, since room only
+shrinks meanwhile. Fuel is for trying alone: ten thousand alike in one queue do not keep another from being asked.
 """
 
 from heapq import heapify, heappop, heappush
 
 from activities.lease_policy.pool import Line, Pool, Shape
-from activities.lease_policy.reserve import consider, ends_before_reservations
+from activities.lease_policy.reserve import consider, ends_before_reservations, is_refused, is_starving
 from activities.lease_policy.state import Amount, Grant, Part, Request
-from activities.lease_policy.tree import BOTH, over_firm, over_limit, within_quota
+from activities.lease_policy.tree import BOTH, within_quota
 
 Turn = tuple[int, tuple[int, ...], int, str]
+NextTurn = tuple[int, tuple[int, ...], bool, int, str]
 
 
 def allocate(pool: Pool) -> None:
     _serve(pool, pool.light_line, None)
     heads = ((line.waiting[0][1], line) for line in pool.lines.values() if line.waiting)
-    heap = [(turn(line, shape), shape, line) for shape, line in heads]
+    heap = [(next_turn(pool, line, 0), shape, line) for shape, line in heads]
     heapify(heap)  # no two turns are equal: the queue's id is in it
-    while heap and pool.fuel > 0:
+    while heap:
         _, shape, line = heappop(heap)
         following = _serve(pool, line, shape)
         if following is not None:
-            heappush(heap, (turn(line, following), following, line))
+            heappush(heap, (next_turn(pool, line, line.asked), following, line))
+
+
+def next_turn(pool: Pool, line: Line, place: int) -> NextTurn:
+    """Of the request at this *place* of the line, from 0. Among queues of one rank those that starve are asked first.
+
+    Else small work that ends before each decision, in a queue that has nothing then, would be given what is free for
+    ever, and a reservation would come too late.
+    """
+    request, shape = line.waiting[place]
+    first, rank, saturation, queue = turn(line, shape)
+    return first, rank, not is_starving(pool, line, request, shape), saturation, queue
 
 
 def turn(line: Line, shape: Shape) -> Turn:
@@ -47,24 +60,22 @@ def _serve(pool: Pool, line: Line, shape: Shape | None) -> Shape | None:
     """
     waiting, closed = line.waiting, line.closed
     top = line.leaf.top.id if line.leaf is not None else None
-    while line.asked < len(waiting) and pool.fuel > 0:
+    while line.asked < len(waiting):
         request, own = waiting[line.asked]
         known = own.refused or own.number in closed
         if not known and shape is not None and own is not shape:
             return own
+        if not known and pool.fuel <= 0:
+            return None
         if known and (top is None or top in pool.reserving) and line.all_refused():
-            number = min(len(waiting) - line.asked, pool.fuel)
-            line.asked += number
-            pool.fuel -= number
+            line.asked = len(waiting)
             return None
         if known and (top is None or top in pool.reserving):
-            _pass_the_refused(pool, line)
+            _pass_the_refused(line)
             continue
         line.asked += 1
-        pool.fuel -= 1
-        if known and (not own.refused or own.unreserved):
-            continue
-        if request.id in pool.beneficiaries or request.id in pool.grants:
+        served = request.id in pool.beneficiaries or request.id in pool.grants
+        if served or (known and (not own.refused or own.unreserved)):
             continue
         if not known and _try(pool, line, request, own):
             if shape is not None:
@@ -74,19 +85,19 @@ def _serve(pool: Pool, line: Line, shape: Shape | None) -> Shape | None:
     return None
 
 
-def _pass_the_refused(pool: Pool, line: Line) -> None:
+def _pass_the_refused(line: Line) -> None:
     """Those next in the line of whom it is known: one at least."""
     waiting, closed = line.waiting, line.closed
-    asked, last = line.asked, min(len(waiting), line.asked + pool.fuel)
-    while asked < last and ((shape := waiting[asked][1]).refused or shape.number in closed):
+    asked = line.asked
+    while asked < len(waiting) and ((shape := waiting[asked][1]).refused or shape.number in closed):
         asked += 1
-    pool.fuel -= asked - line.asked
     line.asked = asked
 
 
 def _try(pool: Pool, line: Line, request: Request, shape: Shape) -> bool:
+    pool.fuel -= 1
     leaf = line.leaf
-    if leaf and (over_limit(leaf, shape.need) or (not shape.preemptible and over_firm(leaf, shape.need))):
+    if leaf and is_refused(leaf, shape):
         line.closed.add(shape.number)
         return False
     if not grant(pool, line, request, shape):

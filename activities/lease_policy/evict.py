@@ -8,7 +8,7 @@ most so many requests are looked at in one decision, those for which others were
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 
-from activities.lease_policy.allocate import turn
+from activities.lease_policy.allocate import next_turn
 from activities.lease_policy.pool import Line, Pool, Shape
 from activities.lease_policy.promises import promise
 from activities.lease_policy.reclaim import Reclaim, right_of
@@ -119,7 +119,7 @@ def _victims_besides_own(
 def in_turn(pool: Pool) -> list[Line]:
     """Lines with somebody left, in the order in which their turns come."""
     lines = [line for line in (pool.light_line, *pool.lines.values()) if line.waiting]
-    return sorted(lines, key=lambda line: turn(line, line.waiting[0][1]))
+    return sorted(lines, key=lambda line: next_turn(pool, line, 0))
 
 
 def _victims(

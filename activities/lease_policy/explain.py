@@ -5,6 +5,7 @@ and, where only room is wanting, whether the queue has a right to more.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from functools import partial
 
@@ -13,7 +14,7 @@ from activities.lease_policy.pool import Line, Pool, Shape
 from activities.lease_policy.room import MANY, NOTHING, Four, fit, most, plus, times
 from activities.lease_policy.sentence import said
 from activities.lease_policy.state import Explain, Request
-from activities.lease_policy.tree import Node, over_firm, over_limit, over_quota
+from activities.lease_policy.tree import BOTH, Node, over_firm, over_limit, over_quota
 
 ROOM = ("no_room", "behind", "over_quota")
 """Codes of those that want nothing but room."""
@@ -89,16 +90,24 @@ def _reason(line: Line, shape: Shape, free: "_Free", wanting: str) -> Reason:
         return ("behind" if wanting else "no_room"), free.wants(shape)
     node = over_limit(leaf, shape.need)
     if node:
-        return "over_limit", free.wants(shape) + free.bound("limit", node, shape)
+        return "over_limit", free.wants(shape) + free.bound("limit", node, shape) + _alone(node.limit, shape)
     node = None if shape.preemptible else over_firm(leaf, shape.need)
     if node:
-        return "not_preemptible_over_quota", free.wants(shape) + free.bound("firm", node, shape)
-    if free.without_those_kept(shape):
-        return "reserved_for", (*free.wants(shape), ("for", free.kept_for))
+        return "not_preemptible_over_quota", free.wants(shape) + free.bound("firm", node, shape) + _alone(
+            node.queue.quota, shape
+        )
+    kept = free.kept_for(shape)
+    if kept:
+        return "reserved_for", free.wants(shape) + kept
     node = over_quota(leaf, shape.need)
     if node:
         return "over_quota", free.wants(shape) + free.bound("quota", node, shape)
     return ("behind", (*free.wants(shape), ("first", wanting))) if wanting else ("no_room", free.wants(shape))
+
+
+def _alone(bound: Sequence[int], shape: Shape) -> Detail:
+    """It asks for more than that by itself, so that nothing that ends helps it."""
+    return (("alone", "1"),) if any(0 <= bound[r] < shape.need[r] for r in BOTH) else ()
 
 
 class _Free:
@@ -116,22 +125,28 @@ class _Free:
         self.lines = {pool.asking[name][1] for name in self.kept_for_some}
         self._amounts: dict[bool, tuple[Four, Four]] = {}
         self._wants: dict[int, Detail] = {}
-        self._fits: dict[int, bool] = {}
-        self.kept_for = min([*pool.reserved, *pool.beneficiaries], default="")
-        """Whom it is kept for: one of them, where there are several."""
+        self._kept_for: dict[int, Detail] = {}
         self._bounds: dict[tuple[str, str, bool, bool], Detail] = {}
 
-    def without_those_kept(self, shape: Shape) -> bool:
-        """Would it fit, were nothing kept for others?"""
+    def kept_for(self, shape: Shape) -> Detail:
+        """For whom that is kept in which it would fit, one of them where there are several. Empty: it fits in none."""
         if not self._kept:
-            return False
-        fits = self._fits.get(shape.alike)
-        if fits is None:
-            total = self._pool.room.count(shape.member, MANY)
-            for (free, shown), number in self._kept.items():
-                total += (fit(free, shape.member) - fit(shown, shape.member)) * number
-            fits = self._fits[shape.alike] = total >= shape.count
-        return fits
+            return ()
+        if shape.alike not in self._kept_for:
+            self._kept_for[shape.alike] = self._whose(shape)
+        return self._kept_for[shape.alike]
+
+    def _whose(self, shape: Shape) -> Detail:
+        room, member = self._pool.room, shape.member
+        shown = room.count(member, MANY)
+        kept = sum((fit(free, member) - fit(open_, member)) * number for (free, open_), number in self._kept.items())
+        if shown + kept < shape.count:
+            return ()
+        reserved = {name: fit(room.free[name], member) - fit(room.open_to_all(name), member) for name in room.spare}
+        if shown + sum(reserved.values()) >= shape.count:
+            whose = (name for name, one in sorted(self._pool.reserved.items()) if any(map(reserved.get, one.devices)))
+            return (("for", next(whose, "")),)
+        return ("for", min(self._pool.beneficiaries, default="")), ("promised", "1")
 
     def bound(self, which: str, node: Node, shape: Shape) -> Detail:
         """The queue whose limit or quota it is, for the resources that are asked for."""

@@ -9,7 +9,7 @@ backfill). A lease without a declared run time is not counted on; where that lea
 from activities.lease_policy.pool import End, Line, Pool, Shape
 from activities.lease_policy.room import MANY, NOTHING, Four, fit, minus, plus, tightness, times
 from activities.lease_policy.state import NO_LIMIT, Request, Reserve
-from activities.lease_policy.tree import BOTH, within_quota
+from activities.lease_policy.tree import BOTH, Node, over_firm, over_limit, within_quota
 
 
 def ends_before_reservations(pool: Pool, shape: Shape) -> bool:
@@ -34,12 +34,22 @@ def _is_entitled(line: Line, shape: Shape) -> bool:
     return within_quota(leaf, shape.need)
 
 
+def is_refused(leaf: Node, shape: Shape) -> bool:
+    """Whatever is free: a limit would be passed, or a quota by work that is not preemptible."""
+    if over_limit(leaf, shape.need):
+        return True
+    return not shape.preemptible and over_firm(leaf, shape.need) is not None
+
+
 def consider(pool: Pool, line: Line, request: Request, shape: Shape) -> None:
     """A reservation for a request without room, unless its top queue has one already."""
     leaf = line.leaf
     if leaf is None or leaf.top.id in pool.reserving or shape.unreserved:
         return
     if not is_starving(pool, line, request, shape):
+        return
+    if is_refused(leaf, shape):  # its shape was refused for room in another queue: nobody has asked in this one
+        line.closed.add(shape.number)
         return
     start = _start(pool, shape)
     if start is None:

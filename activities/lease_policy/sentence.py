@@ -30,8 +30,10 @@ def sentence(told: Explain, queue: str) -> str:
         return f"waits for a queue {queue!r} that takes requests: there is none"
     if told.code == "has_lease":
         return "waits for its earlier lease to end"
-    ahead = "next" if told.position == 1 else f"{told.position - 1} ahead"
     wants = f"waits for {facts.get('needs', 'its turn')} in queue {queue}"
+    if told.code == "infeasible":  # nobody is ahead of it, and it of nobody
+        return f"{wants}: {_why(told.code, facts)}"
+    ahead = "next" if told.position == 1 else f"{told.position - 1} ahead"
     return f"{wants}: {ahead}, {_why(told.code, facts)}"
 
 
@@ -41,11 +43,12 @@ def _why(code: str, facts: dict[str, str]) -> str:
         "behind": "{free} free",
         "over_limit": "queue {of} would go over its limit ({bound}, {used} in use)",
         "over_quota": "queue {of} is over its quota with it ({bound}, {used} in use); {free} free",
-        "not_preemptible_over_quota": "not preemptible: queue {of} has {used} of its quota ({bound}) in such work",
+        "not_preemptible_over_quota": "queue {of} would have more than its quota of work that is not preemptible "
+        "({bound}, {used} in use)",
         "reserved_for": "what is free is kept for {for}",
         "waits_for_notice": "{victims} told to let go for it",
         "infeasible": "no device or set of devices of the pool could hold it, the largest has {largest}",
-        "fuel": "not looked at yet, too many wait",
+        "fuel": "not tried in this decision, too many wait for different things",
     }
     return sentences.get(code, code).format_map(_Facts(facts))
 
@@ -53,19 +56,23 @@ def _why(code: str, facts: dict[str, str]) -> str:
 def unblocks(told: Explain) -> str:
     """What would change it."""
     facts = dict(told.detail)
+    alone = "alone" in facts
     away = ", or devices that are away come back" if "devices_away" in facts else ""
     sentences = {
         "unknown_queue": "somebody makes that queue, or the request names another one without queues below it",
         "has_lease": "its earlier lease ends",
-        "no_room": "a lease ends, or another queue goes over its share and has been there for the minimum run time",
+        "no_room": "a lease ends, or one that may be taken back has had the minimum run time over its queue's share",
         "behind": "those ahead are served and a lease ends",
-        "over_limit": "a lease in queue {of} ends, or an operator raises its limit",
+        "over_limit": ("it asks for less" if alone else "a lease in queue {of} ends")
+        + ", or an operator raises the limit of queue {of}",
         "over_quota": "a lease ends, or an operator raises the quota of queue {of}",
-        "not_preemptible_over_quota": "such work in queue {of} ends, its quota is raised, or it is made preemptible",
-        "reserved_for": "{for} is served or goes away; a declared max_runtime that ends before lets it pass",
+        "not_preemptible_over_quota": ("it asks for less" if alone else "such work in queue {of} ends")
+        + ", the quota of queue {of} is raised, or it is made preemptible",
+        "reserved_for": "{for} is served or goes away"
+        + ("" if "promised" in facts else "; a declared max_runtime that ends before each reservation lets it pass"),
         "waits_for_notice": "they write a checkpoint and let go, or are ended when their time is up",
         "infeasible": f"it asks for less, a larger device joins the pool{away}",
-        "fuel": "the next decision looks again",
+        "fuel": "some of those before it start or are withdrawn",
     }
     return sentences.get(told.code, "").format_map(_Facts(facts))
 

@@ -195,7 +195,8 @@ class NodeView(BaseModel):
 
     node: str
     state: str
-    """Of its devices, what hinders most; `drained` where it is draining and holds no lease any more."""
+    """Of its devices, what hinders most; `drained` where it is draining and holds no lease any more. Only on some of
+    them: `partly draining`."""
     devices: list[DeviceView]
     leases: int
 

@@ -110,6 +110,9 @@ def _with(before: tuple[Queue, ...], name: str, asked: QueueAsked) -> list[Queue
     if asked.remove:
         if name not in by_name:
             raise NotFound(f"there is no queue {name}", field="queue", hint="`everloop queue list` shows what there is")
+        if name == queues.DEFAULT:
+            message = f"queue {name} cannot be removed: whoever names no queue waits in it"
+            raise Invalid(message, field="queue", hint="weight 0 and quota 0 leave it only what nobody else wants")
         if any(queue.parent == name for queue in before):
             raise Invalid(f"queue {name} has queues below it", field="queue", hint="remove those first")
         return [queue for queue in before if queue.id != name]

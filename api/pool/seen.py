@@ -105,13 +105,17 @@ def nodes(session: Session, pool: str) -> list[NodeView]:
     found = []
     for node, mine in sorted(by_node.items()):
         tokens = set().union(*(on_device[device.name] for device in mine))
-        found.append(NodeView(node=node, state=_state_of(mine, tokens), devices=mine, leases=len(tokens)))
+        found.append(NodeView(node=node, state=_state_of(mine, on_device), devices=mine, leases=len(tokens)))
     return found
 
 
-def _state_of(mine: Sequence[DeviceView], tokens: set[int]) -> str:
+def _state_of(mine: Sequence[DeviceView], tokens: Mapping[str, set[int]]) -> str:
+    """What hinders most; `partly`: not on all devices of the node."""
     state = min((device.state for device in mine), key=HINDRANCE.index)
-    return "drained" if state == "draining" and not tokens else state
+    those = [device.name for device in mine if device.state == state]
+    if state == "draining" and not any(tokens[name] for name in those):
+        state = "drained"
+    return state if len(those) == len(mine) else f"partly {state}"
 
 
 # --- queues
@@ -259,6 +263,10 @@ def _queued(session: Session, pool: str, limit: int) -> Sequence[LeaseRequestRow
     return session.exec(query.order_by(*order).limit(limit)).all()
 
 
+NO_PLACE = ("infeasible", "unknown_queue", "has_lease")
+"""Who waits for these reasons stands in no line."""
+
+
 def waiting_view(row: LeaseRequestRow) -> WaitingView:
     told = explained_by(row)
     return WaitingView(
@@ -269,7 +277,7 @@ def waiting_view(row: LeaseRequestRow) -> WaitingView:
         since=row.requested_at,
         needs=Amounts(cores=row.cores, memory_mib=row.memory_mib, milli_gpu=row.milli_gpu, gpu_mib=row.gpu_mib),
         members=row.members_min,
-        position=row.position,
+        position=0 if row.code in NO_PLACE else row.position,
         ahead=row.ahead,
         code=row.code or NOT_LOOKED_AT,
         sentence=told[0],
@@ -348,8 +356,9 @@ def _latest_of(session: Session, workflow_id: str) -> LeaseRequestRow | None:
 
 def _sentence(view: WaitingView) -> str:
     since = f"{view.since.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    stands = f"is number {view.position}" if view.position else "waits"
     return (
-        f"{view.lifecycle} is number {view.position} in queue {view.queue} since {since}: {view.sentence}. "
+        f"{view.lifecycle} {stands} in queue {view.queue} since {since}: {view.sentence}. "
         f"{view.unblocks[:1].upper()}{view.unblocks[1:]}".rstrip(" .")
         + "."
     )

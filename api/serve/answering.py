@@ -10,6 +10,7 @@ from api.serve.fleet import Fleet
 from api.serve.proof import Name
 from api.serve.requests import PredictRequest, keys_of, moments_of, rows_of
 from api.serve.version import Served
+from everloop.errors import InvalidPrediction
 
 SKEW = timedelta(minutes=1)
 """Clocks differ: only what lies further ahead is said to be ahead of the clock."""
@@ -26,7 +27,11 @@ def answer(serving: Fleet, name: Name, body: PredictRequest, made_up: str) -> by
     moments = moments_of(body, rows, meaning, now)
     keys = keys_of(body, rows, meaning)
     asked = [meaning.asked(row) for row in rows]
-    predictions = served.model.answer(asked, moments).rows()
+    try:
+        predictions = served.model.answer(asked, moments).rows()
+    except InvalidPrediction as error:
+        serving.refusals_of(name).note(error.field or "", moments)
+        raise
     latest = now + SKEW
     ahead = [index for index, moment in enumerate(moments) if moment > latest]
     request_id = body.request_id or made_up

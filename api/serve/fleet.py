@@ -22,6 +22,7 @@ from everloop import signing
 from everloop.artifacts import Artifacts
 from everloop.errors import EverloopError, IntegrityError, NotFound, Permanent, Unavailable
 from everloop.predictions import PredictionLog
+from everloop.predictions.refusals import Refusals
 from everloop.records import Route, Signature, Version
 from everloop.settings import Settings
 from everloop.store import RouteRow, Store, VersionRow
@@ -74,6 +75,7 @@ class Fleet:
     served: dict[Name, Served] = field(default_factory=dict)
     refused: dict[Name, Refused] = field(default_factory=dict)
     _logs: dict[Name, PredictionLog] = field(default_factory=dict)
+    _refusals: dict[Name, Refusals] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _closed: threading.Event = field(default_factory=threading.Event)
     _follower: threading.Thread | None = None
@@ -90,6 +92,7 @@ class Fleet:
             self._follower.join(timeout=10)
         for opened in self._logs.values():
             opened.close()
+        self._keep_refusals(now=True)
 
     def get(self, name: Name) -> Served:
         """What answers for *name*. Raises `NotFound`, or `Unavailable` when its first route was refused."""
@@ -116,6 +119,20 @@ class Fleet:
                 self._logs[name] = PredictionLog(self.settings.predictions_dir / name[0] / name[1])
             return self._logs[name]
 
+    def refusals_of(self, name: Name) -> Refusals:
+        """What is refused of it, made at the first call."""
+        with self._lock:
+            if name not in self._refusals:
+                self._refusals[name] = Refusals(self.settings.predictions_dir / name[0] / name[1])
+            return self._refusals[name]
+
+    def _keep_refusals(self, *, now: bool = False) -> None:
+        for each in list(self._refusals.values()):
+            try:
+                each.flush(now=now)
+            except OSError:
+                log.exception("what was refused is not counted")
+
     def status(self) -> StatusView:
         every = sorted(self.served.keys() | self.refused.keys())
         return StatusView(models=[self._status(name) for name in every])
@@ -136,6 +153,7 @@ class Fleet:
     def _follow(self) -> None:
         while not self._closed.wait(POLL_SECONDS):
             self._look()
+            self._keep_refusals()
 
     def _look(self) -> None:
         try:

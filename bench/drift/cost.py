@@ -3,6 +3,7 @@
 `python -m bench.drift.cost ours|preset FOLDER` is such a process: from two Parquet files to the word on each column.
 """
 
+import importlib
 import json
 import os
 import resource
@@ -66,8 +67,11 @@ def _ours(folder: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from activities.compute import PRELOAD
     from activities.compute.drift import MOST_ROWS, Pair, judge
 
+    for name in PRELOAD:
+        importlib.import_module(name)
     loading = _cpu()
     sides = []
     for name in ("reference-sample", "current"):

@@ -128,6 +128,8 @@ def _amount(given: list[str] | None, option: str) -> Any:  # noqa: ANN401
         name, equals, value = text.partition("=")
         if not equals or name not in ("cores", "gpus"):
             raise Invalid(f"{text!r} is no amount", field=option, hint="cores=2, gpus=0.5, or none")
+        if name in found:
+            raise Invalid(f"{name} is given twice", field=option)
         found[name] = value
     return found
 

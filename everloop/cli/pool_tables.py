@@ -112,7 +112,7 @@ def waiting(rows: Sequence[Json], in_all: int) -> Iterator[RenderableType]:
         yield Text("nobody waits")
     for row in rows:
         yield Text.assemble(
-            (f"{row['position']}. {row['lifecycle']}", "bold"), f" in {row['queue']}: {row['sentence']}"
+            (f"{row['position'] or '-'}. {row['lifecycle']}", "bold"), f" in {row['queue']}: {row['sentence']}"
         )
         if row["unblocks"]:
             yield Text(f"   {row['unblocks']}", style="dim")
@@ -140,7 +140,7 @@ def changed(found: Json) -> RenderableType:
     parts += [Text(line) for line in (*found["grants"], *found["waits"])]
     if found["changes"] and not found["effects"]:
         parts.append(Text("no running lease stands otherwise"))
-    if not found["made"]:
+    if found["changes"] and not found["made"]:
         parts.append(Text("this was only tried: nothing is changed", style="dim"))
     return Group(*parts)
 

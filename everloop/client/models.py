@@ -29,6 +29,11 @@ class ModelCalls(Connection):
         """Let the model's monitor look now, not only when it is due."""
         return one(self._api("POST", f"/models/{part(model)}/check", params={"project": project}))
 
+    def checks(self, model: str, project: str = "default", *, before: int | None = None, limit: int = 200) -> Rows:
+        """The last windows that the monitor looked at, oldest first; *before*: those ahead of that number."""
+        asked = {"project": project, "limit": limit} | ({} if before is None else {"before": before})
+        return items(self._api("GET", f"/models/{part(model)}/checks", params=asked))
+
     def rearm(self, model: str, project: str = "default") -> Json:
         """Let the model's monitor cause retrainings again, whatever came of those before. Safe to repeat."""
         return one(self._api("POST", f"/models/{part(model)}/rearm", params={"project": project}))

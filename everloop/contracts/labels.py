@@ -52,7 +52,8 @@ class JudgeRequest(Record):
     model: str
     report: PerformanceReport
     labels_bytes: int
-    spec: LifecycleSpec
+    spec: LifecycleSpec | None = None
+    """Of who asked before the ledger read it by itself."""
     version: int
     """The champion's."""
     failed: str = ""

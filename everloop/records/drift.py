@@ -40,7 +40,7 @@ class ColumnDrift(Record):
     drifted: bool
 
 
-MeasureName = Literal["predictions", "target", "missing", "new_categories", "out_of_range", "performance"]
+MeasureName = Literal["predictions", "target", "missing", "new_categories", "out_of_range", "schema", "performance"]
 
 
 class Measure(Record):
@@ -61,7 +61,7 @@ class Break(Record):
     """A column that is broken rather than moved."""
 
     column: str
-    kind: Literal["missing", "unit"]
+    kind: Literal["missing", "unit", "schema"]
     why: str
 
 

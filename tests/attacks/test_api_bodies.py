@@ -10,15 +10,14 @@ import httpx
 import pytest
 
 from api.app import create_app
-from everloop.store import Store
 from tests import api_parts as parts
+from tests import stores
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     settings = parts.settings_in(tmp_path_factory.mktemp("bodies"))
-    store = Store(settings.database)
-    store.migrate()
+    stores.migrated(settings.database)
     with parts.running(create_app(settings), settings.port_base) as url, parts.client_of(settings, url) as client:
         yield settings, client
 

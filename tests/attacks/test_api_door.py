@@ -13,8 +13,9 @@ from starlette.routing import Mount
 
 from api import identity
 from api.app import create_app
-from everloop.store import AuditRow, CredentialRow, Store
+from everloop.store import AuditRow, CredentialRow
 from tests import api_parts as parts
+from tests import stores
 
 OPEN = {"/healthz", "/readyz", "/login"}
 
@@ -22,8 +23,7 @@ OPEN = {"/healthz", "/readyz", "/login"}
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     settings = parts.settings_in(tmp_path_factory.mktemp("door"))
-    store = Store(settings.database)
-    store.migrate()
+    store = stores.migrated(settings.database)
     app = create_app(settings)
     with parts.running(app, settings.port_base) as url:
         yield settings, store, url, app

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import subprocess
-import time
 import uuid
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -145,11 +144,10 @@ async def test_a_foreign_worker_takes_and_gives_back_nothing_and_a_terminate_fre
     assert live(stack) == [lease]
     assert requests_of(stack, waiting.id) == [queued]
 
-    began = time.monotonic()
     await holder.terminate(reason="by hand")
-    await eventually(lambda: live(stack) and live(stack)[0].workflow_id == waiting.id, seconds=5)
-    await eventually(lambda: (row := stack.row(holder.id)) and row.status == "terminated", seconds=5)
-    assert time.monotonic() - began < 5
+    # Not by the lease's end, which is a minute away.
+    await eventually(lambda: live(stack) and live(stack)[0].workflow_id == waiting.id, seconds=30)
+    await eventually(lambda: (row := stack.row(holder.id)) and row.status == "terminated", seconds=30)
     done.set()
     await stack.gate(waiting.id)
 

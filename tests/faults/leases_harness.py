@@ -198,14 +198,6 @@ def leaks(here: Settings) -> list[str]:
     ]
 
 
-def leases_of(here: Settings) -> list[LeaseRow]:
-    store = Store(here.database)
-    with store.read() as session:
-        found = list(session.exec(select(LeaseRow).order_by(col(LeaseRow.token))).all())
-    store.close()
-    return found
-
-
 def unaccounted(here: Settings) -> list[str]:
     """Where the account of time is not all there was: members without a gap or overlap, kinds that sum up."""
     store = Store(here.database)

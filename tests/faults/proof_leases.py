@@ -89,7 +89,8 @@ def prove(examples: int, seed: int, done: Path, until: float, workers: int) -> s
         for ended in as_completed(running):
             told, broken = ended.result()
             if broken:
-                processes.shutdown(wait=False, cancel_futures=True)
+                for one in running:
+                    one.cancel()  # and what runs comes to its end: a shutdown without waiting never ended
                 return broken
             if told:
                 target.write(json.dumps(told) + "\n")

@@ -1,18 +1,23 @@
 """`make proof-log`: prediction servers under load, kill -9 of one of them 20 times and of the log's keeper 10 times.
 
 0 answered rows are lost and 0 count twice, across compaction, which is killed at random points too. PLANT=1..3 runs a
-copy of the sources with a fault in it, which must be seen.
+copy of the sources with a fault in it, which must be seen. A line goes to docs/proof/log.csv.
 """
 
 import argparse
+import os
 import random
 import subprocess
 import sys
 import tempfile
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
+from bench.figures import append, commit
 from tests.faults import log_harness as harness
+
+TABLE = Path(__file__).parents[2] / "docs" / "proof" / "log.csv"
 
 
 def main() -> int:
@@ -22,7 +27,7 @@ def main() -> int:
     parser.add_argument("--plant", type=int, choices=sorted(harness.PLANTS), default=None)
     asked = parser.parse_args()
     random.seed(asked.seed)
-    began = time.monotonic()
+    began, tested = time.monotonic(), commit()
     with tempfile.TemporaryDirectory(prefix="everloop-log-") as name:
         folder = Path(name)
         source = None if asked.plant is None else harness.planted(folder / "source", asked.plant)
@@ -35,12 +40,24 @@ def main() -> int:
             server.parent.kill()
         files = len(list(server.index.folder.glob("parquet/*/*")))
         rows = server.index.rows(harness.ALWAYS)
-    print(
-        f"seed {asked.seed}: {asked.kills} kills of a server, {(asked.kills + 1) // 2} of the keeper in "
-        f"{time.monotonic() - began:.0f} s: {len(load.answered)} answered, {len(load.failed)} not, {rows} rows in "
-        f"{files} files of Parquet; {len(wrong)} faults"
-    )
-    print(*wrong, sep="\n")
+    told: dict[str, object] = {
+        "at": f"{datetime.now(UTC):%Y-%m-%d %H:%M}",
+        "commit": tested,
+        "planted": harness.PLANTS[asked.plant][0] if asked.plant else "",
+        "seed": asked.seed,
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[1], 1),
+        "minutes": round((time.monotonic() - began) / 60, 1),
+        "kills_of_a_server": asked.kills,
+        "kills_of_the_keeper": (asked.kills + 1) // 2,
+        "answered": len(load.answered),
+        "not_answered": len(load.failed),
+        "rows_read": rows,
+        "parquet_files": files,
+        "faults": len(wrong),
+    }
+    append(TABLE, told)
+    print(*(f"{name}: {value}" for name, value in told.items()), *wrong, sep="\n")
     if asked.plant is None:
         return int(bool(wrong))
     print(f"planted: {harness.PLANTS[asked.plant][0]}; {'seen' if wrong else 'NOT SEEN'}")

@@ -139,7 +139,7 @@ def test_kill_9_of_everything_in_a_training_goes_on_from_its_last_checkpoint(
     resumed = train["ran"]["resumed"]
     assert resumed["times"] == 1
     assert 50 <= resumed["step"] <= kept  # the newest may not have been whole
-    assert resumed["seconds_again"] < 5
+    assert resumed["seconds_again"] < 15
     assert resumed["at"] == f"round {resumed['step']:,} of at most {ROUNDS:,}"
     said = f"resumed at {resumed['at']} from a checkpoint of token {resumed['token']}"
     assert said in train["summary"]

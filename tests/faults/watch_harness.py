@@ -17,8 +17,7 @@ from temporalio import activity
 from temporalio.client import Client
 from temporalio.worker import Worker
 
-from activities import drift
-from activities.drift import DriftLedger
+from activities.drift import DriftLedger, ledger, windows
 from activities.journal import JournalOnControl
 from activities.predictions.index import LogIndex
 from everloop import names
@@ -117,9 +116,9 @@ def plant(fault: str) -> None:
     global PLANT  # noqa: PLW0603
     PLANT = fault
     if fault == "no dedupe":
-        drift._trigger = _always_decides
+        ledger.decide = _always_decides
     if fault == "watermark without the clock":
-        drift.next_closed = _by_rows_alone
+        windows.next_closed = _by_rows_alone
 
 
 def _move(store: Store, request: CheckRequest, until: datetime) -> None:
@@ -154,7 +153,7 @@ def _always_decides(store: Store, request: TriggerRequest, running: str, lifecyc
 def _by_rows_alone(log: LogIndex, monitor: Monitor, cursor: datetime | None, now: datetime) -> Window | None:
     """Any row beyond a window's end closes it, also one ahead of the clock."""
     far = datetime.max.replace(tzinfo=UTC)
-    window = drift._next_with_a_row(log, monitor.window, cursor, far)
+    window = windows.next_with_a_row(log, monitor.window, cursor, far)
     return window if window is not None and log.closed(window.end, far) else None
 
 

@@ -19,8 +19,9 @@ from everloop.client import Client
 from everloop.errors import NotFound
 from everloop.predictions import PredictionLog
 from everloop.records import Blob
-from everloop.store import DriftRow, Store
+from everloop.store import DriftRow
 from tests import api_parts as parts
+from tests import stores
 
 START = datetime(2024, 3, 5, tzinfo=UTC)
 NASTY = "</script><script>document.title='owned'</script>"
@@ -29,8 +30,7 @@ NASTY = "</script><script>document.title='owned'</script>"
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     settings = parts.settings_in(tmp_path_factory.mktemp("report"))
-    store = Store(settings.database)
-    store.migrate()
+    store = stores.migrated(settings.database)
     signing.create_keys(settings.keys_dir)
     artifacts = Artifacts(settings.artifacts)
     reference = io.BytesIO()

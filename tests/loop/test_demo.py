@@ -45,4 +45,4 @@ def test_the_demo_goes_through_the_year_leaves_no_process_and_can_be_looked_at_a
     verified = json.loads(everloop(here, "journal", "verify", "--json").stdout)
     assert verified["differences"] == []
     again.process.send_signal(signal.SIGINT)
-    assert again.process.wait(30) == 0
+    assert again.process.wait(60) == 0

@@ -14,7 +14,7 @@ from everloop.settings import Settings
 from tests.loop.test_stack import everloop
 
 SHOWN_ROWS = 200
-SERVED_SECONDS = 10
+SERVED_SECONDS = 60
 
 
 class Public(NamedTuple):

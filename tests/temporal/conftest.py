@@ -233,10 +233,13 @@ async def stack(
             await keep_histories(made, HISTORIES / os.environ["EVERLOOP_RECORD"])
 
 
+KEPT = (names.LIFECYCLE, names.SEARCH, names.SCORE)
+
+
 async def keep_histories(stack: Stack, folder: Path) -> None:
-    """Those of this test's lifecycles and searches, beside what is in *folder* already."""
+    """Those of this test's lifecycles, searches and scores, beside what is in *folder* already."""
     async for execution in stack.client.list_workflows():
-        if stack.prefix not in execution.id or execution.workflow_type not in (names.LIFECYCLE, names.SEARCH):
+        if stack.prefix not in execution.id or execution.workflow_type not in KEPT:
             continue
         history = await stack.client.get_workflow_handle(execution.id, run_id=execution.run_id).fetch_history()
         kind = execution.workflow_type.rsplit(".", 1)[-1].lower()

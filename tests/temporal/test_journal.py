@@ -14,6 +14,7 @@ from everloop.events import LifecycleFinished
 from everloop.payloads import converter
 from everloop.records import Verdict
 from everloop.store import READ_MODELS, HistoryRow, JournalRow, LifecycleRow, RouteRow, Store
+from tests import stores
 from tests.fakes import at
 from tests.temporal.conftest import Stack
 from tests.temporal.test_drift import MONITOR, check, traffic
@@ -153,13 +154,12 @@ async def test_what_somebody_typed_in_temporals_ui_spoils_neither_sweep_nor_veri
 async def test_a_run_that_was_archived_as_it_ended_does_not_hide_those_that_ended_before(
     stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("activities.journal.OVERLAP", timedelta())
+    monkeypatch.setattr("activities.journal.control.OVERLAP", timedelta())
     one, two = await stack.submit("one"), await stack.submit("two")
     for handle in (one, two):
         await stack.gate(handle.id)
         await handle.terminate(reason="while control was away")
-    kept = Store(f"sqlite:///{tmp_path / 'other.db'}")
-    kept.migrate()
+    kept = stores.migrated(f"sqlite:///{tmp_path / 'other.db'}")
     control = JournalOnControl(kept, stack.artifacts, stack.client)  # it starts again
 
     runs = [run async for run in stack.client.list_workflows(f"WorkflowId = '{two.id}'")]

@@ -48,7 +48,8 @@ async def test_lifecycles_take_the_one_batch_slot_in_turn_and_each_grant_has_a_g
 
 
 async def test_a_waiting_lifecycle_says_what_it_waits_for_and_what_unblocks_it(stack: Stack) -> None:
-    stack.compute.hooks["train"] = lambda: asyncio.sleep(3)
+    done = asyncio.Event()
+    stack.compute.hooks["train"] = done.wait
     await stack.submit("holder")
     await eventually(lambda: "train" in stack.compute.stages())
 
@@ -56,6 +57,7 @@ async def test_a_waiting_lifecycle_says_what_it_waits_for_and_what_unblocks_it(s
 
     row = await eventually(lambda: (row := stack.row(waiting.id)) and row.wait_what == "a free slot" and row)
     assert "when a running job ends" in row.wait_unblocks
+    done.set()
     await stack.gate(waiting.id)
 
 

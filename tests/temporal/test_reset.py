@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from sqlmodel import select
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.enums.v1 import EventType
 from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
@@ -13,6 +14,7 @@ from temporalio.client import WorkflowHandle
 
 from everloop import names
 from everloop.contracts import LifecycleAnswer, LifecycleRequest
+from everloop.store import LeaseRequestRow
 from tests.temporal.conftest import Stack, eventually
 
 
@@ -116,7 +118,8 @@ async def test_a_reset_of_a_terminated_lifecycle_leaves_a_clean_journal(stack: S
 
 
 async def test_a_lifecycle_terminated_in_temporals_ui_is_shown_as_such_and_gives_its_slot_back(stack: Stack) -> None:
-    stack.compute.hooks["train"] = lambda: asyncio.sleep(3)
+    done = asyncio.Event()
+    stack.compute.hooks["train"] = done.wait
     handle = await stack.submit()
     await eventually(lambda: "train" in stack.compute.stages())
 
@@ -124,6 +127,7 @@ async def test_a_lifecycle_terminated_in_temporals_ui_is_shown_as_such_and_gives
     await stack.journal.sweep()
     row = await stack.status(handle.id, "terminated")
     assert "by hand" in row.reason
+    done.set()
 
     other = await stack.submit("other")
     await stack.gate(other.id)
@@ -154,8 +158,9 @@ async def test_a_lifecycle_terminated_before_it_could_write_anything_is_in_the_l
 async def test_a_reset_while_it_waits_for_a_slot_gets_one_all_the_same(stack: Stack) -> None:
     done, holder, waiting = await one_holds_the_slot_that_another_waits_for(stack)
 
+    before = (await waiting.describe()).run_id
     await reset(stack, waiting.id, await last_workflow_task(stack, waiting.id))
-    await asyncio.sleep(6)  # the pool has looked, and has buried the request of the run before
+    await eventually(lambda: buried(stack, before))  # the pool has looked
     done.set()
 
     await stack.gate(holder.id)
@@ -185,6 +190,13 @@ async def one_holds_the_slot_that_another_waits_for(stack: Stack) -> tuple[async
     waiting = await stack.submit("waiting")
     assert await eventually(lambda: (row := stack.row(waiting.id)) and row.wait_what == "a free slot")
     return done, holder, waiting
+
+
+def buried(stack: Stack, run_id: str) -> bool:
+    """Whether the request of that run waits no longer."""
+    with stack.store.read() as session:
+        request = session.exec(select(LeaseRequestRow).where(LeaseRequestRow.run_id == run_id)).one()
+    return request.state != "queued"
 
 
 async def last_workflow_task(stack: Stack, lifecycle: str) -> int:

@@ -26,6 +26,7 @@ async def scoring(stack: Stack, model: str, key: str, *, signed: bool = True) ->
     )
 
 
+@pytest.mark.history
 async def test_a_file_is_answered_piece_by_piece_each_once_and_a_lost_job_is_done_again(stack: Stack) -> None:
     model = await released(stack)
     lost = [ComputeLost("the worker is gone")]

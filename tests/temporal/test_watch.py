@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlmodel import select
 
-from activities.drift import accepting
+from activities.drift.quarantine import accepting
 from everloop import names
 from everloop.labels import LabelLog, labels_of
 from everloop.records import Break, Measure, Signature, Window, WindowPerformance

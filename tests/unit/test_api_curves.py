@@ -12,15 +12,15 @@ from api import progress as progresses
 from api.app import create_app
 from everloop import console, names
 from everloop import steps as words
-from everloop.store import LifecycleRow, MetricRow, Store
+from everloop.store import LifecycleRow, MetricRow
 from tests import api_parts as parts
+from tests import stores
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     settings = parts.settings_in(tmp_path_factory.mktemp("curves"))
-    store = Store(settings.database)
-    store.migrate()
+    store = stores.migrated(settings.database)
     with parts.running(create_app(settings), settings.port_base) as url, parts.client_of(settings, url) as client:
         yield settings, store, client
 

@@ -22,7 +22,9 @@ from everloop.records import Snapshot
 from everloop.settings import Settings
 from everloop.store import LifecycleRow, Store
 from tests import api_parts as parts
-from tests.unit.test_compute_stages import SLOT, FolderJob, spec_of
+from tests import stores
+from tests.job import FolderJob
+from tests.stages import SLOT, spec_of
 from workflows.stage import _blobs as blobs_of
 
 ROWS = 120
@@ -43,8 +45,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """
     folder = tmp_path_factory.mktemp("data")
     settings = parts.settings_in(folder)
-    store = Store(settings.database)
-    store.migrate()
+    store = stores.migrated(settings.database)
     job = FolderJob(folder)
     job.artifacts = Artifacts(settings.artifacts)
     lines = (

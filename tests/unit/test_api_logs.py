@@ -10,8 +10,9 @@ from api.app import create_app
 from everloop import logs as files
 from everloop.client import Client
 from everloop.errors import Invalid
-from everloop.store import LifecycleRow, Store
+from everloop.store import LifecycleRow
 from tests import api_parts as parts
+from tests import stores
 
 FOLLOW = "/api/v1/lifecycles/{}/logs/follow"
 
@@ -19,8 +20,7 @@ FOLLOW = "/api/v1/lifecycles/{}/logs/follow"
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     settings = parts.settings_in(tmp_path_factory.mktemp("logs"))
-    store = Store(settings.database)
-    store.migrate()
+    store = stores.migrated(settings.database)
     with parts.running(create_app(settings), settings.port_base) as url, parts.client_of(settings, url) as client:
         yield settings, store, client
 
@@ -67,7 +67,7 @@ def test_a_client_follows_from_stage_to_stage_and_attempt_to_attempt_until_a_per
         time.sleep(0.6)  # half a line is not told
         log.write("ood\nno end of line")
     update(store, "busy", status="waiting_approval", wait_what="a decision", wait_since=parts.NOW, wait_unblocks="yes")
-    assert over.wait(20)
+    assert over.wait(60)
 
     assert [(piece["stage"], piece["attempt"]) for piece in told[:3]] == [("train", 1), ("train", 2), ("evaluate", 1)]
     assert "".join(piece["text"] for piece in told[:-1]) == (

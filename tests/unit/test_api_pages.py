@@ -7,8 +7,9 @@ from sqlmodel import col, select
 
 from api.app import create_app
 from everloop.records import ColumnScore, Version
-from everloop.store import DriftRow, LifecycleRow, MonitorRow, Store, VersionRow
+from everloop.store import DriftRow, LifecycleRow, MonitorRow, VersionRow
 from tests import api_parts as parts
+from tests import stores
 
 NASTY = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
 
@@ -16,8 +17,7 @@ NASTY = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     settings = parts.settings_in(tmp_path_factory.mktemp("pages"))
-    store = Store(settings.database)
-    store.migrate()
+    store = stores.migrated(settings.database)
     parts.fill(store)
     with parts.running(create_app(settings), settings.port_base) as url, parts.client_of(settings, url) as client:
         yield settings, store, client
@@ -145,8 +145,7 @@ def test_a_lifecycle_whose_first_event_is_on_its_way_needs_temporal(served):
 
 def test_a_gate_that_a_reset_left_behind_is_not_listed_and_nothing_is_signed_for_it(tmp_path):
     settings = parts.settings_in(tmp_path)
-    store = Store(settings.database)
-    store.migrate()
+    store = stores.migrated(settings.database)
     evidence = parts.evidence(lifecycle="left-behind")
     with store.write() as session:
         session.add(parts.gate(evidence))

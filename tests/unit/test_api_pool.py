@@ -21,6 +21,7 @@ from everloop.store import (
     Store,
 )
 from tests import api_parts as parts
+from tests import stores
 
 
 def queue(name: str, parent: str = "", **changes: Any) -> QueueRow:
@@ -151,8 +152,7 @@ def fill(store: Store) -> None:
 @pytest.fixture(scope="module")
 def client(tmp_path_factory):
     settings = parts.settings_in(tmp_path_factory.mktemp("pool"))
-    store = Store(settings.database)
-    store.migrate()
+    store = stores.migrated(settings.database)
     fill(store)
     with parts.running(create_app(settings), settings.port_base) as url, parts.client_of(settings, url) as made:
         yield made
@@ -196,7 +196,7 @@ def test_machines_say_what_hinders_them_most(client):
     alpha, beta = get(client, "/nodes")["items"]
 
     assert (alpha["node"], alpha["state"], alpha["leases"]) == ("alpha", "ready", 2)
-    assert (beta["node"], beta["state"], beta["leases"]) == ("beta", "draining", 1)
+    assert (beta["node"], beta["state"], beta["leases"]) == ("beta", "partly draining", 1)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_a_lifecycle_that_waits_names_the_reason_of_its_queue(client):
     found = get(client, "/lifecycles/dora")
 
     assert found["wait"].startswith("Waiting for 2 cores in queue text: next, 0 cores free since")
-    assert "a lease ends, or another queue goes over its share" in found["wait"]
+    assert "a lease ends, or one that may be taken back has had the minimum run time" in found["wait"]
     assert "waiting for 2 cores in queue text" in client.get("/lifecycles/dora").text.lower()
 
 
@@ -282,6 +282,7 @@ def test_the_tree_that_is_printed_is_the_tree_that_is_applied(client):
         ("PATCH", "/queues/new", {"parent": "nobody"}, 422, "'nobody' is not there"),
         ("PATCH", "/queues/text", {"weight": 1.5}, 422, "weight"),
         ("PATCH", "/queues/gone", {"remove": True}, 404, "there is no queue gone"),
+        ("PATCH", "/queues/default", {"remove": True}, 422, "whoever names no queue waits in it"),
         ("PATCH", "/queues/research", {"remove": True}, 422, "has queues below it"),
         ("PATCH", "/queues/vision", {"remove": True}, 409, "ada, bob run in queue vision, which would be gone"),
         (

@@ -6,15 +6,15 @@ import pytest
 
 from api import journal
 from api.app import create_app
-from everloop.store import MetricRow, Store
+from everloop.store import MetricRow
 from tests import api_parts as parts
+from tests import stores
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     settings = parts.settings_in(tmp_path_factory.mktemp("reads"))
-    store = Store(settings.database)
-    store.migrate()
+    store = stores.migrated(settings.database)
     parts.fill(store)
     with parts.running(create_app(settings), settings.port_base) as url, parts.client_of(settings, url) as client:
         yield settings, store, client

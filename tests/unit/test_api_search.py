@@ -17,8 +17,9 @@ from everloop.client import Client, load_spec
 from everloop.client.search import searching
 from everloop.errors import NotFound, Unavailable
 from everloop.specs import checked
-from everloop.store import Store, StudyRow, TrialRow
+from everloop.store import StudyRow, TrialRow
 from tests import api_parts as parts
+from tests import stores
 
 NASTY = "</script><script>alert(1)</script>"
 FAMILIES = ("lightgbm", "xgboost", "linear")
@@ -54,8 +55,7 @@ def trial(of, number, began, metric="log_loss"):
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     settings = parts.settings_in(tmp_path_factory.mktemp("search"))
-    store = Store(settings.database)
-    store.migrate()
+    store = stores.migrated(settings.database)
     with store.write() as session:
         session.add(parts.lifecycle("searches", model="credit"))
         session.add(parts.lifecycle("plain", model="credit"))
@@ -167,7 +167,7 @@ def test_the_client_and_the_terminal_tell_the_same(served):
         str(client.base_url), parts.key_of(settings), settings.data_dir, serve_url="http://127.0.0.1:9"
     ) as mine:
         search = mine.searched("found")
-        best = search.best(timeout=5)
+        best = search.best(timeout=60)
         rows = search.trials(limit=3)
         text = printed(console.search(search.now(), rows))
         shown = printed(console.lifecycle(mine.show("searches")))

@@ -138,6 +138,47 @@ def test_a_budget_that_is_raised_during_the_grace_takes_its_notice_back(pool: St
         bound(pool, "queue", "nobody", Bounds(1, 1, 1))
 
 
+def test_a_budget_that_is_taken_away_takes_its_notice_back_also_where_others_have_one(pool: Store) -> None:
+    bound(pool, "queue", "text", Bounds(3_600_000, NO_LIMIT, NO_LIMIT))
+    bound(pool, "lifecycle", "a", Bounds(20, NO_LIMIT, NO_LIMIT))
+    ask(pool, "a")
+    ledger.grant(pool, POOL)
+    take(pool, "a")
+    time.sleep(0.02)
+    ledger.grant(pool, POOL)
+    assert lease(pool, "a").notice == "budget"
+
+    bound(pool, "lifecycle", "a", NO_BOUNDS)
+    ledger.grant(pool, POOL)
+
+    assert (lease(pool, "a").state, lease(pool, "a").notice) == ("active", "")
+
+
+def test_a_decision_looks_at_no_budget_of_a_lifecycle_that_has_ended(
+    pool: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = [f"ended-{number}" for number in range(30)]
+    for name in ended:
+        bound(pool, "lifecycle", name, Bounds(0 if name.endswith("1") else 3_600_000, NO_LIMIT, NO_LIMIT))
+    bound(pool, "lifecycle", "a", Bounds(3_600_000, NO_LIMIT, NO_LIMIT))
+    ask(pool, "a")
+    looked: list[str] = []
+    right = lease_budgets._fresh
+
+    def fresh(session, row, tree):
+        looked.append(row.name)
+        return right(session, row, tree)
+
+    monkeypatch.setattr(lease_budgets, "_fresh", fresh)
+    assert ledger.grant(pool, POOL) == 1
+
+    assert set(looked) == {"a"}
+    ask(pool, "ended-1")  # it goes on, and its budget with it
+    assert ledger.grant(pool, POOL) == 0
+    assert code(pool, "ended-1") == "over_budget"
+    assert set(looked) == {"a", "ended-1"}
+
+
 def test_a_spec_names_the_budget_of_its_lifecycle_and_checks_go_on_without(pool: Store) -> None:
     spec = LifecycleSpec.model_validate(SPEC | {"budget": {"core_hours": 0, "money": 2.5}})
     wants = Wants.of(spec, "train")

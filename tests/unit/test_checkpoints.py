@@ -281,16 +281,18 @@ def test_what_was_done_again_is_counted_over_all_attempts(tmp_path, artifacts, c
     first = job(tmp_path, artifacts, token=3)
     assert first.restore() is None
     assert first.resumed is None
+    began = time.time()
     first.checkpoint(120, {})
     time.sleep(0.2)
     first.report(150)  # killed here
+    most = time.time() - began
 
     second = job(tmp_path, artifacts, token=4)
     second.restore()
     assert second.resumed == Resumed(
         times=1, step=120, token=3, steps_again=30, seconds_again=second.resumed.seconds_again, at="step 120"
     )
-    assert 0.2 <= second.resumed.seconds_again < 5
+    assert 0.2 <= second.resumed.seconds_again <= most + 0.1
     second.report(130)  # killed before it kept anything
 
     third = job(tmp_path, artifacts, token=5)
@@ -418,7 +420,7 @@ def test_sigterm_ends_a_job_with_what_it_has_learned_kept_or_at_once_before_it_a
 
     process.send_signal(signal.SIGTERM)
 
-    assert process.wait(10) == code
+    assert process.wait(60) == code
     assert not (tmp_path / "result.json").exists()
     assert not (tmp_path / "error.json").exists()
     if function == "learn":

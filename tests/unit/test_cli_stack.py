@@ -109,7 +109,7 @@ def test_down_ends_what_an_earlier_launcher_left_and_nothing_else(here):
         said = stack.down(here)
 
         assert str(left.pid) in said
-        assert left.wait(5) == -signal.SIGKILL
+        assert left.wait(60) == -signal.SIGKILL
         assert other.poll() is None
         assert shell.poll() is None
     finally:

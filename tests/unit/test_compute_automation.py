@@ -11,14 +11,10 @@ import pytest
 from activities.compute import data, features
 from activities.compute.drift import samples
 from activities.compute.features import Pipeline
-from tests.unit.test_compute_stages import FolderJob, Passed, csv, spec_of
+from tests.job import FolderJob
+from tests.stages import Passed, csv, spec_of
 
 ROWS = 6000
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> FolderJob:
-    return FolderJob(tmp_path)
 
 
 def frame(task: str = "binary") -> pd.DataFrame:

@@ -25,7 +25,7 @@ from everloop.families import Space
 from everloop.records import Prepared
 from everloop.specs import Features, checked
 from tests.job import FolderJob
-from tests.unit.test_compute_stages import SLOT, Passed, csv, spec_of
+from tests.stages import SLOT, Passed, csv, spec_of
 
 TABLES = {
     "binary": ("credit_data", "Status"),

@@ -22,7 +22,9 @@ from everloop import engine
 from everloop.contracts import DriftRequest
 from everloop.errors import DatasetMissing
 from everloop.predictions import PredictionLog
+from everloop.predictions.refusals import Refusals
 from everloop.records import Champion, Field, Signature, Slot, Window
+from everloop.specs import Monitor
 from tests.job import FolderJob
 
 START = datetime(2024, 3, 1, tzinfo=UTC)
@@ -129,6 +131,18 @@ def test_what_moved_is_found_and_what_is_steady_is_not(job: FolderJob) -> None:
     assert found["moved"].score > found["moved"].threshold
     assert report.report is not None
     assert json.loads(job.artifacts.get(report.report))["evidently"]
+
+
+def test_a_column_that_the_server_refuses_rows_for_is_broken(job: FolderJob) -> None:
+    refusals = Refusals(job.predictions_dir / "p" / "m")
+    refusals.note("rows[0].steady", [START + timedelta(hours=3)] * 2 * ROWS)
+    refusals.note("rows[0].steady", [START - timedelta(hours=3)] * 9 * ROWS)  # not of this window
+    refusals.flush()
+
+    report = drift.measure(asked(job).model_copy(update={"monitor": Monitor()}), job)
+
+    assert [each.why for each in report.broken if each.kind == "schema"] == ["3,000 of 4,500 rows were refused for it"]
+    assert [measure.column for measure in report.measures if measure.name == "schema"] == ["steady"]
 
 
 def test_a_window_with_few_rows_says_so(job: FolderJob) -> None:

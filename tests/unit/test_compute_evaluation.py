@@ -4,14 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pytest
 
-from tests.unit.test_compute_stages import FolderJob, Passed, csv, spec_of
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> FolderJob:
-    return FolderJob(tmp_path)
+from tests.job import FolderJob
+from tests.stages import Passed, csv, spec_of
 
 
 def rows(count: int, seed: int) -> pd.DataFrame:

@@ -17,15 +17,11 @@ from activities.compute.features.table import Writer
 from activities.compute.resources import Resources
 from everloop import contracts
 from everloop.records import Lease, Member, Prepared
-from tests.unit.test_compute_stages import SLOT, FolderJob, Passed, csv, spec_of
+from tests.job import FolderJob
+from tests.stages import SLOT, Passed, csv, spec_of
 
 ROWS = 5000
 GOLDEN = [9160033856657488884, 332585132051147477, 9066807658496438383, 13854969315905379917]
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> FolderJob:
-    return FolderJob(tmp_path)
 
 
 def mixed(count: int = ROWS, seed: int = 3) -> pd.DataFrame:

@@ -23,11 +23,6 @@ AT = datetime(2026, 1, 1, tzinfo=UTC)
 LINES = [f"a-{place};{place % 60},5;{'car' if place % 2 else 'house'};note {place}" for place in range(250)]
 
 
-@pytest.fixture
-def job(tmp_path: Path) -> FolderJob:
-    return FolderJob(tmp_path)
-
-
 def champion(job: FolderJob) -> Champion:
     data, signature = parts.tiny_model()
     blob = job.artifacts.put(data)

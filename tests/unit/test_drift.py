@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from activities.drift import next_closed
+from activities.drift.windows import next_closed
 from activities.predictions.index import LogIndex
 from everloop.predictions import PredictionLog
 from everloop.records import Window
 from everloop.specs import Monitor
-from everloop.store import Store
 from everloop.windows import begins, window_of
+from tests import stores
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 NOW = datetime(2026, 1, 8, 10, 30, tzinfo=UTC)  # a Thursday
@@ -23,8 +23,7 @@ TODAY = NOW.replace(hour=0, minute=0)
 
 @pytest.fixture
 def log(tmp_path: Path) -> Iterator[LogIndex]:
-    store = Store(f"sqlite:///{tmp_path / 'everloop.db'}")
-    store.migrate()
+    store = stores.migrated(f"sqlite:///{tmp_path / 'everloop.db'}")
     yield LogIndex(store, tmp_path / "predictions", "default", "credit")
     store.close()
 

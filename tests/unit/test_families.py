@@ -29,7 +29,7 @@ from everloop.errors import GraphTooLarge, GraphTooSlow, IntegrityError, Invalid
 from everloop.records import Member, Prepared, Snapshot
 from everloop.specs import LifecycleSpec, checked
 from tests.job import FolderJob
-from tests.unit.test_compute_stages import SLOT, csv, spec_of
+from tests.stages import SLOT, csv, spec_of
 
 QUICK: dict[str, dict[str, Any]] = {
     "xgboost": {"rounds": 60, "max_depth": 3},

@@ -19,8 +19,8 @@ from everloop.contracts import LeaseRequest
 from everloop.errors import Invalid
 from everloop.isolation import Part
 from everloop.resources import Resources
-from everloop.store import DeviceRow, LeaseMemberRow, LeaseRow, Store
-from tests import nvml
+from everloop.store import DeviceRow, LeaseMemberRow, LeaseRow
+from tests import nvml, stores
 from tests.unit import lease_checker as checker
 from tests.unit.test_devices import run
 
@@ -128,8 +128,7 @@ def test_a_level_that_nobody_has_verified_is_refused_and_one_that_the_pool_lacks
 
 
 def test_who_wants_a_slice_to_itself_gets_all_of_one_and_a_part_of_a_gpu_has_its_part_of_the_memory(tmp_path):
-    store = Store(f"sqlite:///{tmp_path / 'everloop.db'}")
-    store.migrate()
+    store = stores.migrated(f"sqlite:///{tmp_path / 'everloop.db'}")
     names = [f"mig-{n}:node=one:cores=4:memory_mib=8000:milli_gpu=250:gpu_mib=4000" for n in range(2)]
     ledger.note_inventory(store, "p", names)
     for place, wants in enumerate(({"isolation": "E4"}, {"milli_gpu": 100}, {"isolation": "E4"})):

@@ -11,6 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from activities.compute import performance
+from activities.compute.predictions.columns import key_text
 from activities.compute.resampling import interval, sureness
 from everloop import rows
 from everloop.client.labels import _moved
@@ -160,6 +161,16 @@ def test_labels_tell_each_window_how_well_it_was_answered(job: FolderJob) -> Non
     assert (report.labels, report.joined, report.scanned) == (801, 800, 400)
 
 
+def test_a_report_holds_the_newest_windows_that_fit_into_it(job: FolderJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    truth = answered(job)
+    sent = [{"key": f"k{place}", "label": int(late)} for place, late in enumerate(truth)]
+    LabelLog(job.predictions_dir / "p" / "m").append(labels_of(sent, BINARY, START))
+    both = performance.measure(asked(job), job).windows
+    monkeypatch.setattr(performance, "REPORT_BYTES", len(both[1].model_dump_json()))
+
+    assert performance.measure(asked(job), job).windows == both[1:]
+
+
 def test_labels_that_came_while_the_job_ran_are_left_to_the_next(job: FolderJob) -> None:
     answered(job)
     log = LabelLog(job.predictions_dir / "p" / "m")
@@ -186,3 +197,10 @@ def test_intervals_hold_what_they_say_and_a_paired_test_sees_what_two_intervals_
     assert sureness("regression", "rmse", truth, challenger, champion, 0) == 1.0
     assert sureness("regression", "rmse", truth, champion, challenger, 0) == 0.0
     assert sureness("regression", "rmse", truth, champion, champion, 0) == 0.5
+
+
+@pytest.mark.parametrize(("sent", "named"), [(7, "7"), (7.0, "7"), ("7.0", "7.0"), ("007", "007"), (7.5, "7.5")])
+def test_a_prediction_answers_to_its_key_as_json_has_it(sent: object, named: str) -> None:
+    row = {"request_id": "r", "row": 0, "key": key_text(sent)}
+    assert ("key", named) in set(names_of(row, ()))
+    assert labels_of([{"key": named, "label": 1}], BINARY, START)[0].name == ("key", named)

@@ -232,6 +232,84 @@ def test_a_reservation_does_not_keep_its_own_request_from_what_it_has_a_right_to
     assert [(one.token, one.beneficiary) for one in of(made, Notice)] == [(1, "r3")]
 
 
+def test_nothing_is_reserved_for_whom_a_limit_refuses_though_another_queue_lacks_room_for_the_same() -> None:
+    held = (
+        lease(1, request("h1", "b", Amount(2)), "d0"),
+        lease(2, request("h2", "a", Amount(3), max_runtime_ms=3_600_000), "d1"),
+    )
+    refused = request("r3", "b", Amount(4), submitted_ms=NOW - 20_000_000)
+    alike = request("r4", "a", Amount(4), submitted_ms=LATER)
+    small, other = request("r5", "c", Amount(2)), request("r6", "c", Amount(2))
+    queues = (Queue("a"), Queue("b", limit=Counted(2, -1)), Queue("c"))
+
+    made = decide(PoolState(devices(4, 4), queues, (refused, alike, small, other), held), LATER, Policy(), 100)
+
+    assert of(made, Reserve) == []
+    assert code(made, "r3") == "over_limit"
+    assert [one.request_id for one in of(made, Grant)] == ["r5"]
+
+
+def test_many_alike_in_one_queue_do_not_keep_another_queue_from_being_asked() -> None:
+    gpu = Amount(1, milli_gpu=1000)
+    device = Device("d0", "n", Amount(8, 0, 1000))
+    held = (lease(1, request("h1", "c", gpu), "d0"), lease(2, request("h2", "b"), "d0"))
+    many = tuple(request(f"r{number}", "a", gpu) for number in range(10, 110))
+    state = PoolState((device,), (*TWO, Queue("c")), (*many, request("r500", "b")), held)
+
+    made = decide(state, NOW, Policy(), 3)
+
+    assert [one.request_id for one in of(made, Grant)] == ["r500"]
+    assert code(made, "r109") == "behind"
+
+
+@pytest.mark.parametrize(("small", "large"), ["ab", "ba"])
+def test_small_work_of_one_queue_does_not_keep_what_is_large_in_another_from_its_quota_for_ever(small, large) -> None:
+    """Each hour the small one has ended, and the next one of its queue waits already."""
+    queues = (Queue(small, quota=Counted(1, -1)), Queue(large, quota=Counted(7, -1)))
+    whole = request("r1", large, Amount(7))
+    state, hour = PoolState(devices(7), queues, (whole,)), 3_600_000
+    granted: list[str] = []
+    for number in range(2, 6):
+        now = NOW + number * hour
+        asks = request(f"r{number}", small, submitted_ms=now, max_runtime_ms=hour)
+        state = state._replace(held=(), waiting=(*state.waiting, asks))
+        made = decide(state, now, Policy(), 100)
+        granted += [one.request_id for one in of(made, Grant)]
+        state = apply(state, made, now, 10 * number)
+
+    assert "r1" in granted
+
+
+def test_it_is_said_for_whom_that_is_kept_in_which_one_would_fit_and_what_lets_it_pass() -> None:
+    held = (
+        lease(1, request("h1", "x", Amount(8), max_runtime_ms=3_600_000), "d0"),
+        lease(2, request("h2", "x", Amount(2), max_runtime_ms=7_200_000), "d1"),
+    )
+    old = {"submitted_ms": NOW - 20_000_000}
+    waiting = (
+        request("r1", "a", Amount(8), **old),
+        request("r2", "b", Amount(4), **old),
+        request("r3", "c", Amount(2), submitted_ms=LATER),
+    )
+    queues = (Queue("a", weight=3), Queue("b", priority=-1), Queue("c", priority=-2), Queue("x"))
+
+    made = decide(PoolState(devices(8, 4), queues, waiting, held), LATER, Policy(), 100)
+
+    told = next(one for one in of(made, Explain) if one.request_id == "r3")
+    assert sentence(told, "c") == "waits for 2 cores in queue c: next, what is free is kept for r2"
+    assert unblocks(told) == (
+        "r2 is served or goes away; a declared max_runtime that ends before each reservation lets it pass"
+    )
+
+    noticed = lease(1, request("h1", "x", Amount(3)), "d0", state="noticed", deadline_ms=LATER + 9000, beneficiary="r9")
+    asks = (request("r9", "a", Amount(4)), request("r10", "c", max_runtime_ms=1000, submitted_ms=LATER))
+    made = decide(
+        PoolState(devices(4), (Queue("a", quota=Counted(4, -1)), *queues[2:]), asks, (noticed,)), LATER, Policy(), 100
+    )
+    told = next(one for one in of(made, Explain) if one.request_id == "r10")
+    assert (told.code, unblocks(told)) == ("reserved_for", "r9 is served or goes away")
+
+
 def test_a_queue_is_not_taken_below_its_quota() -> None:
     held = tuple(lease(i + 1, request(f"h{i}"), "d0") for i in range(4))
     queues = (Queue("a", quota=Counted(4, 0)), Queue("b", quota=Counted(0, 0), weight=8))
@@ -275,7 +353,7 @@ def test_the_sentence_names_what_is_wanted_and_what_would_help() -> None:
     assert sentence(told, "vision") == (
         "waits for 2 cores in queue vision: next, queue vision would go over its limit (2 cores, 2 cores in use)"
     )
-    assert unblocks(told) == "a lease in queue vision ends, or an operator raises its limit"
+    assert unblocks(told) == "a lease in queue vision ends, or an operator raises the limit of queue vision"
 
 
 amounts = st.builds(Amount, *[st.integers(-3, 9)] * 4)
@@ -338,7 +416,7 @@ def test_recorded_decisions_come_out_the_same_in_another_process_and_hash_seed()
         assert told.stdout.strip() == mine
 
 
-DECISIONS = {"3": "ba3c569753163736"}
+DECISIONS = {"3": "ba3c569753163736", "4": "ba3c569753163736"}
 """Of each version of the policy that was released, the digest of what it decides about a hundred states."""
 
 
@@ -365,3 +443,50 @@ def scene(numbers: random.Random) -> PoolState:
     )
     held = tuple(lease(i + 1, request(f"h{i}", f"q{numbers.randint(2, 5)}"), f"d{i % 4}") for i in range(12))
     return PoolState(devices(4, 4, 4, 4), queues, waiting, held)
+
+
+def test_who_asks_for_more_than_a_limit_or_a_quota_is_not_told_that_an_end_helps() -> None:
+    tree = (Queue("a", quota=Counted(2, -1), limit=Counted(4, -1)),)
+    firm, much = request("r1", "a", Amount(3), preemptible=False), request("r2", "a", Amount(5))
+    state = PoolState(devices(8), tree, (firm, much))
+
+    told = {one.request_id: one for one in decide(state, NOW, Policy(), 100) if isinstance(one, Explain)}
+
+    assert told["r1"].code == "not_preemptible_over_quota"
+    assert sentence(told["r1"], "a").endswith(
+        "queue a would have more than its quota of work that is not preemptible (2 cores, 0 cores in use)"
+    )
+    assert unblocks(told["r1"]) == "it asks for less, the quota of queue a is raised, or it is made preemptible"
+    assert told["r2"].code == "over_limit"
+    assert unblocks(told["r2"]) == "it asks for less, or an operator raises the limit of queue a"
+
+
+def test_what_no_device_could_hold_stands_in_no_line() -> None:
+    state = PoolState(devices(2), (Queue("a"),), (request("r1", "a", Amount(64)),))
+
+    (told,) = [one for one in decide(state, NOW, Policy(), 100) if isinstance(one, Explain)]
+
+    assert sentence(told, "a") == (
+        "waits for 64 cores in queue a: no device or set of devices of the pool could hold it, the largest has 2 cores"
+    )
+
+
+def test_shares_are_those_without_the_demand_of_what_the_same_decision_has_killed() -> None:
+    old = {"granted_ms": NOW - 900_000}
+    elastic = lease(1, request("h1", "c", members_max=4), "d0", state="noticed", deadline_ms=NOW, **old)
+    others = [lease(n, request(f"h{n}", "b"), "d0", **old) for n in (2, 3, 4)]
+    asks = request("r9", "a", submitted_ms=NOW - 100_000)
+    pool = Pool()
+    pool.begin(
+        [Amount(4, 2048)], light=False, tree=(("a", ""), ("b", ""), ("c", "")), with_=[Queue("")] * 7, runtime=600
+    )
+    queues = (Queue("a"), Queue("b"), Queue("c", priority=1))
+    pool.now, pool.state = NOW + 1, PoolState(devices(4), queues, (asks,), (elastic, *others))
+
+    assert [one.share.cores for one in standing(pool.state, pool.now, Policy())] == [0, 0, 4]
+    pool.decides()  # the checker has nothing to say
+
+    assert [(held.token, held.state, held.beneficiary) for held in pool.state.held if held.state != "active"] == [
+        (1, "killing", ""),
+        (2, "noticed", "r9"),
+    ]

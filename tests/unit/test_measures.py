@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from activities.compute.measures import answers_of, changed_unit, distribution, measures_of
+from activities.compute.measures import answers_of, changed_unit, distribution, measures_of, schema_of
 from everloop.records import Field, Signature
 from everloop.specs import Monitor
 
@@ -50,6 +50,31 @@ def test_a_column_without_values_is_broken_not_moved() -> None:
     _, broken = told(columns(amount=np.full(ROWS, np.nan), word=np.full(ROWS, "", object)))
     assert [(each.column, each.kind) for each in broken] == [("amount", "missing"), ("word", "missing")]
     assert broken[0].why == "all values are missing; 0.0% were in training"
+
+
+def test_texts_of_another_type_are_broken_not_new() -> None:
+    codes = np.array([str(number) for number in DRAW.integers(100, 999, ROWS)], object)
+    days = np.array([f"2026-01-{number:02}" for number in DRAW.integers(1, 28, ROWS)], object)
+    for word, said in ((codes, "its values are numbers"), (days, "its values are dates")):
+        _, broken = told(columns(word=word))
+        assert [(each.column, each.kind) for each in broken] == [("word", "schema")]
+        assert broken[0].why.startswith(said)
+        assert broken[0].why.endswith("they were words in training")
+    mixed = np.where(DRAW.random(ROWS) < 0.5, codes, "a").astype(object)
+    assert not told(columns(word=mixed))[1]  # some are as they were: moved
+
+
+def test_rows_that_were_refused_are_told_by_their_column() -> None:
+    measure, broken = schema_of({}, 1000, Monitor())
+    assert (measure.over, broken, measure.why) == (False, [], "no row was refused")
+
+    measure, broken = schema_of({"income": 180, "age": 20}, 800, Monitor())
+    assert (measure.over, measure.value, measure.column, broken) == (True, 0.2, "income", [])
+    assert "'income' in 180, 'age' in 20" in measure.why
+
+    measure, broken = schema_of({"income": 1800, "age": 20}, 180, Monitor())
+    assert [(each.column, each.kind) for each in broken] == [("income", "schema")]
+    assert broken[0].why == "1,800 of 2,000 rows were refused for it"
 
 
 @pytest.mark.parametrize(("factor", "said"), [(100, "100 times"), (0.001, "1/1000 of"), (2.20462, "2.205 times")])

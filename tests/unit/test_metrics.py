@@ -12,8 +12,9 @@ from activities.lease_policy.state import Device, PoolState, Request
 from api import identity
 from everloop.amounts import Amount
 from everloop.queues import Queue
-from everloop.store import LeaseRequestRow, LeaseRow, Store
+from everloop.store import LeaseRequestRow, LeaseRow
 from tests import api_parts as parts
+from tests import stores
 from tests.conftest import free_port_base
 from tests.unit.test_api_pool import fill
 from workers import metrics, pool_gauges
@@ -29,8 +30,7 @@ def value(text: str, name: str, **labels: str) -> float | None:
 
 @pytest.fixture
 def store(tmp_path):
-    made = Store(f"sqlite:///{tmp_path}/everloop.db")
-    made.migrate()
+    made = stores.migrated(f"sqlite:///{tmp_path}/everloop.db")
     fill(made)
     return made
 

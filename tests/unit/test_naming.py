@@ -14,7 +14,8 @@ from activities.compute import data
 from everloop import contracts, engine
 from everloop.errors import InvalidData, JobFailed, naming, unknown
 from everloop.records import Snapshot
-from tests.unit.test_compute_stages import SLOT, FolderJob, spec_of
+from tests.job import FolderJob
+from tests.stages import SLOT, spec_of
 
 ROWS = 120
 

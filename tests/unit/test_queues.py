@@ -1,14 +1,19 @@
 """A queue file: what it says is read as it stands, and what makes no sense is an error that names the place."""
 
+from typing import Any
+
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as some
+from pydantic import ValidationError
 
 from everloop import queues
 from everloop.amounts import NO_LIMIT, UNLIMITED, Counted
+from everloop.contracts import Wants
 from everloop.errors import Invalid
 from everloop.queues import Queue
+from everloop.specs import LifecycleSpec
 
 TREE = """
 queues:
@@ -21,6 +26,7 @@ queues:
   release: {parent: research, quota: none}
 """
 WHOLE = Counted(8, 4000)
+MINIMAL = {"model": "m", "task": "binary", "target": "y", "time": "t", "source": {"path": "/t.csv"}}
 
 
 def read(text: str) -> tuple[Queue, ...]:
@@ -135,3 +141,43 @@ def test_a_tree_that_passes_promises_at_each_level_no_more_than_there_is(tree: t
 
     for resource in (0, 1):
         promised("", resource)
+
+
+@pytest.mark.parametrize(
+    ("said", "field", "says"),
+    [
+        ({"max_runtime": "PT0.5S"}, "max_runtime", "1 second"),
+        ({"max_runtime": 0}, "max_runtime", "1 second"),
+        ({"max_runtime": "-PT1H"}, "max_runtime", "1 second"),
+        ({"max_runtime": "P367D"}, "max_runtime", "366 days"),
+        ({"queue": "a b"}, "queue", "cannot be a queue's name"),
+        ({"queue": ""}, "queue", "cannot be a queue's name"),
+        ({"queue": "-a"}, "queue", "cannot be a queue's name"),
+        ({"queue": "a\n"}, "queue", "cannot be a queue's name"),
+        ({"queue": "größe"}, "queue", "cannot be a queue's name"),
+        ({"queue": "a" * 64}, "queue", "cannot be a queue's name"),
+        ({"priority": -1}, "priority", "greater than or equal to 0"),
+    ],
+)
+def test_a_spec_that_asks_for_no_real_time_or_queue_is_refused_with_its_field(
+    said: dict[str, Any], field: str, says: str
+) -> None:
+    with pytest.raises(ValidationError) as refused:
+        LifecycleSpec.model_validate(MINIMAL | said)
+
+    (error,) = refused.value.errors()
+    assert error["loc"] == (field,)
+    assert says in error["msg"]
+
+
+@pytest.mark.parametrize(("said", "seconds"), [("PT1S", 1), ("PT1.9S", 1), ("PT2H", 7200), (None, 0)])
+def test_a_declared_time_is_never_leased_as_none(said: str | None, seconds: int) -> None:
+    spec = LifecycleSpec.model_validate(MINIMAL | ({"max_runtime": said} if said else {}))
+
+    assert Wants.of(spec, "train").max_runtime_s == seconds
+
+
+@pytest.mark.parametrize("name", ["a", "A-1", "team.vision_2", "9", "a" * 63])
+def test_whatever_can_be_a_queue_can_be_named_in_a_spec(name: str) -> None:
+    assert LifecycleSpec.model_validate(MINIMAL | {"queue": name}).queue == name
+    assert queues.read({"queues": {name: {}}})[0].id == name

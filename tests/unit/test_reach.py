@@ -9,7 +9,8 @@ from activities.compute import data, reach
 from everloop.artifacts import Artifacts
 from everloop.contracts import SnapshotRequest
 from everloop.errors import DatasetMissing, EverloopError, InvalidData
-from tests.unit.test_compute_stages import FolderJob, spec_of
+from tests.job import FolderJob
+from tests.stages import spec_of
 
 STRANGER, OTHER = 65534, 65533
 SECRET = "the-first-line-of-a-secret"

@@ -11,7 +11,8 @@ from activities.compute.data import seen
 from everloop import contracts
 from everloop.records import Champion
 from everloop.specs import LifecycleSpec
-from tests.unit.test_compute_stages import SLOT, FolderJob, Passed, spec_of
+from tests.job import FolderJob
+from tests.stages import SLOT, Passed, spec_of
 
 ROWS = 300
 CHANGES = {
@@ -20,11 +21,6 @@ CHANGES = {
     "decimal": ({"x": {"type": "number", "decimal": "."}}, {"x": {"type": "number", "decimal": ","}}),
     "back": ({"x": {"type": "number", "missing": ["-1"]}}, {}),
 }
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> FolderJob:
-    return FolderJob(tmp_path)
 
 
 def rows(first: int) -> str:

@@ -15,7 +15,8 @@ from activities.compute import data
 from everloop import contracts
 from everloop.records import Blob, Snapshot
 from everloop.specs import LifecycleSpec
-from tests.unit.test_compute_stages import SLOT, FolderJob, spec_of
+from tests.job import FolderJob
+from tests.stages import SLOT, spec_of
 
 ROWS = 100
 

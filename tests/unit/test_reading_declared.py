@@ -20,14 +20,10 @@ from everloop.init import draft
 from everloop.reading import ReadColumn
 from everloop.records import Field, Signature
 from everloop.rows import from_csv
-from tests.unit.test_compute_stages import SLOT, FolderJob, Passed, spec_of
+from tests.job import FolderJob
+from tests.stages import SLOT, Passed, spec_of
 
 ROWS = 120
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> FolderJob:
-    return FolderJob(tmp_path)
 
 
 def read(job: FolderJob, path: Path, **more: Any) -> data.Table:

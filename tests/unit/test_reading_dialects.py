@@ -9,15 +9,11 @@ from activities.compute import data
 from everloop import contracts
 from everloop.reading import Reading
 from everloop.rows import from_csv
-from tests.unit.test_compute_stages import SLOT, FolderJob, spec_of
+from tests.job import FolderJob
+from tests.stages import SLOT, spec_of
 
 ROWS = 120
 SCHEMA = {"task": "binary", "fields": [], "target": "y"}
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> FolderJob:
-    return FolderJob(tmp_path)
 
 
 def read(job: FolderJob, path: Path, text: str) -> tuple[data.Table, Reading]:

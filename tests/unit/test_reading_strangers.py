@@ -14,16 +14,12 @@ from activities.compute import data
 from activities.compute.profile import profile
 from everloop import contracts
 from everloop.errors import EverloopError
-from tests.unit.test_compute_stages import SLOT, FolderJob, spec_of
+from tests.job import FolderJob
+from tests.stages import SLOT, spec_of
 
 ROWS = 120
 TOWNS = ["Москва", "Казань", "Уфа"]
 SIGNS = ["北京", "上海", "广州"]
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> FolderJob:
-    return FolderJob(tmp_path)
 
 
 def lines(header: str, line: Any, rows: int = ROWS) -> str:

@@ -10,14 +10,13 @@ from everloop import console, signing
 from everloop.artifacts import Artifacts
 from everloop.client import Client
 from everloop.settings import API, SERVE
-from everloop.store import Store
 from tests import api_parts as parts
+from tests import stores
 
 
 def test_a_refused_release_is_on_home_the_models_page_and_in_the_lists(tmp_path):
     settings = parts.settings_in(tmp_path)
-    store = Store(settings.database)
-    store.migrate()
+    store = stores.migrated(settings.database)
     signing.create_keys(settings.keys_dir)
     identity.prepare(settings, store)
     artifacts, signer = Artifacts(settings.artifacts), signing.Signer(settings.keys_dir)
@@ -37,7 +36,7 @@ def test_a_refused_release_is_on_home_the_models_page_and_in_the_lists(tmp_path)
         path.chmod(0o600)
         path.write_bytes(b"other bytes")
 
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not client.models()[0]["refused"]:
             assert time.monotonic() < deadline, client.serving()
             time.sleep(0.1)

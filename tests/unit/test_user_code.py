@@ -338,9 +338,7 @@ def test_a_required_version_wins_over_ours_in_its_job_alone_and_is_installed_onc
     assert kept is not None
 
     first, log = job(tmp_path, artifacts, kept, packages=["packaging", "of_a_user", "numpy"], modules=["of_a_user"])
-    started = time.monotonic()
     again, second_log = job(tmp_path, artifacts, kept, packages=["packaging"])
-    seconds = time.monotonic() - started
     plain, _ = job(tmp_path, artifacts, Code(), packages=["packaging"])
 
     import numpy as np
@@ -352,7 +350,7 @@ def test_a_required_version_wins_over_ours_in_its_job_alone_and_is_installed_onc
     assert found["pip"] == []  # an index's password is not for the user's code
     assert "Successfully installed packaging-24.2" in log
     assert again["result"]["values"]["versions"] == {"packaging": "24.2"}
-    assert "installing" not in second_log and seconds < 60
+    assert "installing" not in second_log
     assert plain["result"]["values"]["versions"] == {"packaging": packaging.__version__}
     assert plain["result"]["values"]["prefix"] == sys.prefix
 

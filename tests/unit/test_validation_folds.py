@@ -15,7 +15,7 @@ from everloop.errors import InvalidData, InvalidSpec
 from everloop.records import Curve, Finish, Prepared, Trained
 from everloop.specs import Decision, LifecycleSpec, checked
 from tests.job import FolderJob
-from tests.unit.test_compute_stages import SLOT, Passed, csv, spec_of
+from tests.stages import SLOT, Passed, csv, spec_of
 
 QUICK = {"trainer": "xgboost", "params": {"rounds": 30, "max_depth": 2, "learning_rate": 0.3}}
 

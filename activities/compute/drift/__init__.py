@@ -17,9 +17,10 @@ from activities.compute.drift.methods import Pair
 from activities.compute.drift.picture import render_html
 from activities.compute.drift.samples import MOST_ROWS, Sampled, pairs_of, reference_of, window_of
 from activities.compute.inference import Columns
-from activities.compute.measures import answers_of, distribution, evaluation_of, measures_of
+from activities.compute.measures import answers_of, distribution, evaluation_of, measures_of, schema_of
 from everloop.contracts import DriftRequest
 from everloop.errors import DatasetMissing
+from everloop.predictions.refusals import refused_in
 from everloop.records import Blob, Break, ColumnDrift, DriftReport, Measure
 
 __all__ = ["MOST_ROWS", "Pair", "judge", "measure", "render", "render_html", "word"]
@@ -76,6 +77,9 @@ def _beside(request: DriftRequest, job: Job, window: Sampled, reference: Columns
     if request.monitor is None:
         return [], []
     measures, broken = measures_of(window.signature, reference, window.columns, request.monitor)
+    refused = refused_in(job.predictions_dir / request.project / request.model, request.window)
+    told, gone = schema_of(refused, window.rows, request.monitor)
+    measures, broken = [*measures, told], [*broken, *gone]
     answers = answers_of(window.signature, window.answers, evaluation_of(job, request.evaluation))
     measures = [*([answers] if answers else []), *measures]
     for measure in measures:

@@ -146,6 +146,7 @@ def _undrawn() -> Iterator[None]:
     It is given the one column that it compares, too: it copies the whole table for each.
     """
     with on_demand(*GATHERED_BY_EVIDENTLY):
+        from evidently.core.datasets import PandasDataset
         from evidently.legacy.calculations import data_drift
         from evidently.legacy.metric_results import Distribution
         from evidently.metrics import column_statistics
@@ -160,6 +161,7 @@ def _undrawn() -> Iterator[None]:
         put = stack.enter_context
         put(_instead(column_statistics.ValueDriftCalculation, "_render", lambda *_: []))
         put(_instead(column_statistics, "get_one_column_drift", compare_one))
+        put(_instead(PandasDataset, "_collect_stats", lambda *_: None))
         put(_instead(data_drift, "prepare_df_for_time_index_plot", lambda *_: (pd.DataFrame(), None)))
         put(_instead(data_drift, "get_distribution_for_column", lambda **_: (nothing, nothing)))
         yield

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from activities.lease_policy.state import Decision, Kill, Notice, Policy, PoolState, Reserve, Withdraw
+from activities.lease_policy.state import Decision, Explain, Kill, Notice, Policy, PoolState, Reserve, Withdraw
 from tests.unit.lease_checker.sums import fits
 
 
@@ -48,9 +48,12 @@ def ended(before: PoolState, decisions: Sequence[Decision], after: PoolState, no
 
 def reservations(after: PoolState, decisions: Sequence[Decision]) -> list[str]:
     found = []
+    why = {one.request_id: one.code for one in decisions if isinstance(one, Explain)}
     for one in decisions:
         if not isinstance(one, Reserve):
             continue
+        if why.get(one.request_id) in ("over_limit", "not_preemptible_over_quota"):
+            found.append(f"I20: {one} keeps a device for whom no room would help")
         asks = next(r for r in after.waiting if r.id == one.request_id)
         left = tuple(
             h

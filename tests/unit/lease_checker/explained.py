@@ -29,7 +29,7 @@ def explained(
     if sorted(names) != sorted(request.id for request in after.waiting):
         found.append(f"I24: not one reason each: {names}")
     requests = {request.id: request for request in after.waiting}
-    reserved = {one.request_id for one in decisions if isinstance(one, Reserve)}
+    reserved = {one.request_id: one for one in decisions if isinstance(one, Reserve)}
     lines: dict[object, list[Explain]] = {}
     for one in explains:
         if one.request_id in requests:
@@ -46,11 +46,11 @@ def explained(
 
 
 def _untrue(
-    state: PoolState, asks: Request, one: Explain, promised: set[str], reserved: set[str], short_of_fuel: bool
+    state: PoolState, asks: Request, one: Explain, promised: set[str], reserved: dict[str, Reserve], short_of_fuel: bool
 ) -> str:
     """What is wrong with the reason; empty: nothing. Of those of whom nothing else is said, once for all alike."""
     holds = known.get(state, "holds", lambda: {h.request.id for h in state.held})
-    if asks.id in promised | reserved | holds or one.code == "waits_for_notice":
+    if asks.id in promised | reserved.keys() | holds or one.code == "waits_for_notice":
         return _wrong(state, asks, one, promised, reserved, short_of_fuel)
     kind = (asks.queue, asks.member, asks.members_min, asks.members_max, asks.preemptible, asks.light)
     return known.get(
@@ -60,8 +60,21 @@ def _untrue(
     )
 
 
+def _kept(state: PoolState, asks: Request, one: Explain, promised: set[str], reserved: dict[str, Reserve]) -> str:
+    """Is something that it could use kept for the one who is named?"""
+    facts = dict(one.detail)
+    named = facts["for"]
+    if named == asks.id or named not in (promised if "promised" in facts else reserved):
+        return f"nothing is kept for {named}"
+    if "promised" in facts:
+        return ""
+    devices = tuple(device for device in state.devices if device.name in reserved[named].devices)
+    fits_one = fits(state._replace(devices=devices), asks._replace(members_min=1))
+    return "" if fits_one else f"it could use nothing of what is kept for {named}"
+
+
 def _wrong(
-    state: PoolState, asks: Request, one: Explain, promised: set[str], reserved: set[str], short_of_fuel: bool
+    state: PoolState, asks: Request, one: Explain, promised: set[str], reserved: dict[str, Reserve], short_of_fuel: bool
 ) -> str:
     queues = path(state, asks.queue)
     others = beneficiaries_of(state, promised - {asks.id})
@@ -103,7 +116,7 @@ def _wrong(
         return "a limit or a quota refuses it"
     has_room = fits(state, asks)
     if one.code == "reserved_for":
-        return "" if has_room and (others or reserved - {asks.id}) else "nothing is kept for others, or no room either"
+        return _kept(state, asks, one, promised, reserved) if has_room else "there is no room either"
     if has_room:
         return "it fits in what is free"
     if one.code == "behind":

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
+from activities.lease_policy import standing
 from activities.lease_policy.state import Decision, Held, Notice, Policy, PoolState, Request, Standing
+from tests.unit.lease_checker.shares import share_problems
 from tests.unit.lease_checker.sums import BOTH, loses, need, path, quota_of, stays
 
 
@@ -33,7 +35,13 @@ def notices(
             found += _victim(one, lease, asks, now, policy)
             if one.reason == "over_runtime" or lease.request.queue == asks.queue:
                 continue
-            found += _reclaimed(one, lease, asks, first, last, shares, promised, now)
+            wrong = _reclaimed(one, lease, asks, first, last, shares, promised, now)
+            if wrong:  # what the same decision has killed before is no demand any more: shares are others then
+                later = standing(first, now, policy)
+                told = {each.queue: each for each in later}
+                wrong = share_problems(first, later, policy)
+                wrong += _reclaimed(one, lease, asks, first, last, told, promised, now)
+            found += wrong
     return found
 
 

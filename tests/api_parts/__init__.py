@@ -1,17 +1,8 @@
 """What the API's tests share: settings on free ports, a served app, and rows such as control writes them."""
 
-import contextlib
-import threading
-import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
-import httpx
-import uvicorn
-
-from api import connections, identity
 from everloop import names, signing
 from everloop.artifacts import Artifacts
 from everloop.records import (
@@ -21,7 +12,6 @@ from everloop.records import (
     Evaluation,
     Evidence,
     Exported,
-    Field,
     Parity,
     Refitted,
     Route,
@@ -30,7 +20,6 @@ from everloop.records import (
     Verdict,
     Version,
 )
-from everloop.settings import Settings
 from everloop.specs import LifecycleSpec
 from everloop.store import (
     ApprovalRow,
@@ -44,55 +33,32 @@ from everloop.store import (
     Store,
     VersionRow,
 )
-from tests.conftest import free_port_base
+from tests.api_parts.graph import tiny_model
+from tests.api_parts.served import client_of, deployed, key_of, running, settings_in
+
+__all__ = [
+    "NOW",
+    "SPEC",
+    "client_of",
+    "deployed",
+    "event",
+    "evidence",
+    "fill",
+    "gate",
+    "key_of",
+    "lifecycle",
+    "release",
+    "route_row",
+    "running",
+    "settings_in",
+    "stage",
+    "tiny_model",
+    "version_row",
+]
 
 NOW = datetime.now(UTC)
 """When the test file began (tests/conftest.py): a whole run takes long enough for "18 minutes ago" to be wrong."""
 SPEC: dict[str, Any] = {"model": "credit", "task": "binary", "target": "status", "source": {"path": "/data/credit.csv"}}
-
-
-def settings_in(folder: Path, temporal: str = "127.0.0.1:9") -> Settings:
-    """Settings of one deployment in *folder*; its Temporal is nowhere unless given."""
-    return Settings(data_dir=folder, port_base=free_port_base(), temporal_address=temporal, person="ada")
-
-
-def deployed(folder: Path) -> tuple[Settings, Store, signing.Signer]:
-    """A deployment in *folder* as a prediction server finds it: tables, keys, credentials, and no release yet."""
-    settings = settings_in(folder)
-    store = Store(settings.database)
-    store.migrate()
-    signing.create_keys(settings.keys_dir)
-    identity.prepare(settings, store)
-    return settings, store, signing.Signer(settings.keys_dir)
-
-
-@contextlib.contextmanager
-def running(app: Any, port: int, limits: connections.Limits | None = None, base: Any = None) -> Iterator[str]:
-    """*app* under a real uvicorn on loopback, as `python -m api` runs it; its address."""
-    server = uvicorn.Server(connections.config(app, port, limits, base))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    deadline = time.monotonic() + 20
-    while not server.started:
-        assert thread.is_alive(), "uvicorn ended at once"
-        assert time.monotonic() < deadline, "uvicorn did not start"
-        time.sleep(0.02)
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join(timeout=10)
-
-
-def key_of(settings: Settings) -> str:
-    return (settings.keys_dir / "client.key").read_text().strip()
-
-
-def client_of(settings: Settings, url: str) -> httpx.Client:
-    """A client with the owner's bearer key."""
-    return httpx.Client(
-        base_url=url, headers={"Authorization": f"Bearer {key_of(settings)}"}, timeout=30, trust_env=False
-    )
 
 
 def lifecycle(id: str = "credit-1", **changes: Any) -> LifecycleRow:  # noqa: A002
@@ -434,46 +400,6 @@ def fill(store: Store) -> None:
     rows.append(route_row(Route.model_validate(released.model_dump() | {"decisions": [signed]})))
     with store.write() as session:
         session.add_all(rows)
-
-
-def tiny_model(scale: float = 0.01) -> tuple[bytes, Signature]:
-    """A real graph of two columns: p = sigmoid(scale * age), whatever the purpose."""
-    import numpy as np
-    import onnx
-    from onnx import TensorProto, helper
-
-    nodes = [
-        helper.make_node("Mul", ["age", "scale"], ["scaled"]),
-        helper.make_node("Sigmoid", ["scaled"], ["yes"]),
-        helper.make_node("Sub", ["one", "yes"], ["no"]),
-        helper.make_node("Concat", ["no", "yes"], ["probabilities"], axis=1),
-        helper.make_node("Identity", ["purpose"], ["unused"]),
-    ]
-    constants = [
-        onnx.numpy_helper.from_array(np.array([[scale]]), "scale"),
-        onnx.numpy_helper.from_array(np.array([[1.0]]), "one"),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "tiny",
-        [
-            helper.make_tensor_value_info("age", TensorProto.DOUBLE, [None, 1]),
-            helper.make_tensor_value_info("purpose", TensorProto.STRING, [None, 1]),
-        ],
-        [helper.make_tensor_value_info("probabilities", TensorProto.DOUBLE, [None, 2])],
-        constants,
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    signature = Signature(
-        task="binary",
-        fields=(Field(name="age", kind="number"), Field(name="purpose", kind="category", known=("car", "house"))),
-        target="status",
-        classes=("bad", "good"),
-        positive="good",
-        time="applied_at",
-        key="account",
-    )
-    return model.SerializeToString(), signature
 
 
 def release(
