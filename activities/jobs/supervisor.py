@@ -140,7 +140,7 @@ class Task:
 
     def wanted(self) -> bool:
         """False once the key was cancelled, its client has died, the scheduler was lost or this worker closes."""
-        # Internals of distributed, pinned by tests/unit/test_jobs_internals.py.
+        # Internals of distributed, pinned by tests/unit/test_jobs_processes.py.
         state = self.worker.state.tasks.get(self.key)
         alive = self.worker.status in (Status.running, Status.paused)
         return state is not None and state.state != "cancelled" and alive

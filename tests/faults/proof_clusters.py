@@ -20,8 +20,8 @@ from tests.faults.hosts import Cluster, Host, Network, cluster_of_two, until
 from tests.faults.test_gang_elastic import spec_of as gang_of
 from tests.faults.test_kill_each_stage import spec_of, write_table
 from tests.loop.test_stack import Launcher, everloop
+from tests.postgres import postgres
 from tests.seaweed import seaweed
-from tests.unit.test_lease_capacity import postgres
 
 SECONDS = 900
 """On a machine that is shared with others a minute takes ten."""
