@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 COMPILE = { $(BIN)/python -m compileall -q -j 0 -x '/(plotly|faker|litestar|pip|tests)/' $(VENV)/lib >/dev/null || true; }
 
-.PHONY: demo test check format bench proof-compute proof-sleep proof-leases proof-lease-kills proof-gangs proof-log proof-search proof-watch
+.PHONY: demo test check format bench proof-compute proof-sleep proof-leases proof-lease-kills proof-gangs proof-clusters proof-log proof-search proof-watch
 
 demo: $(VENV)/.demo  ## the whole loop on a real year of data
 	$(BIN)/everloop demo $(ARGS)
@@ -49,6 +49,9 @@ proof-log: $(VENV)/.dev  ## kill -9 of prediction servers and of the log's keepe
 
 proof-gangs: $(VENV)/.dev  ## a gang of four, kill -9 of a rank KILLS=10 times: docs/proof/gangs.csv; SEED=, PLANT=1..3 must fail
 	$(BIN)/python -m tests.faults.proof_gangs
+
+proof-clusters: $(VENV)/.dev  ## two hosts with disks of their own (as root: networks and mounts too), Postgres, S3: a host killed in training, a gang across both
+	$(BIN)/pytest -x -q -s tests/faults/proof_clusters.py
 
 proof-search: $(VENV)/.dev  ## kill -9 of everything at trial 37 of 100, one and four at once: docs/proof/search.csv; SEED=, PLANT=1..3 must fail
 	$(BIN)/python -m tests.faults.proof_search

@@ -55,7 +55,10 @@ class LabelCompute(LabelComputeActivities):
         """Each prediction with what became of it, window by window."""
         index = LogIndex(self._store, self._settings.predictions_dir, request.project, request.model)
         parts = await asyncio.to_thread(index.parts)
-        return await self._jobs.run("performance.measure", request.model_copy(update={"log": parts}), PerformanceReport)
+        asked = request.model_copy(update={"log": parts})
+        own = (LabelLog(index.folder).path.relative_to(index.folder), *(part.name for part in parts.parts))
+        reads = tuple(f"{request.project}/{request.model}/{name}" for name in own)
+        return await self._jobs.run("performance.measure", asked, PerformanceReport, reads)
 
 
 class LabelLedger(LabelActivities):

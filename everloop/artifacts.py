@@ -32,7 +32,7 @@ class Artifacts:
     def __init__(self, url: str, floor_bytes: int = FLOOR_BYTES) -> None:
         """*url*: an absolute path, or an fsspec URL such as `s3://bucket/prefix`."""
         self.floor_bytes = floor_bytes
-        self.fs, self.root = fsspec.core.url_to_fs(url)
+        self.fs, self.root = fsspec.core.url_to_fs(url, use_listings_cache=False)  # others write there too
         self.local = self.fs.protocol in ("file", ("file", "local"))
 
     def put(self, data: bytes, name: str = "") -> Blob:

@@ -30,6 +30,8 @@ LONGEST_LINE = 1 << 16
 BLOCK = 512
 """Bytes in a block of `st_blocks`, whatever the disk's own are."""
 KEEP_SIZE, PUNCH_HOLE = 1, 2
+QUIET = ("aiobotocore", "botocore")
+"""Libraries that tell at each start where they have found their keys."""
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -58,6 +60,8 @@ def log_lines(role: str, level: int = logging.INFO) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(OneLine(role))
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    for library in QUIET:
+        logging.getLogger(library).setLevel(logging.WARNING)
 
 
 def last_words(log: Path, lines: int = LAST_WORDS) -> str:

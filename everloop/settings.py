@@ -7,6 +7,7 @@ other values of the four addresses: database, artifacts, Temporal, Dask.
 import getpass
 import math
 import os
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,7 @@ DEFAULT_SLOTS = 2
 """Of a small machine."""
 CHECKPOINT_SECONDS = 30.0
 AWAY_SECONDS = 20.0
+NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,62}")
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,12 @@ class Settings:
     dask_address: str = ""
     serve_workers: int = 1
     """Processes that answer predictions, on one port."""
+    dask_ca: str = ""
+    dask_cert: str = ""
+    dask_key: str = ""
+    """PEM files for Dask's TLS: who is trusted, our certificate, its key. Empty: `keys_dir/dask.pem` for all three."""
+    node: str = ""
+    """This host's name in the pool, and the end of its devices' names. Empty: one machine, they need none."""
     slots: int = 0
     """Devices of this machine, each for one job of `slot_cores`. 0: by the machine, see workers/devices."""
     slot_cores: int = 1
@@ -118,6 +126,16 @@ class Settings:
         return self.scratch_dir / "checkpoints"
 
     @cached_property
+    def has_store(self) -> bool:
+        """Are artifacts on a store that every host reaches by a URL? Then what jobs must find again is there too."""
+        return "://" in self.artifacts
+
+    @cached_property
+    def checkpoints_url(self) -> str:
+        """`checkpoints_dir` of all hosts, where there is a store."""
+        return f"{self.artifacts}/checkpoints"
+
+    @cached_property
     def keys_dir(self) -> Path:
         """Private keys and local credentials, 0700: `signing.key`, `signing.pub`, `client.key`, `dask.pem`."""
         return self.data_dir / "keys"
@@ -142,6 +160,10 @@ class Settings:
             "EVERLOOP_TEMPORAL_ADDRESS": self.temporal_address,
             "EVERLOOP_TEMPORAL_NAMESPACE": self.temporal_namespace,
             "EVERLOOP_DASK_ADDRESS": self.dask_address,
+            "EVERLOOP_DASK_CA": self.dask_ca,
+            "EVERLOOP_DASK_CERT": self.dask_cert,
+            "EVERLOOP_DASK_KEY": self.dask_key,
+            "EVERLOOP_NODE": self.node,
             "EVERLOOP_SERVE_WORKERS": str(self.serve_workers),
             "EVERLOOP_SLOTS": str(self.slots or ""),
             "EVERLOOP_SLOT_CORES": str(self.slot_cores),
@@ -196,6 +218,14 @@ def _devices() -> str:
     return said
 
 
+def _node() -> str:
+    name = "EVERLOOP_NODE"
+    said = os.environ.get(name, "").strip()
+    if said and not NODE.fullmatch(said):
+        raise Invalid(f"{name} must be of letters, digits, dot and dash, at most 63, not {said!r}", field=name)
+    return said
+
+
 def _user() -> str:
     try:
         return getpass.getuser()
@@ -217,6 +247,10 @@ def load(**overrides: object) -> Settings:
         "temporal_address": env.get("EVERLOOP_TEMPORAL_ADDRESS", ""),
         "temporal_namespace": env.get("EVERLOOP_TEMPORAL_NAMESPACE") or "default",
         "dask_address": env.get("EVERLOOP_DASK_ADDRESS", ""),
+        "dask_ca": env.get("EVERLOOP_DASK_CA", ""),
+        "dask_cert": env.get("EVERLOOP_DASK_CERT", ""),
+        "dask_key": env.get("EVERLOOP_DASK_KEY", ""),
+        "node": _node(),
         "serve_workers": _integer("EVERLOOP_SERVE_WORKERS", 1, range(1, 65)),
         "slots": _integer("EVERLOOP_SLOTS", 0, range(1025)),
         "slot_cores": _integer("EVERLOOP_SLOT_CORES", 1, range(1, 1025)),

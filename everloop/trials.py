@@ -7,6 +7,9 @@ from pydantic import Field
 from everloop.records import Blob, Prepared, Record, Result, Snapshot
 from everloop.specs import LifecycleSpec
 
+TOGETHER_SECONDS = 2.0
+"""Short trials are asked of one job that together take about so long."""
+
 
 class Point(Record):
     """A family with parameters to try before any sampler is asked."""

@@ -92,7 +92,7 @@ class QuickCompute(
         """What the trainer counts."""
         self.value: Callable[[int], float] = lambda number: 0.5 + 0.4 * number / (number + 1)
         """What a trial comes to: ever better, by less and less."""
-        self.trial_seconds = 0.9
+        self.trial_seconds = 3.0
         """How long a trial says that it took."""
 
     @property

@@ -1,4 +1,4 @@
-"""`python -m workers control | compute | scheduler | slot NAME | dev | journal rebuild|verify`."""
+"""`python -m workers control | compute | scheduler | slot NAME | node | dev | journal rebuild|verify`."""
 
 import asyncio
 import os
@@ -29,6 +29,10 @@ def main(arguments: list[str]) -> None:
             from workers import cluster
 
             cluster.slot_main(here, name)
+        case ["node"]:
+            from workers import node
+
+            node.main(here)
         case ["dev", *flags]:
             engine.become("workers.dev", *flags)
         case ["journal", ("rebuild" | "verify") as action, *flags]:

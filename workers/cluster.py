@@ -111,15 +111,17 @@ def _certificate() -> bytes:
 def scheduler_main(settings: Settings) -> None:
     """Run the Dask scheduler until told to stop."""
     _begin("scheduler", settings)
-    create_certificates(settings.keys_dir)
+    if not settings.dask_cert:
+        create_certificates(settings.keys_dir)
     asyncio.run(_scheduler(settings))
 
 
 def slot_main(settings: Settings, name: str) -> None:
     """Run the Dask worker of the device *name* until told to stop; ends with 1 when the scheduler is lost."""
     _begin(name, settings)
-    create_certificates(settings.keys_dir)
-    found = {device.name: device for device in devices.find(settings).slots()}
+    if not settings.dask_cert:
+        create_certificates(settings.keys_dir)
+    found = {device.name: device for device in devices.slots(settings)}
     if name not in found:
         raise Invalid(f"there is no device {name!r} here", field="name", hint=f"one of {', '.join(found)}")
     code = _kept_running(lambda: asyncio.run(_slot(settings, found[name])))
@@ -254,6 +256,7 @@ async def _slot(settings: Settings, device: devices.Device) -> int:
         local_directory=str(scratch),
         plugins=devices.find(settings).plugins(device),
         death_timeout=f"{START_SECONDS}s",
+        startup_information={devices.NODE: lambda _: settings.node},
     )
     try:
         await process.first_of(_started(worker), stop.wait())

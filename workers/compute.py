@@ -26,7 +26,7 @@ from activities.proof import ProofOnCompute
 from activities.score import ScoreJobs
 from activities.search import SearchJobs
 from activities.training import TrainingJobs
-from everloop import names
+from everloop import logs, names
 from everloop.errors import Unavailable
 from everloop.settings import Settings
 from everloop.store import Store
@@ -40,6 +40,8 @@ LOOK_SECONDS = 0.5
 TIDY_SECONDS = 10.0
 TELL_SECONDS = 60.0
 """The pool hears of its devices this often even without news: somebody may have told it something else, or ended it."""
+SLOT = "slot"
+"""What the Dask workers of our devices have; a cluster may have others."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost", "")
 MISSED_SECONDS = 5.0
 """A Dask worker that comes back sooner (its slot starts it again) was never reported as gone."""
@@ -100,6 +102,11 @@ async def _tidied(store: Store, settings: Settings) -> None:
         try:
             await asyncio.to_thread(scratch.remove_ended, store, settings.scratch_dir / "jobs")
             await asyncio.to_thread(scratch.remove_checkpoints, store, settings.checkpoints_dir)
+            if settings.has_store:
+                await asyncio.to_thread(scratch.remove_checkpoints_of_store, store, settings.checkpoints_url)
+                await asyncio.to_thread(scratch.remove_ended_of_store, store, f"{settings.artifacts}/jobs")
+            if settings.dask_address:  # elsewhere the slots do it, whose disk it is
+                await asyncio.to_thread(logs.bound_all, settings.logs_dir / "jobs")
         except Exception:
             log.exception("scratch could not be tidied; it is tried again")
         await asyncio.sleep(TIDY_SECONDS)
@@ -138,7 +145,7 @@ class Inventory:
         except (Unavailable, OSError, TimeoutError) as error:
             log.warning("the Dask scheduler does not answer: %s", error)
             return []
-        return [_as_reported(each) for each in identity["workers"].values()]
+        return [_as_reported(each) for each in identity["workers"].values() if SLOT in each["resources"]]
 
     async def _tell(self, present: list[str]) -> None:
         try:
@@ -163,5 +170,5 @@ def _as_reported(worker: dict[str, Any]) -> str:
     light = names.LIGHT_SUFFIX if "light" in has else ""
     amounts = "".join(f":{what}={int(has[what])}" for what in devices.SAID if what in has)
     host = str(worker.get("host", ""))
-    node = socket.gethostname() if host in LOOPBACK else host
+    node = worker.get(devices.NODE) or (socket.gethostname() if host in LOOPBACK else host)
     return f"{worker['name']}{light}:node={node.replace(':', '-')}{amounts}"

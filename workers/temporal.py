@@ -30,7 +30,8 @@ from everloop import engine, logs, names, stack
 from everloop.errors import EverloopError
 from workers.door import Door, possible
 
-READY_TIMEOUT_SECONDS = 30
+READY_TIMEOUT_SECONDS = 120
+"""One that has ended is noticed at once; on a machine that others use one that starts may take long."""
 TRIES = 3
 MOST_READ_BYTES = 1 << 20
 SQLITE = b"SQLite format 3\0"

@@ -7,6 +7,8 @@
 A checkpoint is written beside its place, brought to the disk, and renamed: it is there whole or not at all, and its
 digests tell where the disk has lost some of it. A token's folder is its holder's claim: who finds a newer one has
 lost the lease and writes no more. A newer holder reads the folders of older tokens and never writes there.
+
+Where hosts share no disk, all this is on the artifact store (depot.py), and here only what is being written.
 """
 
 import contextlib
@@ -14,28 +16,30 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from activities.jobs.depot import LAST, Depot
 from activities.jobs.numbered import numbered
 from everloop import disk
 from everloop.errors import Invalid, LeaseLost
 
 COUNT = 2
 """Checkpoints that stay: the newest may be lost with the machine's power."""
-STATE, ARRAYS, DIGESTS, RESUMES = "state.json", "arrays.safetensors", "digests.json", "resumes"
+STATE, ARRAYS, DIGESTS, RESUMES = "state.json", "arrays.safetensors", LAST, "resumes"
 ARRAY = "everloop:array"
 """Stands in the JSON for an array of the other file."""
 DEEPEST = 100
 """Lists and dicts within each other, in a state."""
-FENCED_SECONDS = 1.0
-"""How often a running job looks whether its lease was given to another."""
+FENCED_SECONDS, FAR_FENCED_SECONDS = 1.0, 5.0
+"""How often a running job looks whether its lease was given to another: on its disk, on the artifact store."""
 
 
 class Stopped(BaseException):
@@ -79,10 +83,12 @@ class Resume(BaseModel, strict=True):
     seconds_again: float
 
 
-def newest_of(folder: Path, token: int, attempt_began_ms: int) -> tuple[int, int]:
+def newest_of(folder: Path, token: int, attempt_began_ms: int, depot: str = "") -> tuple[int, int]:
     """When the newest checkpoint of *token* was written that is not older than its attempt, and how long the attempt
     has been writing checkpoints by then, in milliseconds; (0, 0) where there is none. Nothing is claimed or removed.
     """
+    if depot:
+        return _newest_far(Depot(depot), token, attempt_began_ms)
     found = (0, 0)
     with contextlib.suppress(OSError):
         for path in (folder / str(token)).iterdir():
@@ -95,12 +101,24 @@ def newest_of(folder: Path, token: int, attempt_began_ms: int) -> tuple[int, int
     return found
 
 
+def _newest_far(depot: Depot, token: int, attempt_began_ms: int) -> tuple[int, int]:
+    with contextlib.suppress(OSError, ValueError):
+        if (found := depot.newest(token)) is not None:
+            written = int(found[0].timestamp() * 1000)
+            told = About.model_validate_json(found[1])
+            return (written, max(0, int(1000 * told.writing))) if written >= attempt_began_ms else (0, 0)
+    return (0, 0)
+
+
 class Checkpoints:
     """Those of one stage, as the holder of one token sees them. For one thread."""
 
-    def __init__(self, folder: Path, token: int, floor_bytes: int = 0) -> None:
-        """*folder*: of the question. *floor_bytes*: what must stay free on the disk."""
+    def __init__(self, folder: Path, token: int, floor_bytes: int = 0, depot: str = "") -> None:
+        """*folder*: of the question. *floor_bytes*: what must stay free on the disk. *depot*: the question's URL on
+        the artifact store, where other hosts have to find it.
+        """
         self.folder, self.token, self.floor_bytes = folder, token, floor_bytes
+        self._depot = Depot(depot) if depot else None
         self.attempt = uuid.uuid4().hex[:12]
         self._began = time.monotonic()
         self._writing, self._write_began = 0.0, 0.0
@@ -116,6 +134,8 @@ class Checkpoints:
         if self._claimed:
             return
         self._own.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self._depot:
+            self._depot.claim(self.token)
         self.check()
         self._claimed = True
 
@@ -132,13 +152,16 @@ class Checkpoints:
         return any(token > self.token for token in self._tokens())
 
     def fenced_lately(self) -> bool:
-        """`fenced`, looked at once per second."""
-        if time.monotonic() - self._looked < FENCED_SECONDS:
+        """`fenced`, not looked at more often than is worth it."""
+        if time.monotonic() - self._looked < (FAR_FENCED_SECONDS if self._depot else FENCED_SECONDS):
             return False
         self._looked = time.monotonic()
         return self._claimed and self.fenced()
 
     def _tokens(self) -> list[int]:
+        if self._depot:
+            with contextlib.suppress(OSError):  # whoever cannot reach it keeps nothing there either
+                return self._depot.tokens()
         with contextlib.suppress(FileNotFoundError):
             return [token for token, _ in numbered(self.folder)]
         return []
@@ -164,7 +187,7 @@ class Checkpoints:
         try:
             self._stage(staged, step, at, text, arrays)
             self.check()
-            self._settle(staged, self._own / f"{step:012d}")
+            self._settle(staged, step)
         finally:
             shutil.rmtree(staged, ignore_errors=True)
         self._drop_above(step)
@@ -190,42 +213,63 @@ class Checkpoints:
         for path in (staged / STATE, staged / ARRAYS, staged / DIGESTS, staged):
             _to_disk(path)
 
-    def _settle(self, staged: Path, place: Path) -> None:
+    def _settle(self, staged: Path, step: int) -> None:
+        if self._depot:
+            self._depot.put(self.token, step, staged)
+            return
+        place = self._own / f"{step:012d}"
         shutil.rmtree(place, ignore_errors=True)  # of an attempt before with this token, torn or the same
         staged.rename(place)
         _to_disk(place.parent)
 
     def _drop_above(self, step: int) -> None:
         """A trainer that counts anew (a fold, a restart) has left them behind: by their step they would seem newer."""
-        for token, above, path in list(self._places()):
+        for token, above in self._places():
             if token == self.token and above > step:
-                shutil.rmtree(path, ignore_errors=True)
+                self._drop(token, above)
 
     def _thin_out(self) -> None:
-        for _, _, path in list(self._places())[COUNT:]:
-            shutil.rmtree(path, ignore_errors=True)
+        for token, step in self._places()[COUNT:]:
+            self._drop(token, step)
+
+    def _drop(self, token: int, step: int) -> None:
+        if self._depot:
+            self._depot.drop(token, step)
+        else:
+            shutil.rmtree(self._place(token, step), ignore_errors=True)
 
     # --- reading ---
 
     def newest(self) -> Kept | None:
         """The newest checkpoint that is whole: of the newest token, then of the last step."""
         self.claim()
-        for token, step, path in self._places():
+        for token, step in self._places():
             try:
-                return self._read(token, step, path)
+                return self.read(token, step)
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 print(f"the checkpoint of token {token} after {step} is not whole and is left out: {error}")  # noqa: T201
         return None
 
     def read(self, token: int, step: int) -> Kept:
         """The one of *token* after *step*. Raises `OSError` or `ValueError` where it is not there or not whole."""
-        return self._read(token, step, self.folder / str(token) / f"{step:012d}")
+        if not self._depot:
+            return self._read(token, step, self._place(token, step))
+        with tempfile.TemporaryDirectory(prefix=".read-", dir=self.folder) as folder:
+            self._depot.take(token, step, Path(folder))
+            return self._read(token, step, Path(folder))
 
-    def _places(self) -> Iterator[tuple[int, int, Path]]:
-        """Token, step and folder, newest first."""
+    def _places(self) -> list[tuple[int, int]]:
+        """Token and step, newest first."""
+        if self._depot:
+            return self._depot.places()
+        found = []
         for token in self._tokens():
             with contextlib.suppress(OSError):  # removed meanwhile, or nothing that can be looked into
-                yield from ((token, step, path) for step, path in numbered(self.folder / str(token)))
+                found += [(token, step) for step, _ in numbered(self.folder / str(token))]
+        return found
+
+    def _place(self, token: int, step: int) -> Path:
+        return self.folder / str(token) / f"{step:012d}"
 
     def _read(self, token: int, step: int, path: Path) -> Kept:
         from safetensors import SafetensorError
@@ -284,9 +328,7 @@ class Checkpoints:
         )
         lines = [*self._resumes(), now]
         with contextlib.suppress(OSError):  # the report is not worth the training
-            staged = self.folder / f".{RESUMES}-{self.attempt}"
-            staged.write_text("".join(each.model_dump_json() + "\n" for each in lines))
-            staged.replace(self.folder / RESUMES)
+            self._note_resumes("".join(each.model_dump_json() + "\n" for each in lines).encode())
         return {
             "times": len(lines),
             "step": now.step,
@@ -296,11 +338,20 @@ class Checkpoints:
             "at": kept.at if kept else "",
         }
 
+    def _note_resumes(self, lines: bytes) -> None:
+        if self._depot:
+            self._depot.note_resumes(lines)
+            return
+        staged = self.folder / f".{RESUMES}-{self.attempt}"
+        staged.write_bytes(lines)
+        staged.replace(self.folder / RESUMES)
+
     def _resumes(self) -> list[Resume]:
         """Of the attempts before; a line that was torn says nothing."""
         found: list[Resume] = []
         with contextlib.suppress(OSError):
-            for line in (self.folder / RESUMES).read_bytes().splitlines():
+            told = self._depot.resumes() if self._depot else (self.folder / RESUMES).read_bytes()
+            for line in told.splitlines():
                 with contextlib.suppress(ValueError):
                     found.append(Resume.model_validate_json(line))
         return found
@@ -320,6 +371,8 @@ class Checkpoints:
     def forget(self) -> None:
         """The stage has its result: nobody will go on from here. Leaves a newer holder's alone."""
         if self._claimed and not self.fenced():
+            if self._depot:
+                self._depot.forget()
             shutil.rmtree(self.folder, ignore_errors=True)
             with contextlib.suppress(OSError):  # others of the chain are still there
                 self.folder.parent.rmdir()

@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from activities.jobs import gpu, surroundings, threads
+from activities.jobs import gpu, lent, surroundings, threads
 from activities.jobs.checkpoints import Stopped
 from activities.jobs.context import BY_HAND, CHECKPOINT_SECONDS, NO_EVENTS, ThisJob
 from activities.jobs.gang import Gang, RankEnded, alone, checkpoints
@@ -86,12 +86,16 @@ def _job(folder: Path, order: dict[str, Any], events: int) -> ThisJob:
     floor = order.get("floor_bytes", FLOOR_BYTES)
     gang = Gang(**order["gang"]) if order.get("gang") else alone()
     kept = Path(order.get("checkpoints") or folder / "checkpoints")
+    predictions = Path(order["predictions_dir"])
+    if url := order.get("lent"):
+        predictions = folder / "scratch" / "lent"
+        lent.borrow(url, predictions)
     return ThisJob(
         Artifacts(order["artifacts"], floor),
-        Path(order["predictions_dir"]),
+        predictions,
         folder / "scratch",
         events,
-        checkpoints(kept, order.get("token", 0), floor, gang),
+        checkpoints(kept, order.get("token", 0), floor, gang, order.get("depot", "")),
         checkpoint_seconds=order.get("checkpoint_seconds", CHECKPOINT_SECONDS),
         lease=Lease.model_validate(order["lease"]) if "lease" in order else BY_HAND,
         gang=gang,

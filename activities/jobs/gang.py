@@ -5,9 +5,12 @@ rank of an attempt before finds nobody. What rank 0 says about checkpoints and t
 them at different moments, and a rank that stopped alone would leave the others waiting in an all-reduce for ever.
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import socket
+import struct
 import time
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -20,6 +23,8 @@ from activities.jobs.checkpoints import Checkpoints, Kept
 from everloop.errors import ComputeLost
 
 LOOPBACK = "127.0.0.1"
+SIOCGIFADDR = 0x8915
+"""Asks the kernel for an interface's address."""
 ADDRESS = "address"
 JOIN_SECONDS = 900.0
 """Until rank 0 has opened its store: its host may have to install what the trainer requires."""
@@ -44,6 +49,8 @@ class Gang:
     """Of rank 0, as the other members reach it."""
     folder: str
     """An fsspec URL that all members reach; new for every attempt."""
+    own: str = ""
+    """This rank's host, as the others reach it; rank 0's where that is not known."""
     _store: Any = None
     _words: int = 0
     _joined: bool = field(default=False)
@@ -77,8 +84,9 @@ class Gang:
         import torch
         from torch import distributed
 
-        if self.host == LOOPBACK:
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        if interface := "lo" if self.host == LOOPBACK else interface_of(self.own):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
         backend = backend or ("nccl" if torch.cuda.is_available() else "gloo")
         store = distributed.PrefixStore("group", self.store())
         distributed.init_process_group(backend, store=store, rank=self.rank, world_size=self.size)
@@ -126,6 +134,19 @@ class Gang:
         raise ComputeLost(f"rank {self.rank} has not heard of rank 0 for {JOIN_SECONDS:.0f} s")
 
 
+def interface_of(address: str) -> str:
+    """The network interface that has *address* (IPv4), nothing where none has it: by itself gloo takes the one that
+    the host's name leads to, which others need not reach.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):  # it has no address
+                told = fcntl.ioctl(asked, SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+                if socket.inet_ntoa(told[20:24]) == address:
+                    return name
+    return ""
+
+
 def alone() -> Gang:
     """Of a job that is one process. It asks nobody."""
     return Alone(0, 1, LOOPBACK, "")
@@ -148,17 +169,19 @@ class Alone(Gang):
 class Followed(Checkpoints):
     """The checkpoints of a rank other than 0: it reads the one that rank 0 goes on from, and writes none."""
 
-    def __init__(self, folder: Path, token: int, gang: Gang) -> None:
-        super().__init__(folder, token)
+    def __init__(self, folder: Path, token: int, gang: Gang, depot: str = "") -> None:
+        super().__init__(folder, token, depot=depot)
         self._gang = gang
 
     def claim(self) -> None:
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.check()
 
     def write(self, step: int, state: Any, at: str = "") -> None:  # noqa: ANN401
         """Rank 0 keeps it for all."""
 
     def newest(self) -> Kept | None:
+        self.claim()
         token, step = json.loads(self._gang.agreed(""))
         return self.read(token, step) if token else None
 
@@ -175,8 +198,8 @@ class Followed(Checkpoints):
 class Leading(Checkpoints):
     """The checkpoints of rank 0: what it goes on from it tells the others."""
 
-    def __init__(self, folder: Path, token: int, floor_bytes: int, gang: Gang) -> None:
-        super().__init__(folder, token, floor_bytes)
+    def __init__(self, folder: Path, token: int, floor_bytes: int, gang: Gang, depot: str = "") -> None:
+        super().__init__(folder, token, floor_bytes, depot)
         self._gang = gang
 
     def newest(self) -> Kept | None:
@@ -185,8 +208,8 @@ class Leading(Checkpoints):
         return kept
 
 
-def checkpoints(folder: Path, token: int, floor_bytes: int, gang: Gang) -> Checkpoints:
+def checkpoints(folder: Path, token: int, floor_bytes: int, gang: Gang, depot: str = "") -> Checkpoints:
     """Of this rank."""
     if gang.size == 1:
-        return Checkpoints(folder, token, floor_bytes)
-    return Leading(folder, token, floor_bytes, gang) if gang.rank == 0 else Followed(folder, token, gang)
+        return Checkpoints(folder, token, floor_bytes, depot)
+    return Leading(folder, token, floor_bytes, gang, depot) if gang.rank == 0 else Followed(folder, token, gang, depot)

@@ -30,6 +30,8 @@ class JobTime:
     token: int
     checkpoints: Path
     """Folder of the stage's question."""
+    depot: str = ""
+    """Its URL on the artifact store, where the folder is of another host."""
     began_ms: int = field(default_factory=_now_ms)
     done: bool = False
     """It has a result."""
@@ -50,7 +52,7 @@ class JobTime:
             log.warning("the time of %s is not written down", self.job, exc_info=True)
 
     def _write(self, store: Store, *, ended: bool) -> None:
-        checkpointed_ms, writing_ms = newest_of(self.checkpoints, self.token, self.began_ms)
+        checkpointed_ms, writing_ms = newest_of(self.checkpoints, self.token, self.began_ms, self.depot)
         row = JobTimeRow(
             job=self.job,
             attempt=self.attempt,

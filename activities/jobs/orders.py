@@ -11,12 +11,12 @@ from typing import Any
 
 from temporalio import activity
 
-from activities.jobs import rows
+from activities.jobs import home, rows
 from activities.jobs.gang import LOOPBACK
 from activities.jobs.mark import MARK
+from activities.jobs.order import Order
 from activities.jobs.scratch import chain
 from activities.jobs.slot import GRACE_SECONDS
-from activities.jobs.supervisor import Order
 from everloop import errors, names
 from everloop.contracts import JobRequest
 from everloop.records import Lease, Member
@@ -57,8 +57,15 @@ class Orders:
         members = [member.model_copy(update={"cores": self._settings.slot_cores}) for member in of_slot.members]
         return of_slot.model_copy(update={"members": tuple(members)})
 
-    def of(self, asked: Asked, hosts: Mapping[str, str]) -> list[Order]:
-        """One for each member, rank 0 first. *hosts*: of devices, as Dask sees them."""
+    def of(self, asked: Asked, hosts: Mapping[str, str], lent: str = "") -> list[Order]:
+        """One for each member, rank 0 first. *hosts*: of devices, as Dask sees them. *lent*: see lent.py."""
+        found = self._of(asked, hosts)
+        if lent:
+            for order in found:
+                order["lent"] = lent
+        return found
+
+    def _of(self, asked: Asked, hosts: Mapping[str, str]) -> list[Order]:
         lease = self.lease(asked.request)
         members = sorted(lease.members, key=lambda member: member.rank)
         if len(members) == 1:
@@ -67,7 +74,12 @@ class Orders:
         host = LOOPBACK if len(seen) == 1 else hosts.get(members[0].device, LOOPBACK)
         where = {"size": len(members), "host": host, "folder": self._meeting_place(asked)}
         return [
-            self._order(asked, lease, member.model_copy(update={"rank": rank}), {"rank": rank, **where})
+            self._order(
+                asked,
+                lease,
+                member.model_copy(update={"rank": rank}),
+                {"rank": rank, "own": hosts.get(member.device, ""), **where},
+            )
             for rank, member in enumerate(members)
         ]
 
@@ -79,7 +91,7 @@ class Orders:
         """New for every attempt: nobody of an attempt before is met there."""
         there = f"jobs/{asked.job}/gangs/{asked.attempt}-{uuid.uuid4().hex[:12]}"
         artifacts = self._settings.artifacts
-        return str(self._settings.scratch_dir / there) if artifacts.startswith("/") else f"{artifacts}/{there}"
+        return f"{artifacts}/{there}" if self._settings.has_store else str(self._settings.scratch_dir / there)
 
     def _order(self, asked: Asked, lease: Lease, member: Member, gang: dict[str, Any] | None = None) -> Order:
         settings = self._settings
@@ -112,7 +124,12 @@ class Orders:
             "floor_bytes": settings.disk_floor_bytes,
             "memory_bytes": (member.memory_mib or settings.job_memory_mib) << 20,
             "slots": settings.slots or DEFAULT_SLOTS,
+            "data_dir": str(settings.data_dir),
+            "disk": home.disk(settings.data_dir),
         }
+        if settings.has_store:
+            below = Path(order["checkpoints"]).relative_to(settings.checkpoints_dir)
+            order["depot"] = f"{settings.checkpoints_url}/{below}"
         if gang is not None:
             order["gang"] = gang
         return order

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import fsspec
 
-from activities.jobs.supervisor import Order, Outcome
+from activities.jobs.order import Order, Outcome
 from everloop import errors, logs
 
 log = logging.getLogger(__name__)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from activities.jobs.supervisor import Outcome
+from activities.jobs.order import Outcome
 from everloop import errors
 from everloop.records import Lease, Ran
 

@@ -10,12 +10,14 @@ its own; those of a workflow that ended before are removed here.
 import hashlib
 import re
 import shutil
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import fsspec
 from sqlmodel import Session, col, func, select
 
+from activities.jobs.depot import modified
 from everloop.store import HistoryRow, JournalRow, Store
 
 QUIET = timedelta(seconds=10)
@@ -34,15 +36,31 @@ def remove_ended(store: Store, jobs: Path, quiet: timedelta = QUIET) -> int:
         folders = [each.name for each in jobs.iterdir() if each.is_dir()]
     except FileNotFoundError:  # no job has run yet
         return 0
-    before, ended = datetime.now(UTC) - quiet, set[str]()
-    for start in range(0, len(folders), AT_ONCE):
-        with store.read() as session:
-            query = select(HistoryRow.run_id).where(
-                col(HistoryRow.run_id).in_(folders[start : start + AT_ONCE]), HistoryRow.closed_at < before
-            )
-            ended |= set(session.exec(query))
+    ended = _closed(store, folders, quiet)
     for run_id in ended:
         shutil.rmtree(jobs / run_id, ignore_errors=True)
+    return len(ended)
+
+
+def _closed(store: Store, runs: Sequence[str], quiet: timedelta) -> set[str]:
+    """Of *runs* those that closed longer than *quiet* ago."""
+    before, ended = datetime.now(UTC) - quiet, set[str]()
+    for start in range(0, len(runs), AT_ONCE):
+        with store.read() as session:
+            query = select(HistoryRow.run_id).where(
+                col(HistoryRow.run_id).in_(runs[start : start + AT_ONCE]), HistoryRow.closed_at < before
+            )
+            ended |= set(session.exec(query))
+    return ended
+
+
+def remove_ended_of_store(store: Store, url: str, quiet: timedelta = QUIET) -> int:
+    """The same on the artifact store, where gangs meet and files are lent: what attempts that were killed have left."""
+    files, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+    runs = {path.removeprefix(root).strip("/").partition("/")[0] for path in files.find(root)}
+    ended = _closed(store, sorted(runs), quiet)
+    for run_id in ended:
+        files.rm(f"{root}/{run_id}", recursive=True)
     return len(ended)
 
 
@@ -63,17 +81,37 @@ def remove_checkpoints(store: Store, checkpoints: Path, quiet: timedelta = QUIET
         made = {each.name: each.stat().st_mtime for each in checkpoints.iterdir() if each.is_dir()}
     except FileNotFoundError:  # no job has kept one yet, or another has just removed one
         return 0
-    if not made:
-        return 0
-    oldest = datetime.fromtimestamp(min(made.values()), UTC) - SKEW  # whoever made a folder has closed after it
     removed = 0
-    with store.read() as session:
-        ended = list(_ended(session, made, oldest, quiet))
-    for name, closed in ended:
+    for name, closed in _over(store, made, quiet):
         if not _written_after(checkpoints / name, (closed + max(quiet, QUIET)).timestamp()):
             shutil.rmtree(checkpoints / name, ignore_errors=True)
             removed += 1
     return removed
+
+
+def remove_checkpoints_of_store(store: Store, url: str, quiet: timedelta = QUIET) -> int:
+    """The same on the artifact store, where hosts share no disk."""
+    files, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+    made: dict[str, float] = {}
+    written: dict[str, float] = {}
+    for path, about in files.find(root, detail=True).items():
+        name, at = path.removeprefix(root).strip("/").partition("/")[0], modified(about).timestamp()
+        made[name], written[name] = min(at, made.get(name, at)), max(at, written.get(name, at))
+    removed = 0
+    for name, closed in _over(store, made, quiet):
+        if written[name] <= (closed + max(quiet, QUIET)).timestamp():
+            files.rm(f"{root}/{name}", recursive=True)
+            removed += 1
+    return removed
+
+
+def _over(store: Store, made: Mapping[str, float], quiet: timedelta) -> list[tuple[str, datetime]]:
+    """Of the folders *made* then (seconds since 1970) those whose workflow is over, and when it closed."""
+    if not made:
+        return []
+    oldest = datetime.fromtimestamp(min(made.values()), UTC) - SKEW  # whoever made a folder has closed after it
+    with store.read() as session:
+        return list(_ended(session, made, oldest, quiet))
 
 
 def _ended(session: Session, made: Container[str], since: datetime, quiet: timedelta) -> Iterator[tuple[str, datetime]]:

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from distributed import Client, Future
 from distributed.client import FutureCancelledError
@@ -21,13 +21,16 @@ from distributed.comm import CommClosedError
 from distributed.scheduler import KilledWorker, NoValidWorkerError
 from temporalio import activity
 
-from activities.jobs import progress, ranks, results, rows
+from activities.jobs import home, lent, progress, ranks, results, rows
 from activities.jobs.job_time import JobTime
+from activities.jobs.order import Order, Outcome
 from activities.jobs.orders import NEW_LEASE, Asked, Orders, part
+from activities.jobs.roster import Roster
 from activities.jobs.security import security
 from activities.jobs.slot import GRACE_SECONDS, is_dead
-from activities.jobs.supervisor import AT_ONCE, Order, Outcome, allow, supervise
+from activities.jobs.supervisor import AT_ONCE, allow, supervise
 from everloop import disk, errors, names
+from everloop import settings as configuration
 from everloop.contracts import JobRequest, MemberOfLease
 from everloop.records import Lease, Member, Result
 from everloop.settings import Settings
@@ -57,6 +60,8 @@ class Watch:
     """`<run id>/<activity id>`."""
     token: int = 0
     rank: int = 0
+    log: Path | None = None
+    """Where its log is kept when it comes from another host."""
     progress: dict[str, Any] = field(default_factory=dict)
     """The last line."""
     unwritten: dict[int, dict[str, float]] = field(default_factory=dict)
@@ -74,6 +79,8 @@ class Watch:
     def hear(self, event: dict[str, Any]) -> None:
         if "gone" in event:
             self.gone.set()
+        if self.log is not None and isinstance(piece := event.get("log"), bytes):
+            home.keep_log(self.log, piece)
         for line in event.get("lines", ()):
             if progress.is_kept(line):
                 self.kept = datetime.now(UTC)
@@ -95,9 +102,12 @@ class Jobs:
         self._topic = f"everloop-{uuid.uuid4().hex}"
         self._watches: dict[str, Watch] = {}
         self._orders = Orders(settings, store, root, self._topic)
+        self._roster = Roster(settings.away_seconds)
 
-    async def run(self, function: str, request: JobRequest, result_type: type[R]) -> R:
+    async def run(self, function: str, request: JobRequest, result_type: type[R], reads: Sequence[str] = ()) -> R:
         """Call `function` (`<module>.<name>` below the root) on the slot of *request*, from within an activity.
+
+        *reads*: files below `predictions_dir` that it needs.
 
         Safe to run twice: an attempt that finds the result of an earlier one returns it (`ran.kept`).
         Raises what the function raised, `JobFailed` for other exceptions and for a job that keeps crashing,
@@ -111,25 +121,46 @@ class Jobs:
             raise errors.LeaseLost(FENCED, hint=NEW_LEASE)
         asked = Asked(function, request, f"{run_id}/{activity_id}", info.attempt)
         lease = self._orders.lease(request)
-        watches = [Watch(member.device, asked.job, lease.token, rank) for rank, member in enumerate(_by_rank(lease))]
-        async with self._beating(watches):  # first: it also beats while Dask is out of reach
-            orders = self._orders.of(asked, await self._hosts() if len(watches) > 1 else {})
-            time = watches[0].time = JobTime(asked.job, info.attempt, lease.token, Path(orders[0]["checkpoints"]))
+        watches = [
+            Watch(member.device, asked.job, lease.token, rank, log=self._log_of(asked, rank))
+            for rank, member in enumerate(_by_rank(lease))
+        ]
+        async with (
+            self._beating(watches),
+            self._lent(asked, reads) as copies,
+        ):  # it beats while Dask is away
+            orders = self._orders.of(asked, await self._hosts() if len(watches) > 1 else {}, copies)
+            kept = (Path(orders[0]["checkpoints"]), orders[0].get("depot", ""))
+            time = watches[0].time = JobTime(asked.job, info.attempt, lease.token, *kept)
             outcome = await self._all(orders, watches, f"job-{info.attempt}-{asked.job}-{uuid.uuid4().hex[:8]}")
             time.done = "result" in outcome
             time.used = outcome.get("used", {})
         found = result_type.model_validate(results.result(outcome))
         return found.model_copy(update={"ran": results.ran(lease, outcome, info.attempt)})
 
+    @contextlib.asynccontextmanager
+    async def _lent(self, asked: Asked, reads: Sequence[str]) -> AsyncIterator[str]:
+        """Where an attempt finds copies of files of this disk; nothing where all see it."""
+        if not (reads and self._settings.has_store):
+            yield ""
+            return
+        url = f"{self._settings.artifacts}/jobs/{asked.job}/lent/{asked.attempt}-{uuid.uuid4().hex[:12]}"
+        try:
+            await asyncio.to_thread(lent.lend, url, self._settings.predictions_dir, reads)
+            yield url
+        finally:
+            await asyncio.to_thread(lent.take_back, url)
+
+    def _log_of(self, asked: Asked, rank: int) -> Path:
+        return self._settings.logs_dir / names.job_log(asked.job, asked.attempt, rank)
+
     async def prove(self, members: Sequence[MemberOfLease]) -> list[MemberOfLease]:
         """Those of *members* of which nothing runs any more, asked on their devices. What is left there is killed."""
         client = await self.client()
-        slots = str(self._settings.scratch_dir / "slots")
         asked = [
             client.submit(
                 look_for_the_dead,
-                slots,
-                self._orders.mark(member.device),
+                member.device,
                 member.token,
                 member.rank,
                 key=f"prove-{member.token}-{member.rank}-{uuid.uuid4().hex[:8]}",
@@ -235,7 +266,7 @@ class Jobs:
 
     async def _awaited(self, client: Client, future: Future, watch: Watch) -> Outcome:
         try:
-            outcome: Outcome = await future
+            outcome = await self._result(client, future, watch)
         except asyncio.CancelledError:
             await asyncio.shield(self._end(client, future, watch))
             raise
@@ -251,6 +282,23 @@ class Jobs:
                 raise disk.full(self._settings.scratch_dir, self._settings.disk_floor_bytes) from None
             raise errors.ComputeLost(f"{watch.device}: {_one_line(error)}") from None
         return outcome
+
+    async def _result(self, client: Client, future: Future, watch: Watch) -> Outcome:
+        """Of a job; raises `ComputeLost` when its Dask worker is gone, where the scheduler might not."""
+        if not self._settings.dask_address:
+            return cast("Outcome", await future)
+        result = asyncio.ensure_future(_of(future))
+        lost = asyncio.ensure_future(self._roster.lost(client, watch.device))
+        try:
+            await asyncio.wait((result, lost), return_when=asyncio.FIRST_COMPLETED)
+            if result.done():
+                return result.result()
+            with contextlib.suppress(*LOST, FutureCancelledError):
+                await future.cancel(reason="its Dask worker is gone")
+            raise errors.ComputeLost(f"{watch.device}: {lost.result()}")
+        finally:
+            result.cancel()
+            lost.cancel()
 
     async def _end(self, client: Client, future: Future, watch: Watch) -> None:
         """End the job: when this returns, its tree is gone (or could not be reached in time)."""
@@ -349,9 +397,14 @@ def _by_rank(lease: Lease) -> list[Member]:
     return sorted(lease.members, key=lambda member: member.rank)
 
 
-def look_for_the_dead(slots: str, device_mark: str, token: int, rank: int) -> bool:
+async def _of(future: Future) -> Outcome:
+    return cast("Outcome", await future)
+
+
+def look_for_the_dead(device: str, token: int, rank: int) -> bool:
     """On a device: is nothing left of the part of a lease that has ended?"""
-    return is_dead(Path(slots), device_mark, token, rank)
+    scratch = configuration.load().scratch_dir
+    return is_dead(scratch / "slots", f"{scratch}/{device}", token, rank)
 
 
 async def _gone(watch: Watch, grace: float = 0.0) -> None:

@@ -16,24 +16,25 @@ import shutil
 import signal
 import time
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any
 
 from distributed import get_worker
 from distributed.core import Status
 
-from activities.jobs import reaper, threads, warming
+from activities.jobs import ended, home, reaper, threads, warming
+from activities.jobs.ended import NEVER_BEGAN, REAPER_KILLED
 from activities.jobs.mark import BLANK, LEASE, MARK
-from activities.jobs.memory import HINT, MIB, SHRINKS, Memory, may_shrink, share
+from activities.jobs.memory import MIB, SHRINKS, Memory, may_shrink, share
 from activities.jobs.numbered import numbered
+from activities.jobs.order import Order, Outcome
 from activities.jobs.progress import Progress
 from activities.jobs.slot import Locks, Slot
 from everloop import disk, engine, logs
-from everloop.errors import JobFailed, OutOfMemory, StorageLow, TrainerFailed
+from everloop import settings as configuration
+from everloop.errors import OutOfMemory
 
 POLL_SECONDS = 0.1
 RELAY_SECONDS = 0.2
-SIGNALLED = 128  # the reaper's exit code for a killed job is this plus the signal
-REAPER_KILLED, NEVER_BEGAN = -1, -2
 SHRUNK = "shrunk"
 """In an activity's folder: a line for each time that it ran out of memory."""
 PASSED_ON = ("PATH", "PYTHONPATH", "PYTHONSAFEPATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "CUDA_VISIBLE_DEVICES")
@@ -42,71 +43,11 @@ PASSED_ON_FOR = re.compile(
     r"PIP_|(SSL_CERT_FILE|SSL_CERT_DIR|REQUESTS_CA_BUNDLE|(HTTPS?|ALL|NO)_PROXY)$", re.IGNORECASE
 )
 """And what pip needs to find what a user's code requires; it is taken away before that code runs."""
+PASSED_ON_FOR_ARTIFACTS = re.compile(r"(AWS|FSSPEC|GOOGLE|AZURE)_")
+"""And where artifacts are not files: the store's address and the key of its bucket."""
 ABOUT_THE_STAGE = ("function", "root", "request", "digest", "token", "lease", "checkpoints", "checkpoint_seconds")
-TOLD = (*ABOUT_THE_STAGE, "gang", "log", "artifacts", "predictions_dir", "floor_bytes")
+TOLD = (*ABOUT_THE_STAGE, "depot", "gang", "lent", "log", "artifacts", "predictions_dir", "floor_bytes")
 """Of an order, what the job reads."""
-
-
-class Order(TypedDict):
-    """What the compute worker asks for. Plain values only: they cross to another process, maybe another host."""
-
-    topic: str
-    function: str
-    root: str
-    """The package that holds the function: `activities.compute`."""
-    request: dict[str, Any]
-    digest: str
-    """Of the function and the request without its slot: a kept result must be of the same question."""
-    token: int
-    rank: int
-    device: str
-    live: tuple[int, ...]
-    """Tokens of the leases that are live on the device."""
-    whole: bool
-    """It has the whole device, a GPU, to itself."""
-    folder: str
-    """`scratch/jobs/<run id>/<activity id>`."""
-    log: str
-    logs_dir: str
-    slots_dir: str
-    environment: dict[str, str]
-    artifacts: str
-    predictions_dir: str
-    grace_seconds: float
-    checkpoints: str
-    """`scratch/checkpoints/<chain>/<stage>/<question>`: outlives tokens and runs."""
-    checkpoint_seconds: float
-    lease: dict[str, Any]
-    """`records.Lease`."""
-    floor_bytes: int
-    """What stays free on the disk: below this no job starts."""
-    memory_bytes: int
-    """What the job's processes may hold together; 0: this machine's share of a slot, one of `slots`."""
-    slots: int
-    gang: NotRequired[dict[str, Any]]
-    """Of a rank among several: fields of `gang.Gang`."""
-
-
-class Outcome(TypedDict, total=False):
-    """How it ended: exactly one of `result`, `error`, `crash`, `unwanted`."""
-
-    result: dict[str, Any]
-    error: dict[str, str]
-    """`error` (class name), `message`, `field`, `hint`."""
-    crash: str
-    """What killed the job: `SIGSEGV`."""
-    unwanted: bool
-    crashes: int
-    ended_at: float
-    """By this machine's clock: in a gang the first one that ended badly is to blame."""
-    seconds: float
-    log: str
-    kept: bool
-    resumed: dict[str, Any] | None
-    """`records.Resumed`."""
-    artifacts: list[dict[str, Any]]
-    used: dict[str, int]
-    """`Memory.measured`."""
 
 
 def supervise(order: Order) -> Outcome:
@@ -114,7 +55,15 @@ def supervise(order: Order) -> Outcome:
 
     Waits for the slot's lock first: the child of a lost attempt may still be ending.
     """
-    task = Task(order["topic"])
+    order = home.at_home(order, configuration.load().data_dir)
+    task = Task(order["topic"], home.SentLog(order) if order.get("away") else None)
+    try:
+        return _supervised(order, task)
+    finally:
+        task.send_log(whole=True)
+
+
+def _supervised(order: Order, task: "Task") -> Outcome:
     slot = _slot(order)
     with slot.held(task.wanted, whole=order.get("whole", False)) as locks:
         if locks is None or not slot.others_gone(order.get("live", ()), task.wanted):
@@ -123,15 +72,14 @@ def supervise(order: Order) -> Outcome:
         if kept is not None:
             return kept
         slot.end_orphans()
-        shutil.rmtree(_job_folder(order) / "scratch", ignore_errors=True)  # it may be what fills the disk
-        low = _low(order)
-        if low is not None:
+        shutil.rmtree(ended.job_folder(order) / "scratch", ignore_errors=True)  # it may be what fills the disk
+        if (low := ended.low(order)) is not None:
             return low
         try:
             return _attempt(order, task, locks)
         except OSError as error:
             if disk.is_full(error):
-                return _no_room(order)
+                return ended.no_room(order)
             raise
 
 
@@ -147,7 +95,7 @@ def _attempt(order: Order, task: "Task", locks: Locks) -> Outcome:
             code = _run(order, task, job, locks, memory)
             if code == REAPER_KILLED:  # whatever of the job is left has nobody above it, and may hold the slot's lock
                 _slot(order).end_orphans()
-            outcome = _outcome(order, job, code, memory, unwanted=task.ended) | {"ended_at": time.time()}
+            outcome = ended.outcome(order, job, code, memory, unwanted=task.ended) | {"ended_at": time.time()}
             outcome["used"] = memory.measured()
         finally:
             warming.cool_down_later()
@@ -178,34 +126,13 @@ def _shrunk(order: Order) -> int:
     return 0
 
 
-def _low(order: Order) -> Outcome | None:
-    """How a job ends that finds too little room, or None where there is enough."""
-    found = disk.low(_written(order), order.get("floor_bytes", 0))
-    return None if found is None else _told(found)
-
-
-def _no_room(order: Order) -> Outcome:
-    return _low(order) or _told(disk.full(Path(order["folder"]), order.get("floor_bytes", 0)))
-
-
-def _told(error: StorageLow) -> Outcome:
-    return {"error": {"error": "StorageLow", "message": str(error), "field": "", "hint": error.hint}}
-
-
-def _written(order: Order) -> list[Path]:
-    local = [Path(order["artifacts"])] if order["artifacts"].startswith("/") else []
-    return [Path(order["folder"]), Path(order["logs_dir"]), *local]
-
-
-def _job_folder(order: Order) -> Path:
-    return Path(order["folder"]) / str(order["token"])
-
-
 class Task:
     """The Dask task that runs here, as its worker sees it."""
 
-    def __init__(self, topic: str) -> None:
+    def __init__(self, topic: str, log: home.SentLog | None = None) -> None:
+        """*log*: of a job whose log nobody else can read where it is written."""
         self.worker = get_worker()
+        self._log = log
         self.key = self.worker.get_current_task()
         self.topic = topic
         self.ended = False
@@ -213,13 +140,19 @@ class Task:
 
     def wanted(self) -> bool:
         """False once the key was cancelled, its client has died, the scheduler was lost or this worker closes."""
-        # Internals of distributed, pinned by tests/unit/test_jobs_internals.py.
+        # Internals of distributed, pinned by tests/unit/test_jobs_processes.py.
         state = self.worker.state.tasks.get(self.key)
         alive = self.worker.status in (Status.running, Status.paused)
         return state is not None and state.state != "cancelled" and alive
 
     def tell(self, **event: Any) -> None:  # noqa: ANN401
         self.worker.log_event(self.topic, {"key": self.key} | event)
+
+    def send_log(self, *, whole: bool = False) -> None:
+        """What is new in the log, a piece of it or all."""
+        if self._log is not None and (whole or self._log.due()):
+            for piece in self._log.pieces(whole=whole):
+                self.tell(log=piece)
 
 
 def _kept(order: Order) -> Outcome | None:
@@ -233,13 +166,13 @@ def _kept(order: Order) -> Outcome | None:
         with contextlib.suppress(OSError, ValueError):
             found = json.loads((of_token / "result.json").read_text())
             if found["digest"] == order["digest"]:
-                return _left(found) | {"kept": True}
+                return ended.left(found) | {"kept": True}
     return None
 
 
 def _prepare(order: Order, limit: int) -> Path:
     """The folder of this token, with the request in it and nothing of a former attempt. *limit*: in bytes."""
-    job = _job_folder(order)
+    job = ended.job_folder(order)
     shutil.rmtree(job / "scratch", ignore_errors=True)
     (job / "scratch").mkdir(parents=True)
     for left in ("error.json", "result.json", SHRINKS):
@@ -275,7 +208,7 @@ def _run(order: Order, task: Task, job: Path, locks: Locks, memory: Memory) -> i
     start["modules"] = [f"{order['root']}.{name}" for name in order["request"].get("preload", ())]
     try:
         try:
-            warm = warming.warm_up(order["root"], _environment(order["environment"]))
+            warm = warming.warm_up(order["root"], _environment(order))
             warm.send(start, reaper.Pipes(life_r, events_w, locks.part, log, status_w, locks.device))
         finally:
             for theirs in (life_r, events_w, log, status_w):
@@ -291,11 +224,13 @@ def _run(order: Order, task: Task, job: Path, locks: Locks, memory: Memory) -> i
             task.tell(gone=True)
 
 
-def _environment(extra: dict[str, str]) -> dict[str, str]:
+def _environment(order: Order) -> dict[str, str]:
     ours = engine.environment()
     single = dict.fromkeys(threads.THREADS, "1")  # a job sets its lease's by call: activities/jobs/threads.py
     passed_on = {name: value for name, value in ours.items() if name in PASSED_ON or PASSED_ON_FOR.match(name)}
-    return passed_on | single | {LEASE: BLANK} | extra
+    if not order["artifacts"].startswith("/"):
+        passed_on |= {name: value for name, value in ours.items() if PASSED_ON_FOR_ARTIFACTS.match(name)}
+    return passed_on | single | {LEASE: BLANK} | order["environment"]
 
 
 def _relay(task: Task, events: int, life: int, status: int, *, log: Path, memory: Memory) -> int:
@@ -326,6 +261,7 @@ def _relay(task: Task, events: int, life: int, status: int, *, log: Path, memory
             _end(life, _farewell(task.key))
         _go_on(memory.reaper)
         progress.flush(RELAY_SECONDS)
+        task.send_log()
 
 
 def _go_on(pid: int) -> None:
@@ -371,111 +307,3 @@ def _code(told: bytes) -> int:
     if not told:
         return NEVER_BEGAN
     return int(told.partition(b";")[2] or REAPER_KILLED)
-
-
-def _outcome(order: Order, job: Path, code: int, memory: Memory, *, unwanted: bool) -> Outcome:
-    """Read what the job has left; its exit code alone is not believed."""
-    with contextlib.suppress(OSError, ValueError):
-        return _left(json.loads((job / "result.json").read_text()))
-    if unwanted:
-        return {"unwanted": True}
-    lacked = _lacked(code, memory)
-    if lacked is not None:
-        return _out_of_memory(lacked, memory)
-    with contextlib.suppress(OSError, ValueError):
-        told = json.loads((job / "error.json").read_text())
-        kept = told.pop("artifacts", [])
-        return {**_failed(order, told, memory), "artifacts": kept}
-    return _ended(order, code)
-
-
-def _failed(order: Order, error: dict[str, str], memory: Memory) -> Outcome:
-    """What the job has written down, with the figures that only we know."""
-    if error["error"] == StorageLow.__name__:
-        return _low(order) or {"error": error}  # there is room where we look: it was another disk
-    if error["error"] == OutOfMemory.__name__:
-        return _out_of_memory(error["message"], memory)
-    if error["error"] == JobFailed.__name__ and (low := _low(order)) is not None:
-        return low  # what a library says of a full disk is often something else: it is tried with room
-    return {"error": error}
-
-
-def _lacked(code: int, memory: Memory) -> str | None:
-    """What is to be said of a job that was ended for want of memory; None when it was not."""
-    if memory.over:
-        return ""
-    by_kernel = code == SIGNALLED + signal.SIGKILL and memory.killed_by_kernel()
-    return "the kernel ended it, since the machine had none left" if by_kernel else None
-
-
-def _out_of_memory(what: str, memory: Memory) -> Outcome:
-    why = f" ({what})" if what else ""
-    message = f"the job ran out of memory{why}: {memory.figures()}"
-    return {"error": {"error": OutOfMemory.__name__, "message": message, "field": "", "hint": HINT}}
-
-
-def _ended(order: Order, code: int) -> Outcome:
-    """It left nothing: what its end says."""
-    if code == REAPER_KILLED:  # and the job with it: who does that once will do it again, if it was the job
-        return _crashed(order, "the end of its reaper")
-    if code == NEVER_BEGAN:
-        return _crashed(order, "the end of the process that it is forked from")
-    if code == reaper.NO_ROOM and not (_job_folder(order) / reaper.ROOM).exists():
-        return _no_room(order)
-    low = _low(order)
-    if low is not None and (code < SIGNALLED or code == SIGNALLED + signal.SIGBUS):  # SIGBUS: a mapped file's page
-        return low
-    if SIGNALLED < code <= SIGNALLED + signal.SIGRTMAX:
-        return _crashed(order, _signal(code - SIGNALLED))
-    return {"error": _gone(code, of_a_user=bool(order["request"].get("code")))}
-
-
-def _gone(code: int, *, of_a_user: bool) -> dict[str, str]:
-    """The error of a job that ended by itself, with *code*, and has left nothing."""
-    if not of_a_user:
-        message = f"the job ended with exit code {code} and left no result"
-        return {"error": JobFailed.__name__, "message": message, "field": "", "hint": ""}
-    message = f"the trainer ended the process with exit code {code} and left no result"
-    hint = "it must return what it has learned, or raise: without os._exit, in it or in a library that it calls"
-    return {"error": TrainerFailed.__name__, "message": message, "field": "trainer", "hint": hint}
-
-
-def _left(found: dict[str, Any]) -> Outcome:
-    return {
-        "result": found["result"],
-        "seconds": found["seconds"],
-        "log": found["log"],
-        "resumed": found.get("resumed"),
-        "artifacts": found.get("artifacts", []),
-    }
-
-
-def _signal(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
-
-
-def _crashed(order: Order, what: str) -> Outcome:
-    """Count it: the count outlives tokens and attempts, so that a poison job stops.
-
-    A job that has kept more of its work than at the crash before is none: it is counted anew.
-    """
-    path, kept = Path(order["folder"]) / "crashes", _kept_steps(order)
-    with contextlib.suppress(OSError, ValueError):
-        if int(path.read_text().splitlines()[-1].rpartition(" ")[2]) < kept:
-            path.unlink()
-    with path.open("a") as crashes:
-        crashes.write(f"{what} {kept}\n")
-    return {"crash": what, "crashes": len(path.read_text().splitlines())}
-
-
-def _kept_steps(order: Order) -> int:
-    """The last step of which there is a checkpoint."""
-    folder = Path(order.get("checkpoints") or order["folder"])
-    steps = [0]
-    with contextlib.suppress(OSError):  # nothing was kept, or it is gone since
-        for _, of_token in numbered(folder):
-            steps += [step for step, _ in numbered(of_token)]
-    return max(steps)

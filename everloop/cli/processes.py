@@ -66,6 +66,12 @@ def slot(
     become("workers", settings_of(data_dir, port_base), "slot", name)
 
 
+@worker.command()
+def node(data_dir: DataDir = None, port_base: PortBase = None) -> None:
+    """All devices of this host, for the Dask scheduler at EVERLOOP_DASK_ADDRESS."""
+    become("workers", settings_of(data_dir, port_base), "node")
+
+
 @app.command()
 def api(data_dir: DataDir = None, port_base: PortBase = None) -> None:
     """Run the API and its pages."""

@@ -53,6 +53,8 @@ def main() -> int:
                 wrong = wrong_with(planted(plant, found.killed), here, trials)
                 if parallel == 1 and suggestions(found.killed) != suggestions(found.whole):
                     wrong.append("other suggestions than without the kill")
+                if found.killed_at >= trials:
+                    wrong.append("it was over before it was killed")
                 if found.again > parallel:
                     wrong.append(f"{found.again} jobs ran again, {parallel} were in flight")
             finally:

@@ -15,6 +15,7 @@ from tests.faults.jobs_harness import alive, until
 
 SEED = int(os.environ.get("EVERLOOP_TEST_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
 TWO = ("cpu0", "cpu1")
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ async def test_a_rank_that_raises_is_named_and_the_others_are_not_blamed(bridge,
     diary = tmp_path / "diary"
     handle = await bridge.ask(gangs.LEARN, members=TWO, diary=str(diary), epochs=30, pace=0.01, raises=[1, 3])
     with pytest.raises(WorkflowFailureError) as caught:
-        await asyncio.wait_for(handle.result(), 60)
+        await asyncio.wait_for(handle.result(), gangs.PATIENCE_SECONDS)
     told = caught.value.cause.cause
     assert told.message == "rank 1: ValueError: rank says no"
     assert not [each for each in gangs.entries(diary) if alive(each.pid)]
@@ -60,7 +61,7 @@ async def test_a_gang_that_is_told_to_end_keeps_one_checkpoint_for_all(bridge, t
     """And the next one, with one rank, goes on from it."""
     diary = tmp_path / "diary"
     handle = await bridge.ask(gangs.LEARN, members=TWO, diary=str(diary), epochs=2000, pace=0.01)
-    running = await until(lambda: gangs.attempt(diary, 2, 10), 60)
+    running = await until(lambda: gangs.attempt(diary, 2, 10), gangs.PATIENCE_SECONDS)
     await handle.cancel()
     await until(lambda: not [each for each in running.values() if alive(each.pid)], 60)
     last = {each.rank: each.epoch for each in gangs.entries(diary)}

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from sqlmodel import col, select
 from temporalio.client import WorkflowUpdateFailedError
+from temporalio.exceptions import ApplicationError
 
 from activities import lease_ledger as ledger
 from activities.registry import champion
@@ -201,6 +202,21 @@ async def test_a_search_of_which_nothing_comes_to_its_end_parks_the_lifecycle(st
     row = await stack.status(handle.id, "needs_attention")
 
     assert row.error["message"] == "none of 2 trials came to its end: no memory for it"
+
+
+async def test_a_search_that_cannot_write_down_what_has_ended_fails_and_gives_its_lease_back_itself(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tell(*_: Any) -> None:
+        raise ApplicationError("the trials are not written", type="Invalid", non_retryable=True)
+
+    monkeypatch.setattr(SearchOnControl, "_tell", tell)
+    handle = await stack.submit(**search(parallel=2))
+
+    row = await stack.status(handle.id, "needs_attention")
+
+    assert row.error["message"].endswith("the trials are not written")
+    assert {lease.state for lease in leases(stack, names.search_id(handle.id))} == {"released"}
 
 
 async def test_a_retraining_begins_from_the_champions_parameters_on_a_quarter_of_the_budget(stack: Stack) -> None:

@@ -16,8 +16,9 @@ import pytest
 from activities.jobs import child, context
 from activities.jobs.checkpoints import Checkpoints, Stopped
 from activities.jobs.context import ThisJob
+from activities.jobs.ended import REAPER_KILLED, crashed, of_nothing
 from activities.jobs.reaper import NO_ROOM, ROOM
-from activities.jobs.supervisor import MARK, REAPER_KILLED, _crashed, _ended
+from activities.jobs.supervisor import MARK
 from everloop import engine
 from everloop.contracts import TrainRequest
 from everloop.errors import Invalid, LeaseLost
@@ -344,10 +345,10 @@ def test_with_the_result_the_checkpoints_go(tmp_path, artifacts):
 
 def test_a_crash_after_more_was_kept_is_counted_anew(tmp_path, artifacts):
     order = {"folder": str(tmp_path), "checkpoints": str(tmp_path / "checkpoints/chain/stage/question")}
-    assert [_crashed(order, "SIGKILL")["crashes"] for _ in range(2)] == [1, 2]
+    assert [crashed(order, "SIGKILL")["crashes"] for _ in range(2)] == [1, 2]
     job(tmp_path, artifacts).checkpoint(5, {})
 
-    assert [_crashed(order, "SIGKILL")["crashes"] for _ in range(2)] == [1, 2]
+    assert [crashed(order, "SIGKILL")["crashes"] for _ in range(2)] == [1, 2]
 
 
 def test_a_job_that_ends_its_own_reaper_or_by_a_code_that_means_something_does_not_run_for_ever(tmp_path):
@@ -358,18 +359,18 @@ def test_a_job_that_ends_its_own_reaper_or_by_a_code_that_means_something_does_n
         "request": {"code": {"archive": None}},
     }
     order |= {"artifacts": "", "logs_dir": str(tmp_path)}
-    ends = [_ended(order, REAPER_KILLED) for _ in range(3)]
+    ends = [of_nothing(order, REAPER_KILLED) for _ in range(3)]
     assert ends == [{"crash": "the end of its reaper", "crashes": number} for number in (1, 2, 3)]
 
     (tmp_path / "1").mkdir()
     (tmp_path / "1" / ROOM).touch()
     for code in (NO_ROOM, 200):
-        said = _ended(order, code)["error"]
+        said = of_nothing(order, code)["error"]
         assert (said["error"], said["field"]) == ("TrainerFailed", "trainer")
         assert f"exit code {code}" in said["message"]
-    assert _ended(order, 128 + 9) == {"crash": "SIGKILL", "crashes": 4}
+    assert of_nothing(order, 128 + 9) == {"crash": "SIGKILL", "crashes": 4}
     (tmp_path / "1" / ROOM).unlink()  # as our own code does where the disk is full
-    assert _ended(order, NO_ROOM)["error"]["error"] == "StorageLow"
+    assert of_nothing(order, NO_ROOM)["error"]["error"] == "StorageLow"
 
 
 FUNCTIONS = """

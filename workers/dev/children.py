@@ -53,6 +53,13 @@ def load() -> None:
     gc.freeze()
 
 
+def load_dask() -> None:
+    """The same where all children are Dask workers."""
+    importlib.import_module("workers.cluster")
+    gc.collect()
+    gc.freeze()
+
+
 @dataclass(eq=False)
 class Child:
     """A process that is started again when it ends."""

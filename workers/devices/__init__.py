@@ -4,13 +4,15 @@
 """
 
 import os
+from dataclasses import replace
 
 from activities.jobs import memory
+from everloop import isolation
 from everloop.errors import Invalid
 from everloop.settings import DEFAULT_SLOTS, Settings
 from workers.devices import nvml
 from workers.devices.cpu import CpuDevices
-from workers.devices.device import MIB, SAID, WHOLE_GPU, Device, Devices
+from workers.devices.device import MIB, NODE, SAID, WHOLE_GPU, Device, Devices
 from workers.devices.nvml import Gpu, NvmlDevices
 from workers.devices.sim import SimDevices
 
@@ -19,7 +21,7 @@ STACK_CORES = 1
 SMALL = 2
 """A machine with so many cores shares them: two jobs that keep both busy were slower than one core each."""
 
-__all__ = ["SAID", "WHOLE_GPU", "CpuDevices", "Device", "Devices", "Gpu", "NvmlDevices", "SimDevices", "find"]
+__all__ = ["NODE", "SAID", "WHOLE_GPU", "CpuDevices", "Device", "Devices", "Gpu", "NvmlDevices", "SimDevices", "find"]
 
 
 def find(settings: Settings) -> Devices:
@@ -46,14 +48,25 @@ def shares(settings: Settings, cores: int) -> tuple[int, ...]:
     return (max(1, cores - STACK_CORES - 1), 1)
 
 
+def slots(settings: Settings) -> tuple[Device, ...]:
+    """Devices of this host, in order. Beside other hosts' they need names of their own, which UUIDs are."""
+    return tuple(_of_node(device, settings.node) for device in find(settings).slots())
+
+
+def _of_node(device: Device, node: str) -> Device:
+    if not node or device.name.startswith((isolation.GPU, isolation.MIG)):
+        return device
+    return replace(device, name=f"{device.name}-{node}")
+
+
 def slot_names(settings: Settings) -> list[str]:
     """Names of this machine's devices, in order."""
-    return [device.name for device in find(settings).slots()]
+    return [device.name for device in slots(settings)]
 
 
 def light_slots(settings: Settings) -> list[str]:
     """Names of the devices that are reserved for checks."""
-    return [device.name for device in find(settings).slots() if device.light]
+    return [device.name for device in slots(settings) if device.light]
 
 
 def _for_jobs() -> int:

@@ -7,6 +7,8 @@ from everloop.amounts import AMOUNTS
 
 SAID = (*AMOUNTS, "job_cores")
 """What a device's Dask worker says of it, as resources."""
+NODE = "everloop_node"
+"""Under which it tells its host's name."""
 WHOLE_GPU = 1000
 MIB = 1 << 20
 

@@ -33,13 +33,11 @@ from everloop.families import family
 from everloop.records import Blob, Prepared
 from everloop.search import Search
 from everloop.specs import Features, LifecycleSpec
-from everloop.trials import Plan, Study, Trial, Trials
+from everloop.trials import TOGETHER_SECONDS, Plan, Study, Trial, Trials
 
 if TYPE_CHECKING:
     from activities.compute.search.asking import Asked, Asking
 
-ENOUGH_SECONDS = 1.0
-"""A job that has worked so long begins no further trial."""
 KEPT = 16
 """Trials among so many best keep their answers: an ensemble is chosen from these."""
 FIRST_RUNG, NEXT_RUNG = 8, 1.5
@@ -63,7 +61,7 @@ def trials(request: TrialRequest, job: Context) -> Trials:
         asking = Asking(shared, len(folds[0].train))
         for place in range(len(ended), len(request.numbers)):
             left = None if request.seconds is None else request.seconds - (time.monotonic() - began)
-            if place and (time.monotonic() - began > ENOUGH_SECONDS or (left is not None and left <= 0)):
+            if place and (time.monotonic() - began > TOGETHER_SECONDS or (left is not None and left <= 0)):
                 break
             part = Part(job, place, {"trials": json.dumps([each.model_dump(mode="json") for each in ended])}, restored)
             judged = Judged(asking, examples, folds, [*known, *ended], left)

@@ -30,28 +30,24 @@ from everloop.contracts import (
 from everloop.families import FILES
 from everloop.records import Member, Slot
 from everloop.search import Search as Asked
-from everloop.specs import HIGHER_IS_BETTER
 from everloop.trials import Searched, Study, Trial, Trials
 from workflows.disk import Room
 from workflows.journal import Journal
 from workflows.lease import Lease
+from workflows.search.standing import Standing
 from workflows.stage import LIGHT_TIMEOUT, RETRY, start_job
 
 A_RUN = 300
 """Trials of one run of the workflow: then it continues as new, so that its history stays short."""
-SHORT_SECONDS, MOST_AT_ONCE = 1.0, 8
-"""Trials that together take so long are asked of one job; and how many at most."""
 MOST_RECENT = 12
 """Trials that travel with a request, or are told at once: each takes up to 3 KB of a payload's 64."""
 SLACK = timedelta(seconds=2)
 """How much longer than a job itself its activity takes, at most: what is more was a wait, and no work."""
 OVERTIME, LEAST_OVERTIME = 0.05, timedelta(seconds=2)
 """Share of the budget after whose end a trial is ended that does not look at the clock."""
-GAIN = 0.001
-"""Share of the loss by which the best must get better to have gained."""
-PATIENCE, PATIENT_SHARE = 25, 0.5
-"""Trials without a gain after which a search ends early that is limited by time alone: so many, and of all it made."""
 TELL_TIMEOUT = timedelta(seconds=60)
+GIVES_BACK, TOGETHER = "search-gives-back-when-it-fails", "search-asks-more-together"
+"""Versions of this workflow's commands."""
 
 
 @workflow.defn(name=names.SEARCH)
@@ -65,13 +61,15 @@ class Search:
         self._journal = Journal()
         self._lease = Lease(self._journal)
         self._room = Room(self._journal, self._lease)
-        self._state: SearchState | None = None
+        self._standing: Standing | None = None
         self._recent: dict[int, Trial] = {}
         """Ended, and not in the study's blobs."""
         self._untold: list[Trial] = []
         self._telling: asyncio.Task[None] | None = None
         self._again: list[TrialRequest] = []
         """Asked of jobs that were ended before they had: the same is asked once more."""
+        self._members: list[asyncio.Task[None]] = []
+        """One for each member of the lease: it runs job after job."""
         self._jobs: dict[int, asyncio.Task[Trials]] = {}
         self._running: dict[int, TrialRequest] = {}
         self._started = 0
@@ -84,6 +82,8 @@ class Search:
         """The jobs are: others need the lease, or it has other members."""
         self._low: ApplicationError | None = None
         self._lost = False
+        self._fault: ActivityError | None = None
+        """What has ended cannot be written down."""
         self._order: SearchOrder | None = None
 
     @workflow.run
@@ -91,14 +91,18 @@ class Search:
         """The best that was found, or, when it is cancelled, where it stands: a pause, and the next run goes on."""
         self._request, self._asked = request, request.spec.search or Asked()
         try:
-            self._state = request.state or SearchState(study=await self._begun())
-            self._first = self._state.ended
+            self._standing = Standing(request, request.state or SearchState(study=await self._begun()))
+            self._first = self._stands.state.ended
             self._heed_the_order()
             return await self._searched()
         except (asyncio.CancelledError, CancelledError):
             if workflow.cancellation_reason() is None:
                 raise
             return await self._paused()
+        except (ActivityError, ApplicationError):
+            if workflow.patched(GIVES_BACK):
+                await self._given_up()
+            raise
 
     @workflow.signal(name=names.LEASE_OFFERED, description="The pool's offer of members")
     def lease_offered(self, offer: Offer) -> None:
@@ -114,7 +118,7 @@ class Search:
     @workflow.signal(name=names.SEARCH_ORDER, description="Take the best so far")
     def order(self, order: SearchOrder) -> None:
         self._order = order
-        if self._state is not None:
+        if self._standing is not None:
             self._heed_the_order()
 
     def _heed_the_order(self) -> None:
@@ -123,10 +127,9 @@ class Search:
         if order is None:
             return
         why = f"{order.person} took the best so far" + (f": {order.reason}" if order.reason else "")
-        self._now(why="person", order=why)
-        if self._state_now.best is not None:
-            for job in self._jobs.values():
-                job.cancel()
+        self._stands.ordered(why)
+        if self._stands.state.best is not None:
+            self._cancel_jobs()
 
     # --- the table of contents ------------------------------------------------------------------
 
@@ -150,9 +153,10 @@ class Search:
 
     async def _searched(self) -> SearchAnswer:
         self._lease.wants = self._wants()
-        if self._state_now.lease is not None:
-            await self._lease.adopt(self._state_now.lease)
-            self._now(lease=None)
+        held = self._stands.state.lease
+        if held is not None:
+            await self._lease.adopt(held)
+            self._stands.leased(None)
         while not self._ended():
             slot = await self._lease.take()
             await self._tried_on(slot)
@@ -160,13 +164,13 @@ class Search:
             if self._must_continue_as_new():
                 await self._continue_as_new()
         await self._closed(self._ended())
-        state = self._state_now
+        state = self._stands.state
         if state.best is None:
             why = f": {state.error}" if state.error else ""
             message = f"none of {state.ended} trials came to its end{why}"
             raise ApplicationError(message, "search", "its jobs' logs say why", type="JobFailed", non_retryable=True)
         ended = self._ended()
-        sentence = f"{self._best_of(state)}; {self._why(ended)}"
+        sentence = self._stands.conclusion(ended)
         self._journal.say(f"**{sentence}**")
         await self._journal.settle()
         return SearchAnswer(
@@ -179,27 +183,32 @@ class Search:
     async def _paused(self) -> SearchAnswer:
         """All that has ended is kept; what ran is asked again."""
         await self._lease.give_back()
-        if self._state is None:
+        if self._standing is None:
             return SearchAnswer(outcome="paused")
         self._give_numbers_back()
         await self._settle("paused")
         await self._journal.settle()
-        return SearchAnswer(outcome="paused", state=self._state_now)
+        return SearchAnswer(outcome="paused", state=self._stands.state)
+
+    async def _given_up(self) -> None:
+        """It has failed: what runs is ended, and its lease given back now, not when the pool finds it gone."""
+        self._cancel_jobs()
+        await asyncio.gather(*self._members, return_exceptions=True)
+        await self._lease.give_back()
 
     async def _continue_as_new(self) -> None:
         """With the same members, which the next run adopts: nothing runs on them now."""
         await self._settle()
         await self._journal.settle()
-        self._now(lease=self._lease.hand_on())
-        workflow.continue_as_new(self._request.model_copy(update={"state": self._state_now}))
+        self._stands.leased(self._lease.hand_on())
+        workflow.continue_as_new(self._request.model_copy(update={"state": self._stands.state}))
 
     async def _closed(self, ended: str) -> None:
         """Give back what is held, and fill the gaps that were left in the numbers: then the study is whole."""
         await self._lease.give_back()
         self._give_numbers_back()
-        for number in self._state_now.free:
-            self._take_in(Trial(number=number, state="cut", error="it was ended with the search"))
-        self._now(free=())
+        for cut in self._stands.fill():
+            self._take_in(cut)
         await self._settle(ended)
 
     # --- the jobs -------------------------------------------------------------------------------
@@ -216,7 +225,8 @@ class Search:
         self._told_to_end, self._lost, self._low = False, False, None
         self._mark = workflow.now()
         members = slot.members or (Member(device=slot.device),)
-        await asyncio.gather(*(self._member(slot, member) for member in members))
+        self._members = [asyncio.create_task(self._member(slot, member)) for member in members]
+        await asyncio.gather(*self._members)
 
     async def _member(self, slot: Slot, member: Member) -> None:
         while True:
@@ -231,7 +241,7 @@ class Search:
     def _must_stop(self) -> bool:
         """A cancel came (whose job ends with it, hears nothing more of it), or there is something with the lease."""
         cancelled = workflow.cancellation_reason() is not None
-        return cancelled or self._told_to_end or self._lost or self._low is not None
+        return cancelled or self._told_to_end or self._lost or self._low is not None or self._fault is not None
 
     async def _one_job(self, request: TrialRequest, slot: Slot, member: Member) -> None:
         self._started += 1
@@ -263,7 +273,7 @@ class Search:
 
     async def _until_done_or_too_late(self, job: asyncio.Task[Trials], request: TrialRequest) -> None:
         """A trial looks at the clock where it can; one that cannot is ended, once there is something to go on with."""
-        budget = self._budget_seconds()
+        budget = self._stands.seconds
         if request.seconds is None or budget is None:
             return
         overtime = max(timedelta(seconds=budget * OVERTIME), LEAST_OVERTIME)
@@ -272,56 +282,45 @@ class Search:
                 job.done, timeout=timedelta(seconds=request.seconds) + overtime, timeout_summary="the budget's end"
             )
         except TimeoutError:
-            if self._state_now.best is not None:
+            if self._stands.state.best is not None:
                 job.cancel()
 
     def _next(self) -> TrialRequest | None:
         """What a free member does next; None where there is nothing left to begin."""
         if self._again:
             return self._again.pop(0)
-        numbers = self._numbers()
+        together = workflow.patched(TOGETHER)
+        numbers = self._stands.numbers(together=together)
         if not numbers:
             return None
-        left = self._left()
+        left = self._stands.left
         return TrialRequest(
-            study=self._state_now.study,
+            study=self._stands.state.study,
             numbers=numbers,
             recent=tuple(self._recent[number] for number in sorted(self._recent)[:MOST_RECENT]),
             seconds=None if left is None else round(max(0.0, left), 3),
-            preload=("search.asking", *(f"trainers.{FILES.get(name, name)}" for name in self._families())),
+            preload=("search.asking", *(f"trainers.{FILES.get(name, name)}" for name in self._stands.families)),
         )
-
-    def _numbers(self) -> tuple[int, ...]:
-        state = self._state_now
-        usual = state.seconds or SHORT_SECONDS
-        many = max(1, min(MOST_AT_ONCE, int(SHORT_SECONDS / usual))) if state.ended else 1
-        if state.free:
-            self._now(free=state.free[1:])
-            return state.free[:1]
-        most = self._most_trials()
-        until = state.next + many if most is None else min(most, state.next + many)
-        self._now(next=until)
-        return tuple(range(state.next, until))
 
     def _ended_with(self, request: TrialRequest, made: Trials) -> None:
         where = made.ran.log.removeprefix("jobs/").rpartition("/")[0] if made.ran else ""
         for trial in made.trials:
             self._take_in(trial.model_copy(update={"job": where}))
-        self._free(request.numbers[len(made.trials) :])
+        self._stands.free(request.numbers[len(made.trials) :])
         self._room.found()
         self._tell_soon()
 
     def _ended_without(self, request: TrialRequest, cause: BaseException | None) -> None:
         """The job was ended, or has failed for good."""
         if workflow.cancellation_reason() is not None:
-            self._free(request.numbers)
+            self._stands.free(request.numbers)
             return
         if self._lease.ends_unheard(cause) or isinstance(cause, CancelledError):
             if self._told_to_end:
                 self._again.append(request)
             else:  # its time was over
-                self._charge(self._budget_seconds() or 0.0)
-                self._free(request.numbers)
+                self._charge(self._stands.seconds or 0.0)
+                self._stands.free(request.numbers)
             return
         if not isinstance(cause, ApplicationError):
             raise ApplicationError(str(cause), type="JobFailed", non_retryable=True)
@@ -332,7 +331,7 @@ class Search:
             self._again.append(request)
             self._low = cause
         elif len(request.numbers) > 1:  # which of them it was is found out one by one
-            self._free(request.numbers[1:])
+            self._stands.free(request.numbers[1:])
             self._again.append(request.model_copy(update={"numbers": request.numbers[:1]}))
         else:
             self._take_in(Trial(number=request.numbers[0], state="failed", error=cause.message[:300]))
@@ -340,6 +339,8 @@ class Search:
 
     async def _go_on_otherwise(self) -> None:
         """After all members have stopped: what of the lease is to be settled before the next trials."""
+        if self._fault is not None:
+            raise self._fault
         if self._lost:
             self._lease.lost()
         elif self._lease.grows:
@@ -351,98 +352,57 @@ class Search:
 
     def _end_jobs(self) -> None:
         self._told_to_end = True
+        self._cancel_jobs()
+
+    def _cancel_jobs(self) -> None:
         for job in self._jobs.values():
             job.cancel()
-
-    # --- the budget -----------------------------------------------------------------------------
-
-    def _budget_seconds(self) -> float | None:
-        return self._asked.budget.of(again=self._is_again).seconds
-
-    def _most_trials(self) -> int | None:
-        return self._asked.budget.of(again=self._is_again).trials
-
-    @property
-    def _is_again(self) -> bool:
-        return self._request.again
-
-    def _left(self) -> float | None:
-        budget = self._budget_seconds()
-        return None if budget is None else budget - self._state_now.spent
 
     def _charge(self, seconds: float) -> None:
         """The time since the last job ended: at most as long as the one that ended now has worked."""
         now, mark = workflow.now(), self._mark or workflow.now()
         self._mark = now
         worked = min(now - mark, timedelta(seconds=seconds) + SLACK)
-        self._now(spent=self._state_now.spent + worked.total_seconds())
+        self._stands.spend(worked.total_seconds())
 
     def _ended(self) -> str:
-        """Why no further trial begins, or nothing. A search that has found nothing yet goes on beyond its time."""
-        state, left, most = self._state_now, self._left(), self._most_trials()
-        if most is not None and state.next >= most and not state.free and not self._again:
-            return "budget"
-        if state.best is None:
-            return "budget" if left is not None and left <= 0 and state.ended >= _TRIED_ENOUGH else ""
-        if state.why:
-            return "person"
-        if left is not None and left <= 0:
-            return "budget"
-        return "no_gain" if self._gains_no_more(state) else ""
-
-    def _gains_no_more(self, state: SearchState) -> bool:
-        without = state.ended - state.gained_at
-        if self._asked.patience is not None:
-            return without >= self._asked.patience
-        if self._most_trials() is not None:
-            return False
-        return without >= max(PATIENCE, int(state.ended * PATIENT_SHARE), 5 * len(self._families()))
+        return self._stands.ended(again=bool(self._again))
 
     # --- what was found -------------------------------------------------------------------------
 
     def _take_in(self, trial: Trial) -> None:
-        state = self._state_now
-        ended = state.ended + 1
         self._recent[trial.number] = trial
         self._untold.append(trial)
-        usual = trial.seconds if not state.seconds else 0.7 * state.seconds + 0.3 * trial.seconds
-        self._now(ended=ended, seconds=usual or state.seconds, error=trial.error or state.error)
-        if trial.state != "complete":
-            return
-        before = None if state.best is None else self._loss(state.best)
-        now = self._loss(trial)
-        if before is not None and (now, trial.number) >= (before, state.best.number if state.best else 0):
-            return
-        self._now(best=trial)
-        if before is None or before - now > GAIN * abs(before):
-            self._now(gained_at=ended)
-
-    def _loss(self, trial: Trial) -> float:
-        value = trial.values[0]
-        return 1 - value if self._metric() in HIGHER_IS_BETTER else value
+        self._stands.take_in(trial)
 
     def _tell_soon(self) -> None:
         """Start writing down what has ended; one after the other."""
         if self._telling is None and self._untold:
-            self._telling = asyncio.create_task(self._told())
+            self._telling = asyncio.create_task(self._told_or_fault())
 
-    async def _told(self) -> None:
+    async def _told_or_fault(self) -> None:
         try:
-            while self._untold:
-                some, self._untold = self._untold[:MOST_RECENT], self._untold[MOST_RECENT:]
-                await self._tell(tuple(some), "")
+            await self._told()
+        except ActivityError as error:
+            self._fault = error
         finally:
             self._telling = None
 
+    async def _told(self) -> None:
+        while self._untold:
+            some = tuple(self._untold[:MOST_RECENT])
+            await self._tell(some, "")
+            del self._untold[: len(some)]
+
     async def _tell(self, trials: tuple[Trial, ...], ended: str) -> None:
-        sentence = self._stands(ended)
+        sentence = self._stands.sentence(ended)
         self._journal.say(sentence)
         study = await workflow.execute_activity_method(
             SearchActivities.tell,
             TellRequest(
-                study=self._state_now.study,
+                study=self._stands.state.study,
                 trials=trials,
-                spent=round(self._state_now.spent, 3),
+                spent=round(self._stands.state.spent, 3),
                 sentence=sentence,
                 ended=ended,
             ),
@@ -450,7 +410,7 @@ class Search:
             retry_policy=RETRY,
             summary=_numbers([trial.number for trial in trials]) if trials else "how it stands",
         )
-        self._now(study=study)
+        self._stands.told(study)
         self._recent = {number: trial for number, trial in self._recent.items() if number >= study.told}
 
     async def _settle(self, ended: str = "") -> None:
@@ -461,67 +421,23 @@ class Search:
         if ended:
             await self._tell((), ended)
 
-    def _stands(self, ended: str) -> str:
-        state, left, most = self._state_now, self._left(), self._most_trials()
-        if ended and ended != "paused":
-            return f"{self._best_of(state)}; {self._why(ended)}"
-        count = f"trial {state.ended:,}" + (f" of at most {most:,}" if most else "")
-        best = f", best {self._told_best(state.best)}" if state.best else ""
-        rest = "" if left is None else f", {max(0.0, left):.0f} s left"
-        return f"{count}{best}{rest}" + (", paused" if ended else "")
-
-    def _best_of(self, state: SearchState) -> str:
-        trials = f"{state.ended:,} trial{'s' * (state.ended != 1)}"
-        return f"best of {trials}: {self._told_best(state.best)}" if state.best else f"{trials}, none came to its end"
-
-    def _told_best(self, best: Trial) -> str:
-        return f"{self._metric()} {best.values[0]:.4g} ({best.family}, trial {best.number})"
-
-    def _why(self, ended: str) -> str:
-        state = self._state_now
-        if ended == "person":
-            return state.order
-        if ended == "no_gain":
-            return f"ended early: no gain in the last {state.ended - state.gained_at} trials"
-        seconds = self._budget_seconds()
-        most = self._most_trials()
-        if most is not None and state.next >= most:
-            return f"all {most:,} trials of its budget were made"
-        return f"its {seconds:.0f} s were over" if seconds is not None else "its budget was used"
-
     # --- small ----------------------------------------------------------------------------------
 
     @property
-    def _state_now(self) -> SearchState:
-        assert self._state is not None  # noqa: S101  # from the first step on
-        return self._state
-
-    def _now(self, **changes: object) -> None:
-        self._state = self._state_now.model_copy(update=changes)
-
-    def _free(self, numbers: Iterable[int]) -> None:
-        self._now(free=tuple(sorted({*self._state_now.free, *numbers})))
+    def _stands(self) -> Standing:
+        assert self._standing is not None  # noqa: S101  # from the first step on
+        return self._standing
 
     def _give_numbers_back(self) -> None:
         for request in (*self._again, *self._running.values()):
-            self._free(request.numbers)
+            self._stands.free(request.numbers)
         self._again = []
 
-    def _families(self) -> tuple[str, ...]:
-        return self._asked.families_of(self._request.spec.trainer)
-
-    def _metric(self) -> str:
-        return self._asked.metric or self._request.spec.objective
-
     def _run_is_full(self) -> bool:
-        return self._state_now.ended - self._first >= A_RUN or workflow.info().is_continue_as_new_suggested()
+        return self._stands.state.ended - self._first >= A_RUN or workflow.info().is_continue_as_new_suggested()
 
     def _must_continue_as_new(self) -> bool:
         return self._run_is_full() and not self._ended() and self._lease.slot is not None
-
-
-_TRIED_ENOUGH = 8
-"""Trials of which none has come to its end, after which time alone ends a search."""
 
 
 def _numbers(numbers: Iterable[int]) -> str:
