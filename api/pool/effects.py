@@ -12,7 +12,7 @@ from activities.lease_ledger.state import read
 from activities.lease_policy import decide, sentence, standing
 from activities.lease_policy.state import Decision, Explain, Grant, Held, Notice, Policy, PoolState, Standing
 from api.pool.answers import Effect
-from everloop.amounts import COUNTED, NO_LIMIT, Counted
+from everloop.amounts import COUNTED, NO_LIMIT, UNLIMITED, Counted
 from everloop.queues import Queue, amount
 from everloop.store import LeaseRequestRow, LeaseRow
 
@@ -142,8 +142,10 @@ class _Look:
                 f"{_words(limited.allocated, limited)} in use, its limit would be {_words(limit, limited)}"
             )
         over = self._over(held)
+        if then == "safe" and over is not None:  # or it would be reclaimable
+            return f"is not preemptible: it goes on, {_beyond(over)}"
         if then == "safe":
-            return f"would be within the quota of queue {held.request.queue}: nobody takes it back"
+            return f"would be within the quota of queue {held.request.queue}: no other queue takes it back"
         if over is None:
             return "would be told to let go at once, with a grace for its checkpoint"
         beyond = f"queue {over.queue} has {_words(over.allocated, over)} in use, its quota would be "
@@ -151,6 +153,12 @@ class _Look:
         if then == "noticed":
             return f"would be told to let go at once, with a grace for its checkpoint: {beyond}"
         return f"could be taken back when another queue is owed: {beyond}"
+
+
+def _beyond(over: Standing) -> str:
+    if over.quota == UNLIMITED:
+        return f"though queue {over.queue} has no quota"
+    return f"beyond the quota of queue {over.queue}"
 
 
 def _used(held: Held) -> list[int]:

@@ -7,7 +7,11 @@ import httpx
 import pytest
 
 from activities import lease_time
+from activities.lease_policy.state import Device, Held, Part, Policy, PoolState, Request
 from api.app import create_app
+from api.pool.effects import compared
+from everloop.amounts import NO_LIMIT, UNLIMITED, Amount, Counted
+from everloop.queues import Queue
 from everloop.store import (
     BudgetRow,
     DeviceRow,
@@ -247,6 +251,29 @@ def test_a_smaller_quota_says_which_running_leases_could_be_taken_back_and_chang
     assert "queue vision has 4 cores in use, its quota would be 1 core" in answer["effects"][0]["sentence"]
     tree = get(client, "/pools/default/queues")["tree"]
     assert tree["queues"]["research"]["queues"]["vision"] == {"quota": {"cores": 4}}
+
+
+def test_what_no_other_queue_takes_back_is_not_said_to_be_within_a_quota_that_it_exceeds():
+    hour = 3_600_000
+    now = 100 * hour
+
+    def sentences(quota: Counted, *held: Held) -> list[tuple[str, str]]:
+        before = (Queue("a", limit=Counted(4, NO_LIMIT)), Queue("b"))
+        state = PoolState((Device("d1", "n", Amount(8)),), before, (), held)
+        effects, _, _ = compared(state, now, Policy(), (Queue("a", quota=quota), Queue("b")))
+        return [(each.then, each.sentence) for each in effects]
+
+    def lease_of(cores: int, **changes: Any) -> Held:
+        asked = Request("one", 1, now - 2 * hour, "a", Amount(cores), **changes)
+        return Held(1, asked, (Part("d1", Amount(cores)),), "active", now - 2 * hour)
+
+    fixed, low = lease_of(6, preemptible=False), lease_of(6, priority=50)
+    within = "would be within the quota of queue a: no other queue takes it back"
+    assert sentences(Counted(2, NO_LIMIT), fixed) == [
+        ("safe", "is not preemptible: it goes on, beyond the quota of queue a")
+    ]
+    assert sentences(UNLIMITED, fixed) == [("safe", "is not preemptible: it goes on, though queue a has no quota")]
+    assert sentences(Counted(8, 0), fixed) == sentences(Counted(8, 0), low) == [("safe", within)]
 
 
 def test_a_limit_below_what_is_used_takes_nothing_and_says_who_waits_for_it(client):
