@@ -37,7 +37,7 @@ def next_turn(pool: Pool, line: Line, place: int) -> NextTurn:
     """
     request, shape = line.waiting[place]
     first, rank, saturation, queue = turn(line, shape)
-    return first, rank, not is_starving(pool, line, request, shape), saturation, queue
+    return first, rank, not is_starving(pool, line, request, shape, within=first == 0), saturation, queue
 
 
 def turn(line: Line, shape: Shape) -> Turn:
@@ -45,11 +45,11 @@ def turn(line: Line, shape: Shape) -> Turn:
     leaf = line.leaf
     if leaf is None:
         return (-1, (), 0, "")
-    saturation, above = 0, False
+    saturation, above, allocated, share = 0, False, leaf.allocated, leaf.share
     for r in BOTH:
         if shape.need[r]:
-            saturation = max(saturation, leaf.allocated[r] * 10**6 // max(leaf.share[r], 1))
-            above |= leaf.allocated[r] >= leaf.share[r]
+            saturation = max(saturation, allocated[r] * 10**6 // max(share[r], 1))
+            above |= allocated[r] >= share[r]
     return (0 if within_quota(leaf, shape.need) else 2 if above else 1, leaf.rank, saturation, leaf.id)
 
 

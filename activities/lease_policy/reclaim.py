@@ -5,7 +5,7 @@ is taken below its quota, nor when it is at or below its share; where the taker 
 below its share either, and only when the taker stays less saturated than the other by the policy's margin.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from activities.lease_policy.pool import Pool, Shape
 from activities.lease_policy.state import NO_LIMIT, Held
@@ -28,9 +28,8 @@ class Reclaim(Rights):
             hindered = len(self._by_right) > 1 and not self._by_right[-1]
             self._by_right.append("" if hindered or "" in rights else SHARE if SHARE in rights else QUOTA)
         self._taken: dict[str, list[int]] = {}
-        self._lost = 0
-        self._at_first: dict[tuple[str, Two], bool] = {}
-        """What may be taken while nothing is: leases of one queue that give the same are alike."""
+        self._known: dict[tuple[str, Two], bool] = {}
+        """What may be taken now: leases of one queue that give the same are alike."""
         self._giver: dict[str, tuple[str, tuple[Node, ...]]] = {}
 
     def may(self, held: Held) -> bool:
@@ -38,28 +37,26 @@ class Reclaim(Rights):
         if not mode:
             return False
         loses = self._loses(held)
-        if self._lost:
-            return all(self._can_lose(node, loses, mode) for node in givers)
         key = (held.request.queue, loses)
-        known = self._at_first.get(key)
+        known = self._known.get(key)
         if known is None:
-            known = self._at_first[key] = all(self._can_lose(node, loses, mode) for node in givers)
+            known = self._known[key] = all(self._can_lose(node, loses, mode) for node in givers)
         return known
 
     def lose(self, held: Held) -> None:
-        self._lost += 1
+        self._known.clear()
         for node in self._of(held.request.queue)[1]:
             add(self._taken.setdefault(node.id, [0, 0]), self._loses(held))
 
     def leaves_anyway(self, held: Held) -> None:
         """It is being killed for this request, which it is not enough for: its queues lose it in any case."""
-        self._lost += 1
+        self._known.clear()
         node = self._pool.tree.by_id.get(held.request.queue)
         for each in node.path if node else ():
             add(self._taken.setdefault(each.id, [0, 0]), self._loses(held))
 
     def undo(self, held: Held) -> None:
-        self._lost -= 1
+        self._known.clear()
         for node in self._of(held.request.queue)[1]:
             add(self._taken[node.id], self._loses(held), -1)
 
@@ -68,6 +65,10 @@ class Reclaim(Rights):
         for queue, leases in among.of_queue.items():
             if self._of(queue)[0]:
                 yield from filter(self.may, leases)
+
+    def in_order(self, among: Candidates) -> Iterator[Held]:
+        queues = {queue for queue in among.of_queue if self._of(queue)[0]}
+        return filter(self.may, (held for held in among.all if held.request.queue in queues))
 
     def _loses(self, held: Held) -> Two:
         """An elastic lease comes back, and grows again by what the taker does not use."""

@@ -17,11 +17,12 @@ def ends_before_reservations(pool: Pool, shape: Shape) -> bool:
     return bool(starts) and 0 < shape.runtime_ms <= min(starts) - pool.now_ms
 
 
-def is_starving(pool: Pool, line: Line, request: Request, shape: Shape) -> bool:
+def is_starving(pool: Pool, line: Line, request: Request, shape: Shape, *, within: bool = False) -> bool:
+    """*within*: it is known to stay within the quotas of its queues."""
     waited = pool.now_ms - request.submitted_ms
     if waited < pool.policy.reserve_after_s * 1000:
         return False
-    return waited >= pool.policy.starving_s * 1000 or _is_entitled(line, shape)
+    return within or waited >= pool.policy.starving_s * 1000 or _is_entitled(line, shape)
 
 
 def _is_entitled(line: Line, shape: Shape) -> bool:

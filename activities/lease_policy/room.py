@@ -62,6 +62,8 @@ class Room:
         self._alike: dict[Four, list[str]] = {}
         self._wide: dict[Four, int] = {}
         """How many devices have so much free, whatever is reserved."""
+        self._fits_wide: dict[tuple[Four, int], bool] = {}
+        """What `fits_but_for_reservations` has answered since something was taken."""
         sound: dict[Four, Four] = {}
         for device in devices:
             name, whole = device.name, device.whole
@@ -92,12 +94,18 @@ class Room:
 
     def fits_but_for_reservations(self, member: Four, count: int) -> bool:
         """Is there room for all of it, or would be if nothing were reserved?"""
+        known = self._fits_wide.get((member, count))
+        if known is None:
+            known = self._fits_wide[member, count] = self._count_wide(member, count) >= count
+        return known
+
+    def _count_wide(self, member: Four, enough: int) -> int:
         total = 0
         for free, number in self._wide.items():
             total += fit(free, member) * number
-            if total >= count:
-                return True
-        return False
+            if total >= enough:
+                return enough
+        return total
 
     def with_room_for(self, member: Four, count: int) -> list[str]:
         """At least *count* devices that hold a member, where there are so many; those with a reservation left out."""
@@ -153,8 +161,12 @@ class Room:
         """Nothing else may be placed there. A *short* one does not count against a reservation."""
         before = self.free[name]
         after = self.free[name] = minus(before, amount)
-        self._wide[before] -= 1
+        if self._wide[before] == 1:
+            del self._wide[before]
+        else:
+            self._wide[before] -= 1
         self._wide[after] = self._wide.get(after, 0) + 1
+        self._fits_wide.clear()
         if name in self.spare and not short:
             self.spare[name] = minus(self.spare[name], amount)
         self._show(name)
