@@ -15,4 +15,15 @@ EXAMINED = Histogram(
 COMMIT = Histogram(
     "everloop_commit_seconds", "The transaction that writes a decision.", buckets=SECONDS, registry=TIMINGS
 )
-REFUSED = Counter("everloop_fence_rejections", "Pointers refused to a holder whose token is fenced.", registry=TIMINGS)
+REFUSED = Counter("refused", "Pointers refused to a holder whose token is fenced.", ("store",), registry=None)
+"""`result`, `version`. workers/metrics.py puts beside them what compute has refused (lease_refused.py)."""
+
+
+def refused() -> dict[str, float]:
+    """By this process, since its start."""
+    samples = (sample for family in REFUSED.collect() for sample in family.samples)
+    return {sample.labels["store"]: sample.value for sample in samples if sample.name == "refused_total"}
+
+
+for _what in ("result", "version"):
+    REFUSED.labels(_what)  # 0 is a number, too

@@ -1,4 +1,4 @@
-"""What an operator orders of a pool, carried out in the ledger: queues, revoke, drain, cordon, undrain."""
+"""What an operator orders of a pool, carried out in the ledger: queues, leases, nodes, budgets, prices, policy."""
 
 import asyncio
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from temporalio import activity
 
-from activities import lease_budgets, lease_queues
+from activities import lease_budgets, lease_queues, lease_rules
 from activities import lease_ledger as ledger
 from activities.caller import caller
 from activities.lease import LeaseOnControl
@@ -107,6 +107,12 @@ def _prices(store: Store, order: PoolOrder) -> PoolOrdered:
         return PoolOrdered(done=lease_budgets.set_prices(session, order.pool, price, person=order.person))
 
 
+def _policy(store: Store, order: PoolOrder) -> PoolOrdered:
+    with store.write() as session:
+        changed(session, order.pool)  # what was decided by the policy before is not committed
+        return PoolOrdered(done=lease_rules.change(session, order.pool, order.rules, person=order.person))
+
+
 _DO: dict[str, Callable[[Store, PoolOrder], PoolOrdered]] = {
     "queues": _queues,
     "revoke": _revoke,
@@ -115,4 +121,5 @@ _DO: dict[str, Callable[[Store, PoolOrder], PoolOrdered]] = {
     "undrain": _undrain,
     "budget": _budget,
     "prices": _prices,
+    "policy": _policy,
 }

@@ -161,7 +161,7 @@ def _register(store: Store, request: RegisterRequest, lifecycle: str, run_id: st
         ).first()
         if known is not None:
             return Version.model_validate_json(known.record)
-        check_token(session, request.slot)
+        check_token(session, request.slot, "version")
         version = Version(
             project=spec.project,
             model=spec.model,

@@ -13,7 +13,7 @@ from everloop.queues import Queue
 from everloop.records import Record
 from everloop.signing import Signer
 
-Action = Literal["queues", "revoke", "drain", "cordon", "undrain", "budget", "prices"]
+Action = Literal["queues", "revoke", "drain", "cordon", "undrain", "budget", "prices", "policy"]
 HINT = "use `everloop queue`, `lease` or `node`, or the page of the pool"
 
 
@@ -49,6 +49,8 @@ class PoolOrder(Record):
     """`prices`, as the two below."""
     core_micros: int = Field(default=0, ge=0, lt=1 << 62)
     gpu_micros: int = Field(default=0, ge=0, lt=1 << 62)
+    rules: dict[str, int] = Field(default_factory=dict)
+    """`policy`: fields of the pool's policy that change."""
 
 
 class SignedPoolOrder(Record):

@@ -7,12 +7,12 @@ are read on from where the last look came to, and begin anew with the process, w
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 
 import uvicorn
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 from sqlmodel import Session, col, select
@@ -21,7 +21,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from activities.lease_timing import TIMINGS
+from activities import lease_refused
+from activities.lease_timing import TIMINGS, refused
 from api import connections
 from api.identity import Guard
 from api.pool import seen
@@ -140,15 +141,26 @@ class Metrics(Collector):
         with self._store.read() as session:
             names = session.exec(select(DeviceRow.pool).distinct()).all()
             views = [seen.pool(session, name, 10_000) for name in sorted(names)]
+            refusals = refused() | lease_refused.counted(session)
             worked_out = list(pool_gauges.families(session, views, datetime.now(UTC)))
         yield from _devices(views)
         yield from _queues(views)
         yield from _requests(views)
         yield from worked_out
+        yield _fence(refusals)
 
 
 def _family(name: str, about: str, *labels: str) -> GaugeMetricFamily:
     return GaugeMetricFamily(f"everloop_{name}", about, labels=labels)
+
+
+def _fence(refusals: Mapping[str, float]) -> Metric:
+    family = CounterMetricFamily(
+        "everloop_fence_rejections", "What was refused to a holder whose lease was taken away.", labels=("store",)
+    )
+    for what, count in refusals.items():
+        family.add_metric([what], count)
+    return family
 
 
 def _devices(views: list[PoolView]) -> Iterator[Metric]:

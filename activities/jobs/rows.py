@@ -5,8 +5,11 @@ from datetime import UTC, datetime
 
 from sqlmodel import col, select
 
+from activities import lease_refused
 from everloop.store import LeaseMemberRow, LeaseRow, MetricRow, Store
 
+FENCED = ("killing", "fenced")
+"""States of a lease that was taken away."""
 GIVE_BACK_SECONDS = 5.0
 """Of a notice's grace, for what is done after the job has ended."""
 
@@ -24,7 +27,11 @@ def note_kept(store: Store, token: int, at: datetime) -> None:
     """A checkpoint under the lease is durable since *at*."""
     with store.write() as session:
         row = session.exec(select(LeaseRow).where(LeaseRow.token == token)).first()
-        if row is not None and row.state in ("active", "noticed"):
+        if row is None:
+            return
+        if row.state in FENCED:
+            lease_refused.count(session, "checkpoint")
+        if row.state in ("active", "noticed"):
             row.checkpoint_at = at
             session.add(row)
 
@@ -34,7 +41,8 @@ def write_steps(store: Store, job: str, token: int, steps: dict[int, dict[str, f
     now = datetime.now(UTC)
     with store.write() as session:
         row = session.exec(select(LeaseRow).where(LeaseRow.token == token)).first()
-        if row is not None and row.state in ("killing", "fenced"):
+        if row is not None and row.state in FENCED:
+            lease_refused.count(session, "metric")
             return
         for step, values in steps.items():
             finite = {name: value for name, value in values.items() if math.isfinite(value)}  # JSON has no NaN
@@ -45,7 +53,7 @@ def fenced(store: Store, token: int) -> bool:
     """The pool took the lease away: its holder or its device was gone, or others needed what it had."""
     with store.read() as session:
         row = session.exec(select(LeaseRow).where(LeaseRow.token == token)).first()
-        return row is not None and row.state in ("killing", "fenced")
+        return row is not None and row.state in FENCED
 
 
 def live(store: Store, device: str) -> tuple[int, ...]:
@@ -53,4 +61,4 @@ def live(store: Store, device: str) -> tuple[int, ...]:
     query = select(LeaseMemberRow.token).join(LeaseRow, col(LeaseRow.token) == LeaseMemberRow.token)
     query = query.where(LeaseMemberRow.device == device, col(LeaseMemberRow.live))
     with store.read() as session:
-        return tuple(sorted(session.exec(query.where(col(LeaseRow.state).not_in(("killing", "fenced"))))))
+        return tuple(sorted(session.exec(query.where(col(LeaseRow.state).not_in(FENCED)))))

@@ -21,6 +21,7 @@ from distributed.comm import CommClosedError
 from distributed.scheduler import KilledWorker, NoValidWorkerError
 from temporalio import activity
 
+from activities import lease_refused
 from activities.jobs import home, lent, progress, ranks, results, rows
 from activities.jobs.job_time import JobTime
 from activities.jobs.order import Order, Outcome
@@ -118,6 +119,7 @@ class Jobs:
         if request.slot.holder != f"{info.workflow_id}/{run_id}":  # a Reset replayed the lease of the run before
             raise errors.LeaseLost("the slot belongs to an earlier run", hint=NEW_LEASE)
         if await asyncio.to_thread(rows.fenced, self._store, request.slot.token):
+            await asyncio.to_thread(lease_refused.note, self._store, "job")
             raise errors.LeaseLost(FENCED, hint=NEW_LEASE)
         asked = Asked(function, request, f"{run_id}/{activity_id}", info.attempt)
         lease = self._orders.lease(request)
@@ -135,6 +137,8 @@ class Jobs:
             outcome = await self._all(orders, watches, f"job-{info.attempt}-{asked.job}-{uuid.uuid4().hex[:8]}")
             time.done = "result" in outcome
             time.used = outcome.get("used", {})
+        if outcome.get("error", {}).get("error") == errors.LeaseLost.__name__:  # by the fence of its checkpoints
+            await asyncio.to_thread(lease_refused.note, self._store, "checkpoint")
         found = result_type.model_validate(results.result(outcome))
         return found.model_copy(update={"ran": results.ran(lease, outcome, info.attempt)})
 

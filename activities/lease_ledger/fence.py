@@ -1,5 +1,7 @@
 """The fence: whatever a holder commits is written in the transaction that looks whether it may."""
 
+from typing import Literal
+
 from sqlmodel import Session, col, select
 
 from activities.lease_ledger import rows
@@ -9,15 +11,16 @@ from everloop.records import Slot
 from everloop.store import LeaseRow
 
 
-def check_token(session: Session, slot: Slot) -> None:
+def check_token(session: Session, slot: Slot, what: Literal["result", "version"] = "result") -> None:
     """Raise `LeaseLost` unless the slot's lease is live, or was given back and is its holder's last one.
 
     Call it in the transaction that writes the pointer. A holder may have several leases that are live.
+    *what* is counted where it is refused.
     """
     row = session.exec(select(LeaseRow).where(LeaseRow.token == slot.token, LeaseRow.holder == slot.holder)).first()
     if row is not None and (row.state in rows.WORKING or (row.state == "released" and _is_last(session, row))):
         return
-    REFUSED.inc()
+    REFUSED.labels(what).inc()
     raise LeaseLost(f"token {slot.token} of {slot.holder} is fenced", hint="the stage takes a new lease by itself")
 
 

@@ -66,7 +66,7 @@ def commit(store: Store, request: CommitRequest, asks: Caller) -> None:
     if request.slot.holder.rpartition("/")[0] != asks.workflow_id:
         raise Forbidden(f"the lease of {request.slot.holder} is not one of {asks.workflow_id}")
     with store.write() as session:
-        check_token(session, request.slot)
+        check_token(session, request.slot, "result")
         session.merge(
             ResultRow(
                 workflow_id=asks.workflow_id,

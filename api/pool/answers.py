@@ -3,10 +3,11 @@
 from datetime import datetime
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, StringConstraints
 
 from everloop import names
 
+Rule = StrictInt | StrictFloat | Annotated[str, StringConstraints(max_length=60)] | None
 Reason = Annotated[str, StringConstraints(max_length=2000, strip_whitespace=True)]
 
 
@@ -186,6 +187,30 @@ class QueueList(BaseModel):
     """Of the tree: a change names what it has seen."""
 
 
+class RuleView(BaseModel):
+    """A rule of the policy."""
+
+    name: str
+    value: int
+    """Seconds of a time, percent, thousandths of `usage_weight`, else a number."""
+    default: int
+    words: str
+    """The value as people say it."""
+    usual: str
+    """The default, likewise."""
+    about: str
+
+
+class PolicyView(BaseModel):
+    """By what the pool decides who is served, and who has to let go."""
+
+    pool: str
+    rules: list[RuleView]
+    person: str
+    """Who changed it last; empty: nobody has."""
+    at: datetime | None
+
+
 class LeaseList(BaseModel):
     items: list[LeaseView]
 
@@ -252,6 +277,19 @@ class Ordered(BaseModel):
 
 class _Asked(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+
+class PolicyAsked(_Asked):
+    """Rules to change: times as `30s`, `10m`, `7d` or in seconds; `default` is the usual value; left out stays."""
+
+    grace: Rule = None
+    minimum_run_time: Rule = None
+    preemptions_a_day: Rule = None
+    reserve_after: Rule = None
+    starving: Rule = None
+    usage_half_life: Rule = None
+    usage_weight: Rule = None
+    saturation_percent: Rule = None
 
 
 class RevokeAsked(_Asked):

@@ -9,13 +9,22 @@ from sqlmodel import Session
 from starlette.concurrency import run_in_threadpool
 from temporalio.common import WorkflowIDConflictPolicy
 
-from activities import lease_queues
+from activities import lease_queues, lease_rules
 from api import problems
 from api.dependencies import RPC_TIMEOUT, Parts, ask
-from api.pool.answers import Changed, CordonAsked, DrainAsked, Ordered, QueueAsked, RevokeAsked, UndrainAsked
+from api.pool.answers import (
+    Changed,
+    CordonAsked,
+    DrainAsked,
+    Ordered,
+    PolicyAsked,
+    QueueAsked,
+    RevokeAsked,
+    UndrainAsked,
+)
 from api.pool.effects import tried
-from api.pool.seen import lease_row
-from everloop import names, orders, queues
+from api.pool.seen import lease_row, must_be_there
+from everloop import names, orders, pool_rules, queues
 from everloop.amounts import COUNTED, Counted
 from everloop.errors import Invalid, NotFound
 from everloop.orders import PoolOrder, PoolOrdered
@@ -56,6 +65,20 @@ async def cordon(here: Parts, pool: str, node: str, person: str, body: CordonAsk
 
 async def undrain(here: Parts, pool: str, node: str, person: str, body: UndrainAsked) -> Ordered:
     return await ordered(here, person, {"action": "undrain", "pool": pool, "node": node, "reason": body.reason})
+
+
+async def set_policy(here: Parts, pool: str, person: str, body: PolicyAsked) -> Ordered:
+    """Raises `Invalid` for a rule that makes no sense, `NotFound`."""
+    rules = pool_rules.read(body.model_dump(), lease_rules.DEFAULTS)
+    if not rules:
+        raise Invalid("nothing is to be changed", field="body", hint='for instance {"grace": "30s"}')
+    await run_in_threadpool(_must_be_there, here, pool)
+    return await ordered(here, person, {"action": "policy", "pool": pool, "rules": rules})
+
+
+def _must_be_there(here: Parts, pool: str) -> None:
+    with here.store.read() as session:
+        must_be_there(session, pool)
 
 
 async def change(here: Parts, pool: str, person: str, wanted: "Wanted", *, only_try: bool) -> Changed:

@@ -15,6 +15,8 @@ from api.pool.answers import (
     LeaseList,
     NodeList,
     Ordered,
+    PolicyAsked,
+    PolicyView,
     PoolView,
     QueueAsked,
     QueueList,
@@ -75,6 +77,21 @@ async def set_queue(  # noqa: PLR0917  # FastAPI gives them by name
 ) -> Changed:
     """Change a queue, or add it."""
     return await changing.change(here, pool, person, Wanted(name=queue, asked=body), only_try=only_try)
+
+
+@router.get("/pools/{pool}/policy")
+def policy(pool: str, here: Here) -> PolicyView:
+    """By what it is decided who is served and who has to let go, and who changed that last."""
+    with here.store.read() as session:
+        return seen.policy(session, pool)
+
+
+@router.put("/pools/{pool}/policy", openapi_extra=body_schema(PolicyAsked, {"grace": "30s", "minimum_run_time": "10m"}))
+async def set_policy(
+    pool: str, here: Here, person: Person, body: Annotated[PolicyAsked, Depends(json_body(PolicyAsked))]
+) -> Ordered:
+    """Change rules of the policy; what is left out stays. It counts from the next decision on."""
+    return await changing.set_policy(here, pool, person, body)
 
 
 @router.get("/leases")

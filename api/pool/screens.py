@@ -41,6 +41,7 @@ def pool_page(
         view = seen.pool(session, pool, MOST_WAITING)
         drawing, rows = _timeline(session, pool, {one.name: one.whole.cores for one in view.devices}, begin, now)
         nodes = seen.nodes(session, pool)
+        policy = seen.policy(session, pool)
     busy = bool(view.leases or view.waiting)
     return pages.render(
         "pool.html",
@@ -48,6 +49,7 @@ def pool_page(
         refresh=REFRESH_SECONDS if busy and not still else 0,
         view=view,
         nodes=nodes,
+        policy=policy,
         drawing=drawing,
         rows=rows,
         since=since,

@@ -8,7 +8,7 @@ from urllib.parse import quote
 from sqlmodel import Session, col, func, select
 
 from activities import lease_ledger as ledger
-from activities import lease_queues, lease_time
+from activities import lease_queues, lease_rules, lease_time
 from activities.lease_budgets import CODE as OVER_BUDGET
 from activities.lease_ledger.state import policy as policy_of
 from activities.lease_ledger.state import read
@@ -23,17 +23,28 @@ from api.pool.answers import (
     MemberView,
     NodeView,
     Notice,
+    PolicyView,
     PoolView,
     QueueList,
     QueueView,
+    RuleView,
     WaitingView,
 )
 from api.pool.reserved import reservations
-from everloop import isolation, names, orders
+from everloop import isolation, names, orders, pool_rules
 from everloop.amounts import NO_LIMIT
 from everloop.errors import NotFound
 from everloop.queues import Queue, document
-from everloop.store import DeviceRow, LeaseMemberRow, LeaseRequestRow, LeaseRow, LifecycleRow, PoolRow, Store
+from everloop.store import (
+    DeviceRow,
+    LeaseMemberRow,
+    LeaseRequestRow,
+    LeaseRow,
+    LifecycleRow,
+    PoolPolicyRow,
+    PoolRow,
+    Store,
+)
 
 WORKING = ("offered", "active", "noticed")
 """States of a lease whose holder may work."""
@@ -44,7 +55,7 @@ HINDRANCE = ("away", "quarantined", "draining", "cordoned", "ready")
 
 def pool(session: Session, name: str, limit: int) -> PoolView:
     """The pool as it is now. Raises `NotFound`."""
-    _must_be_there(session, name)
+    must_be_there(session, name)
     waiting, views = _queued(session, name, limit), queue_views(session, name)
     return PoolView(
         pool=name,
@@ -58,12 +69,30 @@ def pool(session: Session, name: str, limit: int) -> PoolView:
     )
 
 
-def _must_be_there(session: Session, name: str) -> None:
+def must_be_there(session: Session, name: str) -> None:
     if name == names.DEFAULT_POOL or session.get(PoolRow, name) is not None:
         return
     known = select(DeviceRow.name).where(DeviceRow.pool == name).limit(1)
     if session.exec(known).first() is None:
         raise NotFound(f"there is no pool {name[:63]}", field="pool", hint=f"the usual one is {names.DEFAULT_POOL}")
+
+
+def policy(session: Session, pool: str) -> PolicyView:
+    """Its rules as they are. Raises `NotFound`."""
+    must_be_there(session, pool)
+    values, row = lease_rules.current(session, pool), session.get(PoolPolicyRow, pool)
+    rules = [
+        RuleView(
+            name=name,
+            value=values[rule.field],
+            default=lease_rules.DEFAULTS[rule.field],
+            words=pool_rules.words(name, values[rule.field]),
+            usual=pool_rules.words(name, lease_rules.DEFAULTS[rule.field]),
+            about=rule.about,
+        )
+        for name, rule in pool_rules.RULES.items()
+    ]
+    return PolicyView(pool=pool, rules=rules, person=row.person if row else "", at=row.at if row else None)
 
 
 # --- devices and nodes
@@ -92,7 +121,7 @@ def _device(row: DeviceRow) -> DeviceView:
 
 
 def nodes(session: Session, pool: str) -> list[NodeView]:
-    _must_be_there(session, pool)
+    must_be_there(session, pool)
     by_node: dict[str, list[DeviceView]] = defaultdict(list)
     for device in devices(session, pool):
         by_node[device.node].append(device)
@@ -122,7 +151,7 @@ def _state_of(mine: Sequence[DeviceView], tokens: Mapping[str, set[int]]) -> str
 
 
 def queues(session: Session, pool: str) -> QueueList:
-    _must_be_there(session, pool)
+    must_be_there(session, pool)
     tree = lease_queues.tree(session, pool)
     return QueueList(items=queue_views(session, pool), tree=document(tree), digest=orders.tree_digest(tree))
 
@@ -192,7 +221,7 @@ def lease_row(session: Session, token: int) -> LeaseRow:
 
 def leases(session: Session, pool: str, ended: int, queues: Sequence[QueueView] | None = None) -> list[LeaseView]:
     """Live ones by token, then the latest *ended* ones. *queues*: the pool's, where they are known."""
-    _must_be_there(session, pool)
+    must_be_there(session, pool)
     rows = lease_time.held(session, pool)
     if ended:
         past = select(LeaseRow).where(LeaseRow.pool == pool, col(LeaseRow.token).not_in([row.token for row in rows]))

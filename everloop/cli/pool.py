@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from everloop.cli.options import AsJson, DataDir, Grace, Json, Pool, Yes, app, lease, node, queue
+from everloop.cli.options import AsJson, DataDir, Grace, Json, Pool, Yes, app, lease, node, pools, queue
 from everloop.cli.shared import agreed, connected, print_json, shown, told_done
 from everloop.errors import Invalid
 
@@ -15,17 +15,62 @@ Amount = Annotated[
     list[str] | None,
     typer.Option(help="cores=2, gpus=0.5 or none. Repeat it for more; what is left out stays.", metavar="RESOURCE=N"),
 ]
+Rule = Annotated[str | None, typer.Option(help="30s, 10m, 2h, 7d or a number; default: as usual.", metavar="VALUE")]
 Node = Annotated[str, typer.Argument(help="A node, or one device of it, as `everloop node list` shows it.")]
 
 
-@app.command("pool")
-def show_pool(pool: Pool = "default", data_dir: DataDir = None, as_json: AsJson = False) -> None:
+@pools.callback()
+def show_pool(
+    context: typer.Context, pool: Pool = "default", data_dir: DataDir = None, as_json: AsJson = False
+) -> None:
     """Show who holds what, the queues with quota, share and use, and who waits with the reason."""
+    if context.invoked_subcommand is not None:
+        if (pool, data_dir, as_json) != ("default", None, False):
+            command = f"everloop pool {context.invoked_subcommand}"
+            message = f"options of `{command}` stand after it"
+            raise Invalid(message, field="pool", hint=f"{command} --data-dir DIR")
+        return
     with connected(data_dir) as client:
         found = client.pool(pool)
     from everloop.cli import pool_tables
 
     shown(found, as_json, lambda _: pool_tables.pool(found))
+
+
+@pools.command()
+def policy(  # noqa: PLR0917  # options of a command, given by name
+    grace: Rule = None,
+    minimum_run_time: Rule = None,
+    preemptions_a_day: Rule = None,
+    reserve_after: Rule = None,
+    starving: Rule = None,
+    usage_half_life: Rule = None,
+    usage_weight: Rule = None,
+    saturation_percent: Rule = None,
+    pool: Pool = "default",
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show by what the pool decides, or change it: each rule that is given counts from the next decision on."""
+    given: Json = {
+        "grace": grace,
+        "minimum_run_time": minimum_run_time,
+        "preemptions_a_day": preemptions_a_day,
+        "reserve_after": reserve_after,
+        "starving": starving,
+        "usage_half_life": usage_half_life,
+        "usage_weight": usage_weight,
+        "saturation_percent": saturation_percent,
+    }
+    changes = {key: value for key, value in given.items() if value is not None}
+    with connected(data_dir) as client:
+        if changes:
+            told_done(client.set_policy(changes, pool), as_json)
+            return
+        found = client.policy(pool)
+    from everloop.cli import pool_tables
+
+    shown(found, as_json, lambda _: pool_tables.policy(found))
 
 
 @app.command()

@@ -195,6 +195,15 @@ def _of(used: float, bound: float | None) -> str:
     return "-" if bound is None else f"{used:,.2f} of {bound:,.2f}"
 
 
+def policy(found: Json) -> RenderableType:
+    made = table("rule", "is", "as usual", "")
+    for row in found["rules"]:
+        usual = "yes" if row["value"] == row["default"] else f"no: {row['usual']}"
+        made.add_row("--" + row["name"].replace("_", "-"), row["words"], usual, row["about"])
+    by = f"changed last by {found['person']}, {when(found['at'])} UTC" if found["at"] else "nobody has changed it"
+    return Group(made, Text(by))
+
+
 def advice(rows: Sequence[Json]) -> RenderableType:
     if not rows:
         return Text("no job of more than 5 s has been measured yet")

@@ -44,6 +44,17 @@ class PoolCalls(Connection):
         path = f"/pools/{quote(pool, safe='')}/queues"
         return dict(self._api("PUT", path, json=body, params={"try": only_try}))
 
+    def policy(self, pool: str = "default") -> Json:
+        """By what the pool decides: `rules` with value and default, and who changed them last."""
+        return dict(self._api("GET", f"/pools/{quote(pool, safe='')}/policy"))
+
+    def set_policy(self, changes: Mapping[str, Any], pool: str = "default") -> Json:
+        """Change rules: `{"grace": "30s", "minimum_run_time": "10m", "starving": "default"}`; the others stay.
+
+        Answers what was and is, as `done`. Raises `Invalid` for a rule that makes no sense.
+        """
+        return dict(self._api("PUT", f"/pools/{quote(pool, safe='')}/policy", json=dict(changes)))
+
     def leases(self, pool: str = "default", *, ended: int = 0) -> list[Json]:
         """Who holds what, and the latest *ended* leases."""
         found = self._api("GET", "/leases", params={"pool": pool, "ended": ended})

@@ -30,6 +30,10 @@ PROCESSES = ("control", "compute", "scheduler", "slot cpu0", "slot cpu1", "api",
 """Each is killed in turn; the launcher starts it again."""
 FRACTIONS = ((0.25, 3000), (0.25, 9000), (0.5, 2000), (0.5, 8000), (0.34, 5000), (1, 16000))
 """Of a GPU of 16,000 MiB: what fits by its share may not fit by its memory."""
+BUSY_SLOT = "the slot of a training that runs"
+GROWS_SECONDS = 0.25
+WORDS = 7
+"""Of a line of a record."""
 TEMPORAL = "temporal"
 """The server itself. It carries no mark of a stack, so it is found by its database."""
 
@@ -105,30 +109,60 @@ def run(
     kills: int,
     seed: int,
     processes: Sequence[str] = PROCESSES,
-    pause: tuple[float, float] = (2, 6),
+    pause: tuple[float, float] | None = (2, 6),
+    lasting: tuple[float, float] = (0.5, 2),
     gpus: bool = False,
 ) -> None:
-    """Submit *lifecycles* of several sizes, kill processes meanwhile, and wait for the end of all."""
+    """Submit *lifecycles* of several sizes, kill processes meanwhile, and wait for the end of all.
+
+    A training lasts some *lasting* seconds. Without a *pause* the kills are spread over the whole run, each while a
+    training writes its record, and `BUSY_SLOT` is the slot of that training.
+    """
     numbers = random.Random(seed)
     keys = [f"job-{number}" for number in range(lifecycles)]
     with Client(data_dir=here.data_dir) as client:
         for key in keys:
-            cpus, seconds = numbers.choice((1, 1, 2)), numbers.uniform(0.5, 2)
+            cpus, seconds = numbers.choice((1, 1, 2)), numbers.uniform(*lasting)
             part = numbers.choice(FRACTIONS) if gpus else (0, 1)
             client.submit(
                 recording(table, key, records, cpus=cpus, seconds=seconds, gpus=part[0], gpu_mib=part[1]), key
             )
-    for number in range(kills):
-        time.sleep(numbers.uniform(*pause))
-        name = processes[number % len(processes)]
-        kill(here, name.replace("slot cpu", "slot sim-") if gpus else name)
     deadline = time.monotonic() + 60 + 60 * lifecycles
     store = Store(here.database)
+    for number in range(kills):
+        name = processes[number % len(processes)]
+        if pause is not None:
+            time.sleep(numbers.uniform(*pause))
+            kill(here, name.replace("slot cpu", "slot sim-") if gpus else name)
+            continue
+        eventually(lambda part=number / kills: ended(store, keys) >= part * lifecycles, deadline - time.monotonic())
+        token, device = eventually(lambda: growing(records), deadline - time.monotonic())
+        kill(here, f"slot {device}" if name == BUSY_SLOT else name)
+        print(f"{ended(store, keys)} ended, lease {token} runs on {device}: kill -9 of {name}", flush=True)
     while statuses(store, keys) != {"done"}:
         assert "needs_attention" not in statuses(store, keys), errors(store)
         assert time.monotonic() < deadline, statuses(store, keys)
         time.sleep(0.5)
     store.close()
+
+
+def ended(store: Store, keys: list[str]) -> int:
+    with store.read() as session:
+        done = col(LifecycleRow.id).in_(keys), LifecycleRow.status == "done"
+        return len(session.exec(select(LifecycleRow.id).where(*done)).all())
+
+
+def growing(records: Path) -> tuple[str, str] | None:
+    """Token and device of a training that writes its record now: it has just written twice."""
+    if not records.exists():
+        return None
+    size = records.stat().st_size
+    time.sleep(GROWS_SECONDS)
+    with records.open() as lines:
+        lines.seek(size)
+        fresh = [line.split(" ")[2:4] for line in lines.read().splitlines()[1:] if line.count(" ") == WORDS - 1]
+    twice = [(token, device) for token, device in fresh if fresh.count([token, device]) > 1]
+    return twice[-1] if twice else None
 
 
 def errors(store: Store) -> list[str]:

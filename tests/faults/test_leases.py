@@ -137,7 +137,8 @@ def test_who_stands_still_past_the_end_of_its_lease_writes_nothing_when_it_goes_
             other = eventually(lambda: lease_of(store, "still", 1), 60)
             assert other.device != lease.device  # nothing of the other is free before it is proven dead
             eventually(lambda: kept(here, other.token), 120)
-            before, steps = kept(here, lease.token), metrics(store, "still")
+            before, steps = kept(here, lease.token), metrics(store, lease)
+            assert steps
         finally:
             for process in tree:
                 process.send_signal(signal.SIGCONT)
@@ -149,7 +150,7 @@ def test_who_stands_still_past_the_end_of_its_lease_writes_nothing_when_it_goes_
     with store.read() as session:
         results = session.exec(select(ResultRow).where(ResultRow.workflow_id == "still", ResultRow.stage == "train"))
         assert results.all() == []
-    assert steps
+    assert metrics(store, lease) == steps
     assert eventually(lambda: not harness.leaks(here), 60)
 
 
@@ -263,7 +264,8 @@ def stages(store: Store, lifecycle: str) -> list[StageRow]:
         return list(session.exec(query).all())
 
 
-def metrics(store: Store, lifecycle: str) -> int:
-    lease = lease_of(store, lifecycle)
+def metrics(store: Store, lease: LeaseRow) -> list[tuple[int, datetime]]:
+    """Steps that its first start has written. The next start, under another token, is train.2."""
+    query = select(MetricRow).where(MetricRow.job == f"{lease.run_id}/train.1").order_by(MetricRow.step)
     with store.read() as session:
-        return len(session.exec(select(MetricRow).where(MetricRow.job == f"{lease.run_id}/train.1")).all())
+        return [(row.step, row.at) for row in session.exec(query).all()]

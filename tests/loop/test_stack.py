@@ -234,6 +234,13 @@ def test_an_operator_looks_changes_the_queues_and_takes_a_lease_back(running, he
         assert told.returncode == 0, told.stderr
         token = next_lease(client, "revoked", held["token"])
 
+        rules = everloop(here, "pool", "policy", "--grace", "30s", "--minimum-run-time", "20m")
+        assert rules.stdout == "the policy of pool default: grace 1 min -> 30 s, minimum run time 10 min -> 20 min\n"
+        assert "no: 1 min" in everloop(here, "pool", "policy").stdout
+        with pytest.raises(Invalid, match="grace: 'soon' is no time"):
+            client.set_policy({"grace": "soon"})
+        client.set_policy({each["name"]: "default" for each in client.policy()["rules"]})
+
         assert everloop(here, "budget", "prices", "--core-hour", "0.04").returncode == 0
         spent = everloop(here, "budget", "set", "--lifecycle", "revoked", "--core-hours", "0")
         assert spent.stdout == "lifecycle revoked may spend 0.000 core-hours\n", spent.stderr

@@ -34,7 +34,8 @@ from tests.fakes import QuickCompute
 from workers import connect, control
 from workers.ends import Ends
 from workers.temporal import Server
-from workflows import disk, lease, lifecycle, stage
+from workflows import disk, lease, stage
+from workflows.lifecycle import approval, release
 
 HISTORIES = Path(__file__).with_name("histories")
 """A folder per version that landed (test_replay.py)."""
@@ -212,8 +213,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connect, "sandbox", UnsandboxedWorkflowRunner)
     waits = {
         (stage, "HEARTBEAT_TIMEOUT"): 4.0,
-        (lifecycle, "GATE_OPENS"): 1.0,
-        (lifecycle, "USUAL_ROLLOUT"): 1.0,
+        (approval, "GATE_OPENS"): 1.0,
+        (release, "USUAL_ROLLOUT"): 1.0,
         (lease, "ASK_AGAIN"): 2.0,
         (lease, "PROVE_AGAIN"): 0.5,
         (disk, "FIRST_PAUSE"): 1.0,

@@ -169,6 +169,24 @@ async def test_budgets_and_prices_are_set_by_the_api_and_by_the_form_on_the_page
     assert (await api.put("/api/v1/budgets/queue/nobody", json={"core_hours": 1})).status_code == 404
 
 
+async def test_the_policy_of_a_pool_is_set_by_the_api(api, stack):
+    path = "/api/v1/pools/default/policy"
+    made = await api.put(path, json={"grace": "30s", "minimum_run_time": "10m", "usage_weight": 1.5})
+    same = await api.put(path, json={"grace": 30})
+    found = (await api.get(path)).json()
+    usual = await api.put(path, json={"grace": "default", "usage_weight": "default"})
+
+    assert made.json()["done"] == "the policy of pool default: grace 1 min -> 30 s, usage weight 1 -> 1.5"
+    assert same.json()["done"] == "the policy of pool default is as it was"
+    assert {each["name"]: each["value"] for each in found["rules"] if each["value"] != each["default"]} == {
+        "grace": 30,
+        "usage_weight": 1500,
+    }
+    assert found["person"]
+    assert usual.json()["done"] == "the policy of pool default: grace 30 s -> 1 min, usage weight 1.5 -> 1"
+    assert (await api.put("/api/v1/pools/nowhere/policy", json={"grace": 30})).status_code == 404
+
+
 async def test_a_parked_lifecycle_is_told_what_to_do(api, stack):
     key = f"{stack.prefix}-parked"
     await submit(api, stack, key)

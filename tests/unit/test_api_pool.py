@@ -1,6 +1,6 @@
 """A pool through API and page: what the ledger says, in words that are true, and what a change would do."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import httpx
@@ -19,6 +19,7 @@ from everloop.store import (
     LeaseMemberRow,
     LeaseRequestRow,
     LeaseRow,
+    PoolPolicyRow,
     PriceRow,
     QueueRow,
     ReservationRow,
@@ -132,6 +133,7 @@ def fill(store: Store) -> None:
                 from_ms=lease_time.in_ms(parts.NOW - timedelta(minutes=2)),
             )
         )
+        session.add(PoolPolicyRow(pool="default", policy={"grace_s": 30}, person="ada", at=parts.NOW))
         session.add(PriceRow(pool="default", from_ms=0, currency="EUR", core_micros=40_000, at=parts.NOW))
         session.add(
             BudgetRow(
@@ -233,7 +235,8 @@ def test_a_lease_over_its_declared_time_says_what_follows(client):
 
 
 def test_what_nobody_has_is_not_found(client):
-    for path in ("/leases/explain/nobody", "/leases/explain/99", "/pools/nowhere", "/pools/nowhere/queues"):
+    pools = ("/pools/nowhere", "/pools/nowhere/queues", "/pools/nowhere/policy")
+    for path in ("/leases/explain/nobody", "/leases/explain/99", *pools):
         answer = client.get(f"/api/v1{path}")
         assert (answer.status_code, answer.json()["code"]) == (404, "not_found"), path
 
@@ -290,6 +293,42 @@ def test_a_limit_below_what_is_used_takes_nothing_and_says_who_waits_for_it(clie
         ("bob", "over_limit"),
     }
     assert less.json()["effects"][0]["sentence"].startswith("goes on; once it gives back what it has, it waits: queue")
+
+
+def test_the_policy_is_shown_with_its_defaults_and_who_changed_it(client):
+    found = get(client, "/pools/default/policy")
+    page = client.get("/pool?still=true").text
+
+    assert found["person"] == "ada"
+    assert datetime.fromisoformat(found["at"]) == parts.NOW
+    grace, least = (next(each for each in found["rules"] if each["name"] == name) for name in ("grace", "starving"))
+    assert (grace["value"], grace["default"], grace["words"], grace["usual"]) == (30, 60, "30 s", "1 min")
+    assert (least["value"], least["words"]) == (least["default"], least["usual"])
+    assert "Changed last by ada" in page
+    assert '<th scope="row">grace</th><td class="n"><b>30 s</b></td><td class="n">1 min</td>' in page
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ({"grace": "soon"}, "grace: 'soon' is no time"),
+        ({"grace": 0}, "grace: must be from 1 s to 1 d"),
+        ({"grace": True}, "grace"),
+        ({"minimum_run_time": "1.5s"}, "minimum run time: '1.5s' is no whole number of seconds"),
+        ({"minimum_run_time": "-5"}, "minimum run time: '-5' is no time"),
+        ({"preemptions_a_day": 1.5}, "preemptions a day: 1.5 is no whole number"),
+        ({"preemptions_a_day": "many"}, "preemptions a day: 'many' is no number"),
+        ({"usage_weight": "0.0001"}, "usage weight: '0.0001' has more than three places"),
+        ({"saturation_percent": "90 %"}, "saturation percent: must be from 100 % to 10000 %"),
+        ({"patience": "1h"}, "patience"),
+        ({}, "nothing is to be changed"),
+    ],
+)
+def test_a_policy_that_makes_no_sense_is_refused(client, body, says):
+    answer = client.put("/api/v1/pools/default/policy", json=body)
+
+    assert answer.status_code == 422, answer.text
+    assert says in answer.json()["detail"]
 
 
 def test_the_tree_that_is_printed_is_the_tree_that_is_applied(client):

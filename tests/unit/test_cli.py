@@ -63,7 +63,7 @@ def test_every_command_that_ends_by_itself_has_json():
     command = typer.main.get_command(cli.app)
     commands = dict(command.commands) | {
         f"{group} {name}": one
-        for group in ("budget", "journal", "keys", "lease", "node", "queue")
+        for group in ("budget", "journal", "keys", "lease", "node", "pool", "queue")
         for name, one in command.commands[group].commands.items()
     }
     without = {name for name, one in commands.items() if not any("--json" in option.opts for option in one.params)}
