@@ -9,6 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -138,7 +139,7 @@ def run(
             kill(here, name.replace("slot cpu", "slot sim-") if gpus else name)
             continue
         due = SPREAD * lifecycles * number / kills
-        eventually(lambda due=due: ended(store, keys) >= due, deadline - time.monotonic())
+        eventually(partial(have_ended, store, keys, due), deadline - time.monotonic())
         token, device = eventually(lambda: growing(records), deadline - time.monotonic())
         kill(here, f"slot {device}" if name == BUSY_SLOT else name)
         print(f"{ended(store, keys)} ended, lease {token} runs on {device}: kill -9 of {name}", flush=True)
@@ -153,6 +154,10 @@ def ended(store: Store, keys: list[str]) -> int:
     with store.read() as session:
         done = col(LifecycleRow.id).in_(keys), LifecycleRow.status == "done"
         return len(session.exec(select(LifecycleRow.id).where(*done)).all())
+
+
+def have_ended(store: Store, keys: list[str], due: float) -> bool:
+    return ended(store, keys) >= due
 
 
 def growing(records: Path) -> tuple[str, str] | None:
