@@ -9,6 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -32,6 +33,8 @@ FRACTIONS = ((0.25, 3000), (0.25, 9000), (0.5, 2000), (0.5, 8000), (0.34, 5000),
 """Of a GPU of 16,000 MiB: what fits by its share may not fit by its memory."""
 BUSY_SLOT = "the slot of a training that runs"
 GROWS_SECONDS = 0.25
+SPREAD = 0.8
+"""Of all lifecycles have ended at the last kill, at most: later no training may be left to meet."""
 WORDS = 7
 """Of a line of a record."""
 TEMPORAL = "temporal"
@@ -135,7 +138,8 @@ def run(
             time.sleep(numbers.uniform(*pause))
             kill(here, name.replace("slot cpu", "slot sim-") if gpus else name)
             continue
-        eventually(lambda part=number / kills: ended(store, keys) >= part * lifecycles, deadline - time.monotonic())
+        due = SPREAD * lifecycles * number / kills
+        eventually(partial(have_ended, store, keys, due), deadline - time.monotonic())
         token, device = eventually(lambda: growing(records), deadline - time.monotonic())
         kill(here, f"slot {device}" if name == BUSY_SLOT else name)
         print(f"{ended(store, keys)} ended, lease {token} runs on {device}: kill -9 of {name}", flush=True)
@@ -150,6 +154,10 @@ def ended(store: Store, keys: list[str]) -> int:
     with store.read() as session:
         done = col(LifecycleRow.id).in_(keys), LifecycleRow.status == "done"
         return len(session.exec(select(LifecycleRow.id).where(*done)).all())
+
+
+def have_ended(store: Store, keys: list[str], due: float) -> bool:
+    return ended(store, keys) >= due
 
 
 def growing(records: Path) -> tuple[str, str] | None:
