@@ -15,7 +15,7 @@ from tests.temporal.test_api_temporal import api
 __all__ = ["api", "attacked", "stack"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def attacked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     """A ready stack on a data folder that an earlier version had made for everybody to read."""
     folder = tmp_path_factory.mktemp("attacked") / "data"

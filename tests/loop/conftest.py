@@ -11,7 +11,7 @@ from tests.conftest import free_port_base
 from tests.loop.test_stack import Launcher
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     """A ready stack that nobody kills. Models and keys of each module have names of their own."""
     here = configuration.load(data_dir=tmp_path_factory.mktemp("shared") / "data", port_base=free_port_base())
