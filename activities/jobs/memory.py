@@ -7,6 +7,7 @@ do not count, nor what a fork still shares with the process it came from.
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,6 +22,9 @@ UNLIMITED = 1 << 60
 """A control group says so by a number beyond any machine."""
 KILLS_SECONDS = 3.0
 """A kill by the kernel and the end of the job are the same event when they are no further apart."""
+FIRST_NAMESPACE = "pid:[4026531836]"
+"""Of pids, on every Linux: PROC_PID_INIT_INO of the kernel's proc_ns.h."""
+KILLED = re.compile(rb"Killed process (\d+) ")
 SHRINKS = "shrinks"
 
 
@@ -39,6 +43,8 @@ class Memory:
         """More than the limit: the job must end."""
         self.cpu_ms = 0
         """Processor time of all that has run so far, at the last look."""
+        self._pids: set[int] = set()
+        """All that were seen of the job."""
         self._looked = 0.0
         self._kills = _kills()
         self._killed_at = -KILLS_SECONDS
@@ -46,11 +52,12 @@ class Memory:
     def look(self) -> bool:
         """Look, when it is time to. True when the job has just been found over its limit."""
         now = time.monotonic()
-        if self.over or not self.reaper or now - self._looked < LOOK_SECONDS:
+        if self.over or not self.reaper or (self._pids and now - self._looked < LOOK_SECONDS):
             return False
         self._looked = now
         self._notice(now)
         pids = below(self.reaper)
+        self._pids.update(pids)
         self.cpu_ms = max(self.cpu_ms, sum(_cpu_ms(str(pid)) for pid in [self.reaper, *pids]))
         self.used = held(pids, self.limit)
         self.peak = max(self.peak, self.used)
@@ -62,10 +69,16 @@ class Memory:
         return {"cpu_ms": self.cpu_ms, "peak_mib": -(-self.peak // MIB)}
 
     def killed_by_kernel(self) -> bool:
-        """Has the kernel just ended a process of this machine because memory ran out?"""
+        """Has the kernel just ended a process because memory ran out: one of the job's, where its log can be read?
+
+        Elsewhere one of this machine, which may have been another's while somebody killed this job.
+        """
         now = time.monotonic()
         self._notice(now)
-        return now - self._killed_at < KILLS_SECONDS
+        if now - self._killed_at >= KILLS_SECONDS:
+            return False
+        named = _named_by_kernel()
+        return named is None or not self._pids.isdisjoint(named)
 
     def figures(self) -> str:
         """For people."""
@@ -164,6 +177,33 @@ def _kills() -> int:
             return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
     except OSError:
         return 0
+
+
+def _named_by_kernel() -> set[int] | None:
+    """Pids of which the kernel's log says that it ended them for want of memory. None: we may not read it.
+
+    Also None in a container, where the log calls processes by other pids than we do.
+    """
+    try:
+        if str(Path("/proc/self/ns/pid").readlink()) != FIRST_NAMESPACE:
+            return None
+        log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return None
+    named: set[int] = set()
+    try:
+        while True:
+            try:
+                record = os.read(log, 8192)  # one at a time; nothing is left: BlockingIOError
+            except BrokenPipeError:  # it was overwritten before we came to it
+                continue
+            named.update(int(pid) for pid in KILLED.findall(record))
+    except BlockingIOError:
+        return named
+    except OSError:
+        return None
+    finally:
+        os.close(log)
 
 
 def shrink(folder: Path, most: int) -> int:

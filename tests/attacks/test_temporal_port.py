@@ -155,7 +155,7 @@ def test_the_console_s_link_opens_the_ui_in_a_browser(attacked, browser):
     page.goto(json.loads(everloop(attacked, "login", "--json").stdout)["url"])
 
     page.goto(f"{attacked.temporal_ui_url}/namespaces/default/workflows/pool%2Fdefault")
-    page.get_by_text("everloop.GpuPool").first.wait_for(timeout=15000)
+    page.get_by_text("everloop.GpuPool").first.wait_for(timeout=60_000)
 
 
 def _signed_in(here: Settings) -> str:

@@ -2,6 +2,9 @@
 
 import asyncio
 import re
+import subprocess
+import sys
+import time
 import uuid
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +12,7 @@ from pathlib import Path
 import pytest
 from temporalio.exceptions import ApplicationError
 
+from activities.jobs import memory
 from everloop import logs
 from tests.faults import jobs_harness as harness
 from tests.faults.jobs_harness import alive, failure, until
@@ -131,4 +135,39 @@ async def test_a_job_that_the_kernel_ends_for_want_of_memory_is_told_apart_from_
     assert by_kernel.type == "OutOfMemory"
     assert "the kernel ended it" in by_kernel.message
     assert (tmp_path / "diary").read_text() == "x"
+    assert by_somebody.message == "the job crashed 3 times, the last time by SIGKILL"
+
+
+EATING = """
+import subprocess, sys
+eat = '''
+import os, pathlib, sys
+pathlib.Path(sys.argv[1], "cgroup.procs").write_text(str(os.getpid()))
+b"x" * (400 << 20)
+'''
+while True:
+    assert subprocess.run([sys.executable, "-c", eat, sys.argv[1]]).returncode == -9
+    print("killed", flush=True)
+"""
+
+
+@pytest.fixture
+def ended_by_kernel(group):
+    """A process that is none of ours, which the kernel ends again and again for want of memory."""
+    if memory._named_by_kernel() is None:
+        pytest.skip("the kernel's log may not be read here")
+    with subprocess.Popen([sys.executable, "-c", EATING, str(group)], stdout=subprocess.PIPE) as others:
+        assert others.stdout.readline() == b"killed\n"
+        yield others
+        others.kill()
+    while (group / "cgroup.procs").read_text():  # the last one
+        time.sleep(0.05)
+
+
+async def test_a_job_that_somebody_kills_while_the_kernel_ends_another_s_process_did_not_run_out_of_memory(
+    bridge, ended_by_kernel, tmp_path
+):
+    by_somebody = await failure(bridge, "trial.killed", diary=str(tmp_path / "diary"))
+
+    assert ended_by_kernel.poll() is None
     assert by_somebody.message == "the job crashed 3 times, the last time by SIGKILL"
