@@ -1,7 +1,13 @@
-"""One request, one process: what loads heavy libraries answers on its standard output and ends with them."""
+"""Processes that end with the one that started them.
+
+One request, one process: what loads heavy libraries answers on its standard output and ends with them.
+"""
 
 import asyncio
+import ctypes
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable, Mapping
 
@@ -10,6 +16,7 @@ from everloop.errors import EverloopError
 
 REFUSED = 3
 """Exit status when it cannot be done and standard output says why, as JSON."""
+_PR_SET_PDEATHSIG = 1
 
 
 async def answer_of(  # noqa: PLR0917
@@ -46,3 +53,10 @@ def refuse(error: EverloopError) -> int:
     told = {"error": type(error).__name__, "message": str(error), "field": error.field, "hint": error.hint}
     sys.stdout.write(json.dumps(told))
     return REFUSED
+
+
+def die_with(parent: int, kill: signal.Signals) -> None:
+    """Ask the kernel for *kill* when *parent*, which has started us, dies; end now if it is dead already."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, kill)
+    if os.getppid() != parent:
+        raise SystemExit(1)

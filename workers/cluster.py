@@ -26,6 +26,7 @@ from activities.jobs import slot
 from activities.jobs.security import security
 from activities.jobs.slot import GRACE_SECONDS
 from everloop import logs
+from everloop.children import die_with
 from everloop.errors import Invalid
 from everloop.settings import Settings
 from workers import devices, process
@@ -160,7 +161,7 @@ def _forked(work: Callable[[], int], watched: Sequence[signal.Signals]) -> int:
         return pid
     code = 1
     try:
-        process.die_with(parent, signal.SIGKILL)
+        die_with(parent, signal.SIGKILL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, watched)
         code = work()
     except BaseException:  # nothing may unwind into the parent's code

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from everloop import stack
-
-PR_SET_PDEATHSIG = 1
+from everloop.children import die_with
 
 
 @dataclass(frozen=True)
@@ -82,13 +81,6 @@ def boot() -> str:
 def die_with_parent() -> None:
     """Ask the kernel for SIGTERM when the process that started us dies; end now if it is dead already."""
     die_with(os.getppid(), signal.SIGTERM)
-
-
-def die_with(parent: int, kill: signal.Signals) -> None:
-    """Ask the kernel for *kill* when *parent*, which has started us, dies; end now if it is dead already."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, kill)
-    if os.getppid() != parent:
-        raise SystemExit(1)
 
 
 def rename(command: Sequence[str]) -> None:

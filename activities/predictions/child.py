@@ -1,8 +1,6 @@
 """Work on the log that needs pyarrow, in a process of its own: `python -m activities.compute.predictions`."""
 
-import ctypes
 import os
-import signal
 from typing import TypeVar
 
 from pydantic import BaseModel
@@ -11,7 +9,6 @@ from everloop import children, engine
 from everloop.errors import Unavailable
 
 SECONDS = 600.0
-_PR_SET_PDEATHSIG = 1
 KEPT_FROM_IT = ("EVERLOOP_DATABASE_URL", "EVERLOOP_ARTIFACTS_URL")
 
 R = TypeVar("R", bound=BaseModel)
@@ -29,10 +26,3 @@ async def run(what: str, request: BaseModel, result: type[R]) -> R:
         lambda status: Unavailable(f"the prediction log could not {what} ({status})", hint="see the process's log"),
     )
     return result.model_validate_json(told)
-
-
-def die_with(parent: int) -> None:
-    """End this process when *parent*, which started it, ends; now if it has ended already: its run is given up."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        raise SystemExit(1)

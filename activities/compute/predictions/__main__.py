@@ -5,18 +5,18 @@ was made, as JSON; or with exit status 3 why it was not. It ends with the proces
 """
 
 import os
+import signal
 import sys
 
 from activities.predictions.asked import Compact, Export
-from activities.predictions.child import die_with
-from everloop.children import refuse
+from everloop.children import die_with, refuse
 from everloop.errors import EverloopError
 
 NICE = 10
 
 
 def main(what: str, parent: str) -> int:
-    die_with(int(parent))
+    die_with(int(parent), signal.SIGKILL)  # the run of a keeper that has ended is given up
     os.nice(NICE)
     from activities.compute.predictions.compacting import compact
     from activities.compute.predictions.exporting import export
