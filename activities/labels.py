@@ -56,8 +56,8 @@ class LabelCompute(LabelComputeActivities):
         index = LogIndex(self._store, self._settings.predictions_dir, request.project, request.model)
         parts = await asyncio.to_thread(index.parts)
         asked = request.model_copy(update={"log": parts})
-        own = (LabelLog(index.folder).path.relative_to(index.folder), *(part.name for part in parts.parts))
-        reads = tuple(f"{request.project}/{request.model}/{name}" for name in own)
+        labels = LabelLog(index.folder).path.relative_to(index.folder)
+        reads = index.below([str(labels), *(part.name for part in parts.parts)])
         return await self._jobs.run("performance.measure", asked, PerformanceReport, reads)
 
 

@@ -112,16 +112,12 @@ def _certificate() -> bytes:
 def scheduler_main(settings: Settings) -> None:
     """Run the Dask scheduler until told to stop."""
     _begin("scheduler", settings)
-    if not settings.dask_cert:
-        create_certificates(settings.keys_dir)
     asyncio.run(_scheduler(settings))
 
 
 def slot_main(settings: Settings, name: str) -> None:
     """Run the Dask worker of the device *name* until told to stop; ends with 1 when the scheduler is lost."""
     _begin(name, settings)
-    if not settings.dask_cert:
-        create_certificates(settings.keys_dir)
     found = {device.name: device for device in devices.slots(settings)}
     if name not in found:
         raise Invalid(f"there is no device {name!r} here", field="name", hint=f"one of {', '.join(found)}")
@@ -185,6 +181,8 @@ def _end(pid: int) -> None:
 def _begin(role: str, settings: Settings) -> None:
     process.die_with_parent()
     logs.log_lines(role, logging.WARNING)
+    if not settings.dask_cert:
+        create_certificates(settings.keys_dir)
     dask.config.set({**CONFIG, "distributed.scheduler.no-workers-timeout": f"{settings.away_seconds}s"})
 
 

@@ -14,12 +14,10 @@ from everloop import logs
 from everloop.errors import Invalid
 from everloop.settings import NODE, Settings
 from workers import devices
-from workers.dev.children import Child, end, how, load_dask, log_of
+from workers.dev.children import Child, end, how, load, log_of, pause
 
 log = logging.getLogger(__name__)
 
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 30.0
-"""Before a Dask worker is started again: twice as long after each quick end."""
 STEADY_SECONDS = 30.0
 """One that has lived so long has begun well."""
 LOOK_SECONDS = 0.1
@@ -30,7 +28,7 @@ def main(settings: Settings) -> None:
     logs.log_lines("node")
     here = replace(settings, node=settings.node or _name())
     here.logs_dir.mkdir(parents=True, exist_ok=True)
-    load_dask()
+    load(("workers.cluster",))
     children = [Child(device.name, "workers", ("slot", device.name)) for device in devices.slots(here)]
     log.warning("node %s: %s for %s", here.node, ", ".join(child.name for child in children), here.dask)
     stop = threading.Event()
@@ -58,9 +56,9 @@ def _tend(child: Child, settings: Settings) -> None:
     now = time.monotonic()
     if child.process is not None:
         child.quick_ends = child.quick_ends + 1 if now - child.started_at < STEADY_SECONDS else 0
-        pause = min(FIRST_PAUSE_SECONDS * 2**child.quick_ends, LONGEST_PAUSE_SECONDS)
+        wait = pause(child.quick_ends)
         ended = how(child.process.exitcode)
-        log.warning("%s ended (%s), again in %.1f s; see %s", child.name, ended, pause, log_of(settings, child.name))
-        child.process, child.again_at = None, now + pause
+        log.warning("%s ended (%s), again in %.1f s; see %s", child.name, ended, wait, log_of(settings, child.name))
+        child.process, child.again_at = None, now + wait
     if now >= child.again_at:
         child.start(settings)

@@ -49,7 +49,7 @@ class DriftCompute(DriftComputeActivities):
         index = LogIndex(self._store, self._settings.predictions_dir, request.project, request.model)
         # Here and not in the workflow: files that are replaced by others stay for a while only.
         parts = await asyncio.to_thread(index.parts, request.window)
-        reads = tuple(f"{request.project}/{request.model}/{part.name}" for part in parts.parts)
+        reads = index.below(part.name for part in parts.parts)
         return await self._jobs.run("drift.measure", request.model_copy(update={"log": parts}), DriftReport, reads)
 
 

@@ -3,7 +3,7 @@
 import re
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -37,6 +37,10 @@ class LogIndex:
     @property
     def folder(self) -> Path:
         return self.predictions_dir / self.project / self.model
+
+    def below(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Files *names* of the model's folder as they are called below `predictions_dir`."""
+        return tuple(f"{self.project}/{self.model}/{name}" for name in names)
 
     @contextmanager
     def alone(self) -> Iterator[None]:

@@ -222,7 +222,7 @@ def test_a_stack_in_which_a_child_ends_at_once_does_not_come_up_and_says_its_las
     said: list[str] = []
     broken = children.Child("broken", "this_module_is_not_there")
     life = launcher.Stack(here, [broken], say=said.append)
-    monkeypatch.setattr(launcher, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(children, "FIRST_PAUSE_SECONDS", 0.01)
 
     with pytest.raises(CannotStart, match="No module named this_module_is_not_there"):
         life.mind()
@@ -241,8 +241,8 @@ def test_a_slot_that_fails_again_and_again_is_tried_with_back_off_while_the_othe
         f"import pathlib, time\ntime.sleep(60) if pathlib.Path({str(mended)!r}).exists() else print(1 / 0)\n"
     )
     monkeypatch.syspath_prepend(here.data_dir)
-    monkeypatch.setattr(launcher, "FIRST_PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(launcher, "LONGEST_PAUSE_SECONDS", 0.08)
+    monkeypatch.setattr(children, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(children, "LONGEST_PAUSE_SECONDS", 0.08)
     life = launcher.Stack(here, [steady, slot], is_up=True, say=said.append)
     steady.start(here)
     other = steady.process

@@ -33,6 +33,8 @@ SHARED = ("workers.control", "workers.compute", "workers.cluster", "api.app", "a
 """Loaded in the launcher: what its children would each load. Nothing here starts a thread when it is imported."""
 GRACE_SECONDS = 4.0
 """How long a group of children may take to end in order."""
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 30.0
+"""Before a child is started again: twice as long after each quick end."""
 
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
@@ -40,22 +42,15 @@ _FORK = multiprocessing.get_context("fork")
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def load() -> None:
+def load(modules: Sequence[str] = SHARED) -> None:
     """Load what the children share, and keep the collector's hands off it: a page it writes to is not shared.
 
     The second time it does nothing.
     """
-    if all(module in sys.modules for module in SHARED):
+    if all(module in sys.modules for module in modules):
         return
-    for module in SHARED:
+    for module in modules:
         importlib.import_module(module)
-    gc.collect()
-    gc.freeze()
-
-
-def load_dask() -> None:
-    """The same where all children are Dask workers."""
-    importlib.import_module("workers.cluster")
     gc.collect()
     gc.freeze()
 
@@ -83,6 +78,12 @@ class Child:
         finally:
             os.close(log)
         self.started_at = time.monotonic()
+
+
+def pause(quick_ends: int) -> float:
+    """Seconds before a child is started again that has ended so often, each time soon after its start."""
+    doubled = 2.0 ** min(quick_ends, 100)  # no float is as large as what a night of quick ends would come to
+    return min(FIRST_PAUSE_SECONDS * doubled, LONGEST_PAUSE_SECONDS)
 
 
 def log_of(settings: Settings, name: str) -> Path:

@@ -32,7 +32,7 @@ from everloop.settings import PRIVATE, SCHEDULER, TEMPORAL, TEMPORAL_UI, UNGUARD
 from everloop.store import DeviceRow, Store
 from workers import connect, devices, takeover, temporal
 from workers.dev import checks
-from workers.dev.children import Child, apart, end, how, load, log_of
+from workers.dev.children import Child, apart, end, how, load, log_of, pause
 from workers.temporal import CannotStart, Server
 
 READY_SECONDS = 90.0
@@ -41,8 +41,6 @@ STEADY_SECONDS = 10.0
 """A child that lives this long has started well: its next end counts as the first again."""
 GIVE_UP_AFTER = 5
 """Ends in a row, each soon after its start, after which the stack does not come up. One that is up stays up."""
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 30.0
-"""Before a child is started again: twice as long after each quick end."""
 WORKERS = ("control", "compute")
 """Children that run activities."""
 UNGUARDED = (
@@ -136,7 +134,7 @@ class Stack:
     def _has_ended(self, child: Child, ended: str, now: float) -> None:
         """Say so, and when it is started again. Raises `CannotStart` when the stack does not come up for it."""
         log = log_of(self.settings, child.name)
-        wait = min(FIRST_PAUSE_SECONDS * 2 ** (child.quick_ends - 1), LONGEST_PAUSE_SECONDS)
+        wait = pause(child.quick_ends - 1)
         child.again_at = now + wait
         if child.quick_ends == GIVE_UP_AFTER:
             often = f"{child.name} ended {GIVE_UP_AFTER} times soon after its start ({ended})."
