@@ -19,8 +19,7 @@ NextTurn = tuple[int, tuple[int, ...], bool, int, str]
 
 def allocate(pool: Pool) -> None:
     _serve(pool, pool.light_line, None)
-    heads = ((line.waiting[0][1], line) for line in pool.lines.values() if line.waiting)
-    heap = [(next_turn(pool, line, 0), shape, line) for shape, line in heads]
+    heap = [(next_turn(pool, line, 0), line.waiting[0][1], line) for line in pool.lines.values() if line.waiting]
     heapify(heap)  # no two turns are equal: the queue's id is in it
     while heap:
         _, shape, line = heappop(heap)

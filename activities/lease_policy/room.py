@@ -44,6 +44,16 @@ def fit(free: Four, member: Four) -> int:
     return max(0, count)
 
 
+def _counted(kinds: Iterable[tuple[Four, int]], member: Four, enough: int) -> int:
+    """How many members fit in so many devices of each kind, counted up to *enough*."""
+    total = 0
+    for free, number in kinds:
+        total += fit(free, member) * number
+        if total >= enough:
+            return enough
+    return total
+
+
 def tightness(free: Four) -> Four:
     """Best fit: the device with the least left, GPUs first, so that work without one leaves them alone."""
     return (free[2], free[0], free[3], free[1])
@@ -62,8 +72,6 @@ class Room:
         self._alike: dict[Four, list[str]] = {}
         self._wide: dict[Four, int] = {}
         """How many devices have so much free, whatever is reserved."""
-        self._fits_wide: dict[tuple[Four, int], bool] = {}
-        """What `fits_but_for_reservations` has answered since something was taken."""
         sound: dict[Four, Four] = {}
         for device in devices:
             name, whole = device.name, device.whole
@@ -85,27 +93,11 @@ class Room:
 
     def count(self, member: Four, enough: int) -> int:
         """How many members fit, counted up to *enough*."""
-        total = 0
-        for free, names in self._alike.items():
-            total += fit(free, member) * len(names)
-            if total >= enough:
-                return enough
-        return total
+        return _counted(((free, len(names)) for free, names in self._alike.items()), member, enough)
 
     def fits_but_for_reservations(self, member: Four, count: int) -> bool:
         """Is there room for all of it, or would be if nothing were reserved?"""
-        known = self._fits_wide.get((member, count))
-        if known is None:
-            known = self._fits_wide[member, count] = self._count_wide(member, count) >= count
-        return known
-
-    def _count_wide(self, member: Four, enough: int) -> int:
-        total = 0
-        for free, number in self._wide.items():
-            total += fit(free, member) * number
-            if total >= enough:
-                return enough
-        return total
+        return _counted(self._wide.items(), member, count) >= count
 
     def with_room_for(self, member: Four, count: int) -> list[str]:
         """At least *count* devices that hold a member, where there are so many; those with a reservation left out."""
@@ -166,7 +158,6 @@ class Room:
         else:
             self._wide[before] -= 1
         self._wide[after] = self._wide.get(after, 0) + 1
-        self._fits_wide.clear()
         if name in self.spare and not short:
             self.spare[name] = minus(self.spare[name], amount)
         self._show(name)
