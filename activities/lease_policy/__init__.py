@@ -4,6 +4,10 @@ No clock, randomness, floats, sets in an order, or seconds of computing: every s
 bounded by fuel, the number of requests that are tried. A state that makes no sense raises nothing.
 """
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from activities.lease_policy.allocate import allocate
 from activities.lease_policy.evict import evict
 from activities.lease_policy.explain import explain
@@ -35,6 +39,23 @@ def decide(state: PoolState, now_ms: int, policy: Policy, fuel: int) -> tuple[De
     At most *fuel* requests are tried; one that asks for what was refused before is not. Asked again once all of it is
     done, it has nothing more to do.
     """
+    with _nothing_collected():
+        return _decide(state, now_ms, policy, fuel)
+
+
+@contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """Python's collector looks through ten thousand requests again and again, and finds next to nothing to free."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def _decide(state: PoolState, now_ms: int, policy: Policy, fuel: int) -> tuple[Decision, ...]:
     done: list[Decision] = []
     pool, rounds = None, 0
     while rounds < ROUNDS:

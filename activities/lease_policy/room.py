@@ -41,7 +41,7 @@ def fit(free: Four, member: Four) -> int:
         count = here
     if gpu_mib and (here := free[3] // gpu_mib) < count:
         count = here
-    return max(0, count)
+    return count if count > 0 else 0  # noqa: FURB136
 
 
 def _counted(kinds: Iterable[tuple[Four, int]], member: Four, enough: int) -> int:
@@ -72,6 +72,8 @@ class Room:
         self._alike: dict[Four, list[str]] = {}
         self._wide: dict[Four, int] = {}
         """How many devices have so much free, whatever is reserved."""
+        self._members: dict[Four, int] = {}
+        """How many of such members fit in all, of those that were asked for."""
         sound: dict[Four, Four] = {}
         for device in devices:
             name, whole = device.name, device.whole
@@ -88,12 +90,16 @@ class Room:
         other = Room((), {})
         other.free, other.spare, other._shown = self.free.copy(), self.spare.copy(), self._shown.copy()
         other._alike = {free: names.copy() for free, names in self._alike.items()}
-        other._wide = self._wide.copy()
+        other._wide, other._members = self._wide.copy(), self._members.copy()
         return other
 
     def count(self, member: Four, enough: int) -> int:
         """How many members fit, counted up to *enough*."""
-        return _counted(((free, len(names)) for free, names in self._alike.items()), member, enough)
+        total = self._members.get(member)
+        if total is None:
+            total = sum(fit(free, member) * len(names) for free, names in self._alike.items())
+            self._members[member] = total
+        return min(total, enough)
 
     def fits_but_for_reservations(self, member: Four, count: int) -> bool:
         """Is there room for all of it, or would be if nothing were reserved?"""
@@ -109,6 +115,8 @@ class Room:
 
     def place(self, member: Four, count: int, *, short: bool = False, besides: Container[str] = ()) -> list[str] | None:
         """The device of each member, or None when not all fit. *short*: it ends before any reservation starts."""
+        if not short and besides == () and self.count(member, count) < count:
+            return None
         options = []
         total = 0
         for free, names in self._kinds(short=short, besides=besides):
@@ -185,3 +193,5 @@ class Room:
             del names[bisect_left(names, name)]
         self._shown[name] = after
         insort(self._alike.setdefault(after, []), name)
+        for member in self._members:
+            self._members[member] += fit(after, member) - fit(before, member)

@@ -127,7 +127,10 @@ def over_quota(leaf: Node, need: Two) -> Node | None:
 
 def within_quota(leaf: Node, need: Two) -> bool:
     """Has the queue a quota of all that is asked for, and is it enough, there and above?"""
-    return all(leaf.quota[r] != NO_LIMIT for r in BOTH if need[r]) and over_quota(leaf, need) is None
+    for r in BOTH:
+        if need[r] and leaf.quota[r] == NO_LIMIT:
+            return False
+    return over_quota(leaf, need) is None
 
 
 def counted(values: Iterable[int]) -> Counted:
