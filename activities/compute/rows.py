@@ -122,7 +122,8 @@ class Stored:
 
     def around(self, low: int, high: int) -> "tuple[Stored, int]":
         """Those of the files that have rows from *low* on and before *high*, and the number of their first row."""
-        start, first, found = 0, 0, []
+        start, first = 0, 0
+        found: list[Path] = []
         for path in self.paths:
             end = start + self._about(path).num_rows
             if start < high and end > low:

@@ -34,18 +34,24 @@ SEVERAL = settings(max_examples=60, deadline=None, suppress_health_check=[Health
 ODD = [0.0, -0.0, 1.0, 2.0, 3.0, np.nan, np.inf, -np.inf, 2.0**53, -(2.0**53), 5e-324, 0.1]
 
 
-def rank_of(job: FolderJob, folder: Path, rank: int, size: int) -> FolderJob:
+def rank_of(job: FolderJob, folder: Path, rank: int, size: int, meeting: str = "") -> FolderJob:
     """One of *size* ranks of *job*'s lifecycle, with a disk of its own but for the artifacts and where they meet."""
     own = folder / str(rank)
     own.mkdir(parents=True)
     made = FolderJob(own)
     made.artifacts, made.rank, made.world_size = job.artifacts, rank, size
-    made.rendezvous = SimpleNamespace(folder=str(folder / "meeting"))  # type: ignore[attr-defined]
+    made.rendezvous = SimpleNamespace(folder=meeting or str(folder / "meeting"))  # type: ignore[attr-defined]
     return made
 
 
 def prepared_by(  # noqa: PLR0917
-    size: int, spec: LifecycleSpec, taken: Snapshot, job: FolderJob, folder: Path, champion: Champion | None = None
+    size: int,
+    spec: LifecycleSpec,
+    taken: Snapshot,
+    job: FolderJob,
+    folder: Path,
+    champion: Champion | None = None,
+    meeting: str = "",
 ) -> Prepared:
     request = contracts.PrepareRequest(spec=spec, snapshot=taken, champion=champion, slot=SLOT)
     if size == 1:
@@ -54,7 +60,7 @@ def prepared_by(  # noqa: PLR0917
 
     def run(rank: int) -> None:
         try:
-            left[rank] = features.prepare(request, rank_of(job, folder, rank, size))
+            left[rank] = features.prepare(request, rank_of(job, folder, rank, size, meeting))
         except BaseException as error:  # noqa: BLE001  # a rank that has done its part says so by one
             left[rank] = error
 
@@ -101,6 +107,16 @@ def test_ranks_leave_them_for_every_kind_of_column_and_feature(
 
     for more in ({"features": chosen}, {"time": "at"}, {"group": "many"}):
         alike(spec_of(tmp_path / "s", "binary", "y", **more), taken, job, tmp_path / "-".join(more), 4)
+
+
+def test_ranks_of_several_hosts_meet_on_the_store(tmp_path: Path, job: FolderJob) -> None:
+    """A store that no path leads to: fsspec's, in memory."""
+    spec = spec_of(csv(tmp_path, mixed(500)), "binary", "y", features={"target_mean": True})
+    taken = snapshot(job, tmp_path / "table.csv")
+
+    alone = prepared_by(1, spec, taken, job, tmp_path)
+
+    assert prepared_by(3, spec, taken, job, tmp_path / "3", meeting=f"memory://{tmp_path.name}") == alone
 
 
 def test_a_table_of_several_batches_is_cut_between_them(tmp_path: Path, job: FolderJob) -> None:
