@@ -1,5 +1,6 @@
 """What tests share: real parts. A missing part skips on a laptop and fails in CI."""
 
+import gc
 import os
 import shutil
 import socket
@@ -20,6 +21,18 @@ from workers import temporal
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
+
+
+def pytest_collection() -> None:
+    """Without Python's collector, which would look through all that is loaded again and again."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """What all tests have loaded stays: the collector need not look at it during each of them."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 def _bases() -> Iterator[int]:
