@@ -23,6 +23,16 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 
+QUICK = {
+    "frontend.WorkflowTimeSkippingEnabled": True,
+    # A run that has ended can be deleted once this has come round, usually every 30 s. Until then each test would
+    # sweep and verify the runs of those before it (tests/temporal/conftest.py: clear).
+    "history.transferProcessorUpdateAckInterval": "0.1s",
+    "history.visibilityProcessorUpdateAckInterval": "0.1s",
+}
+"""Of the Temporal server that tests share."""
+
+
 def pytest_collection() -> None:
     """Without Python's collector, which would look through all that is loaded again and again."""
     gc.disable()
@@ -82,7 +92,7 @@ def temporal_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tempor
         temporal.binary()
     except temporal.CannotStart as error:
         missing(str(error))
-    server = temporal.start(folder / "temporal.db", free_port_base(), None, folder / "temporal.log", time_skipping=True)
+    server = temporal.start(folder / "temporal.db", free_port_base(), None, folder / "temporal.log", more=QUICK)
     yield server
     server.stop()
 
