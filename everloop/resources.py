@@ -45,7 +45,9 @@ JobStage = Literal["snapshot", "validate", "prepare", "train", "evaluate", "refi
 
 MOST_MEMBERS = 256
 GANG_STAGES: tuple[JobStage, ...] = ("train", "refit")
-"""Stages that several processes may run together: those that learn."""
+"""Stages that learn: `members` for every stage is for them."""
+SHARED_STAGES: tuple[JobStage, ...] = ("prepare",)
+"""Stages whose rows several processes may share among them, where the stage itself says so."""
 
 
 class Members(BaseModel):
@@ -125,8 +127,16 @@ class Resources(Amounts):
     @classmethod
     def _gangs_train(cls, stages: dict[JobStage, Amounts]) -> dict[JobStage, Amounts]:
         for name, amounts in stages.items():
-            if amounts.members and amounts.members.max > 1 and name not in GANG_STAGES:
-                raise ValueError(f"{name}.members: this stage is one process; {' and '.join(GANG_STAGES)} may be more")
+            if amounts.members is None or amounts.members.max == 1 or name in GANG_STAGES:
+                continue
+            if name not in SHARED_STAGES:
+                may = ", ".join((*SHARED_STAGES, *GANG_STAGES))
+                raise ValueError(f"{name}.members: this stage is one process; {may} may be more")
+            if amounts.members.min < amounts.members.max:
+                raise ValueError(
+                    f"{name}.members: one number, {amounts.members.min} or {amounts.members.max}: "
+                    "with other members it would begin again"
+                )
         return stages
 
     @model_validator(mode="after")
@@ -137,16 +147,18 @@ class Resources(Amounts):
         return self
 
     def of(self, stage: str) -> Amounts:
-        """What *stage* asks for: its own words before those for all. `members` is for the stages that learn."""
+        """What *stage* asks for: its own words before those for all, whose `members` are for the stages that learn."""
         own = next((amounts for name, amounts in self.stages.items() if name == stage), Amounts())
         said = {name: getattr(self, name) for name in Amounts.model_fields}
         said |= {name: getattr(own, name) for name in Amounts.model_fields if getattr(own, name) is not None}
-        return Amounts.model_construct(**said | ({} if stage in GANG_STAGES else {"members": None}))
+        if stage not in GANG_STAGES:
+            said["members"] = own.members
+        return Amounts.model_construct(**said)
 
     @property
     def gang(self) -> bool:
         """Do several processes train together, in any stage?"""
-        return any((amounts.members or ONE).max > 1 for amounts in (self, *self.stages.values()))
+        return any((self.of(stage).members or ONE).max > 1 for stage in GANG_STAGES)
 
 
 ONE = Members(min=1, max=1)

@@ -88,18 +88,52 @@ class Stored:
         chosen.schema = pa.schema([self.schema.field(name) for name in names])
         return chosen
 
-    def batches(self, size: int = CHUNK_ROWS, *, coded: bool = False) -> Iterator[tuple[int, pa.Table]]:
+    def batches(
+        self, size: int = CHUNK_ROWS, *, coded: bool = False, within: tuple[int, int] | None = None
+    ) -> Iterator[tuple[int, pa.Table]]:
         """The rows in order, at most *size* at once, each batch with the number of its first row.
 
-        *coded*: texts as dictionaries, which are decoded once per value and not once per row.
+        *coded*: texts as dictionaries, which are decoded once per value and not once per row. *within*: only row
+        groups that have rows from the first of these numbers on and before the second; others are not read.
         """
         names = self.column_names
         texts = [field.name for field in self.schema if pa.types.is_string(field.type)] if coded else []
         start = 0
         for path in self.paths:
-            for batch in self._file(path, texts).iter_batches(size, columns=names, use_threads=False):
-                yield start, pa.Table.from_batches([batch]).select(names)
-                start += batch.num_rows
+            about, first = self._about(path), start
+            start += about.num_rows
+            at, groups = self._groups(about, first, within or (0, start))
+            if not groups:
+                continue
+            for batch in self._file(path, texts).iter_batches(size, groups, columns=names, use_threads=False):
+                yield at, pa.Table.from_batches([batch]).select(names)
+                at += batch.num_rows
+
+    @staticmethod
+    def _groups(about: pa.parquet.FileMetaData, first: int, within: tuple[int, int]) -> tuple[int, list[int]]:
+        """The row groups of a file, whose rows are from *first* on, with rows *within*; their first row's number."""
+        low, high = within
+        if low <= first and first + about.num_rows <= high:
+            return first, list(range(about.num_row_groups))
+        sizes = [about.row_group(place).num_rows for place in range(about.num_row_groups)]
+        starts = np.cumsum([first, *sizes]).tolist()
+        found = [place for place, size in enumerate(sizes) if starts[place] < high and starts[place] + size > low]
+        return (starts[found[0]] if found else first), found
+
+    def around(self, low: int, high: int) -> "tuple[Stored, int]":
+        """Those of the files that have rows from *low* on and before *high*, and the number of their first row."""
+        start, first = 0, 0
+        found: list[Path] = []
+        for path in self.paths:
+            end = start + self._about(path).num_rows
+            if start < high and end > low:
+                first, found = (first if found else start), [*found, path]
+            start = end
+        if not found:
+            return self, 0
+        some = Stored(found, known=self._known)
+        some.schema = self.schema
+        return some, first
 
     def take(self, indices: pa.Array) -> pa.Table:
         """Rows by their numbers, in the order given."""
@@ -137,10 +171,10 @@ def chunks(
     table: Table, names: Sequence[str], rows: NDArray[np.int64], size: int = CHUNK_ROWS, *, coded: bool = False
 ) -> Iterator[tuple[NDArray[np.int64], pa.Table]]:
     """The columns of *rows* (ascending row numbers), batch by batch, each with the numbers of its rows."""
+    if not len(rows):
+        return
     done = 0
-    for start, batch in batches(table.rows, names, size, coded=coded):
-        if done == len(rows):
-            return
+    for start, batch in batches(table.rows, names, size, coded=coded, within=(int(rows[0]), int(rows[-1]) + 1)):
         low = done
         done = int(np.searchsorted(rows, start + batch.num_rows))
         if low == done:
@@ -159,11 +193,16 @@ def batches(
     size: int = CHUNK_ROWS,
     *,
     coded: bool = False,
+    within: tuple[int, int] | None = None,
 ) -> Iterator[tuple[int, pa.Table]]:
-    """All rows of the columns, batch by batch, each with the number of its first row (see `Stored.batches`)."""
+    """All rows of the columns, batch by batch, each with the number of its first row (see `Stored.batches`).
+
+    *within*: batches without a row from the first of these numbers on and before the second may be left out.
+    """
     if isinstance(rows, Stored):
-        yield from rows.select(names).batches(size, coded=coded)
+        yield from rows.select(names).batches(size, coded=coded, within=within)
         return
     held = rows.select(list(names))
-    for start in range(0, held.num_rows, size):
-        yield start, held.slice(start, size)
+    low, high = within or (0, held.num_rows)
+    for start in range(low, high, size):
+        yield start, held.slice(start, min(size, high - start))

@@ -1,176 +1,169 @@
-"""`make proof-clusters`: hosts whose disks are not ours, on a Dask scheduler of somebody else, with Postgres and S3."""
+"""`make proof-clusters`: two hosts whose disks are not ours, somebody else's Dask scheduler, Postgres and S3.
 
+First a lifecycle of which nothing is killed, and a gang; then, again and again, a lifecycle that is killed in each of
+its phases (its job or the whole host; at the gate and in the release the control plane), whose table two members
+prepare, and a gang across both hosts of which a rank or a host is killed. What was not hurt says what has to come out:
+the same bytes of the prepared rows, the preprocessing and the model, the same metrics.
+
+MINUTES= (30) and ROUNDS= (3) bound it. SEED= names the moments: the same seed goes on where it was stopped. A line goes
+to docs/proof/clusters.csv. PLANT=1, 2, 3 puts a fault into the machinery (checkpoints on the store are not found;
+the ranks of a gang that has lost one are left alone; what a rank has found in its rows is lost), which this must find:
+it then ends with 1 and leaves no line. As root the hosts have networks and mounts of their own.
+"""
+
+import json
+import os
 import random
+import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections import Counter
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-import fsspec
-import psutil
-import pytest
-import sqlalchemy as sa
-from sqlalchemy.exc import OperationalError
+from bench.figures import append
+from tests.faults import cluster_faults as faults
+from tests.faults.cluster_faults import Room, Seen
+from tests.faults.proof_compute import at, commit
 
-from everloop import settings as configuration
-from everloop import stack
-from everloop.client import Client
-from everloop.settings import Settings
-from tests.conftest import free_port_base
-from tests.faults.hosts import Cluster, Host, Network, cluster_of_two, until
-from tests.faults.test_gang_elastic import spec_of as gang_of
-from tests.faults.test_kill_each_stage import spec_of, write_table
-from tests.loop.test_stack import Launcher, everloop
-from tests.postgres import postgres
-from tests.seaweed import seaweed
+TABLE = Path(__file__).parents[2] / "docs" / "proof" / "clusters.csv"
+KINDS = ("bytes", "metric", "redone", "stages", "late", "devices", "left", "journal", "broken")
+ALONE = """
+def planted(together=together):
+    async def nobody(left):
+        await asyncio.sleep(60)
 
-SECONDS = 900
-"""On a machine that is shared with others a minute takes ten."""
-DEVICES = {"cpu0-alpha": "alpha", "cpu0-bravo": "bravo"}
+    return lambda tasks, end, tell: together(tasks, nobody, tell)
 
+together = planted()
+"""
+PLANTS = {
+    "1": ("activities.jobs.depot", "Depot.places = lambda self: []"),
+    "2": ("activities.jobs.ranks", ALONE),
+    "3": ("activities.compute.features.columns", "Numbers.merged = classmethod(lambda cls, parts: parts[0])"),
+}
+SHOWS = {"1": "lifecycle", "2": "gang", "3": "lifecycle"}
+"""Where a planted fault shows."""
+PLANTED = """
+import importlib.abc, importlib.util, sys
 
-@pytest.fixture(scope="module")
-def network() -> Iterator[Network]:
-    made = Network()
-    made.make()
-    yield made
-    made.remove()
+class Planted(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name != {module!r}:
+            return None
+        sys.meta_path.remove(self)
+        found = importlib.util.find_spec(name)
+        execute = found.loader.exec_module
 
+        def exec_module(module):
+            execute(module)
+            exec({change!r}, vars(module))
 
-@pytest.fixture(scope="module")
-def there(tmp_path_factory: pytest.TempPathFactory, network: Network) -> Iterator[tuple[Settings, Cluster]]:
-    """A control plane, and two hosts that it shares nothing with but the network and the folder of the tables."""
-    folder = tmp_path_factory.mktemp("cluster")
-    here = configuration.load(data_dir=folder / "control", port_base=free_port_base())
-    with (
-        postgres() as server,
-        seaweed(folder / "s3", network.address) as store,
-        cluster_of_two(folder, here.data_dir, store, network) as cluster,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        database = f"{server}postgres"
-        until(lambda: answers(database), 60, "Postgres does not answer")
-        told = {"EVERLOOP_DATABASE_URL": database, "EVERLOOP_CHECKPOINT_SECONDS": "0.4", "EVERLOOP_AWAY_SECONDS": "3"}
-        for name, value in (cluster.environment | told).items():
-            patch.setenv(name, value)
-        for host in cluster.hosts.values():
-            host.start()
-        try:
-            launch(here)
-            yield here, cluster
-        finally:
-            stack.down(here)
+        found.loader.exec_module = exec_module
+        return found
+
+sys.meta_path.insert(0, Planted())
+"""
+"""As a `sitecustomize` of all processes of the control plane and the hosts: it changes a module once that is loaded."""
 
 
-def launch(here: Settings) -> None:
-    """`everloop up`; again where the machine was too busy for it to be ready in its time."""
-    deadline = time.monotonic() + SECONDS
-    while time.monotonic() < deadline:
-        launcher = Launcher(here)
-        while launcher.process.poll() is None:
-            if "/login" in launcher.output.read_text():
-                return
-            time.sleep(0.2)
-    raise AssertionError(launcher.output.read_text())
+def main() -> int:
+    plant = os.environ.get("PLANT", "")
+    seed = int(os.environ.get("SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
+    minutes, rounds = float(os.environ.get("MINUTES", "30")), int(os.environ.get("ROUNDS", "3"))
+    kind, tested = f"planted-{plant}" if plant else "proof", commit()
+    done = Path(tempfile.gettempdir()) / f"everloop-{kind}-clusters-{seed}-{tested}.jsonl"
+    done.touch()
+    print(f"SEED={seed}, {done}", flush=True)
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="everloop-clusters-") as folder:
+        if plant:
+            plant_in(Path(folder), *PLANTS[plant])
+        apart = prove(Path(folder), wanted(plant, rounds), seed, done, began + 60 * minutes, plant)
+    seen = [Seen(**json.loads(line)) for line in done.read_text().splitlines()]
+    told: dict[str, object] = {"at": f"{datetime.now(UTC):%Y-%m-%d %H:%M}", "commit": tested}
+    told |= summary(seen, seed, (time.monotonic() - began) / 60, apart=apart)
+    print(*(f"{name}: {value}" for name, value in told.items()), sep="\n")
+    print(*(f"missed in {one.name}: {each}" for one in seen for each in one.missed), sep="\n")
+    wrong = [f"{one.name}: {each}" for one in seen for each in one.wrong]
+    print(*(f"WRONG {each}" for each in wrong), sep="\n")
+    if not plant and any(one.hits for one in seen):
+        append(TABLE, told)
+    return int(bool(wrong) or not any(one.hits for one in seen))
 
 
-def answers(database: str) -> bool:
+def plant_in(folder: Path, module: str, change: str) -> None:
+    where = folder / "planted"
+    where.mkdir()
+    (where / "sitecustomize.py").write_text(PLANTED.format(module=module, change=change))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(where), os.environ.get("PYTHONPATH", "")]))
+
+
+def wanted(plant: str, rounds: int) -> list[tuple[str, int]]:
+    """What is run in this order: number 0 is not hurt."""
+    of_all = (SHOWS[plant],) if plant else ("lifecycle", "gang")
+    return [(each, number) for number in range((1 if plant else rounds) + 1) for each in of_all]
+
+
+def prove(  # noqa: PLR0917
+    folder: Path, cases: list[tuple[str, int]], seed: int, done: Path, until: float, plant: str
+) -> bool:
+    """Run what is not done yet; each outcome is a line of *done*. Have the hosts networks of their own?"""
+    lines = [json.loads(line) for line in done.read_text().splitlines()]
+    made: dict[str, dict[str, Any]] = {line["name"]: line["made"] for line in lines}
+    with faults.opened(folder) as room:
+        for what, number in cases:
+            name = f"{what}-{number}"
+            if name in made:
+                continue
+            if time.monotonic() > until:
+                break
+            seen = one(room, what, name, random.Random(f"{seed} {name}"), made.get(f"{what}-0", {}), plant)
+            made[name] = seen.made
+            with done.open("a") as target:
+                target.write(json.dumps(asdict(seen)) + "\n")
+            print(f"{name}: hit {seen.hits}, missed {seen.missed}, wrong {seen.wrong}", flush=True)
+            if "broken" in "".join(seen.wrong):  # what is left of it may be anything
+                break
+        return room.cluster.apart
+
+
+def one(  # noqa: PLR0917
+    room: Room, what: str, name: str, numbers: random.Random, unhurt: dict[str, Any], plant: str
+) -> Seen:
     try:
-        with sa.create_engine(database).connect():
-            return True
-    except OperationalError:
-        return False
+        if what == "gang":
+            return faults.gang(room, name, numbers, unhurt)
+        return faults.lifecycle(room, name, numbers, unhurt, ("prepare", "train") if plant else faults.PHASES)
+    except Exception as error:  # noqa: BLE001  # it never ended, or ended with an error: that is what we look for
+        return Seen(name, wrong=[f"broken: {type(error).__name__}: {error}"])
 
 
-def leased(client: Client, lifecycle: str) -> list[str]:
-    """Devices on which the lifecycle has a part now."""
-    leases = [each for each in client.leases() if each["lifecycle"] == lifecycle]
-    return [member["device"] for lease in leases for member in lease["members"]]
+def summary(seen: list[Seen], seed: int, minutes: float, *, apart: bool) -> dict[str, object]:
+    hits = Counter(each for one in seen for each in one.hits)
+    missed = Counter(each for one in seen for each in one.missed)
+    wrong = Counter(each.partition(":")[0] for one in seen for each in one.wrong)
+    again = sorted(each for one in seen for each in one.again_seconds)
+    ended = sorted(each for one in seen for each in one.ended_seconds)
+    return {
+        "seed": seed,
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[2], 1),
+        "minutes": round(minutes, 1),
+        "networks": "apart" if apart else "one",
+        "lifecycles": sum(one.name.startswith("lifecycle") for one in seen),
+        "gangs": sum(one.name.startswith("gang") for one in seen),
+        "kills": hits.total() + missed.total(),
+        "hit": hits.total(),
+        "hits": " ".join(f"{each.replace(' ', '_')}={count}" for each, count in sorted(hits.items())),
+        **{kind: wrong[kind] for kind in KINDS},
+        "kill_to_stage_end_p50_s": at(again, 0.5),
+        "kill_to_stage_end_max_s": at(again, 1.0),
+        "death_to_all_ended_max_s": at(ended, 1.0),
+    }
 
 
-def kept(cluster: Cluster) -> list[str]:
-    """The whole checkpoints of trainings on the store."""
-    url = f"{cluster.environment['EVERLOOP_ARTIFACTS_URL']}/checkpoints"
-    files, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
-    return [path for path in files.find(root) if "/training.train/" in path and path.endswith("/digests.json")]
-
-
-def trained(client: Client, lifecycle: str) -> dict[str, Any]:
-    done = [each for each in client.show(lifecycle)["stages"] if each["stage"] == "train" and each["status"] == "done"]
-    return dict(done[-1])
-
-
-def jobs_on(host: Host, name: str) -> list[psutil.Process]:
-    """The job *name* there, its reaper not counted."""
-    found = [psutil.Process(pid) for pid in host.running()]
-    return [each for each in found if each.name() == name[:15]]
-
-
-@pytest.mark.timeout(1800)
-def test_a_lifecycle_whose_host_dies_in_training_goes_on_from_its_checkpoint_on_the_other(there, tmp_path):
-    here, cluster = there
-    spec = spec_of(write_table(tmp_path, random.Random(0)), "far") | {"monitor": None}
-    spec |= {"training": {"rounds": 800, "early_stopping": 1000, "learning_rate": 0.001, "leaves": 31}}
-    with Client(data_dir=here.data_dir) as client:
-        until(
-            lambda: {each["node"] for each in client.nodes()} == {"alpha", "bravo"}, 90, "the hosts are not in the pool"
-        )
-        client.submit(spec, "far")
-        until(lambda: kept(cluster), SECONDS, "no checkpoint on the store")
-        (device,) = leased(client, "far")
-        died = cluster.hosts[DEVICES[device]]
-        assert died.kill() > 2
-        client.wait("far", until="gate", timeout=SECONDS)
-        train, log = trained(client, "far"), client.logs("far", "train")
-        client.approve("far", "far away")
-        client.wait("far", timeout=SECONDS)
-        answer = until(lambda: served(client), 60, "the version is not served")
-        died.start()
-        until(lambda: all(each["present"] for each in devices(client)), 90, "the host is not back")
-
-    (member,) = train["ran"]["members"]
-    assert {device, member["device"]} == set(DEVICES)
-    assert train["ran"]["resumed"]["step"] > 0
-    assert train["ran"]["resumed"]["times"] == 1
-    assert "resumed at round" in log  # written on the other host, read here
-    assert answer["predictions"][0]["label"] in (0, 1)
-    assert kept(cluster) == []
-    assert everloop(here, "journal", "verify").returncode == 0
-
-
-def served(client: Client) -> dict[str, Any] | None:
-    if not any(model["version"] for model in client.serving()["models"]):
-        return None
-    return dict(client.predict("far", {"age": 79, "plan": "basic", "spend": 1.0, "since": "2026-05-01T00:00:00Z"}))
-
-
-def devices(client: Client) -> list[dict[str, Any]]:
-    return [device for node in client.nodes() for device in node["devices"]]
-
-
-@pytest.mark.timeout(1800)
-def test_a_gang_across_two_hosts_goes_on_when_a_rank_is_killed(there, tmp_path):
-    here, cluster = there
-    spec = gang_of(tmp_path) | {"resources": {"members": 2}}
-    spec["params"] = {"epochs": 60, "width": 32, "rate": 0.001}
-    with Client(data_dir=here.data_dir) as client:
-        client.submit(spec, "gang")
-        until(lambda: kept(cluster), SECONDS, "no checkpoint on the store")
-        ranks = until(lambda: found if len(found := ranks_of(cluster)) == 2 else None, 60, "no two ranks")
-        began = time.monotonic()
-        ranks["bravo"].kill()
-        until(lambda: not any(each.is_running() for each in ranks.values()), 30, "the other rank lives on")
-        print(f"the other rank ended after {time.monotonic() - began:.2f} s")
-        client.wait("gang", timeout=SECONDS)
-        train = trained(client, "gang")
-        logs = [client.logs("gang", "train", rank=rank) for rank in (0, 1)]
-
-    assert {each["device"] for each in train["ran"]["members"]} == set(DEVICES)
-    assert train["metrics"]["accuracy"] > 0.9
-    assert train["ran"]["resumed"]["step"] > 0
-    assert "resumed at epoch" in logs[0]
-    assert logs[1] != logs[0]
-
-
-def ranks_of(cluster: Cluster) -> dict[str, psutil.Process]:
-    found = {name: jobs_on(host, "training.train") for name, host in cluster.hosts.items()}
-    return {name: jobs[0] for name, jobs in found.items() if jobs}
+if __name__ == "__main__":
+    sys.exit(main())

@@ -65,7 +65,10 @@ class JobStages:
                 PrepareRequest(spec=self._spec, snapshot=snapshot, champion=champion),
                 lambda made: (
                     f"{made.feature_count} features; {made.train_rows:,} train, {made.validation_rows:,} validation, "
-                    f"{made.test_rows:,} test rows" + since + (f"; {made.selection}" if made.selection else "")
+                    f"{made.test_rows:,} test rows"
+                    + since
+                    + (f"; {made.selection}" if made.selection else "")
+                    + _together(made)
                 ),
             )
         )
@@ -170,9 +173,12 @@ def _unit(made: Trained | Refitted) -> str:
 def _again(made: Trained | Refitted) -> str:
     """What a training kept and did again when its job was ended, and where it was."""
     resumed = made.ran.resumed if made.ran else None
+    return _together(made) + (f"; {resumed.sentence(_unit(made))}" if resumed else "")
+
+
+def _together(made: Prepared | Trained | Refitted) -> str:
     ranks = made.ran.members if made.ran else ()
-    together = f"; {len(ranks)} processes together ({', '.join(each.device for each in ranks)})" if ranks else ""
-    return together + (f"; {resumed.sentence(_unit(made))}" if resumed else "")
+    return f"; {len(ranks)} processes together ({', '.join(each.device for each in ranks)})" if ranks else ""
 
 
 def _with_features(spec: LifecycleSpec, trained: Trained) -> LifecycleSpec:

@@ -37,21 +37,26 @@ def row_hashes(table: Table) -> NDArray[np.uint64]:
     return content
 
 
-def content_hashes(table: Table) -> NDArray[np.uint64]:
-    """A 64-bit hash of what each row holds.
+def content_hashes(table: Table, within: tuple[int, int] | None = None) -> NDArray[np.uint64]:
+    """A 64-bit hash of what each row holds; of those from the first number of *within* on and before the second.
 
     Columns are hashed by pandas' keyed SipHash (text) or its integer mix (numbers), salted with their name, and
     added: neither the order of columns nor a column's kind while it holds no value matters.
     """
     from activities.compute.rows import batches
 
-    total = np.zeros(len(table), np.uint64)
+    low, high = within or (0, len(table))
+    if table.hashes is not None:
+        return table.hashes[low:high].copy()
+    total = np.zeros(high - low, np.uint64)
     for name in table.rows.column_names:
         salt = np.uint64(int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:8], "big"))
         with naming(column=name):
-            for start, batch in batches(table.rows, [name], coded=True):
-                mixed = (hashed(batch[name]) ^ salt) * ODD
-                total[start : start + len(mixed)] += mixed ^ (mixed >> np.uint64(29))
+            for start, batch in batches(table.rows, [name], coded=True, within=(low, high)):
+                first, last = max(low, start), min(high, start + batch.num_rows)
+                if first < last:
+                    mixed = (hashed(batch[name].slice(first - start, last - first)) ^ salt) * ODD
+                    total[first - low : last - low] += mixed ^ (mixed >> np.uint64(29))
     return total
 
 

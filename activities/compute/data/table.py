@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -52,6 +52,8 @@ class Table:
     """What the rules made of their texts."""
     manifest: str = ""
     """Digest of the snapshot's manifest."""
+    hashes: NDArray[np.uint64] | None = field(default=None, compare=False, repr=False)
+    """Of what each row holds, where somebody has them already: see `hashing.content_hashes`."""
 
     def __len__(self) -> int:
         return int(self.rows.num_rows)

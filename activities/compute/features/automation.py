@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 from activities.compute.data import Table
 from activities.compute.features.categories import texts_of
 from activities.compute.features.columns import Texts
-from activities.compute.features.encoding import MOST_ENCODED, WEIGHT, Batch
+from activities.compute.features.encoding import MOST_ENCODED, WEIGHT, Batch, summed
 from activities.compute.features.encoding import fitted as fit_encoding
 from activities.compute.features.goals import SURE, Goal
 from activities.compute.features.inputs import Added, Difference, Encoding, Floats, Indicator, Input
 from activities.compute.features.parts import FOLDS, folds
 from activities.compute.features.pipeline import Pipeline
 from activities.compute.rows import chunks
+from activities.compute.together import Together, name_of
 
 MOST_DATES = 4
 """Date columns, the first ones, of which each pair is a difference."""
@@ -52,6 +53,7 @@ def make(  # noqa: PLR0917
     like: Pipeline | None,
     *,
     target_mean: bool,
+    together: Together,
 ) -> Made:
     """What is made of *inputs*, fitted on *rows*; with *like*, the same features as there."""
     differences = like.differences if like else tuple(_differences(inputs))
@@ -74,7 +76,7 @@ def make(  # noqa: PLR0917
     if target_mean and not like:
         shares = [None] if goal.outputs == 1 else list(range(goal.outputs))
         wanted = [(name, of) for name in _many_values(inputs, texts, goal) for of in shares]
-    encodings = tuple(_encoding(table, rows, goal, name, texts[name], of) for name, of in wanted)
+    encodings = tuple(_encoding(table, rows, goal, name, texts[name], of, together) for name, of in wanted)
     added += [
         Added(name, "target mean", f"{texts[name].distinct:,} different values, more than {MANY_VALUES}")
         for name in dict.fromkeys(name for name, _ in wanted)
@@ -111,14 +113,20 @@ def _many_values(inputs: Sequence[Input], texts: Mapping[str, Texts], goal: Goal
 
 
 def _encoding(  # noqa: PLR0917
-    table: Table, rows: NDArray[np.int64], goal: Goal, name: str, texts: Texts, of: int | None
+    table: Table, rows: NDArray[np.int64], goal: Goal, name: str, texts: Texts, of: int | None, together: Together
 ) -> Encoding:
+    low, high = together.share(len(rows))
+
     def batches() -> Iterator[Batch]:
-        start = 0
-        for numbers, batch in chunks(table, [name], rows, coded=True):
+        start = low
+        for numbers, batch in chunks(table, [name], rows[low:high], coded=True):
             values = goal.values[start : start + len(numbers)]
             yield texts_of(batch[name]), values if of is None else (values == of).astype(np.uint8), folds(numbers)
             start += len(numbers)
 
     known = ("", *(value for value, _ in texts.common[:MOST_ENCODED]))
-    return fit_encoding(name, known, batches(), FOLDS, of)
+    sums, counts = summed(known, batches(), FOLDS)
+    if not together.alone:
+        told = together.gathered(f"mean-{name_of(name)}-{of}", [sums.tolist(), counts.tolist()])
+        sums, counts = (np.sum([each[which] for each in told], axis=0) for which in (0, 1))
+    return fit_encoding(name, known, sums, counts, of)

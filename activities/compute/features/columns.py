@@ -4,17 +4,21 @@
 Nothing here depends on how rows are cut into chunks, on the files or on the number of threads.
 """
 
+import json
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet
 from numpy.typing import NDArray
 
 from activities.compute.data import Table
@@ -34,6 +38,7 @@ MANY_TEXTS = 100_000
 """Different values of a column; where there are more, DuckDB counts them, and spills what memory does not hold."""
 LOOKED_AT = 1 << 20
 """Rows whose texts are counted at once."""
+NOTE = b"everloop_numbers"
 GLOB = re.compile(r"[*?\[\]{}]")
 
 
@@ -53,6 +58,44 @@ class Numbers:
     """Rows without any value: neither a number nor infinite."""
     gap_sums: Floats
     """Whole sums [outputs] of the target in those."""
+    first: float = np.nan
+    """Of the first row, as `last` of the last one: NaN where it has none."""
+    last: float = np.nan
+
+    @classmethod
+    def merged(cls, parts: "Sequence[Numbers]") -> "Numbers":
+        """Of all rows, from those of each stretch of them, in their order: the same as if nobody had cut them."""
+        some = [part for part in parts if part.rows] or list(parts[:1])
+        rising = all(one.last < other.first for one, other in pairwise(some))
+        return cls(
+            # Stable: it merges what is sorted already.
+            ranked=np.sort(np.concatenate([part.ranked for part in some]), kind="stable"),
+            rows=sum(part.rows for part in some),
+            ordered=rising and all(part.ordered for part in some),
+            gaps=sum(part.gaps for part in some),
+            gap_sums=np.sum([part.gap_sums for part in some], axis=0),
+            first=some[0].first,
+            last=some[-1].last,
+        )
+
+    def write(self, path: Path) -> None:
+        """Each different value with how often it is there, and the rest as a note."""
+        starts = np.flatnonzero(np.r_[True, self.ranked[1:] != self.ranked[:-1]][: len(self.ranked)])
+        counts = np.diff(np.r_[starts, len(self.ranked)])
+        about = {name: getattr(self, name) for name in ("rows", "ordered", "gaps", "first", "last")}
+        note = json.dumps(about | {"gap_sums": self.gap_sums.tolist()}).encode()
+        held = pa.table({"value": self.ranked[starts], "count": counts}).replace_schema_metadata({NOTE: note})
+        with pa.ipc.new_file(str(path), held.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as out:
+            out.write_table(held, CHUNK_ROWS)
+
+    @classmethod
+    def read(cls, path: Path) -> "Numbers":
+        """What `write` wrote."""
+        with pa.OSFile(str(path)) as file:
+            held = pa.ipc.open_file(file).read_all()
+        about = json.loads(held.schema.metadata[NOTE])
+        ranked = np.repeat(held["value"].to_numpy(), held["count"].to_numpy())
+        return cls(ranked=ranked, **(about | {"gap_sums": np.array(about["gap_sums"], np.float64)}))
 
     @property
     def count(self) -> int:
@@ -120,6 +163,7 @@ def numbers_of(table: Table, name: str, rows: NDArray[np.int64], goal: Goal) -> 
         values[start : start + len(numbers)] = floats(column)
         start += len(numbers)
     ordered = _ordered(values)
+    first, last = (float(values[0]), float(values[-1])) if len(values) else (np.nan, np.nan)
     gaps, sums = 0, np.zeros(goal.outputs)
     if not ordered:
         missing = np.flatnonzero(np.isnan(values))
@@ -128,7 +172,7 @@ def numbers_of(table: Table, name: str, rows: NDArray[np.int64], goal: Goal) -> 
         del missing
         values.sort()  # NaN last
     low, high = np.searchsorted(values, -np.inf, "right"), np.searchsorted(values, np.inf, "left")
-    return Numbers(values[low:high], len(values), ordered, gaps, sums)
+    return Numbers(values[low:high], len(values), ordered, gaps, sums, first, last)
 
 
 def _ordered(values: Floats) -> bool:
@@ -158,16 +202,60 @@ def texts_in(  # noqa: PLR0917
     table: Table, name: str, rows: NDArray[np.int64], most: int, scratch: Path | None, resources: Resources
 ) -> Texts:
     """The different texts of a column and how often each is there; the empty text is missing."""
+    counts = _few_texts(table, name, rows)
+    if counts is not None:
+        return _texts_of(counts, len(rows), most)
+    with _engine(scratch, resources) as duck, _all_counted(duck, table, name, rows):
+        return _most_common(duck, len(rows), most)
+
+
+def write_texts(  # noqa: PLR0917
+    path: Path, table: Table, name: str, rows: NDArray[np.int64], scratch: Path | None, resources: Resources
+) -> None:
+    """All the different texts of a column and how often each is there, for `merged_texts`."""
+    counts = _few_texts(table, name, rows)
+    if counts is not None:
+        values, numbers = pa.array(list(counts), pa.string()), pa.array(list(counts.values()), pa.int64())
+        pa.parquet.write_table(pa.table({"value": values, "n": numbers}), path, compression="zstd")
+        return
+    with _engine(scratch, resources) as duck, _all_counted(duck, table, name, rows):
+        duck.execute(f"COPY counted TO {quoted(str(path))} (FORMAT parquet, COMPRESSION zstd)")
+
+
+def merged_texts(paths: Sequence[Path], rows: int, most: int, scratch: Path | None, resources: Resources) -> Texts:
+    """What a column of *rows* rows holds, from the files that `write_texts` wrote of stretches of them."""
+    if sum(pa.parquet.read_metadata(path).num_rows for path in paths) <= MANY_TEXTS:
+        counts: Counter[str] = Counter()
+        for path in paths:
+            held = pa.parquet.read_table(path)
+            for value, count in zip(held["value"].to_pylist(), held["n"].to_pylist(), strict=True):
+                counts[value] += count
+        return _texts_of(counts, rows, most)
+    with _engine(scratch, resources) as duck, ExitStack() as until:
+        listed = ", ".join(map(quoted, _plain(paths, until)))
+        duck.execute(
+            f"CREATE TEMP TABLE counted AS SELECT value, CAST(sum(n) AS BIGINT) AS n "
+            f"FROM read_parquet([{listed}], hive_partitioning = false) GROUP BY ALL"
+        )
+        return _most_common(duck, rows, most)
+
+
+def _few_texts(table: Table, name: str, rows: NDArray[np.int64]) -> Counter[str] | None:
+    """The different texts and how often each is there; None where they are too many for that."""
     counts: Counter[str] = Counter()
     for _, batch in chunks(table, [name], rows, LOOKED_AT, coded=True):
         for value, count in _counted(batch[name]):
             counts[value] += count
         if len(counts) > MANY_TEXTS:
-            return _texts_by_duckdb(table, name, rows, most, scratch, resources)
+            return None
     counts.pop("", None)
+    return counts
+
+
+def _texts_of(counts: Counter[str], rows: int, most: int) -> Texts:
     total = counts.total()
     common = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most]
-    return Texts(total, len(rows) - total, len(counts), tuple(common))
+    return Texts(total, rows - total, len(counts), tuple(common))
 
 
 def _counted(column: pa.ChunkedArray) -> list[tuple[str, int]]:
@@ -183,35 +271,48 @@ def _counted(column: pa.ChunkedArray) -> list[tuple[str, int]]:
     return found
 
 
-def _texts_by_duckdb(  # noqa: PLR0917
-    table: Table, name: str, rows: NDArray[np.int64], most: int, scratch: Path | None, resources: Resources
-) -> Texts:
-    with ExitStack() as until:
-        spill = until.enter_context(tempfile.TemporaryDirectory(dir=scratch, prefix="duckdb"))
+@contextmanager
+def _engine(scratch: Path | None, resources: Resources) -> Iterator[Any]:
+    with tempfile.TemporaryDirectory(dir=scratch, prefix="duckdb") as spill:
         memory = f"{resources.memory_mib}MiB"
-        duck = until.enter_context(connection(Path(spill), resources.threads, memory, cache_files=False))
+        with connection(Path(spill), resources.threads, memory, cache_files=False) as duck:
+            yield duck
+
+
+@contextmanager
+def _all_counted(duck: Any, table: Table, name: str, rows: NDArray[np.int64]) -> Iterator[None]:  # noqa: ANN401
+    """Make the table `counted` of the different texts in *rows* (ascending) and how often each is there."""
+    with ExitStack() as until:
+        first, count = 0, len(table)
         if isinstance(table.rows, Stored):
-            paths = ", ".join(map(quoted, _plain(table.rows.paths, until)))
-            aliases = ", ".join(f"c{place}" for place in range(table.rows.width))
+            some, first = table.rows.around(int(rows[0]), int(rows[-1]) + 1)
+            count = len(some)
+            paths = ", ".join(map(quoted, _plain(some.paths, until)))
+            aliases = ", ".join(f"c{place}" for place in range(some.width))
             # Aliased by place: to DuckDB the names x and X would be one.
             source = f"read_parquet([{paths}], hive_partitioning = false) AS t({aliases})"
-            column = f"c{table.rows.places[name]}"
+            column = f"c{some.places[name]}"
         else:
             duck.register("given", table.rows.select([name]).rename_columns(["c0"]))
             source, column = "given", "c0"
         asked = f"(SELECT {column} FROM {source})"
-        if len(rows) < len(table):
-            kept = np.zeros(len(table), np.bool_)
-            kept[rows] = True
+        if len(rows) < count:
+            kept = np.zeros(count, np.bool_)
+            kept[rows - first] = True
             duck.register("kept", pa.table({"keep": kept}))
             asked = f"(SELECT {column} FROM {asked} POSITIONAL JOIN kept WHERE keep)"
         duck.execute(
             f"CREATE TEMP TABLE counted AS SELECT {column} AS value, count(*) AS n FROM {asked} "
             f"WHERE {column} IS NOT NULL AND {column} <> '' GROUP BY ALL"
         )
-        distinct, count = _one(duck, "SELECT count(*), CAST(coalesce(sum(n), 0) AS BIGINT) FROM counted")
-        common = duck.execute("SELECT value, n FROM counted ORDER BY n DESC, value LIMIT $1", [most]).fetchall()
-    return Texts(count, len(rows) - count, distinct, tuple(common))
+        yield
+
+
+def _most_common(duck: Any, rows: int, most: int) -> Texts:  # noqa: ANN401
+    """Of the table `counted`."""
+    distinct, count = _one(duck, "SELECT count(*), CAST(coalesce(sum(n), 0) AS BIGINT) FROM counted")
+    common = duck.execute("SELECT value, n FROM counted ORDER BY n DESC, value LIMIT $1", [most]).fetchall()
+    return Texts(count, rows - count, distinct, tuple(common))
 
 
 def _one(duck: Any, query: str) -> tuple[Any, ...]:  # noqa: ANN401  # duckdb has no types for us

@@ -46,15 +46,20 @@ def encoded(entry: Encoding, column: NDArray[np.generic] | Coded, folds: NDArray
     return found
 
 
-def fitted(
-    column: str, known: tuple[str, ...], batches: Iterator[Batch], folds: int, of: int | None = None
-) -> Encoding:
-    """Sums and counts of the values in *known*. *of*: the class that the batches say is there (1) or not (0)."""
+def summed(known: tuple[str, ...], batches: Iterator[Batch], folds: int) -> tuple[Floats, Floats]:
+    """Sums and counts [values, folds] of the values in *known*, and last of all others: whole numbers, so that those
+    of stretches of the rows add up to the same in any order.
+    """
     sums, counts = (np.zeros((len(known) + 1, folds)) for _ in range(2))
     for texts, goal, fold in batches:
         cells = texts.among(known) * folds + fold
         sums += np.bincount(cells, goal, sums.size).reshape(sums.shape)
         counts += np.bincount(cells, minlength=sums.size).reshape(sums.shape)
+    return sums, counts
+
+
+def fitted(column: str, known: tuple[str, ...], sums: Floats, counts: Floats, of: int | None = None) -> Encoding:
+    """Of what `summed` says. *of*: the class that its target says is there (1) or not (0)."""
     # Rows of other values count with those of the mean of all alone.
     return Encoding(
         column=column,

@@ -212,7 +212,12 @@ class Pipeline:
     @classmethod
     def read(cls, artifacts: Artifacts, blob: Blob) -> "Pipeline":
         """The pipeline in *blob*, also one that was fitted before a rule was there."""
-        values = _frozen(json.loads(artifacts.get(blob)))
+        return cls.load(artifacts.get(blob))
+
+    @classmethod
+    def load(cls, dumped: bytes) -> "Pipeline":
+        """What `dump` wrote."""
+        values = frozen(json.loads(dumped))
         if chosen := values.get("selected"):
             values["selected"] = Selected(chosen["method"], tuple(Score(**each) for each in chosen["scores"]))
         return cls(**(values | {name: tuple(kind(**each) for each in values.get(name, ())) for name, kind in MADE_OF}))
@@ -238,11 +243,11 @@ LATER = ("combinations", "skews", "selected")
 """Fields that came later."""
 
 
-def _frozen(value: Any) -> Any:  # noqa: ANN401  # JSON
-    """Lists as tuples."""
+def frozen(value: Any) -> Any:  # noqa: ANN401  # JSON
+    """With its lists as tuples."""
     if isinstance(value, dict):
-        return {name: _frozen(each) for name, each in value.items()}
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+        return {name: frozen(each) for name, each in value.items()}
+    return tuple(map(frozen, value)) if isinstance(value, list) else value
 
 
 def _feature_names(entry: Input) -> list[str]:

@@ -5,8 +5,8 @@
 """
 
 import mmap
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -72,6 +72,17 @@ class Writer:
             self._stream.close()
         finally:
             self._file.close()
+
+
+def join(parts: Sequence[Path], path: Path) -> None:
+    """Rows that ranks wrote in stretches of whole batches, as one file: the bytes that one `Writer` makes of them."""
+    with ExitStack() as files:
+        streams = [pa.ipc.open_file(files.enter_context(pa.OSFile(str(part)))) for part in parts]
+        file = files.enter_context(pa.OSFile(str(path), "wb"))
+        out = files.enter_context(pa.ipc.new_file(file, streams[0].schema))
+        for stream in streams:
+            for place in range(stream.num_record_batches):
+                out.write_batch(stream.get_batch(place))
 
 
 class PreparedRows:
