@@ -24,6 +24,7 @@ from typing import TypeVar, cast
 from everloop import engine
 from everloop.children import die_with
 from everloop.errors import EverloopError
+from everloop.loading import uncollected
 from everloop.settings import Settings
 from workers import process
 
@@ -47,8 +48,9 @@ def load(modules: Sequence[str] = SHARED) -> None:
     """
     if all(module in sys.modules for module in modules):
         return
-    for module in modules:
-        importlib.import_module(module)
+    with uncollected():
+        for module in modules:
+            importlib.import_module(module)
     gc.collect()
     gc.freeze()
 
