@@ -2,10 +2,11 @@
 
 First reclaim from other queues (reclaim.py); else preempt within the queue, strictly lower priorities, or the surplus
 of an elastic lease that is not above; else, for a request that starves, leases that are over their declared time. At
-most so many requests are looked at in one decision, those for which others were told before among them.
+most so many requests are served so in one decision, those for which others were told before among them. Looking in
+vain is bounded as well, in each queue and in all; what lies beyond is looked at when time has passed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
 from activities.lease_policy.allocate import next_turn
@@ -18,7 +19,13 @@ from activities.lease_policy.tree import Node, Two, over_firm
 from activities.lease_policy.victims import Candidates, These, choose, has_surplus
 
 MOST = 64
-"""Requests in one decision for which others are told to let go, or which nothing could be found for."""
+"""Requests in one decision for which others are told to let go."""
+MOST_IN_VAIN = 64
+"""Requests in one decision for which nothing can be found; a queue beyond that gets a look or two."""
+IN_VAIN = 8
+"""The same of one queue: from the head of its line, and as many from a place that moves on."""
+MOVES_MS = 5_000
+"""How often that place moves: nobody is behind others that ask in vain for ever."""
 
 Kind = tuple[int, int, bool]
 """Of requests in one line for which the same leases come into question: shape, priority, and whether it starves."""
@@ -30,27 +37,48 @@ def evict(pool: Pool) -> None:
         return
     own = pool.coming.keys() | pool.reserved.keys()
     of_lines = {pool.asking[name][1] for name in own}
-    left = MOST - len(pool.beneficiaries)
+    in_vain = MOST_IN_VAIN
     for line in in_turn(pool):
-        if line.leaf is not None:
-            left = _for_line(pool, line, line.leaf, among, own if line in of_lines else frozenset(), left)
-        if left <= 0:
+        if len(pool.beneficiaries) >= MOST:
             return
+        if line.leaf is not None:
+            looks = _Looks(IN_VAIN if in_vain > 0 else 1)
+            _for_line(pool, line, line.leaf, among, own if line in of_lines else frozenset(), looks)
+            in_vain -= looks.missed
+
+
+class _Looks:
+    """How often one line has been looked for in vain, and how often it may be."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.missed = most, 0
+
+    def in_order(self, pool: Pool, asked: Sequence[tuple[Request, Shape]]) -> Iterator[tuple[Request, Shape]]:
+        for one in asked:
+            if self.missed >= self.most:
+                break
+            yield one
+        else:
+            return
+        for one in asked[pool.now_ms // MOVES_MS * self.most % len(asked) :]:
+            if self.missed >= 2 * self.most:
+                return
+            yield one
 
 
 def _for_line(  # noqa: PLR0917
-    pool: Pool, line: Line, leaf: Node, among: Candidates, own: AbstractSet[str], left: int
-) -> int:
-    """*own*: who has something coming or reserved. Returns how many of *left* are left for the lines after it."""
+    pool: Pool, line: Line, leaf: Node, among: Candidates, own: AbstractSet[str], looks: _Looks
+) -> None:
+    """*own*: who has something coming or reserved."""
     shapes = {shape.alike: shape for shape in line.shapes}
     hopeless = _hopeless(pool, leaf, among, shapes)
     if len(hopeless) == len(shapes) and not own:
-        return left
+        return
     in_vain: set[Kind] = set()
     passed: list[tuple[Request, Shape]] = []
-    for request, shape in line.waiting[: line.asked]:
-        if left <= 0:
-            break
+    for request, shape in looks.in_order(pool, line.waiting[: line.asked]):
+        if len(pool.beneficiaries) >= MOST:
+            return
         known = request.id not in own
         if known and shape.alike in hopeless:
             passed.append((request, shape))
@@ -61,8 +89,8 @@ def _for_line(  # noqa: PLR0917
         if known and kind in in_vain:
             continue
         victims, reason = _victims_besides_own(pool, line, request, shape, among, starving=kind[2])
-        left -= 1 if reason else 0
         if not victims:
+            looks.missed += 1 if reason else 0
             in_vain.add(kind)
             continue
         in_vain |= {_kind(pool, line, *one) for one in passed if one[0].id not in pool.beneficiaries}
@@ -71,7 +99,6 @@ def _for_line(  # noqa: PLR0917
         _tell(pool, request, victims, reason)
         among.take_out(pool, victims)
         hopeless = _hopeless(pool, leaf, among, shapes)
-    return left
 
 
 def _kind(pool: Pool, line: Line, request: Request, shape: Shape) -> Kind:

@@ -78,7 +78,7 @@ def _own_reason(pool: Pool, request: Request, reason: Reason, wants: Detail) -> 
     """Of one for whom others were told to let go, or something is reserved."""
     if request.id in pool.beneficiaries:
         number, until_ms = pool.beneficiaries[request.id]
-        return "waits_for_notice", (("victims", str(number)), ("until_ms", str(until_ms)))
+        return "waits_for_notice", (*wants, ("victims", str(number)), ("until_ms", str(until_ms)))
     if reason[0] in ROOM:
         return "no_room", (*wants, ("start_ms", str(pool.reserved[request.id].start_ms)))
     return reason

@@ -19,7 +19,8 @@ def apply(state: PoolState, decisions: Iterable[Decision], now_ms: int, next_tok
             held[next_token] = Held(next_token, request, one.members, "offered", now_ms)
             next_token += 1
         elif isinstance(one, Resize) and one.token in held:
-            held[next_token] = held.pop(one.token)._replace(token=next_token, members=one.members, granted_ms=now_ms)
+            lease = held.pop(one.token)
+            held[next_token] = lease._replace(token=next_token, members=one.members, granted_ms=now_ms, state="offered")
             next_token += 1
         elif isinstance(one, Usage) and one.queue in queues:
             queues[one.queue] = queues[one.queue]._replace(usage=one.usage, usage_at_ms=one.at_ms)

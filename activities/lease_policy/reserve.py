@@ -1,15 +1,22 @@
 """Reserve, so that what is large is not passed for ever by what is small.
 
 The first request of each top queue that has starved long enough (a minute within its queue's quota, hours beyond) and
-finds no room gets a reservation: the devices on which it fits soonest, by the declared run times of the leases there.
-Others pass it only where that does not delay it: on what is left beside it at its start, or if they end before (EASY
-backfill). A lease without a declared run time is not counted on; where that leaves no room, nothing is reserved.
+finds no room gets a reservation: the devices on which it fits soonest. Others pass it only where that does not delay
+it: on what is left beside it at its start, or if they end before (EASY backfill).
+
+When a lease ends is known by its declared run time; of one that declares none a day is assumed, as batch schedulers do.
+One that is over its time is not counted on, and where that leaves no room, nothing is reserved. What may be taken back
+from a queue that has more than its quota and its share is counted on from its minimum run time and a grace on: what
+comes free there meanwhile must not be given away again, or those leases would never all be old enough at once.
 """
 
 from activities.lease_policy.pool import End, Line, Pool, Shape
 from activities.lease_policy.room import MANY, NOTHING, Four, fit, minus, plus, tightness, times
-from activities.lease_policy.state import NO_LIMIT, Request, Reserve
+from activities.lease_policy.state import NO_LIMIT, Held, Request, Reserve
 from activities.lease_policy.tree import BOTH, Node, over_firm, over_limit, within_quota
+
+UNDECLARED_MS = 24 * 3600 * 1000
+"""A lease that declares no run time is assumed to run so long."""
 
 
 def ends_before_reservations(pool: Pool, shape: Shape) -> bool:
@@ -81,21 +88,42 @@ def _start(pool: Pool, shape: Shape) -> tuple[int, dict[str, Four]] | None:
 
 
 def _ends(pool: Pool) -> list[End]:
-    """Declared ends of leases that nobody was told to give up for somebody, and of the grants made just now."""
+    """When leases end that nobody was told to give up for somebody, and the grants made just now."""
     so_far = len(pool.grants)
     if pool.ends is not None and pool.ends[0] == so_far:
         return pool.ends[1]
     noticed = {one.token for one in pool.notices}
+    rich: dict[str, bool] = {}
     ends = [
-        (held.granted_ms + held.request.max_runtime_ms, held.token, held.members)
+        (_end(pool, held, rich), held.token, held.members)
         for held in pool.held
-        if held.request.max_runtime_ms > 0 and held.state in ("offered", "active") and held.token not in noticed
+        if held.state in ("offered", "active") and held.token not in noticed
     ]
     for number, one in enumerate(pool.grants.values()):
-        runtime = pool.asking[one.request_id][2].runtime_ms
-        ends += [(pool.now_ms + runtime, -number - 1, one.members)] if runtime else []
+        runtime = pool.asking[one.request_id][2].runtime_ms or UNDECLARED_MS
+        ends.append((pool.now_ms + runtime, -number - 1, one.members))
     pool.ends = so_far, sorted(end for end in ends if end[0] > pool.now_ms)
     return pool.ends[1]
+
+
+def _end(pool: Pool, held: Held, rich: dict[str, bool]) -> int:
+    """*rich*: queues that have more than they have a right to, of those that were looked at."""
+    request, policy = held.request, pool.policy
+    end = held.granted_ms + (request.max_runtime_ms or UNDECLARED_MS)
+    if not request.preemptible or request.preempted >= policy.most_preemptions_a_day:
+        return end
+    if request.queue not in rich:
+        rich[request.queue] = _is_rich(pool.tree.leaf(request.queue))
+    if not rich[request.queue]:
+        return end
+    taken_back = max(held.granted_ms + policy.min_runtime_s * 1000, pool.now_ms) + policy.grace_s * 1000
+    return min(end, taken_back) if end > pool.now_ms else taken_back
+
+
+def _is_rich(leaf: Node | None) -> bool:
+    return leaf is not None and any(
+        node.allocated[r] > max(node.quota[r], node.share[r]) for node in leaf.path for r in BOTH
+    )
 
 
 def _set_aside(pool: Pool, shape: Shape, gained: dict[str, Four]) -> tuple[str, ...]:

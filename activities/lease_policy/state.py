@@ -9,7 +9,7 @@ from typing import NamedTuple
 from everloop.amounts import COUNTED, NO_LIMIT, Amount, Counted
 from everloop.queues import Queue
 
-VERSION = "4"
+VERSION = "5"
 """Of the decisions: another one wherever the same state may be decided otherwise (tests/unit/test_lease_policy.py)."""
 
 

@@ -35,7 +35,7 @@ def problems(
             found += given(one, state, following, now, policy)
     found += notices(steps, shares, promised, now, policy)
     found += ended(before, decisions, after, now, policy)
-    found += reservations(after, decisions)
+    found += reservations(after, decisions, now, policy)
     found += explained(before, after, explains, decisions, promised, fuel)
     found += gang(after)
     return found

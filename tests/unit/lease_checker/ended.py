@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from activities.lease_policy.state import Decision, Explain, Kill, Notice, Policy, PoolState, Reserve, Withdraw
-from tests.unit.lease_checker.sums import fits
+from activities.lease_policy.state import Decision, Explain, Held, Kill, Notice, Policy, PoolState, Reserve, Withdraw
+from tests.unit.lease_checker.sums import BOTH, allocated, fits, path, quota_of
 
 
 def ended(before: PoolState, decisions: Sequence[Decision], after: PoolState, now: int, policy: Policy) -> list[str]:
@@ -46,7 +46,11 @@ def ended(before: PoolState, decisions: Sequence[Decision], after: PoolState, no
     return found
 
 
-def reservations(after: PoolState, decisions: Sequence[Decision]) -> list[str]:
+DAY_MS = 24 * 3600 * 1000
+"""So long a lease runs that has not declared it."""
+
+
+def reservations(after: PoolState, decisions: Sequence[Decision], now: int, policy: Policy) -> list[str]:
     found = []
     why = {one.request_id: one.code for one in decisions if isinstance(one, Explain)}
     for one in decisions:
@@ -55,12 +59,25 @@ def reservations(after: PoolState, decisions: Sequence[Decision]) -> list[str]:
         if why.get(one.request_id) in ("over_limit", "not_preemptible_over_quota"):
             found.append(f"I20: {one} keeps a device for whom no room would help")
         asks = next(r for r in after.waiting if r.id == one.request_id)
-        left = tuple(
-            h
-            for h in after.held
-            if not (h.request.max_runtime_ms > 0 and h.granted_ms + h.request.max_runtime_ms <= one.start_ms)
-        )
+        left = tuple(held for held in after.held if _goes_on(after, held, one.start_ms, now, policy))
         devices = tuple(d for d in after.devices if d.name in one.devices)
         if not fits(after._replace(held=left, devices=devices), asks):
             found.append(f"I20: {one} would be late")
     return found
+
+
+def _goes_on(state: PoolState, held: Held, at_ms: int, now: int, policy: Policy) -> bool:
+    """Beyond *at_ms*: by its time, and if it may not be taken back by then either."""
+    request = held.request
+    if now < held.granted_ms + (request.max_runtime_ms or DAY_MS) <= at_ms:
+        return False
+    if not request.preemptible or request.preempted >= policy.most_preemptions_a_day:
+        return True
+    if max(held.granted_ms + policy.min_runtime_s * 1000, now) + policy.grace_s * 1000 > at_ms:
+        return True
+    over = (
+        allocated(state, queue)[r] > max(quota_of(state, queue, r), 0)
+        for queue in path(state, request.queue)
+        for r in BOTH
+    )
+    return not any(over)
