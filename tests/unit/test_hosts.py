@@ -1,19 +1,21 @@
 """What a job needs where hosts share no disk: checkpoints on the store, its own folders, its log sent back."""
 
+import socket
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from activities.jobs import home, lent
+from activities.jobs import gang, home, lent
 from activities.jobs.checkpoints import Checkpoints, newest_of
 from activities.jobs.gang import LOOPBACK, interface_of
 from activities.jobs.mark import MARK
 from activities.jobs.order import Order
 from activities.jobs.security import security
 from everloop import settings as configuration
-from everloop.errors import Invalid, LeaseLost, Unavailable
+from everloop.errors import ComputeLost, Invalid, LeaseLost, Unavailable
 from everloop.settings import Settings
 from workers import cluster, compute, devices
 
@@ -75,6 +77,16 @@ def test_a_store_that_is_away_keeps_nothing_and_fences_nobody(tmp_path, url):
     (tmp_path / "elsewhere").rename(store)
     checkpoints.write(3, STATE)
     assert [step for _, step in checkpoints._places()] == [3, 1]
+
+
+def test_a_rank_that_does_not_reach_rank_0_says_so_and_does_not_wait_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr(gang, "REACHED", timedelta(seconds=1))
+    with socket.socket() as nobody:  # bound and not listening: nobody else gets the port
+        nobody.bind((LOOPBACK, 0))
+        address = f"{LOOPBACK}:{nobody.getsockname()[1]}"
+        (tmp_path / gang.ADDRESS).write_text(address)
+        with pytest.raises(ComputeLost, match=f"rank 1 does not reach rank 0 at {address}"):
+            gang.Gang(1, 2, LOOPBACK, str(tmp_path)).store()
 
 
 def order(control: Path) -> Order:
