@@ -66,7 +66,11 @@ class Entry:
     """An event, and the JSON that is stored of it: a parsed event has fields that came later, too."""
 
     event: Event
-    stored: dict[str, Any]
+    body: str
+
+    @property
+    def stored(self) -> dict[str, Any]:
+        return dict(json.loads(self.body))
 
 
 def same(stored: str, event: Event) -> bool:
@@ -211,7 +215,7 @@ def fold(rows: Iterable[JournalRow]) -> list[SQLModel]:
     made: list[SQLModel] = []
     for run_id in sorted(by_run, key=lambda run_id: (by_run[run_id][0].run_started_at, run_id)):
         ordered = sorted(by_run[run_id], key=lambda row: row.seq)
-        entries = [Entry(parse(row), json.loads(row.body)) for row in ordered]
+        entries = [Entry(parse(row), row.body) for row in ordered]
         workflow_id = ordered[0].workflow_id
         first = entries[0].event
         if isinstance(first, LifecycleSubmitted):

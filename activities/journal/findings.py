@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlmodel import SQLModel, delete, select
+from sqlmodel import delete, select
 from temporalio.client import Client
 
 from activities.journal.histories import runs
-from activities.journal.rows import Run, row_of
+from activities.journal.rows import Run, identity, row_of
 from everloop import views
 from everloop.artifacts import Artifacts
 from everloop.store import READ_MODELS, JournalRow, RouteRow, Store
@@ -81,7 +81,7 @@ async def _compare(
         journal = session.exec(select(JournalRow)).all()
         routes = session.exec(select(RouteRow)).all()
         kept = {
-            (table.__name__, _identity(row)): views.plain(row)
+            (table.__name__, identity(row)): views.plain(row)
             for table in READ_MODELS
             for row in session.exec(select(table)).all()
         }
@@ -140,14 +140,10 @@ def _compare_rows(
     for rows in by_workflow.values():
         for made in views.fold(rows):
             findings.rows += 1
-            key = (type(made).__name__, _identity(made))
+            key = (type(made).__name__, identity(made))
             if kept.pop(key, None) != views.plain(made):
                 findings.differences.append(f"read model {key[0]} {key[1]} is not what the journal folds to")
     findings.differences += [f"read model {name} {identity} has no event" for name, identity in kept]
-
-
-def _identity(row: SQLModel) -> tuple[object, ...]:
-    return tuple(getattr(row, column.name) for column in type(row).__table__.primary_key)  # type: ignore[attr-defined]
 
 
 def _name(key: tuple[str, str, int]) -> str:

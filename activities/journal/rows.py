@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import func
-from sqlmodel import Session, SQLModel, col, delete, select
+from sqlalchemy.orm import Mapped
+from sqlmodel import Session, SQLModel, col, select
 
 from activities.execution import Execution
 from everloop import names, views
@@ -102,15 +103,40 @@ def row_of(run: Run, event: Event) -> JournalRow:
     )
 
 
+_WORKFLOW: dict[type[SQLModel], Mapped[str]] = {
+    LifecycleRow: col(LifecycleRow.id),
+    StageRow: col(StageRow.lifecycle),
+    ApprovalRow: col(ApprovalRow.id),
+    ReleaseRow: col(ReleaseRow.workflow_id),
+    DriftRow: col(DriftRow.workflow_id),
+}
+"""Where each read model names its workflow."""
+
+
 def _refold(session: Session, workflow_id: str) -> None:
-    """Replace the read-model rows of one workflow by what its journal folds to."""
+    """Make the read-model rows of one workflow what its journal folds to. An event changes few of them."""
     rows = session.exec(select(JournalRow).where(JournalRow.workflow_id == workflow_id)).all()
-    session.exec(delete(LifecycleRow).where(col(LifecycleRow.id) == workflow_id))
-    session.exec(delete(StageRow).where(col(StageRow.lifecycle) == workflow_id))
-    session.exec(delete(ApprovalRow).where(col(ApprovalRow.id) == workflow_id))
-    session.exec(delete(ReleaseRow).where(col(ReleaseRow.workflow_id) == workflow_id))
-    session.exec(delete(DriftRow).where(col(DriftRow.workflow_id) == workflow_id))
-    session.add_all(views.fold(rows))
+    made = views.fold(rows)
+    tables = {type(row) for row in made} | ({StageRow} if any(isinstance(row, LifecycleRow) for row in made) else set())
+    kept: dict[tuple[object, ...], SQLModel] = {}
+    for table in tables:
+        found = session.exec(select(table).where(_WORKFLOW[table] == workflow_id)).all()
+        kept |= {(table, *identity(row)): row for row in found}
+    for row in made:
+        before = kept.pop((type(row), *identity(row)), None)
+        if before is None:
+            session.add(row)
+            continue
+        for name, value in views.plain(row).items():
+            if getattr(before, name) != value:
+                setattr(before, name, value)
+    for row in kept.values():
+        session.delete(row)
+
+
+def identity(row: SQLModel) -> tuple[object, ...]:
+    """The values of its primary key."""
+    return tuple(getattr(row, column.name) for column in type(row).__table__.primary_key)  # type: ignore[attr-defined]
 
 
 def journaled(store: Store, workflow_id: str, run_id: str) -> bool:
