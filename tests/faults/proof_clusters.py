@@ -5,10 +5,11 @@ its phases (its job or the whole host; at the gate and in the release the contro
 prepare, and a gang across both hosts of which a rank or a host is killed. What was not hurt says what has to come out:
 the same bytes of the prepared rows, the preprocessing and the model, the same metrics.
 
-MINUTES= (30) and ROUNDS= (3) bound it, ONLY=gang or lifecycle leaves out the other. SEED= names the moments: the same seed goes on where it was stopped. A line goes
-to docs/proof/clusters.csv. PLANT=1, 2, 3 puts a fault into the machinery (checkpoints on the store are not found;
-the ranks of a gang that has lost one are left alone; what a rank has found in its rows is lost), which this must find:
-it then ends with 1 and leaves no line. As root the hosts have networks and mounts of their own.
+MINUTES= (30) and ROUNDS= (3) bound it, ONLY=gang or ONLY=lifecycle leaves out the other. SEED= names the moments: the
+same seed goes on where it was stopped. A line goes to docs/proof/clusters.csv. PLANT=1, 2, 3 puts a fault into the
+machinery (checkpoints on the store are not found; the ranks of a gang that has lost one are left alone; what a rank has
+found in its rows is lost), which this must find: it then ends with 1 and leaves no line. As root the hosts have
+networks and mounts of their own.
 """
 
 import json
