@@ -6,6 +6,7 @@ from typing import NamedTuple
 from sqlmodel import Session, select
 
 from activities.lease_policy import apply
+from activities.lease_policy.reserve import UNDECLARED_MS
 from activities.lease_policy.room import NOTHING, Four, fit, minus, most, plus, times
 from activities.lease_policy.state import Amount, Decision, Explain, PoolState, Reserve
 from everloop.amounts import AMOUNTS
@@ -42,7 +43,7 @@ def kept(state: PoolState, decisions: Sequence[Decision], now_ms: int) -> tuple[
         request = asked[one.request_id]
         left = request.members_min
         for name in one.devices:
-            used, gained, tokens = _on(after, name, one.start_ms)
+            used, gained, tokens = _on(after, name, one, now_ms)
             room = plus(minus(wholes[name], used), gained)
             number = min(fit(room, request.member), left)
             left -= number
@@ -53,12 +54,12 @@ def kept(state: PoolState, decisions: Sequence[Decision], now_ms: int) -> tuple[
     return tuple(found)
 
 
-def _on(state: PoolState, device: str, by_ms: int) -> tuple[Four, Four, tuple[int, ...]]:
-    """What is used of the device, and what of that ends by then, of which leases."""
+def _on(state: PoolState, device: str, kept_for: Reserve, now_ms: int) -> tuple[Four, Four, tuple[int, ...]]:
+    """What is used of the device, and what of that ends by the start, of which leases."""
     used, gained, tokens = NOTHING, NOTHING, []
     for held in state.held:
-        runtime = held.request.max_runtime_ms
-        ends = held.state in ("offered", "active") and 0 < runtime <= by_ms - held.granted_ms
+        runtime = held.request.max_runtime_ms or UNDECLARED_MS
+        ends = held.token in kept_for.ends or (held.granted_ms == now_ms and runtime <= kept_for.start_ms - now_ms)
         for part in held.members:
             if part.device != device:
                 continue

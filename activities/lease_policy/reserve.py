@@ -65,16 +65,20 @@ def consider(pool: Pool, line: Line, request: Request, shape: Shape) -> None:
         return
     pool.reserving.append(leaf.top.id)
     pool.asking[request.id] = (request, line, shape)
-    at_ms, gained = start
-    pool.reserved[request.id] = Reserve(request.id, _set_aside(pool, shape, gained), at_ms)
+    at_ms, gained, ends = start
+    devices = _set_aside(pool, shape, gained)
+    there = {token for _, token, parts in ends if any(one.device in devices for one in parts)}
+    before = tuple(sorted(held.token for held in pool.held if held.token in there and held.granted_ms < pool.now_ms))
+    pool.reserved[request.id] = Reserve(request.id, devices, at_ms, before)
 
 
-def _start(pool: Pool, shape: Shape) -> tuple[int, dict[str, Four]] | None:
-    """When it fits on devices without another reservation, and what will have come free there by then."""
+def _start(pool: Pool, shape: Shape) -> tuple[int, dict[str, Four], list[End]] | None:
+    """When it fits on devices without another reservation; what will have come free there by then, and by what."""
     room = pool.room
     count = room.count(shape.member, MANY) - sum(fit(room.open_to_all(name), shape.member) for name in room.spare)
     gained: dict[str, Four] = {}
-    for end_ms, _, parts in _ends(pool):
+    ends = _ends(pool)
+    for number, (end_ms, _, parts) in enumerate(ends, 1):
         for name, amount in parts:
             if name not in room.free or name in room.spare:
                 continue
@@ -83,7 +87,7 @@ def _start(pool: Pool, shape: Shape) -> tuple[int, dict[str, Four]] | None:
             free = room.free[name]
             count += fit(plus(free, after), shape.member) - fit(plus(free, before), shape.member)
         if count >= shape.count:
-            return end_ms, gained
+            return end_ms, gained, ends[:number]
     return None
 
 

@@ -156,6 +156,8 @@ class Reserve(NamedTuple):
     request_id: str
     devices: tuple[str, ...]
     start_ms: int
+    ends: tuple[int, ...] = ()
+    """Tokens of the leases there that are counted on to end by then, of those that were granted before."""
 
 
 class Explain(NamedTuple):

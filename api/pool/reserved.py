@@ -65,7 +65,7 @@ def _sentence(session: Session, rows: Sequence[ReservationRow], tokens: Sequence
         select(LeaseRow.token, LeaseRow.workflow_id).where(LeaseRow.pool == first.pool, col(LeaseRow.token).in_(tokens))
     ).all()
     ends = ", ".join(f"lease {token} of {lifecycle}" for token, lifecycle in sorted(found))
-    until = f", when {ends} {'have' if len(found) > 1 else 'has'} ended by the declared max_runtime" if ends else ""
+    until = f", when {ends} {'have' if len(found) > 1 else 'has'} ended or may be taken back" if ends else ""
     slip = round((first.start_ms - first.first_start_ms) / 1000)
     late = f"; that is {slip} s later than at first" if slip > 0 else ""
     return f"{first.workflow_id} has {what} reserved: it starts by {start}{until}{late}"

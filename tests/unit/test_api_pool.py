@@ -186,7 +186,7 @@ def test_a_pool_says_who_holds_what_with_queues_and_who_waits_for_which_reason(c
     (kept,) = found["reservations"]
     assert (kept["lifecycle"], kept["waits_for"], kept["slipped_seconds"]) == ("dora", [3], 90)
     assert kept["sentence"].startswith("dora has 2 cores of cpu1 reserved: it starts by ")
-    assert "when lease 3 of cleo has ended by the declared max_runtime; that is 90 s later than at" in kept["sentence"]
+    assert "when lease 3 of cleo has ended or may be taken back; that is 90 s later than at" in kept["sentence"]
     first, second = found["waiting"]
     assert first["sentence"] == "waits for 2 cores in queue text: next, 0 cores free"
     assert first["unblocks"].startswith("a lease ends")

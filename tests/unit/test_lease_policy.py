@@ -180,7 +180,7 @@ def test_small_work_does_not_pass_a_starving_gang_for_ever_and_what_ends_before_
 
     made = decide(state, LATER, Policy(), 100)
 
-    assert of(made, Reserve) == [Reserve("r2", ("d0", "d1"), NOW + 3_600_000)]
+    assert of(made, Reserve) == [Reserve("r2", ("d0", "d1"), NOW + 3_600_000, (1,))]
     assert [one.request_id for one in of(made, Grant)] == ["r4"]
     assert code(made, "r3") == "reserved_for"
     kept = reservations.kept(state, made, LATER)  # r4 runs on the core beside h1, and ends before
@@ -416,7 +416,7 @@ def test_recorded_decisions_come_out_the_same_in_another_process_and_hash_seed()
         assert told.stdout.strip() == mine
 
 
-DECISIONS = {"3": "ba3c569753163736", "4": "ba3c569753163736"}
+DECISIONS = {"3": "ba3c569753163736", "4": "ba3c569753163736", "5": "aebec6433cff3f2a"}
 """Of each version of the policy that was released, the digest of what it decides about a hundred states."""
 
 
@@ -521,3 +521,56 @@ def test_what_an_elastic_lease_leaves_counts_whole_when_others_of_its_queue_are_
 
     told = sorted((held.beneficiary, held.request.queue) for held in pool.state.held if held.state == "noticed")
     assert told == [("r7", "a"), ("r8", "c"), ("r9", "c")]
+
+
+def test_what_comes_free_is_kept_for_a_request_within_its_quota_until_leases_may_be_taken_back_for_it() -> None:
+    """Else small work that declares no run time takes each core as it comes free, and no four are ever old enough."""
+    now, token, arrivals = NOW, 100, 0
+    queues = (Queue("a"), Queue("q", quota=Counted(4, 0)))
+    held = [lease(n, request(f"h{n}"), "d0", granted_ms=NOW - n * 450_000) for n in range(1, 5)]
+    waiting = [request("r0", "q", Amount(4))]
+    while now < NOW + 3_600_000 and any(one.queue == "q" for one in waiting):
+        now += 10_000
+        if now % 450_000 == 0:
+            arrivals += 1
+            waiting.append(request(f"r{arrivals}", "a", submitted_ms=now))
+        state = PoolState(devices(4), queues, tuple(waiting), tuple(held))
+        state = apply(state, decide(state, now, Policy(), 100), now, token)
+        token += 100
+        held = [one._replace(state="active") if one.state == "offered" else one for one in state.held]
+        held = [one for one in held if now - one.granted_ms < 1_800_000 and one.state != "noticed"]  # they obey at once
+        waiting = list(state.waiting)
+
+    assert [one.request.id for one in held] == ["r0"]
+    assert now - NOW <= 735_000
+
+
+def test_a_large_request_is_not_passed_for_ever_by_small_ones_that_declare_no_run_time() -> None:
+    running = [lease(n, request(f"h{n}"), "d0") for n in (1, 2, 3)]
+    large, small = request("r1", member=Amount(4)), request("r2")
+
+    def made(waited_s: int) -> tuple:
+        state = PoolState(devices(4), (Queue("a"),), (large, small), tuple(running))
+        return decide(state, NOW + waited_s * 1000, Policy(), 100)
+
+    assert [one.request_id for one in of(made(4 * 3600 - 1), Grant)] == ["r2"]
+    after = made(4 * 3600)
+    assert of(after, Reserve) == [Reserve("r1", ("d0",), NOW + 24 * 3_600_000, (1, 2, 3))]
+    assert (of(after, Grant), code(after, "r2")) == ([], "reserved_for")
+
+
+def test_many_who_look_in_vain_for_leases_to_take_back_do_not_keep_another_queue_or_another_request_from_it() -> None:
+    """A hundred of queue a want whole devices, on each of which a core cannot be taken back."""
+    old = {"granted_ms": NOW - 3_600_000}
+    firm = [lease(n, request(f"h{n}", "a", preemptible=False), f"d{n}", **old) for n in range(4)]
+    lent = [lease(10 + n, request(f"h{10 + n}", "c", Amount(7)), f"d{n}", **old) for n in range(4)]
+    hopeless = [request(f"r{n}", "a", Amount(8, n)) for n in range(1, 101)]
+    queues = (Queue("a", quota=Counted(20, 0)), Queue("b", quota=Counted(8, 0)), Queue("c"))
+    small, other = request("r500", "a", Amount(3)), request("r501", "b", Amount(2))
+    state = PoolState(devices(8, 8, 8, 8), queues, (*hopeless, small, other), (*firm, *lent))
+
+    told = {
+        one.beneficiary for tick in range(20) for one in of(decide(state, NOW + tick * 5000, Policy(), 1000), Notice)
+    }
+
+    assert told == {"r500", "r501"}

@@ -292,7 +292,7 @@ def test_what_is_reserved_is_kept_in_the_ledger_from_decision_to_decision_and_co
     with store.read() as session:
         (view,) = reservations(session, POOL)
         assert view.sentence.startswith("dora has 2 cores of cpu0 reserved: it starts by ")
-        assert view.sentence.endswith("when lease 1 of ada has ended by the declared max_runtime")
+        assert view.sentence.endswith("when lease 1 of ada has ended or may be taken back")
 
     ledger.end(store, POOL, 1, "released")
     ledger.grant(store, POOL)
