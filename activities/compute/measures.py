@@ -17,8 +17,6 @@ from activities.compute.inference import Columns
 from everloop.records import Blob, Break, ColumnDrift, Field, Measure, Signature
 from everloop.specs import Monitor
 
-REFUSED = 0.5
-"""Share of a window's rows that do not fit the model's columns from which the data is broken."""
 GONE, THERE_ONCE = 0.995, 0.5
 """A column is broken that lacks at least the first share of its values and lacked at most the second in training."""
 FACTORS = (1000.0, 100.0, 10.0, 60.0, 24.0, 3600.0, 2.20462, 1.609344, 3.28084, 2.54, 25.4)
@@ -65,31 +63,6 @@ def measures_of(
         elif entry.kind == "number":
             shares["out_of_range"][entry.name] = _outside(entry, then, now)
     return [_worst(name, found, monitor.quality) for name, found in shares.items() if found], broken
-
-
-def schema_of(refused: Mapping[str, int], answered: int, monitor: Monitor) -> tuple[Measure, list[Break]]:
-    """Rows that the prediction server has refused, by the column that does not fit, beside those that it answered."""
-    total = sum(refused.values())
-    share = total / (answered + total) if total else 0.0
-    worst = sorted(refused, key=lambda column: (-refused[column], column))
-    listed = ", ".join(f"{column!r} in {refused[column]:,}" for column in worst[:MOST_NAMED])
-    more = f" and {len(worst) - MOST_NAMED} more columns" if len(worst) > MOST_NAMED else ""
-    why = f"{share:.1%} of the rows were refused, a column is gone or its type has changed: {listed}{more}"
-    measure = Measure(
-        name="schema",
-        value=share,
-        threshold=monitor.quality,
-        over=share >= monitor.quality,
-        why=why if total else "no row was refused",
-        column=worst[0] if worst else "",
-    )
-    if share < REFUSED:
-        return measure, []
-    return measure, [
-        Break(column=column, kind="schema", why=f"{refused[column]:,} of {answered + total:,} rows were refused for it")
-        for column in worst
-        if refused[column] >= REFUSED * total / 2
-    ]
 
 
 def answers_of(signature: Signature, now: Answers, evaluation: Mapping[str, Any]) -> Measure | None:

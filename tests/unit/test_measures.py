@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from activities.compute.measures import answers_of, changed_unit, distribution, measures_of, schema_of
+from activities.compute.measures import answers_of, changed_unit, distribution, measures_of
+from activities.schema_breaks import schema_of
 from everloop.records import Field, Signature
 from everloop.specs import Monitor
 
