@@ -144,17 +144,19 @@ def of_hotel(kept: Kept, folder: Path) -> Iterator[bool]:
     yield said("hotel_rates_worse_released", told["worse_released"], 0)
 
 
-def of_false_alarms(kept: Kept, streams: int) -> Iterator[bool]:
+def of_false_alarms(kept: Kept, streams: int, folder: Path) -> Iterator[bool]:
     """Windows of shuffled flights, of which none has moved."""
-    told = [
-        kept.of("false_alarms", first, lambda first=first: alarms.streams(range(first, first + STREAMS_AT_ONCE)))  # type: ignore[misc]
-        for first in range(0, streams, STREAMS_AT_ONCE)
-    ]
+
+    def ten(first: int) -> Figures:
+        return alarms.streams(range(first, first + STREAMS_AT_ONCE), folder / f"streams-{first}")
+
+    firsts = range(0, streams, STREAMS_AT_ONCE)
+    told = [kept.of("false_alarms", first, lambda first=first: ten(first)) for first in firsts]  # type: ignore[misc]
     total = {key: sum(each[key] for each in told) for key in told[0]}
     print(f"{total['windows']:.0f} windows; {total['columns'] / total['asked']:.2%} of the columns drifted")
-    yield said("false_alarms_columns", total["drifted"] / total["windows"], FALSE_ALARMS)
-    yield said("false_alarms_beside", total["beside"] / total["windows"], FALSE_ALARMS)
-    yield said("false_quarantines", total["broken"] / total["windows"], FALSE_ALARMS)
+    for name in alarms.ALARMS:
+        of = "labelled" if name in alarms.BY_LABELS else "windows"
+        yield said(f"false_alarms_{name}", total[name] / total[of], FALSE_ALARMS)
 
 
 def of_cost(kept: Kept, folder: Path, peer: bool) -> Iterator[bool]:
@@ -183,7 +185,7 @@ def main() -> int:
             "rodents": lambda: of_rodents(kept, folder),
             "chicago": lambda: of_chicago(kept, folder),
             "hotel_rates": lambda: of_hotel(kept, folder),
-            "false_alarms": lambda: of_false_alarms(kept, asked.streams),
+            "false_alarms": lambda: of_false_alarms(kept, asked.streams, folder),
             "flights": lambda: of_flights(kept, "flights", None, seeds, folder),
         }
         met = [each for name, goals in every.items() if not asked.only or name in asked.only for each in goals()]

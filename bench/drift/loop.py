@@ -48,30 +48,32 @@ class Loop:
     """Challengers that answered the next window worse than the champion they were compared with, by what became of
     them: `released` or `not_better`."""
 
+    logged: Any = None
+    """The files of the log that hold the last window."""
+
     def run(self) -> "Loop":
-        job = self._job()
+        job = self.begin()
         ledger = Ledger(self.folder, self._spec())
-        self._deliver(self.parts[0])
         with quiet():
-            champion = first = self._version(job, None, 1)
+            champion = first = self.version(job, None, 1)
         assert champion is not None
         assert first is not None
         tried: tuple[str, dict[str, Any], dict[str, Any]] | None = None
         for part in self.parts[1:]:
-            self.frozen.append(self._score(job, first, part))
-            self.live.append(self._score(job, champion, part, log=True))
+            self.frozen.append(self.score(job, first, part))
+            self.live.append(self.score(job, champion, part, log=True))
             if tried is not None:
                 self._judge(job, part, *tried)
                 tried = None
             with quiet():
-                report = self._report(job, champion, part)
+                report = self.report(job, champion, part)
             self._deliver(part)
             verdict, reason = ledger.decide(champion, report)
             self.verdicts[verdict] += 1
             outcome = ""
             if verdict == "retrain":
                 with quiet():
-                    made = self._version(job, champion, champion["number"] + 1)
+                    made = self.version(job, champion, champion["number"] + 1)
                 outcome = "released" if made["better"] else "not_better"
                 ledger.ended(outcome)
                 tried = outcome, made, champion
@@ -87,7 +89,7 @@ class Loop:
         """Was the challenger worse than the champion it was compared with, on the window after?"""
         from everloop.specs import HIGHER_IS_BETTER
 
-        now, then = self._score(job, made, part), self._score(job, before, part)
+        now, then = self.score(job, made, part), self.score(job, before, part)
         worse = now < then if self.spec["metric"] in HIGHER_IS_BETTER else now > then
         self.worse[outcome] += worse
         print(f"  the challenger, {outcome}, answers {part.name} with {now:.4f}, the version before with {then:.4f}")
@@ -97,10 +99,16 @@ class Loop:
 
         return LifecycleSpec.model_validate(self.spec | {"source": {"path": str(self.folder / "source")}})
 
-    def _job(self) -> Any:
+    @property
+    def monitor(self) -> Any:
+        return self._spec().monitor
+
+    def begin(self) -> Any:
+        """The job that everything runs in; the first part lies in the source."""
         from tests.job import FolderJob
 
         (self.folder / "source").mkdir(parents=True)
+        self._deliver(self.parts[0])
         return FolderJob(self.folder)
 
     def _deliver(self, part: Part) -> None:
@@ -108,7 +116,7 @@ class Loop:
             self.folder / "source" / f"{part.name}.csv", index=False
         )
 
-    def _version(self, job: Any, champion: dict[str, Any] | None, number: int) -> dict[str, Any]:
+    def version(self, job: Any, champion: dict[str, Any] | None, number: int) -> dict[str, Any]:
         """Train, and compare with *champion* by the spec's certainty. One that is not better is made all the same."""
         from activities.compute import data, evaluation, export, features, inference, training
         from everloop import contracts
@@ -143,13 +151,15 @@ class Loop:
             "signature": signature,
             "reference": made.reference.sha256,
             "evaluation": judged.report,
+            "expected": judged.metrics,
+            "tested": judged.rows,
             "record": Champion(
                 version=number, model_digest=made.model.sha256, model=made.model, signature=made.signature,
                 seen=refitted.seen, trained_until=refitted.trained_until, release_seq=number,
             ),
         }  # fmt: skip
 
-    def _score(self, job: Any, version: dict[str, Any], part: Part, *, log: bool = False) -> float:
+    def score(self, job: Any, version: dict[str, Any], part: Part, *, log: bool = False) -> float:
         from activities.compute.evaluation import scores
 
         signature = version["signature"]
@@ -176,9 +186,11 @@ class Loop:
         moments: Sequence[datetime],
         answers: Sequence[dict[str, object]],
     ) -> None:
-        from everloop.predictions import PredictionLog
+        from everloop.predictions import PredictionLog, line_files, on_disk
 
-        written = PredictionLog(job.predictions_dir / "default" / self.spec["model"])
+        folder = job.predictions_dir / "default" / self.spec["model"]
+        before = set(line_files(folder))
+        written = PredictionLog(folder)
         for start in range(0, len(asked), 10_000):
             lines: list[dict[str, Any]] = [
                 {"request_id": f"{part.name}-{place}", "row": 0, "event_time": moments[place].isoformat(),
@@ -188,6 +200,8 @@ class Loop:
             ]  # fmt: skip
             written.append(lines)
         written.close()
+        found = on_disk(folder)
+        self.logged = found.model_copy(update={"parts": tuple(p for p in found.parts if p.name not in before)})
 
     def _asked(self, part: Part, signature: Any) -> tuple[list[dict[str, Any]], list[datetime]]:
         names = [entry.name for entry in signature.fields]
@@ -199,18 +213,18 @@ class Loop:
         moments = [moment.to_pydatetime() for moment in pd.to_datetime(part.rows[self.spec["time"]], utc=True)]
         return rows, moments
 
-    def _report(self, job: Any, version: dict[str, Any], part: Part) -> Any:
+    def report(self, job: Any, version: dict[str, Any], part: Part) -> Any:
         from activities.compute import drift
         from everloop.contracts import DriftRequest
         from everloop.records import Slot, Window
 
-        monitor = self._spec().monitor
+        monitor = self.monitor
         return drift.measure(
             DriftRequest(
                 project="default", model=self.spec["model"], champion=version["record"],
                 reference_sha256=version["reference"], window=Window(start=part.start, end=part.end),
                 minimum_rows=monitor.minimum_rows, seed=0, slot=Slot(device="cpu0", token=1, holder="bench/run"),
-                evaluation=version["evaluation"], monitor=monitor,
+                evaluation=version["evaluation"], monitor=monitor, log=self.logged,
             ),
             job,
         )  # fmt: skip
@@ -277,7 +291,7 @@ def by(rows: pd.DataFrame, time_: str, periods: Sequence[tuple[str, str, str]]) 
 
 
 def spec_of(model: str, task: str, target: str, time_: str, metric: str, **more: Any) -> dict[str, Any]:
-    monitor = {"window": "month", "share": 0.5, "minimum_rows": 30} | more.pop("monitor", {})
+    monitor = {"window": "month", "share": 0.5} | more.pop("monitor", {})
     training = {"rounds": ROUNDS, "early_stopping": 1000, "seed": more.pop("seed", 0)}
     return {
         "model": model, "task": task, "target": target, "time": time_, "metric": metric, "training": training,
