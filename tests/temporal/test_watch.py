@@ -73,7 +73,15 @@ async def test_broken_data_causes_no_retraining_until_a_person_lifts_the_quarant
     traffic(stack, model, at(2026, 1, 4))
     await check(stack, model)
     assert checks(stack, model)[-1].verdict == "retrain"
-    assert len(await eventually_ids(stack, model)) == 1
+    (retraining,) = await eventually_ids(stack, model)
+    await stack.status(retraining, "not_better")
+
+    stack.compute.verdict = "better"
+    change(stack, model, quarantined_at=at(2026, 1, 5), quarantine=[BROKEN.model_dump()])
+    await released(stack, quarantine=False)  # whoever released this spec wants none
+    with stack.store.read() as session:
+        monitor = session.get_one(MonitorRow, ("default", model))
+    assert (monitor.quarantined_at, monitor.quarantine) == (None, [])
     assert (await stack.verified()).differences == []
 
 
