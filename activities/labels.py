@@ -1,6 +1,7 @@
 """Labels: when they are looked at, and what follows from what they say."""
 
 import asyncio
+import math
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -132,7 +133,8 @@ def _judge(store: Store, request: JudgeRequest, running: str) -> JudgeAnswer:
         rules = (request.spec or LifecycleSpec.model_validate_json(monitor.spec)).monitor
         told = []
         for performance in request.report.windows:
-            row = _kept(session, request, performance)
+            row, tested = _kept(session, request, performance)
+            row.over = rules is not None and is_worse(row, rules, tested)
             found = _decided(session, monitor, rules, request.version, performance, row, running)
             session.add(row)
             session.flush()
@@ -157,7 +159,8 @@ def _keep_counts(session: Session, request: JudgeRequest) -> None:
     session.add(row)
 
 
-def _kept(session: Session, request: JudgeRequest, told: WindowPerformance) -> PerformanceRow:
+def _kept(session: Session, request: JudgeRequest, told: WindowPerformance) -> tuple[PerformanceRow, int]:
+    """The window's row with the new figures, and of how many rows the evaluation was that it is compared with."""
     key = (request.project, request.model, told.window.start, told.window.end)
     figures = told.model_dump(include={"version", "rows", "labelled", "metric", "value", "low", "high"})
     row = session.get(PerformanceRow, key)
@@ -177,7 +180,7 @@ def _kept(session: Session, request: JudgeRequest, told: WindowPerformance) -> P
     row.expected = record.evaluation.metrics.get(told.metric) if record else None
     row.target = told.target.model_dump(mode="json") if told.target else {}
     row.measured_at = datetime.now(UTC)
-    return row
+    return row, record.evaluation.rows if record else 0
 
 
 def _decided(  # noqa: PLR0917
@@ -190,7 +193,6 @@ def _decided(  # noqa: PLR0917
     running: str,
 ) -> Judged | None:
     """What follows from the performance of a window; None: nothing. What was decided once stays as it is."""
-    row.over = rules is not None and is_worse(row, rules)
     drifted = bool(rules and "target" in rules.also and told.target and told.target.over)
     heeded = (rules and "performance" in rules.also and row.over) or drifted
     if row.verdict == "retrain":
@@ -227,13 +229,18 @@ def _verdict(
     return "retrain", "", names.retrain_id(*key)
 
 
-def is_worse(row: PerformanceRow, rules: Monitor) -> bool:
-    """Is the whole interval worse than at the evaluation, by more than the monitor lets pass?"""
+def is_worse(row: PerformanceRow, rules: Monitor, tested: int) -> bool:
+    """Is the whole interval worse than at the evaluation, by more than the monitor lets pass?
+
+    The evaluation is a sample, too, of *tested* rows: the interval is wider by what these leave open. A lucky figure
+    of a few hundred rows would else be missed by every window.
+    """
     if row.expected is None:
         return False
+    wider = math.sqrt(1 + row.labelled / max(tested, 1))
     if row.metric in HIGHER_IS_BETTER:
-        return row.high < row.expected - rules.worse_by
-    return row.low > row.expected + rules.worse_by
+        return row.value + (row.high - row.value) * wider < row.expected - rules.worse_by
+    return row.value - (row.value - row.low) * wider > row.expected + rules.worse_by
 
 
 def _why(row: PerformanceRow) -> str:

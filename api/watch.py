@@ -133,11 +133,11 @@ def drift_bars(checks: "Sequence[DriftView]", threshold: float | None) -> Bars:
     for place, check in enumerate(shown):
         share = check.share or 0.0
         over = threshold is not None and check.share is not None and check.share >= threshold
-        kind = "broken" if check.verdict == "quarantined" else "over" if over else "under"
+        kind = "over" if over else "under" if check.share is not None else "unknown"
+        kind = "broken" if check.verdict == "quarantined" else kind
         height = max(HEIGHT * share, 2.0)
         told = f"{share:.0%} of the columns drifted" if check.share is not None else "not measured"
         says = f"{check.window_start:%Y-%m-%d %H:%M}: {told}, {check.verdict.replace('_', ' ')}"
-        kind = kind if check.share is not None else "unknown"
         bars.append(Bar(place * step + step * 0.14, step * 0.72, HEIGHT - height, height, kind, says))
     levels = [Tick(HEIGHT * (1 - share), f"{share:.0%}") for share in (0.0, 0.5, 1.0)]
     line = None if threshold is None else HEIGHT * (1 - threshold)
@@ -154,7 +154,8 @@ def volume_bars(checks: "Sequence[DriftView]") -> Bars:
         x, width = place * step + step * 0.14, step * 0.72
         height = HEIGHT * check.rows / most
         late = HEIGHT * check.late_rows / most
-        says = f"{check.window_start:%Y-%m-%d %H:%M}: {check.rows:,} predictions"
+        refused = next((each["why"] for each in check.measures if each["name"] == "schema" and each["over"]), "")
+        says = f"{check.window_start:%Y-%m-%d %H:%M}: {check.rows:,} predictions{refused and f'; {refused}'}"
         bars.append(Bar(x, width, HEIGHT - height, height, "under", says))
         if late:
             bars.append(Bar(x, width, HEIGHT - height - late, late, "late", f"{says}, {check.late_rows:,} came late"))
@@ -270,7 +271,7 @@ LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
 def latency(settings: Settings, project: str, model: str) -> Latency | None:
-    """As the prediction server counts it. None where it does not answer, or has answered nothing."""
+    """As the prediction server counts it. None where it does not answer, or has met no request."""
     try:
         key = (settings.keys_dir / CLIENT_KEY).read_text().strip()
         headers = {"Authorization": f"Bearer {key}"}
@@ -301,7 +302,7 @@ def latency_of(text: str, project: str, model: str) -> Latency | None:
             buckets[bound] = buckets.get(bound, 0) + int(float(found[3]))
     total = buckets.get(float("inf"), 0)
     if not total:
-        return None
+        return Latency(0, 0.0, [], [], refused) if refused else None
     told = []
     for share in (0.5, 0.95, 0.99):
         bound = next(bound for bound, count in sorted(buckets.items()) if count >= share * total)

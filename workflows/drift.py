@@ -147,7 +147,8 @@ class DriftCheck:
     ) -> tuple[DriftReport, str]:
         """A window that cannot be measured is said to have failed, and does not keep the next ones waiting."""
         if found.insufficient:
-            return _nothing(window, found.rows, found.insufficient), ""
+            nothing = _nothing(window, found.rows, found.insufficient)
+            return nothing.model_copy(update={"measures": found.measures, "broken": found.broken}), ""
         report, failed = await self._done_or_why_not(self._measured(request, found, window, number))
         return report or _nothing(window, 0), failed
 

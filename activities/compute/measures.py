@@ -17,8 +17,6 @@ from activities.compute.inference import Columns
 from everloop.records import Blob, Break, ColumnDrift, Field, Measure, Signature
 from everloop.specs import Monitor
 
-REFUSED = 0.5
-"""Share of a window's rows that do not fit the model's columns from which the data is broken."""
 GONE, THERE_ONCE = 0.995, 0.5
 """A column is broken that lacks at least the first share of its values and lacked at most the second in training."""
 FACTORS = (1000.0, 100.0, 10.0, 60.0, 24.0, 3600.0, 2.20462, 1.609344, 3.28084, 2.54, 25.4)
@@ -30,6 +28,8 @@ so many rows brings (the second, by the root of the rows)."""
 FAR = 0.6
 """And how far they must lie apart before it."""
 FEWEST_VALUES, FEWEST_ROWS = 20, 100
+MOST_VALUES, FEWEST_SAME, ROUNDING = 100, 3, 1e-6
+"""Different numbers of a column up to which they are compared one by one, how many must agree, and how nearly."""
 DISTANCE, CHANCE = 0.1, 2.0
 """From where answers have moved: Evidently's threshold of distances, and what two samples bring by chance alone, by
 the root of the sum of 1 / rows."""
@@ -65,31 +65,6 @@ def measures_of(
         elif entry.kind == "number":
             shares["out_of_range"][entry.name] = _outside(entry, then, now)
     return [_worst(name, found, monitor.quality) for name, found in shares.items() if found], broken
-
-
-def schema_of(refused: Mapping[str, int], answered: int, monitor: Monitor) -> tuple[Measure, list[Break]]:
-    """Rows that the prediction server has refused, by the column that does not fit, beside those that it answered."""
-    total = sum(refused.values())
-    share = total / (answered + total) if total else 0.0
-    worst = sorted(refused, key=lambda column: (-refused[column], column))
-    listed = ", ".join(f"{column!r} in {refused[column]:,}" for column in worst[:MOST_NAMED])
-    more = f" and {len(worst) - MOST_NAMED} more columns" if len(worst) > MOST_NAMED else ""
-    why = f"{share:.1%} of the rows were refused, a column is gone or its type has changed: {listed}{more}"
-    measure = Measure(
-        name="schema",
-        value=share,
-        threshold=monitor.quality,
-        over=share >= monitor.quality,
-        why=why if total else "no row was refused",
-        column=worst[0] if worst else "",
-    )
-    if share < REFUSED:
-        return measure, []
-    return measure, [
-        Break(column=column, kind="schema", why=f"{refused[column]:,} of {answered + total:,} rows were refused for it")
-        for column in worst
-        if refused[column] >= REFUSED * total / 2
-    ]
 
 
 def answers_of(signature: Signature, now: Answers, evaluation: Mapping[str, Any]) -> Measure | None:
@@ -245,23 +220,60 @@ def _type_of(texts: NDArray[Any]) -> str:
 
 
 def changed_unit(then: NDArray[np.float64], now: NDArray[np.float64]) -> str:
-    """How *now* tells *then* in another unit, or empty: the same spread after the change, and another before it."""
+    """How *now* tells *then* in another unit, or empty.
+
+    Of many values: the same spread after the change, and another before it. Of few: the very same ones after it.
+    """
     then, now = then[np.isfinite(then)], now[np.isfinite(now)]
-    if len(now) < FEWEST_ROWS or len(np.unique(then)) < FEWEST_VALUES:
+    if len(now) < FEWEST_ROWS:
         return ""
-    before, after = np.quantile(then, QUANTILES), np.quantile(now, QUANTILES)
-    width = float(before[-1] - before[0])
-    if not width or _apart(before, after, width) < FAR:
-        return ""
+    known = np.unique(then)
+    best = _same_values(known, now) if len(known) <= MOST_VALUES else ""
+    if not best and len(known) >= FEWEST_VALUES:
+        best = _same_spread(then, now)
+    return best and f"its values are {best} (median {np.median(then):.4g} then, {np.median(now):.4g} now)"
+
+
+def _changes(before: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+    """*before* in other units."""
     changes = {f"{factor:.4g} times what they were": before * factor for factor in FACTORS}
     changes |= {f"1/{factor:.4g} of what they were": before / factor for factor in FACTORS}
     changes["in Fahrenheit where they were in Celsius"] = before * 1.8 + 32
     changes["in Celsius where they were in Fahrenheit"] = (before - 32) / 1.8
+    return changes
+
+
+def _same_values(known: NDArray[np.float64], now: NDArray[np.float64]) -> str:
+    """The change after which nearly all of *now* is among what was *known*, where most was not before. 0 is any unit's.
+
+    Some values may agree by chance: with fewer than `FEWEST_SAME` of them nothing is said.
+    """
+    values, counts = np.unique(now[now != 0], return_counts=True)
+    if len(values) < FEWEST_SAME or counts[_among(values, known)].sum() > counts.sum() / 2:
+        return ""
+    for words, changed in _changes(known).items():
+        if counts[_among(values, changed)].sum() >= GONE * counts.sum():
+            return words
+    return ""
+
+
+def _among(values: NDArray[np.float64], known: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which of the *values* are *known*, but for rounding."""
+    known = np.sort(known)
+    after = np.clip(np.searchsorted(known, values), 1, max(len(known) - 1, 1))
+    sides = [known[np.minimum(after, len(known) - 1)], known[after - 1]]
+    return np.asarray(np.logical_or(*(np.isclose(values, side, rtol=ROUNDING, atol=0) for side in sides)))
+
+
+def _same_spread(then: NDArray[np.float64], now: NDArray[np.float64]) -> str:
+    before, after = np.quantile(then, QUANTILES), np.quantile(now, QUANTILES)
+    width = float(before[-1] - before[0])
+    if not width or _apart(before, after, width) < FAR:
+        return ""
+    changes = _changes(before)
     near = {words: _apart(changed, after, float(changed[-1] - changed[0])) for words, changed in changes.items()}
     best = min(near, key=lambda words: near[words])
-    if near[best] > NEAR + NEAR_BY_CHANCE / math.sqrt(len(now)):
-        return ""
-    return f"its values are {best} (median {np.median(then):.4g} then, {np.median(now):.4g} now)"
+    return "" if near[best] > NEAR + NEAR_BY_CHANCE / math.sqrt(len(now)) else best
 
 
 def _apart(before: NDArray[np.float64], after: NDArray[np.float64], width: float) -> float:

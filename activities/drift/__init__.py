@@ -12,6 +12,7 @@ from activities.caller import caller
 from activities.drift import ledger, retrainings, schedules, windows
 from activities.predictions.index import LogIndex
 from activities.registry import champion
+from activities.schema_breaks import too_few, unanswered
 from everloop import names
 from everloop.contracts import (
     CheckRequest,
@@ -25,6 +26,7 @@ from everloop.contracts import (
     Watched,
 )
 from everloop.errors import Conflict
+from everloop.predictions.refusals import files_of, refused_in
 from everloop.records import DriftReport, Version
 from everloop.settings import Settings
 from everloop.specs import LifecycleSpec
@@ -49,7 +51,8 @@ class DriftCompute(DriftComputeActivities):
         index = LogIndex(self._store, self._settings.predictions_dir, request.project, request.model)
         # Here and not in the workflow: files that are replaced by others stay for a while only.
         parts = await asyncio.to_thread(index.parts, request.window)
-        reads = index.below(part.name for part in parts.parts)
+        # What was refused is counted beside the log; a job on another host must hear of it too.
+        reads = index.below([*(part.name for part in parts.parts), *files_of(index.folder)])
         return await self._jobs.run("drift.measure", request.model_copy(update={"log": parts}), DriftReport, reads)
 
 
@@ -135,6 +138,8 @@ class DriftLedger(DriftActivities):
         reference = version.exported.reference
         needed = spec.monitor.minimum_rows
         rows = min(log.rows(window), needed)  # the measure counts them exactly
+        refused = refused_in(log.folder, window) if rows < needed else {}
+        measures, broken = unanswered(refused, rows, spec.monitor)
         return NextWindow(
             window=window,
             champion=now,
@@ -142,7 +147,9 @@ class DriftLedger(DriftActivities):
             monitor=spec.monitor,
             spec=spec,
             rows=rows,
-            insufficient=f"{rows} rows in the window, {needed} are needed" if rows < needed else "",
+            insufficient=too_few(rows, sum(refused.values()), needed) if rows < needed else "",
+            measures=measures,
+            broken=broken,
             closed_at=at,
             evaluation=version.evaluation.report,
         )

@@ -50,7 +50,10 @@ def _verdict(
     if request.failed:
         return TriggerAnswer(verdict="failed", reason=request.failed)
     if request.share is None:
-        return TriggerAnswer(verdict="insufficient_data", reason=request.insufficient)
+        broken = quarantined(monitor, request)  # what was refused says so, also where nothing was answered
+        return TriggerAnswer(
+            verdict="quarantined" if broken else "insufficient_data", reason=broken or request.insufficient
+        )
     return _judged(session, monitor, request, request.share, running, lifecycle)
 
 

@@ -32,6 +32,8 @@ def keep(store: Store, spec: LifecycleSpec) -> datetime | None:
             project=spec.project, model=spec.model, spec="", updated_at=datetime.now(UTC)
         )
         row.spec, row.updated_at = spec.model_dump_json(), datetime.now(UTC)
+        if spec.monitor is None or not spec.monitor.quarantine:
+            row.quarantined_at, row.quarantine = None, []  # who released it wants none
         session.add(row)
         return row.cursor
 

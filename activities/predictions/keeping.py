@@ -24,6 +24,7 @@ from everloop.artifacts import Artifacts
 from everloop.errors import EverloopError
 from everloop.predictions import LogPart, Piece
 from everloop.predictions.parts import PARQUET
+from everloop.predictions.refusals import forget_before
 from everloop.records import Signature
 from everloop.specs import LifecycleSpec
 from everloop.store import LogHourRow, LogPartRow, MonitorRow, Store
@@ -175,6 +176,7 @@ class LogKeeper:
         keep = LifecycleSpec.model_validate_json(monitor.spec).log.keep if monitor else None
         if keep is not None:
             self._expire(index, now - keep, now)
+            forget_before(index.folder, now - keep)
         self._drop_empty(index, now)
         self._remove_replaced(index, now - self.grace)
 

@@ -1,7 +1,12 @@
-"""The loop of a monitor over one table, without its processes, and what a frozen first version would have answered."""
+"""The loop of a monitor over one table, without its processes, and what a frozen first version would have answered.
+
+Each window is measured by the check's own job and decided by the trigger's own ledger, in a database of its own.
+Nobody lifts a quarantine or closes a breaker.
+"""
 
 import contextlib
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -36,56 +41,74 @@ class Loop:
     folder: Path
     frozen: list[float] = field(default_factory=list)
     live: list[float] = field(default_factory=list)
-    told: list[str] = field(default_factory=list)
+    verdicts: Counter[str] = field(default_factory=Counter)
     retrainings: int = 0
     released: int = 0
+    worse: Counter[str] = field(default_factory=Counter)
+    """Challengers that answered the next window worse than the champion they were compared with, by what became of
+    them: `released` or `not_better`."""
+
+    logged: Any = None
+    """The files of the log that hold the last window."""
 
     def run(self) -> "Loop":
-        from activities.trigger_policy import Before, held_back
-        from everloop.records import Window
-
-        job = self._job()
-        self._deliver(self.parts[0])
+        job = self.begin()
+        ledger = Ledger(self.folder, self._spec())
         with quiet():
-            champion = first = self._version(job, None, 1)
-        past: list[Before] = []
-        monitor = self._spec().monitor
+            champion = first = self.version(job, None, 1)
         assert champion is not None
         assert first is not None
-        assert monitor is not None
+        tried: tuple[str, dict[str, Any], dict[str, Any]] | None = None
         for part in self.parts[1:]:
-            self.frozen.append(self._score(job, first, part))
-            self.live.append(self._score(job, champion, part, log=True))
+            self.frozen.append(self.score(job, first, part))
+            self.live.append(self.score(job, champion, part, log=True))
+            if tried is not None:
+                self._judge(job, part, *tried)
+                tried = None
             with quiet():
-                share = self._share(job, champion, part)
+                report = self.report(job, champion, part)
             self._deliver(part)
-            window = Window(start=part.start, end=part.end)
-            over = share >= monitor.share
-            held = held_back(window, champion["number"], monitor, past) if over else None
-            outcome, retrained = "", over and held is None
-            said_ = f"share {share:.2f}" + (f", {held[0]}" if held else "")
-            number = champion["number"]
-            if retrained:
-                self.retrainings += 1
+            verdict, reason = ledger.decide(champion, report)
+            self.verdicts[verdict] += 1
+            outcome = ""
+            if verdict == "retrain":
                 with quiet():
-                    found = self._version(job, champion, number + 1)
-                outcome = "released" if found else "not_better"
-                said_ += f", {outcome}: {self.reason}"
-                champion, self.released = found or champion, self.released + bool(found)
-            past.append(Before(window, number, share, retrained, outcome))
-            self.told.append(f"{part.name}: frozen {self.frozen[-1]:.4f}, live {self.live[-1]:.4f}, {said_}")
-            print("  " + self.told[-1], flush=True)
+                    made = self.version(job, champion, champion["number"] + 1)
+                outcome = "released" if made["better"] else "not_better"
+                ledger.ended(outcome)
+                tried = outcome, made, champion
+                self.retrainings += 1
+                self.released += outcome == "released"
+                champion = made if made["better"] else champion
+            came = f", {outcome}: {self.reason}" if outcome else ""
+            print(f"  {part.name}: frozen {self.frozen[-1]:.4f}, live {self.live[-1]:.4f}, {verdict} ({reason}){came}",
+                  flush=True)  # fmt: skip
         return self
+
+    def _judge(self, job: Any, part: Part, outcome: str, made: dict[str, Any], before: dict[str, Any]) -> None:
+        """Was the challenger worse than the champion it was compared with, on the window after?"""
+        from everloop.specs import HIGHER_IS_BETTER
+
+        now, then = self.score(job, made, part), self.score(job, before, part)
+        worse = now < then if self.spec["metric"] in HIGHER_IS_BETTER else now > then
+        self.worse[outcome] += worse
+        print(f"  the challenger, {outcome}, answers {part.name} with {now:.4f}, the version before with {then:.4f}")
 
     def _spec(self) -> Any:  # loaded where it is needed
         from everloop.specs import LifecycleSpec
 
         return LifecycleSpec.model_validate(self.spec | {"source": {"path": str(self.folder / "source")}})
 
-    def _job(self) -> Any:
+    @property
+    def monitor(self) -> Any:
+        return self._spec().monitor
+
+    def begin(self) -> Any:
+        """The job that everything runs in; the first part lies in the source."""
         from tests.job import FolderJob
 
         (self.folder / "source").mkdir(parents=True)
+        self._deliver(self.parts[0])
         return FolderJob(self.folder)
 
     def _deliver(self, part: Part) -> None:
@@ -93,8 +116,8 @@ class Loop:
             self.folder / "source" / f"{part.name}.csv", index=False
         )
 
-    def _version(self, job: Any, champion: dict[str, Any] | None, number: int) -> dict[str, Any] | None:
-        """Train, and compare with *champion* by the spec's certainty. None: it is not better."""
+    def version(self, job: Any, champion: dict[str, Any] | None, number: int) -> dict[str, Any]:
+        """Train, and compare with *champion* by the spec's certainty. One that is not better is made all the same."""
         from activities.compute import data, evaluation, export, features, inference, training
         from everloop import contracts
         from everloop.records import Champion, Signature, Slot
@@ -116,8 +139,6 @@ class Loop:
             job,
         )  # fmt: skip
         self.reason = judged.comparison.reason
-        if record is not None and judged.comparison.verdict != "better":
-            return None
         refitted = training.refit(
             contracts.RefitRequest(spec=spec, snapshot=snapshot, prepared=prepared, trained=trained, slot=slot), job
         )
@@ -125,17 +146,20 @@ class Loop:
         signature = Signature.model_validate_json(job.artifacts.get(made.signature))
         return {
             "number": number,
+            "better": record is None or judged.comparison.verdict == "better",
             "model": inference.Model(job.artifacts.get(made.model), signature),
             "signature": signature,
             "reference": made.reference.sha256,
             "evaluation": judged.report,
+            "expected": judged.metrics,
+            "tested": judged.rows,
             "record": Champion(
                 version=number, model_digest=made.model.sha256, model=made.model, signature=made.signature,
                 seen=refitted.seen, trained_until=refitted.trained_until, release_seq=number,
             ),
         }  # fmt: skip
 
-    def _score(self, job: Any, version: dict[str, Any], part: Part, *, log: bool = False) -> float:
+    def score(self, job: Any, version: dict[str, Any], part: Part, *, log: bool = False) -> float:
         from activities.compute.evaluation import scores
 
         signature = version["signature"]
@@ -162,9 +186,11 @@ class Loop:
         moments: Sequence[datetime],
         answers: Sequence[dict[str, object]],
     ) -> None:
-        from everloop.predictions import PredictionLog
+        from everloop.predictions import PredictionLog, line_files, on_disk
 
-        written = PredictionLog(job.predictions_dir / "default" / self.spec["model"])
+        folder = job.predictions_dir / "default" / self.spec["model"]
+        before = set(line_files(folder))
+        written = PredictionLog(folder)
         for start in range(0, len(asked), 10_000):
             lines: list[dict[str, Any]] = [
                 {"request_id": f"{part.name}-{place}", "row": 0, "event_time": moments[place].isoformat(),
@@ -174,6 +200,8 @@ class Loop:
             ]  # fmt: skip
             written.append(lines)
         written.close()
+        found = on_disk(folder)
+        self.logged = found.model_copy(update={"parts": tuple(p for p in found.parts if p.name not in before)})
 
     def _asked(self, part: Part, signature: Any) -> tuple[list[dict[str, Any]], list[datetime]]:
         names = [entry.name for entry in signature.fields]
@@ -185,22 +213,63 @@ class Loop:
         moments = [moment.to_pydatetime() for moment in pd.to_datetime(part.rows[self.spec["time"]], utc=True)]
         return rows, moments
 
-    def _share(self, job: Any, version: dict[str, Any], part: Part) -> float:
+    def report(self, job: Any, version: dict[str, Any], part: Part) -> Any:
         from activities.compute import drift
         from everloop.contracts import DriftRequest
         from everloop.records import Slot, Window
 
-        report = drift.measure(
+        monitor = self.monitor
+        return drift.measure(
             DriftRequest(
                 project="default", model=self.spec["model"], champion=version["record"],
-                reference_sha256=version["reference"], window=Window(start=part.start, end=part.end), minimum_rows=30,
-                seed=0, slot=Slot(device="cpu0", token=1, holder="bench/run"), evaluation=version["evaluation"],
-                monitor=self._spec().monitor,
+                reference_sha256=version["reference"], window=Window(start=part.start, end=part.end),
+                minimum_rows=monitor.minimum_rows, seed=0, slot=Slot(device="cpu0", token=1, holder="bench/run"),
+                evaluation=version["evaluation"], monitor=monitor, log=self.logged,
             ),
             job,
         )  # fmt: skip
-        self.measures = report.measures
-        return float(report.share)
+
+
+class Ledger:
+    """The product's own decisions about the windows of one model."""
+
+    def __init__(self, folder: Path, spec: Any) -> None:
+        from everloop.store import MonitorRow, Store
+
+        self.store, self.spec = Store(f"sqlite:///{folder / 'everloop.db'}"), spec
+        self.store.migrate()
+        self.lifecycle = ""
+        row = MonitorRow(
+            project=spec.project, model=spec.model, spec=spec.model_dump_json(), updated_at=datetime.now(UTC)
+        )
+        with self.store.write() as session:
+            session.add(row)
+
+    def decide(self, champion: dict[str, Any], report: Any) -> tuple[str, str]:
+        """Verdict and reason; each retraining has ended before the next window."""
+        from activities.drift import ledger
+        from everloop.contracts import TriggerRequest
+
+        request = TriggerRequest(
+            project=self.spec.project, model=self.spec.model, version=champion["number"], window=report.window,
+            share=None if report.insufficient else report.share, threshold=self.spec.monitor.share,
+            insufficient=report.insufficient, spec=self.spec, measures=report.measures, broken=report.broken,
+        )  # fmt: skip
+        self.lifecycle = f"retrain-{report.window.start:%Y%m%d}"
+        answer = ledger.decide(self.store, request, "", self.lifecycle)
+        return answer.verdict, answer.reason
+
+    def ended(self, outcome: str) -> None:
+        from everloop.store import LifecycleRow
+
+        now = datetime.now(UTC)
+        row = LifecycleRow(
+            id=self.lifecycle, run_id="", project=self.spec.project, model=self.spec.model, task=self.spec.task,
+            trigger="drift", submitted_by="monitor", submitted_at=now, updated_at=now, body_digest="",
+            spec=self.spec.model_dump_json(), status=outcome,
+        )  # fmt: skip
+        with self.store.write() as session:
+            session.add(row)
 
 
 @contextlib.contextmanager
@@ -222,7 +291,7 @@ def by(rows: pd.DataFrame, time_: str, periods: Sequence[tuple[str, str, str]]) 
 
 
 def spec_of(model: str, task: str, target: str, time_: str, metric: str, **more: Any) -> dict[str, Any]:
-    monitor = {"window": "month", "share": 0.5, "minimum_rows": 30} | more.pop("monitor", {})
+    monitor = {"window": "month", "share": 0.5} | more.pop("monitor", {})
     training = {"rounds": ROUNDS, "early_stopping": 1000, "seed": more.pop("seed", 0)}
     return {
         "model": model, "task": task, "target": target, "time": time_, "metric": metric, "training": training,

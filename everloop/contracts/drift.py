@@ -65,6 +65,9 @@ class NextWindow(Record):
     """In the window, counted up to the monitor's `minimum_rows`."""
     insufficient: str = ""
     """Why the window is not worth a job, or empty."""
+    measures: tuple[Measure, ...] = ()
+    """Of a window that is not worth a job: what its refused rows say."""
+    broken: tuple[Break, ...] = ()
     closed_at: datetime | None = None
     """When the window was found closed: rows that are logged later are late."""
     evaluation: Blob | None = None

@@ -6,8 +6,8 @@ one is of the slot that runs it: if no training had to begin again, nothing is s
 With --gpus the trainings take fractions of 4 simulated GPUs instead, by share and by memory.
 By the jobs' own records no device is used beyond what it has at any moment, and nothing is left behind.
 A line goes to docs/proof/lease_kills.csv, or fraction_kills.csv. PLANT=1, 2, 3 puts a fault into the stack (it gives
-twice what a device has; the first two leases stay counted when they are given back; the first two that were killed are
-never proven dead): it then ends with 1 and leaves no line.
+twice what a device has; the first two leases stay counted when they are given back; the lock of a job's part is
+never let go): it then ends with 1 and leaves no line.
 """
 
 import argparse
@@ -41,20 +41,15 @@ else:
     capacity.give_back = lambda session, row, *rest: None if row.token <= 2 else right(session, row, *rest)
 """
 """Read by every Python process at its start, as `sitecustomize`."""
-UNPROVEN = """
+HELD = """
 try:
-    from activities import lease_ledger as ledger
+    import os
+    from activities.jobs import slot
 except ImportError:  # a process that is not of the stack
     pass
 else:
-    right, never = ledger.proven, []
-
-    def proven(store, pool, dead):
-        dead = list(dead)
-        never.extend(sorted({token for token, _ in dead} - set(never))[: 2 - len(never)])
-        right(store, pool, [(token, rank) for token, rank in dead if token not in never])
-
-    ledger.proven = proven
+    right = slot._locked
+    slot._locked = lambda lock: right(lock) and bool(os.dup(lock))  # nobody ever closes that one
 """
 HEADER = ["at", "commit", "seed", "lifecycles", "jobs", "kills", "seconds", "overlaps", "leaks"]
 
@@ -106,7 +101,7 @@ def planted(plant: str, folder: Path) -> None:
         os.environ |= {"EVERLOOP_SLOT_CORES": "4", "EVERLOOP_DEVICES": devices}
     if plant in {"2", "3"}:
         (folder / "planted").mkdir()
-        (folder / "planted" / "sitecustomize.py").write_text(KEPT if plant == "2" else UNPROVEN)
+        (folder / "planted" / "sitecustomize.py").write_text(KEPT if plant == "2" else HELD)
         os.environ["PYTHONPATH"] = str(folder / "planted")
 
 

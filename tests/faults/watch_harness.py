@@ -153,7 +153,7 @@ def _always_decides(store: Store, request: TriggerRequest, running: str, lifecyc
 def _by_rows_alone(log: LogIndex, monitor: Monitor, cursor: datetime | None, now: datetime) -> Window | None:
     """Any row beyond a window's end closes it, also one ahead of the clock."""
     far = datetime.max.replace(tzinfo=UTC)
-    window = windows.next_with_a_row(log, monitor.window, cursor, far)
+    window = windows.next_with_a_row(log, monitor, cursor, far)
     return window if window is not None and log.closed(window.end, far) else None
 
 

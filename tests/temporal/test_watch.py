@@ -9,6 +9,7 @@ from sqlmodel import select
 from activities.drift.quarantine import accepting
 from everloop import names
 from everloop.labels import LabelLog, labels_of
+from everloop.predictions.refusals import Refusals
 from everloop.records import Break, Measure, Signature, Window, WindowPerformance
 from everloop.store import LabelsRow, MonitorRow, PerformanceRow
 from tests.fakes import at
@@ -72,7 +73,41 @@ async def test_broken_data_causes_no_retraining_until_a_person_lifts_the_quarant
     traffic(stack, model, at(2026, 1, 4))
     await check(stack, model)
     assert checks(stack, model)[-1].verdict == "retrain"
-    assert len(await eventually_ids(stack, model)) == 1
+    (retraining,) = await eventually_ids(stack, model)
+    await stack.status(retraining, "not_better")
+
+    stack.compute.verdict = "better"
+    change(stack, model, quarantined_at=at(2026, 1, 5), quarantine=[BROKEN.model_dump()])
+    await released(stack, quarantine=False)  # whoever released this spec wants none
+    with stack.store.read() as session:
+        monitor = session.get_one(MonitorRow, ("default", model))
+    assert (monitor.quarantined_at, monitor.quarantine) == (None, [])
+    assert (await stack.verified()).differences == []
+
+
+async def test_a_window_of_which_every_row_was_refused_is_in_quarantine_without_a_job(stack: Stack) -> None:
+    model = await released(stack, minimum_rows=100, also=["quality"])
+    traffic(stack, model, at(2026, 1, 1))
+    refused = Refusals(stack.settings.predictions_dir / "default" / model)
+    refused.note("rows[0].age", [at(2026, 1, 2)] * 150)
+    refused.note("rows[0].age", [at(2026, 1, 3)] * 99)  # too few to be a window
+    refused.flush(now=True)
+    traffic(stack, model, at(2026, 1, 4), at(2026, 1, 5))
+
+    await check(stack, model)
+
+    rows = checks(stack, model)
+    assert [(row.window_start, row.verdict, row.rows) for row in rows] == [
+        (at(2026, 1, 1), "insufficient_data", 1),
+        (at(2026, 1, 2), "quarantined", 0),
+        (at(2026, 1, 4), "insufficient_data", 1),
+    ]
+    assert "'age': 150 of 150 rows were refused for it" in rows[1].reason
+    assert (rows[1].share, [each["name"] for each in rows[1].measures]) == (None, ["schema"])
+    assert "measure" not in stack.compute.stages()
+    assert await retrainings(stack.client, model) == []
+    with stack.store.read() as session:
+        assert [each["column"] for each in session.get_one(MonitorRow, ("default", model)).quarantine] == ["age"]
     assert (await stack.verified()).differences == []
 
 

@@ -150,6 +150,19 @@ def test_a_window_with_few_rows_says_so(job: FolderJob) -> None:
 
     assert report.insufficient == "99 rows in the window, 100 are needed"
     assert report.report is None
+    assert (report.measures, report.broken) == ((), ())
+
+
+def test_a_window_with_few_rows_and_many_refused_ones_says_what_is_broken(job: FolderJob) -> None:
+    refusals = Refusals(job.predictions_dir / "p" / "m")
+    refusals.note("rows[0].steady", [START] * 901)
+    refusals.flush()
+
+    report = drift.measure(asked(job, rows=99).model_copy(update={"monitor": Monitor()}), job)
+
+    assert report.insufficient == "99 rows were answered in the window and 901 refused; 100 answered ones are needed"
+    assert [(each.column, each.kind) for each in report.broken] == [("steady", "schema")]
+    assert [(measure.value, measure.over) for measure in report.measures] == [(0.901, True)]
 
 
 def test_the_picture_holds_no_text_that_could_run(job: FolderJob) -> None:

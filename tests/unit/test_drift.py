@@ -11,6 +11,7 @@ import pytest
 from activities.drift.windows import next_closed
 from activities.predictions.index import LogIndex
 from everloop.predictions import PredictionLog
+from everloop.predictions.refusals import Refusals
 from everloop.records import Window
 from everloop.specs import Monitor
 from everloop.windows import begins, window_of
@@ -89,6 +90,37 @@ def test_a_replay_of_the_past_closes_windows_by_event_time_as_ever(log: LogIndex
     closed = drained(log, monitor("month"), None, NOW)
 
     assert [(window.start.month, window.end.month) for window in closed] == [(1, 2), (2, 3)]
+
+
+def refused(log: LogIndex, moment: datetime, rows: int) -> None:
+    noted = Refusals(log.folder)
+    noted.note("rows[0].income", [moment] * rows)
+    noted.flush(now=True)
+
+
+def test_a_window_of_which_every_row_was_refused_is_looked_at(log: LogIndex) -> None:
+    refused(log, TODAY - 20 * HOUR, 100)
+    yesterday = window_of(TODAY - DAY, "day")
+
+    assert drained(log, monitor(), None, NOW) == [yesterday]  # nothing was ever answered: that is silence
+    came(log, TODAY - 50 * HOUR)
+    assert drained(log, monitor(), None, NOW) == []  # a replay that goes on may still come to it
+    assert drained(log, monitor(idle=timedelta()), None, datetime.now(UTC)) == [
+        window_of(TODAY - 50 * HOUR, "day"),
+        yesterday,
+    ]
+    came(log, TODAY + HOUR)
+    assert drained(log, monitor(), None, NOW)[1:] == [yesterday]
+
+
+def test_a_few_refused_rows_are_no_window_and_close_none(log: LogIndex) -> None:
+    refused(log, TODAY + HOUR, 99)
+    refused(log, TODAY - 30 * DAY, 99)
+    came(log, TODAY - 20 * HOUR)
+    assert drained(log, monitor(), None, NOW) == []
+    refused(log, TODAY + 2 * HOUR, 5000)
+    assert drained(log, monitor(), None, NOW) == []
+    assert next_closed(log, monitor(), TODAY, NOW) is None  # of an open window
 
 
 SIZES = ("hour", "day", "week", "month")

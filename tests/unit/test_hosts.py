@@ -1,22 +1,30 @@
 """What a job needs where hosts share no disk: checkpoints on the store, its own folders, its log sent back."""
 
 import socket
+from collections.abc import Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 
+from activities.drift import DriftCompute
 from activities.jobs import gang, home, lent
 from activities.jobs.checkpoints import Checkpoints, newest_of
 from activities.jobs.gang import LOOPBACK, interface_of
 from activities.jobs.mark import MARK
 from activities.jobs.order import Order
 from activities.jobs.security import security
+from activities.jobs.submit import Jobs
 from everloop import settings as configuration
+from everloop.contracts import DriftRequest
 from everloop.errors import ComputeLost, Invalid, LeaseLost, Unavailable
+from everloop.predictions.refusals import Refusals, refused_in
+from everloop.records import Blob, Champion, DriftReport, Slot, Window
 from everloop.settings import Settings
+from tests import stores
 from workers import cluster, compute, devices
 
 STATE = {"weights": np.arange(6, dtype=np.float32).reshape(2, 3), "round": 3}
@@ -147,6 +155,39 @@ def test_files_that_are_lent_are_copies_that_go_again(tmp_path):
     assert not (tmp_path / "own/project/model/live/gone.jsonl").exists()
     lent.take_back(url)
     assert not (tmp_path / "store/jobs/run/lent/1").exists()
+
+
+async def test_a_drift_job_on_another_host_hears_of_what_was_refused(tmp_path: Path) -> None:
+    start = datetime(2026, 1, 5, tzinfo=UTC)
+    window = Window(start=start, end=start + timedelta(days=1))
+    settings = Settings(data_dir=tmp_path / "control")
+    noted = Refusals(settings.predictions_dir / "default" / "churn")
+    noted.note("rows[0].income", [start] * 120)
+    noted.flush()
+    url, away = f"file://{tmp_path}/store/jobs/run/lent/1", tmp_path / "away"
+
+    class Away:
+        """A job where the compute worker's disk is not: it has what it is lent."""
+
+        async def run(self, _function: str, request: DriftRequest, _result: type, reads: Sequence[str]) -> DriftReport:
+            lent.lend(url, settings.predictions_dir, reads)
+            lent.borrow(url, away)
+            seen = refused_in(away / request.project / request.model, request.window)
+            return DriftReport(
+                window=request.window, rows=0, reference_rows=0, columns=(), share=0, insufficient=str(seen)
+            )
+
+    store = stores.migrated(f"sqlite:///{tmp_path / 'everloop.db'}")
+    blob = Blob(sha256="0" * 64, size_bytes=1)
+    champion = Champion(version=1, model_digest="0" * 64, model=blob, signature=blob, seen=blob, release_seq=1)
+    asked = DriftRequest(
+        project="default", model="churn", champion=champion, reference_sha256="", window=window, minimum_rows=100,
+        seed=0, slot=Slot(device="cpu0-far", token=1, holder="w/r"),
+    )  # fmt: skip
+    report = await DriftCompute(cast("Jobs", Away()), store, settings).measure(asked)
+    store.close()
+
+    assert report.insufficient == "{'income': 120}"
 
 
 def test_devices_of_a_node_carry_its_name_and_are_reported_with_it(tmp_path):

@@ -13,6 +13,7 @@ import pytest
 from activities.compute import performance
 from activities.compute.predictions.columns import key_text
 from activities.compute.resampling import interval, sureness
+from activities.labels import is_worse
 from everloop import rows
 from everloop.client.labels import _moved
 from everloop.contracts import PerformanceRequest
@@ -20,6 +21,8 @@ from everloop.errors import Invalid
 from everloop.labels import LabelLog, labels_of, names_of
 from everloop.predictions import PredictionLog
 from everloop.records import Champion, Field, Signature, Slot
+from everloop.specs import Monitor
+from everloop.store import PerformanceRow
 from tests.job import FolderJob
 
 START = datetime(2024, 3, 1, tzinfo=UTC)
@@ -204,3 +207,16 @@ def test_a_prediction_answers_to_its_key_as_json_has_it(sent: object, named: str
     row = {"request_id": "r", "row": 0, "key": key_text(sent)}
     assert ("key", named) in set(names_of(row, ()))
     assert labels_of([{"key": named, "label": 1}], BINARY, START)[0].name == ("key", named)
+
+
+@pytest.mark.parametrize(("tested", "worse"), [(100_000, True), (400, False)])
+def test_a_figure_of_a_small_evaluation_is_not_taken_for_the_truth(tested: int, worse: bool) -> None:
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    row = PerformanceRow(
+        project="p", model="m", window_start=at, window_end=at + timedelta(days=1), version=1, rows=900, labelled=800,
+        metric="auc", value=0.80, low=0.77, high=0.83, expected=0.84, measured_at=at,
+    )  # fmt: skip
+    assert is_worse(row, Monitor(), tested) is worse
+    assert not is_worse(row, Monitor(worse_by=0.1), tested)
+    loss = PerformanceRow(**row.model_dump() | {"metric": "rmse", "expected": 0.76})
+    assert is_worse(loss, Monitor(), tested) is worse

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from activities.compute.measures import answers_of, changed_unit, distribution, measures_of, schema_of
+from activities.compute.measures import answers_of, changed_unit, distribution, measures_of
+from activities.schema_breaks import schema_of
 from everloop.records import Field, Signature
 from everloop.specs import Monitor
 
@@ -93,6 +94,27 @@ def test_temperatures_in_another_unit_are_seen() -> None:
 def test_what_only_moved_is_no_change_of_the_unit(moved: object) -> None:
     then = DRAW.normal(18, 6, 3000)
     assert changed_unit(then, moved(DRAW.normal(18, 6, 800))) == ""  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("change", [lambda x: x * 60, lambda x: x / 10, lambda x: x * 1.8 + 32])
+def test_a_change_of_the_unit_is_seen_in_a_column_of_few_values(change: object) -> None:
+    hours = np.array([0.0, 20.0, 30.0, 40.0])
+    now = change(DRAW.choice(hours, 800, p=[0.1, 0.6, 0.2, 0.1]))  # type: ignore[operator]
+    assert changed_unit(DRAW.choice(hours, 3000), now) != ""
+
+
+def test_few_values_that_moved_are_no_change_of_the_unit() -> None:
+    scale, tens = np.arange(1.0, 6.0), np.arange(1.0, 100.0)
+    for then, now in (
+        (scale, DRAW.choice([4.0, 5.0], 800)),  # of those that were known
+        (scale, DRAW.choice([10.0, 20.0], 800)),  # two may agree by chance
+        (scale, DRAW.choice([6.0, 7.0, 8.0, 9.0], 800)),
+        (tens, DRAW.choice([10.0, 20.0, 30.0, 40.0], 800)),  # round ones, all known
+        (np.array([0.0, 1.0]), DRAW.choice([0.0, 10.0], 800)),
+        (np.array([7.0]), DRAW.choice([70.0, 700.0, 7000.0], 800)),
+        (np.zeros(3), DRAW.choice([1.0, 2.0, 3.0], 800)),
+    ):
+        assert changed_unit(DRAW.choice(then, 3000), now) == ""
 
 
 def test_answers_are_compared_with_those_of_the_evaluation() -> None:

@@ -79,4 +79,14 @@ def test_latency_is_of_all_processes_together() -> None:
     assert (found.requests, found.mean_ms, found.refused) == (200, pytest.approx(2), 3)
     assert found.bounds_ms == [("50%", 1.0), ("95%", 1.0), ("99%", 10.0)]
     assert found.rows == [("1 ms", 0.95), ("10 ms", 1.0)]
+
+
+def test_a_model_that_refuses_everything_says_so() -> None:
+    found = watch.latency_of('everloop_predict_requests_total{project="p",model="m",status="422"} 7\n', "p", "m")
+    assert found == watch.Latency(0, 0.0, [], [], 7)
+    assert watch.latency_of("", "p", "m") is None
+    refused = {"name": "schema", "over": True, "why": "100.0% of the rows were refused"}
+    broken = view(0, None, "quarantined", rows=0).model_copy(update={"measures": [refused]})
+    assert [bar.kind for bar in watch.drift_bars([broken], 0.5).bars] == ["broken"]
+    assert watch.volume_bars([broken]).bars[0].says.endswith("0 predictions; 100.0% of the rows were refused")
     assert watch.latency_of(METRICS, "p", "none") is None

@@ -9,7 +9,7 @@ only (so: where either side is small a test of two samples decides, and many cat
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from activities.compute import Job
 from activities.compute.drift.judging import judge, word
@@ -17,7 +17,8 @@ from activities.compute.drift.methods import Pair
 from activities.compute.drift.picture import render_html
 from activities.compute.drift.samples import MOST_ROWS, Sampled, pairs_of, reference_of, window_of
 from activities.compute.inference import Columns
-from activities.compute.measures import answers_of, distribution, evaluation_of, measures_of, schema_of
+from activities.compute.measures import answers_of, distribution, evaluation_of, measures_of
+from activities.schema_breaks import MOST_BROKEN, schema_of, too_few, unanswered
 from everloop.contracts import DriftRequest
 from everloop.errors import DatasetMissing
 from everloop.predictions.refusals import refused_in
@@ -27,19 +28,15 @@ __all__ = ["MOST_ROWS", "Pair", "judge", "measure", "render", "render_html", "wo
 
 SUMMARY_BYTES = 16 << 10
 """Columns listed in the result, which travels through Temporal; the report blob has all."""
-MOST_BROKEN = 20
 
 
 def measure(request: DriftRequest, job: Job) -> DriftReport:
     """Compare the window's rows with the reference, up to 50,000 seeded rows of each."""
     window = window_of(request, job)
     signature, current, seconds, rows = window.signature, window.columns, window.seconds, window.rows
+    refused = refused_in(job.predictions_dir / request.project / request.model, request.window)
     if rows < request.minimum_rows:
-        reason = f"{rows} rows in the window, {request.minimum_rows} are needed"
-        print(reason)
-        return DriftReport(
-            window=request.window, rows=rows, reference_rows=0, columns=(), share=0.0, insufficient=reason
-        )
+        return _too_few(request, rows, refused)
     reference, reference_rows = reference_of(request, job, signature)
     pairs = pairs_of(signature, reference, current, seconds)
     found, evidence = judge(pairs, job)
@@ -48,7 +45,7 @@ def measure(request: DriftRequest, job: Job) -> DriftReport:
         word = "drifted" if column.drifted else "steady"
         print(f"{word}: {column.column!r} {column.score:.4g} (threshold {column.threshold:g}, {column.method})")
     print(f"{len(seconds):,} of {rows:,} rows against {reference_rows:,}: {share:.0%} of {len(found)} columns drifted")
-    measures, broken = _beside(request, job, window, reference)
+    measures, broken = _beside(request, job, window, reference, refused)
     report = {
         "measures": [measure.model_dump() for measure in measures],
         "broken": [each.model_dump() for each in broken],
@@ -72,12 +69,24 @@ def measure(request: DriftRequest, job: Job) -> DriftReport:
     )
 
 
-def _beside(request: DriftRequest, job: Job, window: Sampled, reference: Columns) -> tuple[list[Measure], list[Break]]:
+def _too_few(request: DriftRequest, rows: int, refused: Mapping[str, int]) -> DriftReport:
+    """What was refused may be enough to say that the data is broken."""
+    reason = too_few(rows, sum(refused.values()), request.minimum_rows)
+    measures, broken = unanswered(refused, rows, request.monitor)
+    print("; ".join([reason, *(measure.why for measure in measures)]))
+    return DriftReport(
+        window=request.window, rows=rows, reference_rows=0, columns=(), share=0.0, insufficient=reason,
+        measures=measures, broken=broken,
+    )  # fmt: skip
+
+
+def _beside(
+    request: DriftRequest, job: Job, window: Sampled, reference: Columns, refused: Mapping[str, int]
+) -> tuple[list[Measure], list[Break]]:
     """What is looked at beside the columns' drift. Nothing, where the workflow that asks does not know of it."""
     if request.monitor is None:
         return [], []
     measures, broken = measures_of(window.signature, reference, window.columns, request.monitor)
-    refused = refused_in(job.predictions_dir / request.project / request.model, request.window)
     told, gone = schema_of(refused, window.rows, request.monitor)
     measures, broken = [*measures, told], [*broken, *gone]
     answers = answers_of(window.signature, window.answers, evaluation_of(job, request.evaluation))
