@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx
 import psutil
@@ -151,9 +152,9 @@ class Server:
             assert time.monotonic() < deadline, self.ask("/status").text
             time.sleep(0.05)
 
-    def kill_one(self) -> None:
+    def kill_one(self, draw: random.Random) -> None:
         """kill -9 of a process, and wait until another has its place."""
-        victim = random.choice(self.processes())
+        victim = draw.choice(self.processes())
         os.kill(victim, signal.SIGKILL)
         self.wait(lambda: victim not in self.processes() and len(self.processes()) == WORKERS)
 
@@ -180,10 +181,13 @@ class Keeper:
         assert self.process is not None and self.process.stdout is not None
         assert self.process.stdout.readline(), "the keeper has ended"
 
-    def kill(self) -> None:
+    def kill(self) -> bool:
+        """kill -9. Was a child of it compacting?"""
         assert self.process is not None
+        compacting = bool(psutil.Process(self.process.pid).children())
         self.process.kill()
         self.process.communicate()
+        return compacting
 
     def finish(self) -> list[str]:
         """Let it look until nothing is left to do. Returns the files that nothing counts even then."""
@@ -243,20 +247,31 @@ def read(server: Server) -> tuple[list[str], int]:
     return logged.table(["request_id"])["request_id"].to_pylist(), sum(part.rows for part in listing.parts)
 
 
-def run(server: Server, *, kills: int, seed: int) -> tuple[list[str], Load]:
+class Hits(NamedTuple):
+    """How many kills met somebody at work."""
+
+    answering: int = 0
+    """Servers that had questions which they have not answered."""
+    compacting: int = 0
+    """Keepers whose child was compacting."""
+
+
+def run(server: Server, *, kills: int, seed: int | str) -> tuple[list[str], Load, Hits]:
     """Load, and so many kills of a server, with a kill of the keeper between; what is wrong, in words."""
-    draw, wrong = random.Random(seed), []
+    draw, wrong, hits = random.Random(seed), [], Hits()
     load, keeper = Load(server), Keeper(server)
     keeper.start()
     load.start()
     seen: set[str] = set()
     for kill in range(kills):
         time.sleep(draw.uniform(0.2, 1.0))
-        server.kill_one()
+        failed = len(load.failed)
+        server.kill_one(draw)
+        hits = hits._replace(answering=hits.answering + (len(load.failed) > failed))
         if kill % 2 == 0:
             keeper.has_looked()
             time.sleep(draw.uniform(0.0, 0.7))  # somewhere in a compaction, or between two
-            keeper.kill()
+            hits = hits._replace(compacting=hits.compacting + keeper.kill())
             keeper.start()
         found, counted = read(server)
         wrong += [f"kill {kill}: {len(seen - set(found))} rows are gone"] * bool(seen - set(found))
@@ -272,7 +287,7 @@ def run(server: Server, *, kills: int, seed: int) -> tuple[list[str], Load]:
     wrong += [f"{len(set(load.answered) - set(found))} answered rows are lost"] * bool(set(load.answered) - set(found))
     wrong += [f"{counted - len(set(found))} rows count twice"] * (counted != len(set(found)))
     wrong += ["rows that nobody asked"] * bool(set(found) - set(load.answered) - set(load.failed))
-    return wrong, load
+    return wrong, load, hits
 
 
 def _left(server: Server) -> list[str]:
