@@ -299,7 +299,11 @@ def told(every: list[Server], took: list[float], errors: int) -> bool:
         return statistics.median(ours / theirs for ours, theirs in pairs)
 
     met = [said("everloop_over_floor", ratio("floor"), 0.5, least=True)]
-    met += [said("everloop_over_mlflow", ratio("mlflow"), 7, least=True)] if "mlflow" in by_name else []
+    if "mlflow" in by_name:
+        met.append(said("everloop_over_mlflow", ratio("mlflow"), 7, least=True))
+    else:  # a goal that nobody has measured is not met
+        print("everloop_over_mlflow: not measured, mlflow was left out", flush=True)
+        met.append(False)
     for other in {"fastapi", "bentoml"} & by_name.keys():
         print(f"everloop_over_{other} {ratio(other):.3g}", flush=True)
     took.sort()
