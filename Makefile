@@ -26,9 +26,10 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format
 
 BENCHES := orchestration recovery init stack_memory chain prepare torch_tabular serving prediction_log leases lease_ledger search_overhead single_row automl drift pool_simulation
-bench: $(VENV)/.dev  ## what Everloop costs, beside others; ROWS=200000 for small tables; ONLY="init prepare" for some
+bench: $(VENV)/.dev  ## what Everloop costs, beside others; ROWS=200000 for small tables; ONLY="init prepare" for some; automl: MINUTES=, ARGS="--only peers"
 	@missed=0; for name in $(or $(ONLY),$(BENCHES)); do echo "== $$name"; \
 	  $(BIN)/python -m bench.$$name $(if $(ROWS),$$(case $$name in (prepare|chain) echo --rows $(ROWS);; esac)) \
+	    $$(case $$name in (automl) echo $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS);; esac) \
 	  || missed=1; done; exit $$missed
 
 proof-compute: $(VENV)/.dev  ## faults at random moments of trainings; MINUTES=, SEED= (the same goes on), TRAINER=torch, PLANT=1..3
