@@ -54,7 +54,7 @@ proof-gangs: $(VENV)/.dev  ## a gang of four, kill -9 of a rank KILLS=10 times: 
 proof-clusters: $(VENV)/.dev  ## two hosts with disks of their own (as root: networks and mounts too), Postgres, S3: a host killed in training, a gang across both
 	$(BIN)/pytest -x -q -s tests/faults/proof_clusters.py
 
-proof-search: $(VENV)/.dev  ## kill -9 of everything at trial 37 of 100, one and four at once: docs/proof/search.csv; SEED=, PLANT=1..3 must fail
+proof-search: $(VENV)/.dev  ## kill -9 of everything at trial 37 of 100, one and four at once: docs/proof/search.csv; MINUTES= for more, SEED= (the same goes on), PLANT=1..3 must fail
 	$(BIN)/python -m tests.faults.proof_search
 
 proof-lease-kills: $(VENV)/.dev  ## many jobs on few devices, kill -9 of each process in turn, Temporal too: 0 overlaps, 0 leaks; ARGS="--lifecycles 20", "--gpus" for fractions

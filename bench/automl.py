@@ -36,6 +36,7 @@ import pandas as pd
 from bench import automl_ours
 from bench.automl_rows import DEFAULT, OURS, PEERS, Results, Row, judged
 from bench.dev_tables import SPLITS, TABLES, DevTable, Pair, pair
+from bench.figures import commit
 from everloop.errors import EverloopError
 
 HERE = Path(__file__).resolve().parent
@@ -176,7 +177,7 @@ def main() -> int:
     automl_ours.end_what_was_left(asked.cache)
     folder = asked.rows or (HERE if asked.budget == BUDGET_S else asked.cache)
     peers = Results(folder / "automl_peers.csv", asked.budget, asked.loud)
-    ours = Results(folder / "automl_ours.csv", asked.budget, asked.loud, automl_ours.commit() if asked.again else "")
+    ours = Results(folder / "automl_ours.csv", asked.budget, asked.loud, commit() if asked.again else "")
     box = Box(asked.minutes)
     for name in asked.tables:
         if asked.only != "ours":
@@ -225,7 +226,7 @@ def _ours(name: str, asked: argparse.Namespace, results: Results, box: Box) -> N
 def _given(tool: str, version: str, name: str, split: int, budget_s: int) -> Row:
     about = {"tool": tool, "version": version, "table": name, "split": split, "budget_s": budget_s}
     about |= {"metric": TABLES[name].metric, "seed": SEED, "cores": CORES, "machine": machine()}
-    return about | {"python": platform.python_version(), "commit": automl_ours.commit()}
+    return about | {"python": platform.python_version(), "commit": commit()}
 
 
 def _peer(tool: str, name: str, split: int, results: Results, cache: Path) -> None:

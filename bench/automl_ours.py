@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,7 +26,6 @@ from everloop.client import Client
 from tests.conftest import free_port_base
 from tests.loop.test_stack import Launcher
 
-ROOT = Path(__file__).resolve().parents[1]
 READY_SECONDS, SERVED_SECONDS, PATIENCE_SECONDS = 300, 60, 1800
 BATCH = 5000
 """Rows of one request."""
@@ -41,16 +39,6 @@ class FailedError(Exception):
 def version() -> str:
     """Of Everloop."""
     return installed("everloop")
-
-
-def commit() -> str:
-    """Of the tree, with `-dirty` where it differs. Rows and words that were added do not count."""
-
-    def git(*words: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
-
-    changed = git("diff", "--quiet", "HEAD", "--", ".", ":!*.csv", ":!*.md").returncode
-    return git("rev-parse", "--short", "HEAD").stdout.strip() + "-dirty" * bool(changed)
 
 
 def end_what_was_left(cache: Path) -> None:
