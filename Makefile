@@ -26,9 +26,10 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format
 
 BENCHES := orchestration recovery init stack_memory chain prepare torch_tabular serving prediction_log leases lease_ledger search_overhead single_row automl drift pool_simulation
-bench: $(VENV)/.dev  ## what Everloop costs, beside others; ROWS=200000 for small tables; ONLY="init prepare" for some
+bench: $(VENV)/.dev  ## what Everloop costs, beside others; ROWS=200000 for small tables; ONLY="init prepare" for some; automl: MINUTES=, ARGS="--only peers"
 	@missed=0; for name in $(or $(ONLY),$(BENCHES)); do echo "== $$name"; \
 	  $(BIN)/python -m bench.$$name $(if $(ROWS),$$(case $$name in (prepare|chain) echo --rows $(ROWS);; esac)) \
+	    $$(case $$name in (automl) echo $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS);; esac) \
 	  || missed=1; done; exit $$missed
 
 proof-compute: $(VENV)/.dev  ## faults at random moments of trainings; MINUTES=, SEED= (the same goes on), TRAINER=torch, PLANT=1..3
@@ -53,7 +54,7 @@ proof-gangs: $(VENV)/.dev  ## a gang of four, kill -9 of a rank KILLS=10 times: 
 proof-clusters: $(VENV)/.dev  ## two hosts with disks of their own (as root: networks and mounts too), Postgres, S3: kill -9 in each phase, a gang across both: docs/proof/clusters.csv; MINUTES=, ROUNDS=3, ONLY=gang, SEED= (the same goes on), PLANT=1..3 must fail
 	$(BIN)/python -m tests.faults.proof_clusters
 
-proof-search: $(VENV)/.dev  ## kill -9 of everything at trial 37 of 100, one and four at once: docs/proof/search.csv; SEED=, PLANT=1..3 must fail
+proof-search: $(VENV)/.dev  ## kill -9 of everything at trial 37 of 100, one and four at once: docs/proof/search.csv; MINUTES= for more, SEED= (the same goes on), PLANT=1..3 must fail
 	$(BIN)/python -m tests.faults.proof_search
 
 proof-lease-kills: $(VENV)/.dev  ## many jobs on few devices, kill -9 of each process in turn, Temporal too: 0 overlaps, 0 leaks; ARGS="--lifecycles 20", "--gpus" for fractions

@@ -18,7 +18,7 @@ from everloop.records import Blob, Version
 from everloop.search import Search
 from everloop.specs import HIGHER_IS_BETTER
 from everloop.store import Store, StudyRow, TrialRow, VersionRow
-from everloop.trials import Plan, Point, Study, Trial, Trials
+from everloop.trials import Kept, Plan, Point, Study, Trial, Trials
 
 if TYPE_CHECKING:  # control uses this file too, and starts without Dask
     from activities.jobs.submit import Jobs
@@ -105,8 +105,9 @@ class SearchOnControl(SearchActivities):
 
     def _tell(self, request: TellRequest) -> Study:
         study, now = request.study, datetime.now(UTC)
+        told = [*request.trials, *(trial for kept in request.kept for trial in kept_trials(self._artifacts, kept))]
         with self._store.write() as session:
-            for trial in request.trials:
+            for trial in told:
                 session.merge(_row(study.id, trial, now))
             session.flush()
             self._stands(session, request, now)
@@ -150,6 +151,12 @@ def _contiguous(session: Session, study: Study) -> list[Trial]:
             break
         found.append(Trial.model_validate(row.record))
     return found
+
+
+def kept_trials(artifacts: Artifacts, kept: Kept) -> list[Trial]:
+    """What a job has kept, with where that was."""
+    found = [Trial.model_validate_json(line) for line in artifacts.get(kept.blob).splitlines()]
+    return [trial.model_copy(update={"job": kept.job}) for trial in found]
 
 
 def joined(artifacts: Artifacts, blobs: Sequence[Blob], fresh: Sequence[Trial]) -> tuple[Blob, ...]:

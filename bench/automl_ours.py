@@ -1,8 +1,9 @@
 """Everloop's part of `bench/automl.py`: a lifecycle with `search:`, approved, then asked about the test rows."""
 
 import os
-import subprocess
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -36,9 +37,15 @@ class FailedError(Exception):
 
 
 def version() -> str:
-    """Of Everloop, with the commit."""
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return f"{installed('everloop')}+{done.stdout.strip()}"
+    """Of Everloop."""
+    return installed("everloop")
+
+
+def end_what_was_left(cache: Path) -> None:
+    """Stacks of a run that was killed: they would be in the way of what is measured now."""
+    for folder in cache.glob("stack-*"):
+        stacks.down(configuration.load(data_dir=folder / "data"))
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass
@@ -132,8 +139,7 @@ def _cell(value: Any, text: bool) -> Any:
 @contextmanager
 def stack(cache: Path, cores: int) -> Iterator[Here]:
     """A stack of its own with so many slots for trials; ends with the block."""
-    folder = cache / f"stack-{os.getpid()}"
-    folder.mkdir()
+    folder = Path(tempfile.mkdtemp(prefix="stack-", dir=cache))
     os.environ["EVERLOOP_SLOTS"] = str(cores + 1)  # the last one is kept for drift checks
     settings = configuration.load(data_dir=folder / "data", port_base=free_port_base())
     try:
@@ -147,3 +153,4 @@ def stack(cache: Path, cores: int) -> Iterator[Here]:
             yield Here(settings, client, cores)
     finally:
         stacks.down(settings)
+        shutil.rmtree(folder, ignore_errors=True)

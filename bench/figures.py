@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
+ROOT = Path(__file__).resolve().parents[1]
 OWN = ("Private_Clean", "Private_Dirty", "Private_Hugetlb")
 
 
@@ -29,10 +30,13 @@ def append(table: Path, row: Mapping[str, object]) -> None:
 
 
 def commit() -> str:
-    """What is measured: the commit of the tree, `-dirty` where a file differs from it."""
-    command = ["git", "describe", "--always", "--dirty"]
-    told = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    return told.stdout.strip()
+    """What is measured: the commit of the tree, `-dirty` where a file differs from it that is no result or text."""
+
+    def git(*words: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+
+    changed = git("diff", "--quiet", "HEAD", "--", ".", ":!*.csv", ":!*.md").returncode
+    return git("describe", "--always").stdout.strip() + "-dirty" * bool(changed)
 
 
 def memory_mib(pid: int | str = "self") -> tuple[float, float]:

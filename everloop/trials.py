@@ -82,6 +82,25 @@ class Trial(Record):
     job: str = ""
     """`<run id>/<activity id>`: its log, and its learning curve in the metric table."""
 
+    def brief(self) -> "Trial":
+        """What its search has to know of it; the rest is with the trial's `Kept`."""
+        return self.model_copy(update=dict.fromkeys(SEQUENCES, ()) | {name: {} for name in MAPPINGS})
+
+
+SEQUENCES = ("intermediates", "beside", "losses")
+MAPPINGS = ("drawn", "distributions", "attributes", "learned", "metrics")
+"""Fields of a trial that its search has no use for."""
+
+
+class Kept(Record):
+    """Trials of one job, in the artifact store."""
+
+    blob: Blob
+    """JSON lines of `Trial`."""
+    numbers: tuple[int, ...]
+    job: str = ""
+    """`Trial.job` of each."""
+
 
 class Study(Record):
     """A search's memory, in few blobs: what a trial is asked from."""
@@ -109,3 +128,5 @@ class Trials(Result):
     """What a job of a search has tried, in order of numbers: at least the first that it was asked for."""
 
     trials: tuple[Trial, ...]
+    kept: Blob | None = None
+    """JSON lines of the same, where *trials* are brief."""

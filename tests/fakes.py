@@ -151,7 +151,7 @@ class QuickCompute(
     @activity.defn(name="everloop.search.try")
     async def attempt(self, request: TrialRequest) -> Trials:
         await self._called("trial", request)
-        recent = {trial.number for trial in request.recent}
+        recent = {trial.number for trial in request.recent} | {n for kept in request.kept for n in kept.numbers}
         knew = request.study.told
         while knew in recent:
             knew += 1
@@ -170,7 +170,11 @@ class QuickCompute(
             for number in request.numbers
         ]
         ran = Ran(device=request.slot.device, token=request.slot.token, attempt=1, seconds=self.trial_seconds)
-        return Trials(trials=tuple(made), ran=ran)
+        if not request.by_reference:
+            return Trials(trials=tuple(made), ran=ran)
+        lines = "".join(f"{trial.model_dump_json()}\n" for trial in made)
+        kept = self.artifacts.put(lines.encode(), "trials.jsonl")
+        return Trials(trials=tuple(each.brief() for each in made), kept=kept, ran=ran)
 
     @activity.defn(name="everloop.training.refit")
     async def refit(self, request: RefitRequest) -> Refitted:

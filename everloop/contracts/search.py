@@ -11,7 +11,7 @@ from everloop.contracts.lease import AcceptRequest
 from everloop.contracts.short import Short
 from everloop.records import Champion, Prepared, Record, Snapshot
 from everloop.specs import LifecycleSpec
-from everloop.trials import Searched, Study, Trial, Trials
+from everloop.trials import Kept, Searched, Study, Trial, Trials
 
 
 class TrialRequest(JobRequest):
@@ -21,7 +21,11 @@ class TrialRequest(JobRequest):
     numbers: tuple[int, ...]
     """In their order. The first is tried in any case."""
     recent: tuple[Trial, ...] = ()
-    """Trials that have ended and are not in the study's blobs yet."""
+    """Trials that have ended and are not in the study's blobs yet, of which nothing is kept elsewhere."""
+    kept: tuple[Kept, ...] = ()
+    """Where the others of these are."""
+    by_reference: bool = False
+    """What is found is kept, and told in brief."""
     seconds: float | None = None
     """That the budget has left."""
     preload: tuple[str, ...] = ()
@@ -53,6 +57,9 @@ class TellRequest(Record):
 
     study: Study
     trials: tuple[Trial, ...]
+    """Of which nothing is kept elsewhere."""
+    kept: tuple[Kept, ...] = ()
+    """Where the others are."""
     spent: float
     """Seconds of the budget."""
     sentence: str

@@ -2,8 +2,10 @@
 
 import dataclasses
 import random
+import re
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,16 +29,26 @@ PASSES = ("is taken by another program", "the Temporal server does not answer")
 """What a start may say that goes well later."""
 
 
+TRIED = re.compile(r"^trial (\d+): ", re.MULTILINE)
+"""How a job's log says that a trial has ended."""
+
+
 @dataclass(frozen=True)
 class Found:
-    """What two searches have left that were asked the same."""
+    """What a search has left that was killed, and the same without a kill, where that was asked for."""
 
     killed: list[Trial]
     whole: list[Trial]
-    killed_at: int
-    """Trials that had been told when everything was killed."""
-    again: int
+    told: int
+    """Trials that were written down when everything was killed."""
+    tried: int
+    """That had ended by then, as their jobs' logs have it."""
+    jobs_again: int
     """Jobs of the killed one that ran more than once."""
+    trials_again: list[int]
+    """Trials that ended more than once."""
+    told_again: list[int]
+    """Those of them that had been written down before."""
 
 
 def table(folder: Path) -> Path:
@@ -72,26 +84,35 @@ def trials_of(store: Store, lifecycle: str) -> list[Trial]:
     return [Trial.model_validate(row.record) for row in rows]
 
 
-def run(here: Settings, *, trials: int, kill_at: int, parallel: int, seed: int = 0) -> Found:
-    """One search to its end through kill -9 of everything after *kill_at* trials, and the same without."""
+def run(here: Settings, *, trials: int, kill_at: int, parallel: int, seed: int = 0, whole: bool = True) -> Found:
+    """One search to its end through kill -9 of everything when *kill_at* trials have ended; the same without a kill."""
     path, numbers = table(here.data_dir.parent), random.Random(seed)
     launcher = ready(here)
     store = Store(here.database)
     with Client(data_dir=here.data_dir) as client:
         client.submit(spec_of(path, "killed", trials, parallel, seed), "killed")
-        moved(store, "killed", kill_at)
-        time.sleep(numbers.random() * 0.2)
+        moved(store, "killed", lambda told: max(told, len(tried(here))) >= kill_at)
+        time.sleep(numbers.random() * 0.1)
     launcher.kill_everything()
-    killed_at = len(trials_of(store, "killed"))
+    before, ended = trials_of(store, "killed"), len(tried(here))
     ready(here)
     with Client(data_dir=here.data_dir) as client:
         moved(store, "killed")
-        client.submit(spec_of(path, "whole", trials, parallel, seed), "whole")
-        moved(store, "whole")
-    again = len({log.parent for log in here.logs_dir.glob("jobs/*/trials.*/2.log")})
-    found = Found(trials_of(store, "killed"), trials_of(store, "whole"), killed_at, again)
+        again = sorted(number for number, times in tried(here).items() if times > 1)
+        jobs = len({log.parent for log in here.logs_dir.glob("jobs/*/trials.*/2.log")})
+        if whole:
+            client.submit(spec_of(path, "whole", trials, parallel, seed), "whole")
+            moved(store, "whole")
+    known = {trial.number for trial in before}
+    killed, other = trials_of(store, "killed"), trials_of(store, "whole") if whole else []
     store.close()
-    return found
+    return Found(killed, other, len(before), ended, jobs, again, [number for number in again if number in known])
+
+
+def tried(here: Settings) -> Counter[int]:
+    """How often each trial has ended, by the logs of all jobs."""
+    logs = [path.read_text(errors="replace") for path in here.logs_dir.glob("jobs/*/trials.*/*.log")]
+    return Counter(int(number) for log in logs for number in TRIED.findall(log))
 
 
 def ready(here: Settings) -> Launcher:
@@ -109,8 +130,8 @@ def ready(here: Settings) -> Launcher:
             return launcher
 
 
-def moved(store: Store, lifecycle: str, trials: int | None = None) -> None:
-    """Until so many *trials* are written down, or it is done. Fails where it has ended otherwise, or stands still.
+def moved(store: Store, lifecycle: str, far: Callable[[int], bool] | None = None) -> None:
+    """Until it is *far* enough, by the trials that are written down, or done. Fails where it ends otherwise, or stands.
 
     Read from the database: an API on a machine without time may not answer in time.
     """
@@ -119,14 +140,14 @@ def moved(store: Store, lifecycle: str, trials: int | None = None) -> None:
         with store.read() as session:
             row = session.get(LifecycleRow, lifecycle)
         told = len(trials_of(store, lifecycle))
-        if row and (told >= trials if trials is not None else row.status == "done"):
+        if row and (row.status == "done" or (far is not None and far(told))):
             return
         stands = f"{row.status} at {row.stage}, {told} trials" if row else "not written down"
         assert row is None or row.status == "running", f"{lifecycle}: {stands}: {row.error}"
         if stands != seen:
             seen, since = stands, time.monotonic()
         assert time.monotonic() - since < STILL_SECONDS, f"{lifecycle} stands still: {stands}"
-        time.sleep(0.1)
+        time.sleep(0.05)
 
 
 def suggestions(trials: Sequence[Trial]) -> list[tuple[str, str, tuple[float, ...], str]]:

@@ -140,11 +140,11 @@ async def test_a_paused_search_holds_nothing_and_goes_on_with_the_same_study(sta
 @pytest.mark.history
 async def test_a_long_search_continues_as_new_with_the_same_members_under_a_new_token(stack: Stack) -> None:
     stack.compute.trial_seconds = 0.001
-    handle = await stack.submit(**search(budget={"trials": 310}))
+    handle = await stack.submit(**search(budget={"trials": 350}))
 
     await handle.result()
 
-    assert [trial.number for trial in trials(stack, handle.id)] == list(range(310))
+    assert [trial.number for trial in trials(stack, handle.id)] == list(range(350))
     first, second = leases(stack, names.search_id(handle.id))
     assert (second.follows, second.device, second.request_id) == (first.token, first.device, first.request_id)
     assert first.run_id != second.run_id

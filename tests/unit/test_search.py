@@ -17,7 +17,7 @@ from everloop.errors import InvalidSpec
 from everloop.families import LEARNERS
 from everloop.records import Blob, Prepared, Snapshot
 from everloop.specs import checked
-from everloop.trials import Plan, Point, Searched, Study, Trial
+from everloop.trials import Kept, Plan, Point, Searched, Study, Trial, Trials
 from tests.job import FolderJob
 from tests.stages import SLOT
 from tests.unit.test_validation_folds import Stages, table
@@ -225,6 +225,33 @@ def test_with_nsga2_a_trial_says_what_its_graph_takes(tmp_path: Path) -> None:
         assert 0.5 < quality <= 1 and milliseconds > 0
         assert (each.milliseconds, each.bytes) == (pytest.approx(milliseconds, abs=1e-3), size)
     assert made[0].bytes > made[1].bytes > 300  # trees take more than a line
+
+
+def test_a_job_that_knows_others_trials_by_reference_asks_as_if_it_had_been_told_at_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "TOGETHER_SECONDS", 1e9)
+    stages, _, study = studied(tmp_path, budget={"trials": 12}, families=["linear"], pruner="none")
+    first = search.trials(TrialRequest(study=study, numbers=tuple(range(6)), slot=SLOT, by_reference=True), stages.job)
+    assert first.kept is not None
+    at_length = [Trial.model_validate_json(line) for line in stages.job.artifacts.get(first.kept).splitlines()]
+    kept = Kept(blob=first.kept, numbers=tuple(range(6)), job="run/trials.1")
+
+    def next_two(**known: Any) -> list[Trial]:
+        return list(search.trials(TrialRequest(study=study, numbers=(6, 7), slot=SLOT, **known), stages.job).trials)
+
+    by_reference, told = next_two(kept=(kept,)), next_two(recent=tuple(at_length))
+    part = joined(stages.job.artifacts, (), at_length[:4])  # some of a job's are in the study already
+    study = study.model_copy(update={"told": 4, "blobs": part})
+    in_part = next_two(kept=(kept,))
+
+    assert [each.brief() for each in at_length] == list(first.trials)
+    assert all(each.knew == 6 + place for place, each in enumerate(by_reference))
+    for others in (told, in_part):
+        assert [(each.drawn, each.values, each.knew) for each in others] == [
+            (each.drawn, each.values, each.knew) for each in by_reference
+        ]
+    assert len(Trials(trials=first.trials * 6).model_dump_json()) < 48_000  # what a job may tell at most
 
 
 def test_a_family_that_fails_is_a_failed_trial_and_no_failed_search(

@@ -6,7 +6,7 @@ from everloop.contracts import SearchRequest, SearchState
 from everloop.specs import checked
 from everloop.trials import Study, Trial
 from tests.unit.test_search import BASE, BLOB, PREPARED, SNAPSHOT
-from workflows.search.standing import MOST_AT_ONCE, Standing
+from workflows.search.standing import AT_LENGTH_MOST, MOST_AT_ONCE, Standing
 
 
 def standing(**search: Any) -> Standing:
@@ -22,30 +22,52 @@ def ended(stands: Standing, *values: float, seconds: float = 0.1) -> None:
 
 
 def test_short_trials_come_several_to_a_job_and_what_one_did_not_get_to_comes_together_again() -> None:
-    stands = standing(budget={"trials": 40})
+    stands = standing(budget={"trials": 90})
 
-    assert stands.numbers(together=True) == (0,)  # nobody knows how long it takes
-    ended(stands, 0.7)
-    assert stands.numbers(together=True) == tuple(range(1, 1 + MOST_AT_ONCE))
-    stands.free(range(5, 13))
-    assert stands.numbers(together=True) == tuple(range(5, 5 + MOST_AT_ONCE))
-    assert [stands.numbers(together=True) for _ in range(4)] == [tuple(range(17, 29)), tuple(range(29, 40)), (), ()]
+    assert stands.numbers() == (0,)  # nobody knows how long it takes
+    ended(stands, 0.7, seconds=0.01)
+    assert stands.numbers() == tuple(range(1, 1 + MOST_AT_ONCE))
+    stands.free(range(5, 33))
+    assert stands.numbers() == tuple(range(5, 5 + MOST_AT_ONCE))
+    assert [stands.numbers() for _ in range(4)] == [tuple(range(37, 69)), tuple(range(69, 90)), (), ()]
     assert stands.ended(again=False) == "budget"
     assert stands.ended(again=True) == ""  # a job that was ended for others asks once more
+
+
+def test_the_members_of_a_lease_share_what_is_left_of_the_trials() -> None:
+    stands = standing(budget={"trials": 50}, parallel=4)
+    stands.numbers(members=4)
+    ended(stands, 0.7, seconds=0.01)
+
+    shares = []
+    while numbers := stands.numbers(members=4):
+        shares.append(len(numbers))
+
+    assert shares[:4] == [13, 9, 7, 5]
+    assert sum(shares) == 49 and shares == sorted(shares, reverse=True)
+
+
+def test_a_run_that_is_told_at_length_asks_as_before() -> None:
+    stands = standing(budget={"trials": 40})
+    stands.numbers(most=AT_LENGTH_MOST)
+    ended(stands, 0.7, seconds=0.01)
+
+    assert stands.numbers(most=AT_LENGTH_MOST) == tuple(range(1, 13))
+    assert len(stands.numbers(together=False)) == 8
 
 
 def test_trials_of_nearly_a_second_come_by_twos_and_longer_ones_alone() -> None:
     for seconds, together in ((0.9, 2), (0.6, 3), (1.5, 1), (30.0, 1)):
         stands = standing(budget={"trials": 40})
-        stands.numbers(together=True)
+        stands.numbers()
         ended(stands, 0.7, seconds=seconds)
 
-        assert len(stands.numbers(together=True)) == together
+        assert len(stands.numbers()) == together
 
 
 def test_no_number_is_given_twice_or_left_out_whatever_jobs_come_to() -> None:
     stands, given = standing(budget={"trials": 100}), []
-    while numbers := stands.numbers(together=True):
+    while numbers := stands.numbers():
         done, left = numbers[: 1 + len(given) % 3], numbers[1 + len(given) % 3 :]
         given += done
         ended(stands, *[0.5] * len(done), seconds=0.05)

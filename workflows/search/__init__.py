@@ -6,7 +6,6 @@ since. What comes back is all that a study is. This workflow hands out numbers, 
 
 import asyncio
 import contextlib
-from collections.abc import Iterable
 from datetime import datetime, timedelta
 
 from temporalio import workflow
@@ -23,30 +22,28 @@ from everloop.contracts import (
     SearchOrder,
     SearchRequest,
     SearchState,
-    TellRequest,
     TrialRequest,
     Wants,
 )
 from everloop.families import FILES
 from everloop.records import Member, Slot
 from everloop.search import Search as Asked
-from everloop.trials import Searched, Study, Trial, Trials
+from everloop.trials import Kept, Searched, Study, Trial, Trials
 from workflows.disk import Room
 from workflows.journal import Journal
 from workflows.lease import Lease
-from workflows.search.standing import Standing
+from workflows.search.ledger import Ledger, numbers_of
+from workflows.search.standing import AT_LENGTH_MOST, Standing
 from workflows.stage import LIGHT_TIMEOUT, RETRY, start_job
 
 A_RUN = 300
 """Trials of one run of the workflow: then it continues as new, so that its history stays short."""
-MOST_RECENT = 12
-"""Trials that travel with a request, or are told at once: each takes up to 3 KB of a payload's 64."""
 SLACK = timedelta(seconds=2)
 """How much longer than a job itself its activity takes, at most: what is more was a wait, and no work."""
 OVERTIME, LEAST_OVERTIME = 0.05, timedelta(seconds=2)
 """Share of the budget after whose end a trial is ended that does not look at the clock."""
-TELL_TIMEOUT = timedelta(seconds=60)
 GIVES_BACK, TOGETHER = "search-gives-back-when-it-fails", "search-asks-more-together"
+BY_REFERENCE = "search-is-told-by-reference"
 """Versions of this workflow's commands."""
 
 
@@ -62,10 +59,7 @@ class Search:
         self._lease = Lease(self._journal)
         self._room = Room(self._journal, self._lease)
         self._standing: Standing | None = None
-        self._recent: dict[int, Trial] = {}
-        """Ended, and not in the study's blobs."""
-        self._untold: list[Trial] = []
-        self._telling: asyncio.Task[None] | None = None
+        self._ledger = Ledger(self._journal, lambda: self._stands)
         self._again: list[TrialRequest] = []
         """Asked of jobs that were ended before they had: the same is asked once more."""
         self._members: list[asyncio.Task[None]] = []
@@ -82,8 +76,6 @@ class Search:
         """The jobs are: others need the lease, or it has other members."""
         self._low: ApplicationError | None = None
         self._lost = False
-        self._fault: ActivityError | None = None
-        """What has ended cannot be written down."""
         self._order: SearchOrder | None = None
 
     @workflow.run
@@ -186,7 +178,7 @@ class Search:
         if self._standing is None:
             return SearchAnswer(outcome="paused")
         self._give_numbers_back()
-        await self._settle("paused")
+        await self._ledger.settle("paused")
         await self._journal.settle()
         return SearchAnswer(outcome="paused", state=self._stands.state)
 
@@ -198,7 +190,7 @@ class Search:
 
     async def _continue_as_new(self) -> None:
         """With the same members, which the next run adopts: nothing runs on them now."""
-        await self._settle()
+        await self._ledger.settle()
         await self._journal.settle()
         self._stands.leased(self._lease.hand_on())
         workflow.continue_as_new(self._request.model_copy(update={"state": self._stands.state}))
@@ -209,7 +201,7 @@ class Search:
         self._give_numbers_back()
         for cut in self._stands.fill():
             self._take_in(cut)
-        await self._settle(ended)
+        await self._ledger.settle(ended)
 
     # --- the jobs -------------------------------------------------------------------------------
 
@@ -230,7 +222,7 @@ class Search:
 
     async def _member(self, slot: Slot, member: Member) -> None:
         while True:
-            await workflow.wait_condition(lambda: self._telling is None or len(self._recent) <= MOST_RECENT)
+            await workflow.wait_condition(lambda: self._ledger.keeps_up)
             if self._must_stop() or self._ended() or self._run_is_full():
                 return
             request = self._next()
@@ -241,7 +233,7 @@ class Search:
     def _must_stop(self) -> bool:
         """A cancel came (whose job ends with it, hears nothing more of it), or there is something with the lease."""
         cancelled = workflow.cancellation_reason() is not None
-        return cancelled or self._told_to_end or self._lost or self._low is not None or self._fault is not None
+        return cancelled or self._told_to_end or self._lost or self._low is not None or self._ledger.fault is not None
 
     async def _one_job(self, request: TrialRequest, slot: Slot, member: Member) -> None:
         self._started += 1
@@ -251,7 +243,7 @@ class Search:
             request,
             slot.model_copy(update={"device": member.device, "members": (member,)}),
             f"trials.{self._started}",
-            _numbers(request.numbers),
+            numbers_of(request.numbers),
         )
         self._jobs[member.rank] = job
         try:
@@ -289,26 +281,39 @@ class Search:
         """What a free member does next; None where there is nothing left to begin."""
         if self._again:
             return self._again.pop(0)
-        together = workflow.patched(TOGETHER)
-        numbers = self._stands.numbers(together=together)
+        numbers, by_reference = self._next_numbers()
         if not numbers:
             return None
         left = self._stands.left
         return TrialRequest(
             study=self._stands.state.study,
             numbers=numbers,
-            recent=tuple(self._recent[number] for number in sorted(self._recent)[:MOST_RECENT]),
+            recent=self._ledger.recent,
+            kept=self._ledger.kept,
+            by_reference=by_reference,
             seconds=None if left is None else round(max(0.0, left), 3),
             preload=("search.asking", *(f"trainers.{FILES.get(name, name)}" for name in self._stands.families)),
         )
 
+    def _next_numbers(self) -> tuple[tuple[int, ...], bool]:
+        """And whether what comes of them is told by reference."""
+        together = workflow.patched(TOGETHER)
+        if not workflow.patched(BY_REFERENCE):
+            return self._stands.numbers(together=together, most=AT_LENGTH_MOST), False
+        return self._stands.numbers(members=len(self._members)), True
+
     def _ended_with(self, request: TrialRequest, made: Trials) -> None:
         where = made.ran.log.removeprefix("jobs/").rpartition("/")[0] if made.ran else ""
-        for trial in made.trials:
-            self._take_in(trial.model_copy(update={"job": where}))
-        self._stands.free(request.numbers[len(made.trials) :])
+        trials = [trial.model_copy(update={"job": where}) for trial in made.trials]
+        for trial in trials:
+            self._stands.take_in(trial)
+        if made.kept is None:
+            self._ledger.add(trials)
+        else:
+            self._ledger.add_kept(Kept(blob=made.kept, numbers=request.numbers[: len(trials)], job=where))
+        self._stands.free(request.numbers[len(trials) :])
         self._room.found()
-        self._tell_soon()
+        self._ledger.tell_soon()
 
     def _ended_without(self, request: TrialRequest, cause: BaseException | None) -> None:
         """The job was ended, or has failed for good."""
@@ -335,12 +340,12 @@ class Search:
             self._again.append(request.model_copy(update={"numbers": request.numbers[:1]}))
         else:
             self._take_in(Trial(number=request.numbers[0], state="failed", error=cause.message[:300]))
-            self._tell_soon()
+            self._ledger.tell_soon()
 
     async def _go_on_otherwise(self) -> None:
         """After all members have stopped: what of the lease is to be settled before the next trials."""
-        if self._fault is not None:
-            raise self._fault
+        if self._ledger.fault is not None:
+            raise self._ledger.fault
         if self._lost:
             self._lease.lost()
         elif self._lease.grows:
@@ -368,58 +373,9 @@ class Search:
     def _ended(self) -> str:
         return self._stands.ended(again=bool(self._again))
 
-    # --- what was found -------------------------------------------------------------------------
-
     def _take_in(self, trial: Trial) -> None:
-        self._recent[trial.number] = trial
-        self._untold.append(trial)
+        self._ledger.add([trial])
         self._stands.take_in(trial)
-
-    def _tell_soon(self) -> None:
-        """Start writing down what has ended; one after the other."""
-        if self._telling is None and self._untold:
-            self._telling = asyncio.create_task(self._told_or_fault())
-
-    async def _told_or_fault(self) -> None:
-        try:
-            await self._told()
-        except ActivityError as error:
-            self._fault = error
-        finally:
-            self._telling = None
-
-    async def _told(self) -> None:
-        while self._untold:
-            some = tuple(self._untold[:MOST_RECENT])
-            await self._tell(some, "")
-            del self._untold[: len(some)]
-
-    async def _tell(self, trials: tuple[Trial, ...], ended: str) -> None:
-        sentence = self._stands.sentence(ended)
-        self._journal.say(sentence)
-        study = await workflow.execute_activity_method(
-            SearchActivities.tell,
-            TellRequest(
-                study=self._stands.state.study,
-                trials=trials,
-                spent=round(self._stands.state.spent, 3),
-                sentence=sentence,
-                ended=ended,
-            ),
-            start_to_close_timeout=TELL_TIMEOUT,
-            retry_policy=RETRY,
-            summary=_numbers([trial.number for trial in trials]) if trials else "how it stands",
-        )
-        self._stands.told(study)
-        self._recent = {number: trial for number, trial in self._recent.items() if number >= study.told}
-
-    async def _settle(self, ended: str = "") -> None:
-        """Everything that has ended is written down when this returns. Also right while it is being cancelled."""
-        if self._telling is not None:
-            await asyncio.shield(self._telling)
-        await self._told()
-        if ended:
-            await self._tell((), ended)
 
     # --- small ----------------------------------------------------------------------------------
 
@@ -438,8 +394,3 @@ class Search:
 
     def _must_continue_as_new(self) -> bool:
         return self._run_is_full() and not self._ended() and self._lease.slot is not None
-
-
-def _numbers(numbers: Iterable[int]) -> str:
-    found = sorted(numbers)
-    return f"trial {found[0]}" if len(found) == 1 else f"trials {found[0]} to {found[-1]}"

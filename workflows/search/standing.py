@@ -1,5 +1,6 @@
 """How a search stands: its numbers, its budget, the best so far, and all that in words. Commands nothing."""
 
+import math
 from collections.abc import Iterable
 
 from everloop.contracts import AcceptRequest, SearchRequest, SearchState
@@ -7,8 +8,10 @@ from everloop.search import Search
 from everloop.specs import HIGHER_IS_BETTER
 from everloop.trials import TOGETHER_SECONDS, Study, Trial
 
-MOST_AT_ONCE = 12
-"""Trials of one job: they are told at once, and each takes up to 3 KB of a payload's 64."""
+MOST_AT_ONCE = 32
+"""Trials of one job: they are told at once, in brief, and each takes up to 2 KB of a payload's 64."""
+AT_LENGTH_MOST = 12
+"""Of runs that began when trials were told at length."""
 BEFORE_SECONDS, BEFORE_MOST = 1.0, 8
 """Of runs that began before short trials came more to a job."""
 GAIN = 0.001
@@ -34,9 +37,14 @@ class Standing:
 
     # --- numbers --------------------------------------------------------------------------------
 
-    def numbers(self, *, together: bool) -> tuple[int, ...]:
-        """The next to be tried, by one job; none where there are no more. *together*: as runs now do."""
-        state, many = self.state, self._many(together=together)
+    def numbers(self, *, together: bool = True, most: int = MOST_AT_ONCE, members: int = 1) -> tuple[int, ...]:
+        """The next to be tried, by one job; none where there are no more. *together*: as runs now do.
+
+        *members*: that are to share what is left.
+        """
+        state, many = self.state, self._many(most, together=together)
+        if self.trials is not None:
+            many = max(1, min(many, math.ceil((len(state.free) + self.trials - state.next) / members)))
         free = state.free[: many if together else 1]
         if free and not together:
             many = 1
@@ -45,13 +53,13 @@ class Standing:
         self._now(free=state.free[len(free) :], next=until)
         return (*free, *range(state.next, until))
 
-    def _many(self, *, together: bool) -> int:
+    def _many(self, most: int, *, together: bool) -> int:
         """Trials that take about `TOGETHER_SECONDS`. Of the first nobody knows."""
         if not self.state.ended:
             return 1
         if not together:
             return max(1, min(BEFORE_MOST, int(BEFORE_SECONDS / (self.state.seconds or BEFORE_SECONDS))))
-        return max(1, min(MOST_AT_ONCE, round(TOGETHER_SECONDS / (self.state.seconds or TOGETHER_SECONDS))))
+        return max(1, min(most, round(TOGETHER_SECONDS / (self.state.seconds or TOGETHER_SECONDS))))
 
     def free(self, numbers: Iterable[int]) -> None:
         """They are to be tried again."""

@@ -52,7 +52,7 @@ def trials(request: TrialRequest, job: Context) -> Trials:
     from activities.compute.search.asking import Asking
 
     shared = plan_of(job.artifacts, request.study)
-    known = sorted([*told_trials(job.artifacts, request.study), *request.recent], key=lambda each: each.number)
+    known = known_to(request, job.artifacts)
     restored = job.restore()
     done, held = Part.done(restored)
     ended = [Trial.model_validate(each) for each in json.loads(str(held["trials"]))] if done else []
@@ -63,11 +63,26 @@ def trials(request: TrialRequest, job: Context) -> Trials:
             left = None if request.seconds is None else request.seconds - (time.monotonic() - began)
             if place and (time.monotonic() - began > TOGETHER_SECONDS or (left is not None and left <= 0)):
                 break
-            part = Part(job, place, {"trials": json.dumps([each.model_dump(mode="json") for each in ended])}, restored)
+            part = Part(job, place, {"trials": lambda: _written(ended)}, restored)
             judged = Judged(asking, examples, folds, [*known, *ended], left)
             ended.append(judged.tried(request.numbers[place], part))
             print(said(ended[-1]), flush=True)
-    return Trials(trials=tuple(ended))
+    if not request.by_reference:
+        return Trials(trials=tuple(ended))
+    lines = b"".join(each.model_dump_json().encode() + b"\n" for each in ended)
+    return Trials(trials=tuple(each.brief() for each in ended), kept=job.artifacts.put(lines, "trials.jsonl"))
+
+
+def _written(trials: Sequence[Trial]) -> str:
+    return json.dumps([each.model_dump(mode="json") for each in trials])
+
+
+def known_to(request: TrialRequest, artifacts: Artifacts) -> list[Trial]:
+    """All that had ended when the job was asked for, in order of their numbers."""
+    told = told_trials(artifacts, request.study)
+    lines = [line for kept in request.kept for line in artifacts.get(kept.blob).splitlines()]
+    since = [*(Trial.model_validate_json(line) for line in lines), *request.recent]
+    return [*told, *sorted((each for each in since if each.number >= len(told)), key=lambda each: each.number)]
 
 
 def said(trial: Trial) -> str:

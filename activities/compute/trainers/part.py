@@ -18,7 +18,10 @@ Restored = tuple[int, dict[str, Any]] | None
 
 
 class Part:
-    """The context of the training number *place*. *held* is what those before it have left: arrays by name."""
+    """The context of the training number *place*. *held* is what those before it have left: arrays by name.
+
+    What is dear to make is a function that makes it: it is called where a checkpoint is due.
+    """
 
     def __init__(self, whole: Context, place: int, held: Mapping[str, Any], restored: Restored = None) -> None:
         self.whole, self.place, self.held, self._restored = whole, place, held, restored
@@ -36,7 +39,8 @@ class Part:
         return self.whole.checkpoint(self.place * STEPS, self._state, at=f"part {self.place + 1}")
 
     def _state(self) -> dict[str, Any]:
-        return {"part": self.place, "step": 0} | {f"held.{name}": each for name, each in self.held.items()}
+        made = {name: each() if callable(each) else each for name, each in self.held.items()}
+        return {"part": self.place, "step": 0} | {f"held.{name}": each for name, each in made.items()}
 
     def checkpoint(
         self, step: int, state: Mapping[str, Any] | Callable[[], Mapping[str, Any]], *, at: str = ""
