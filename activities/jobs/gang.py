@@ -28,6 +28,8 @@ SIOCGIFADDR = 0x8915
 ADDRESS = "address"
 JOIN_SECONDS = 900.0
 """Until rank 0 has opened its store: its host may have to install what the trainer requires."""
+REACHED = timedelta(minutes=2)
+"""For a connection to rank 0, which listens already: without one, whoever waited would wait for ever."""
 LOOK_SECONDS = 0.02
 PATIENCE = timedelta(days=2)
 """Between two words of rank 0. When it has died, whoever waits for it is ended from outside."""
@@ -107,10 +109,15 @@ class Gang:
         return store
 
     def _found(self) -> Any:  # noqa: ANN401
-        from torch.distributed import TCPStore
+        from torch.distributed import DistError, TCPStore
 
         host, _, port = self._told().rpartition(":")
-        return TCPStore(host, int(port), self.size, timeout=PATIENCE, wait_for_workers=False)
+        try:
+            store = TCPStore(host, int(port), self.size, timeout=REACHED, wait_for_workers=False)
+        except DistError as error:
+            raise ComputeLost(f"rank {self.rank} does not reach rank 0 at {host}:{port}: {error}"[:500]) from error
+        store.set_timeout(PATIENCE)
+        return store
 
     def _tell(self, address: str) -> None:
         files, folder = fsspec.core.url_to_fs(self.folder)

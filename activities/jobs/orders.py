@@ -58,7 +58,9 @@ class Orders:
         return of_slot.model_copy(update={"members": tuple(members)})
 
     def of(self, asked: Asked, hosts: Mapping[str, str], lent: str = "") -> list[Order]:
-        """One for each member, rank 0 first. *hosts*: of devices, as Dask sees them. *lent*: see lent.py."""
+        """One for each member, rank 0 first. *hosts*: of all members' devices, as Dask sees them, where there are
+        several. *lent*: see lent.py.
+        """
         found = self._of(asked, hosts)
         if lent:
             for order in found:
@@ -70,15 +72,14 @@ class Orders:
         members = sorted(lease.members, key=lambda member: member.rank)
         if len(members) == 1:
             return [self._order(asked, lease, members[0])]
-        seen = {hosts.get(member.device, "") for member in members}
-        host = LOOPBACK if len(seen) == 1 else hosts.get(members[0].device, LOOPBACK)
+        host = hosts[members[0].device] if len({hosts[member.device] for member in members}) > 1 else LOOPBACK
         where = {"size": len(members), "host": host, "folder": self._meeting_place(asked)}
         return [
             self._order(
                 asked,
                 lease,
                 member.model_copy(update={"rank": rank}),
-                {"rank": rank, "own": hosts.get(member.device, ""), **where},
+                {"rank": rank, "own": hosts[member.device], **where},
             )
             for rank, member in enumerate(members)
         ]

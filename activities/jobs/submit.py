@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from activities.jobs import home, lent, progress, ranks, results, rows
 from activities.jobs.job_time import JobTime
 from activities.jobs.order import Order, Outcome
 from activities.jobs.orders import NEW_LEASE, Asked, Orders, part
-from activities.jobs.roster import Roster
+from activities.jobs.roster import LOOK_SECONDS, Roster
 from activities.jobs.security import security
 from activities.jobs.slot import GRACE_SECONDS, is_dead
 from activities.jobs.supervisor import AT_ONCE, allow, supervise
@@ -131,7 +132,8 @@ class Jobs:
             self._beating(watches),
             self._lent(asked, reads) as copies,
         ):  # it beats while Dask is away
-            orders = self._orders.of(asked, await self._hosts() if len(watches) > 1 else {}, copies)
+            devices = [watch.device for watch in watches]
+            orders = self._orders.of(asked, await self._hosts(devices) if len(devices) > 1 else {}, copies)
             kept = (Path(orders[0]["checkpoints"]), orders[0].get("depot", ""))
             time = watches[0].time = JobTime(asked.job, info.attempt, lease.token, *kept)
             outcome = await self._all(orders, watches, f"job-{info.attempt}-{asked.job}-{uuid.uuid4().hex[:8]}")
@@ -222,11 +224,22 @@ class Jobs:
         if watch is not None:
             watch.hear(event[1])
 
-    async def _hosts(self) -> dict[str, str]:
-        """Of devices, as Dask sees them."""
-        client = await self.client()
-        found = await asyncio.wait_for(client.scheduler.identity(n_workers=-1), CONNECT_SECONDS)
-        return {str(each["name"]): str(each.get("host", "")) for each in found["workers"].values()}
+    async def _hosts(self, devices: Sequence[str]) -> dict[str, str]:
+        """Of devices, as Dask sees them, once all of *devices* are there: ranks must be told where they meet.
+
+        One whose Dask worker has just ended comes again. Raises `ComputeLost` where it does not in time.
+        """
+        deadline = time.monotonic() + self._settings.away_seconds
+        while True:
+            client = await self.client()
+            told = await asyncio.wait_for(client.scheduler.identity(n_workers=-1), CONNECT_SECONDS)
+            found = {str(each["name"]): str(each.get("host", "")) for each in told["workers"].values()}
+            missing = [device for device in devices if not found.get(device)]
+            if not missing:
+                return found
+            if time.monotonic() > deadline:
+                raise errors.ComputeLost(f"{missing[0]}: no Dask worker is there")
+            await asyncio.sleep(LOOK_SECONDS)
 
     async def _all(self, orders: Sequence[Order], watches: Sequence[Watch], key: str) -> Outcome:
         """Of the one process, or of the ranks together. Dask keeps statistics for each first word of its keys."""

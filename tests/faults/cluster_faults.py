@@ -190,7 +190,7 @@ def lifecycle(
     seen = Seen(name)
     hosts = set(numbers.sample(list(JOBS), 2))
     spec = spec_of(write_table(room.folder, random.Random(0)), name) | {"monitor": None}
-    spec |= {"training": {"rounds": 400, "early_stopping": 1000, "learning_rate": 0.001, "leaves": 31}}
+    spec |= {"training": {"rounds": 800, "early_stopping": 1000, "learning_rate": 0.001, "leaves": 31}}
     if unhurt:
         spec["resources"] = {"stages": {"prepare": {"members": 2}}}
     if "release" not in phases:

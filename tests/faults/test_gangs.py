@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import signal
 
 import pytest
 from sqlmodel import select
@@ -42,6 +43,14 @@ async def test_a_gang_of_two_that_is_killed_twice_ends_with_the_unkilled_loss(br
     assert jobs == {"", "1"}
     logs = {path.name for path in bridge.settings.logs_dir.glob("jobs/*/trial.1/*.log")}
     assert {"1.log", "1.1.log", "3.log", "3.1.log"} <= logs
+
+
+async def test_a_gang_one_of_whose_devices_is_away_for_a_moment_waits_for_it(bridge, dask, tmp_path):
+    """Where a device is not there, nobody knows its host, and ranks of two hosts would be told to meet on loopback."""
+    os.kill(dask.worker_pid("cpu0"), signal.SIGKILL)
+    handle = await bridge.ask(gangs.LEARN, members=TWO, diary=str(tmp_path / "diary"), epochs=2, pace=0.0)
+    await asyncio.wait_for(handle.result(), gangs.PATIENCE_SECONDS)
+    assert {each.size for each in gangs.entries(tmp_path / "diary")} == {2}
 
 
 async def test_a_rank_that_raises_is_named_and_the_others_are_not_blamed(bridge, tmp_path):

@@ -1,13 +1,15 @@
 """What a job needs where hosts share no disk: checkpoints on the store, its own folders, its log sent back."""
 
 import shutil
+import socket
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from activities.jobs import home, lent
+from activities.jobs import gang, home, lent
 from activities.jobs.checkpoints import Checkpoints, newest_of
 from activities.jobs.depot import kept_in
 from activities.jobs.disk import LAST
@@ -16,7 +18,7 @@ from activities.jobs.mark import MARK
 from activities.jobs.order import Order
 from activities.jobs.security import security
 from everloop import settings as configuration
-from everloop.errors import Invalid, LeaseLost, Unavailable
+from everloop.errors import ComputeLost, Invalid, LeaseLost, Unavailable
 from everloop.settings import Settings
 from workers import cluster, compute, devices
 
@@ -110,6 +112,16 @@ def test_the_disk_and_the_store_answer_alike(tmp_path, url, far):
     place.forget()
     assert (place.tokens(), place.places(), place.resumes()) == ([], [], b"")
     assert not (tmp_path / "a").exists()
+
+
+def test_a_rank_that_does_not_reach_rank_0_says_so_and_does_not_wait_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr(gang, "REACHED", timedelta(seconds=1))
+    with socket.socket() as nobody:  # bound and not listening: nobody else gets the port
+        nobody.bind((LOOPBACK, 0))
+        address = f"{LOOPBACK}:{nobody.getsockname()[1]}"
+        (tmp_path / gang.ADDRESS).write_text(address)
+        with pytest.raises(ComputeLost, match=f"rank 1 does not reach rank 0 at {address}"):
+            gang.Gang(1, 2, LOOPBACK, str(tmp_path)).store()
 
 
 def order(control: Path) -> Order:
