@@ -5,10 +5,11 @@ its phases (its job or the whole host; at the gate and in the release the contro
 prepare, and a gang across both hosts of which a rank or a host is killed. What was not hurt says what has to come out:
 the same bytes of the prepared rows, the preprocessing and the model, the same metrics.
 
-MINUTES= (30) and ROUNDS= (3) bound it. SEED= names the moments: the same seed goes on where it was stopped. A line goes
-to docs/proof/clusters.csv. PLANT=1, 2, 3 puts a fault into the machinery (checkpoints on the store are not found;
-the ranks of a gang that has lost one are left alone; what a rank has found in its rows is lost), which this must find:
-it then ends with 1 and leaves no line. As root the hosts have networks and mounts of their own.
+MINUTES= (30) and ROUNDS= (3) bound it, ONLY=gang or ONLY=lifecycle leaves out the other. SEED= names the moments: the
+same seed goes on where it was stopped. A line goes to docs/proof/clusters.csv. PLANT=1, 2, 3 puts a fault into the
+machinery (checkpoints on the store are not found; the ranks of a gang that has lost one are left alone; what a rank has
+found in its rows is lost), which this must find: it then ends with 1 and leaves no line. As root the hosts have
+networks and mounts of their own.
 """
 
 import json
@@ -81,7 +82,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="everloop-clusters-") as folder:
         if plant:
             plant_in(Path(folder), *PLANTS[plant])
-        apart = prove(Path(folder), wanted(plant, rounds), seed, done, began + 60 * minutes, plant)
+        apart = prove(
+            Path(folder), wanted(plant, rounds, os.environ.get("ONLY", "")), seed, done, began + 60 * minutes, plant
+        )
     seen = [Seen(**json.loads(line)) for line in done.read_text().splitlines()]
     told: dict[str, object] = {"at": f"{datetime.now(UTC):%Y-%m-%d %H:%M}", "commit": tested}
     told |= summary(seen, seed, (time.monotonic() - began) / 60, apart=apart)
@@ -101,9 +104,9 @@ def plant_in(folder: Path, module: str, change: str) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(where), os.environ.get("PYTHONPATH", "")]))
 
 
-def wanted(plant: str, rounds: int) -> list[tuple[str, int]]:
+def wanted(plant: str, rounds: int, only: str) -> list[tuple[str, int]]:
     """What is run in this order: number 0 is not hurt."""
-    of_all = (SHOWS[plant],) if plant else ("lifecycle", "gang")
+    of_all = (SHOWS[plant],) if plant else (only,) if only else ("lifecycle", "gang")
     return [(each, number) for number in range((1 if plant else rounds) + 1) for each in of_all]
 
 
