@@ -50,7 +50,7 @@ proof-log: $(VENV)/.dev  ## kill -9 of prediction servers and of the log's keepe
 proof-gangs: $(VENV)/.dev  ## a gang of four, kill -9 of a rank KILLS=10 times: docs/proof/gangs.csv; SEED=, PLANT=1..3 must fail
 	$(BIN)/python -m tests.faults.proof_gangs
 
-proof-clusters: $(VENV)/.dev  ## two hosts with disks of their own (as root: networks and mounts too), Postgres, S3: kill -9 in each phase, a gang across both: docs/proof/clusters.csv; MINUTES=, ROUNDS=3, SEED= (the same goes on), PLANT=1..3 must fail
+proof-clusters: $(VENV)/.dev  ## two hosts with disks of their own (as root: networks and mounts too), Postgres, S3: kill -9 in each phase, a gang across both: docs/proof/clusters.csv; MINUTES=, ROUNDS=3, ONLY=gang, SEED= (the same goes on), PLANT=1..3 must fail
 	$(BIN)/python -m tests.faults.proof_clusters
 
 proof-search: $(VENV)/.dev  ## kill -9 of everything at trial 37 of 100, one and four at once: docs/proof/search.csv; SEED=, PLANT=1..3 must fail

@@ -22,6 +22,7 @@ from api.bodies import body_schema, json_body, read_form
 from api.dependencies import RPC_TIMEOUT, Here, Parts, Person, ask
 from everloop import children, engine, names
 from everloop.contracts import DriftRequest
+from everloop.durations import span
 from everloop.errors import NotFound, Unavailable
 from everloop.records import Break, Champion, Version, Window
 from everloop.specs import Monitor, Retrain
@@ -419,6 +420,6 @@ def rules(monitor: Monitor) -> str:
 
 def learns(retrain: Retrain) -> str:
     """What a retraining learns from and how sure its gain must be, for people."""
-    data = "all rows" if retrain.window is None else f"the rows of the {pages.span(retrain.window)} before its end"
+    data = "all rows" if retrain.window is None else f"the rows of the {span(retrain.window)} before its end"
     sure = f", and must be better with {retrain.certainty:.0%} certainty" if retrain.certainty else ""
     return f"It learns from {data}{sure}."

@@ -8,9 +8,10 @@ from datetime import UTC, datetime, timedelta
 from pydantic import BaseModel
 from sqlmodel import Session, col, select
 
-from api import journal, pages
+from api import journal
 from api.search import reading as search
 from everloop import steps as words
+from everloop.durations import span
 from everloop.specs import JOB_STAGES
 from everloop.store import LifecycleRow, MetricRow, StageRow
 
@@ -78,11 +79,11 @@ def _by_steps(stage: str, steps: list[MetricRow], now: datetime) -> Progress:
     left = None if pace is None or most is None else max(0.0, (most - newest.step) / pace)
     sentence = words.told(newest.step, known)
     if left is not None:
-        sentence += f", about {pages.span(left)} left"
+        sentence += f", about {span(left)} left"
         sentence += " if it goes to the end; early stopping may end it sooner" if may_stop else ""
     silent = (now - newest.at).total_seconds()
     if silent > SILENT_SECONDS:
-        sentence += f"; the last one was reported {pages.span(silent)} ago"
+        sentence += f"; the last one was reported {span(silent)} ago"
     return Progress(stage=stage, sentence=sentence, step=newest.step, most=most, seconds_left=left)
 
 
@@ -97,7 +98,7 @@ def _pace(steps: list[MetricRow]) -> float | None:
 
 
 def _by_the_last_time(session: Session, row: LifecycleRow, running: StageRow, now: datetime) -> Progress:
-    sentence = f"for {pages.span(max(0.0, (now - running.started_at).total_seconds()))}"
+    sentence = f"for {span(max(0.0, (now - running.started_at).total_seconds()))}"
     before = (
         select(StageRow)
         .join(LifecycleRow, col(LifecycleRow.id) == StageRow.lifecycle)
@@ -108,7 +109,5 @@ def _by_the_last_time(session: Session, row: LifecycleRow, running: StageRow, no
     )
     last = session.exec(before).first()
     if last is not None and last.ran.get("seconds"):
-        sentence += (
-            f"; the last time for this model it took {pages.span(float(last.ran['seconds']))} ({last.lifecycle})"
-        )
+        sentence += f"; the last time for this model it took {span(float(last.ran['seconds']))} ({last.lifecycle})"
     return Progress(stage=running.stage, sentence=sentence)

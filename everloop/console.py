@@ -9,8 +9,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from everloop.durations import span
 from everloop.specs import JOB_STAGES, SKIPPABLE, STAGES
-from everloop.terminal import command, mark, moment, number, sketch, span, spark, table, when, whole, words
+from everloop.terminal import command, mark, moment, number, sketch, spark, table, when, whole, words
 
 Json = dict[str, Any]
 MOST_NOTES = 6

@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +32,22 @@ ASKS = "# target_missing: drop"
 """The line of a draft that asks it."""
 
 Profile = dict[str, Any]
+Look = Callable[[Path, list[str]], Profile]
+"""At the table at a path, with the arguments that `activities.compute.profile` takes."""
 
 
-def draft(
-    path: Path, target: str, time: str | None = None, model: str | None = None, encoding: str | None = None
+def draft(  # noqa: PLR0917
+    path: Path,
+    target: str,
+    time: str | None = None,
+    model: str | None = None,
+    encoding: str | None = None,
+    look: Look | None = None,
 ) -> str:
     """A commented YAML spec for the table at *path* (a file, or a folder of files).
 
-    *encoding*: of text files, where it is not found by itself.
+    *encoding*: of text files, where it is not found by itself. *look*: where this process has loaded what reads
+    tables already; else that is done in a process of its own.
 
     Raises what a lifecycle's first stages would: `DatasetMissing`, `InvalidData`, `InvalidSpec`, `TargetUnusable`.
     """
@@ -52,7 +60,9 @@ def draft(
         "source": {"path": str(path.absolute()), "encoding": encoding},
     }
     checked(asked)  # before the data is looked at: that may take a while
-    found = _look(path.absolute(), target, time, encoding)
+    arguments = [str(path.absolute()), f"--target={target}", *([f"--time={time}"] if time else [])]
+    arguments += [f"--encoding={encoding}"] if encoding else []
+    found = (look or _look)(path.absolute(), arguments)
     text = "\n".join(_lines(found, name)) + "\n"
     checked(yaml.safe_load(text))
     return text
@@ -73,10 +83,8 @@ def name_from(path: Path) -> str:
     return f"{made[:54].strip('-_') or 'model'}-{digest}"
 
 
-def _look(path: Path, target: str, time: str | None, encoding: str | None) -> Profile:
+def _look(path: Path, arguments: list[str]) -> Profile:
     """The profile, made in a process of its own: what reads tables is heavy."""
-    arguments = [str(path), f"--target={target}", *([f"--time={time}"] if time else [])]
-    arguments += [f"--encoding={encoding}"] if encoding else []
     done = subprocess.run(
         engine.command("activities.compute.profile", *arguments),
         env=engine.environment(),
@@ -85,11 +93,16 @@ def _look(path: Path, target: str, time: str | None, encoding: str | None) -> Pr
         timeout=PATIENCE_SECONDS,
         check=False,
     )
+    return answer(path, done.stdout, done.stderr)
+
+
+def answer(path: Path, stdout: str, stderr: str) -> Profile:
+    """What `activities.compute.profile` has said of the table at *path*; raises what it has refused it with."""
     try:
-        found: Profile = json.loads(done.stdout)
+        found: Profile = json.loads(stdout)
     except ValueError:
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        hint = "pip install 'everloop[compute]'" if "ModuleNotFoundError" in done.stderr else "the data may be damaged"
+        last = (stderr.strip().splitlines() or ["it said nothing"])[-1]
+        hint = "pip install 'everloop[compute]'" if "ModuleNotFoundError" in stderr else "the data may be damaged"
         raise errors.InvalidData(f"{path} could not be looked at: {last}", field="path", hint=hint) from None
     if "error" in found:
         raise errors.by_name(found["error"], found["message"], field=found["field"], hint=found["hint"])

@@ -57,17 +57,6 @@ def when(value: object) -> str:
     return f"{found.astimezone(UTC):%Y-%m-%d %H:%M:%S}" if found else ""
 
 
-def span(seconds: float) -> str:
-    """A duration as people say it: `0.8 s`, `3 min 5 s`, `2 h 10 min`."""
-    if seconds < 60:  # noqa: PLR2004
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(int(seconds), 60)
-    if minutes < 60:  # noqa: PLR2004
-        return f"{minutes} min {rest} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min"
-
-
 def number(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value) if value is not None else "-"

@@ -1,5 +1,6 @@
 """What tests share: real parts. A missing part skips on a laptop and fails in CI."""
 
+import gc
 import os
 import shutil
 import socket
@@ -20,6 +21,28 @@ from workers import temporal
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
+
+
+QUICK = {
+    "frontend.WorkflowTimeSkippingEnabled": True,
+    # A run that has ended can be deleted once this has come round, usually every 30 s. Until then each test would
+    # sweep and verify the runs of those before it (tests/temporal/conftest.py: clear).
+    "history.transferProcessorUpdateAckInterval": "0.1s",
+    "history.visibilityProcessorUpdateAckInterval": "0.1s",
+}
+"""Of the Temporal server that tests share."""
+
+
+def pytest_collection() -> None:
+    """Without Python's collector, which would look through all that is loaded again and again."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """What all tests have loaded stays: the collector need not look at it during each of them."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 def _bases() -> Iterator[int]:
@@ -69,7 +92,7 @@ def temporal_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tempor
         temporal.binary()
     except temporal.CannotStart as error:
         missing(str(error))
-    server = temporal.start(folder / "temporal.db", free_port_base(), None, folder / "temporal.log", time_skipping=True)
+    server = temporal.start(folder / "temporal.db", free_port_base(), None, folder / "temporal.log", more=QUICK)
     yield server
     server.stop()
 

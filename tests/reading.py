@@ -1,10 +1,13 @@
 """Tables for tests of how columns are read."""
 
+import contextlib
+import io
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from activities.compute import data
-from everloop import contracts
+from activities.compute import data, profile
+from everloop import contracts, init
 from tests.job import FolderJob
 from tests.stages import SLOT, spec_of
 
@@ -27,3 +30,15 @@ def read(job: FolderJob, path: Path, target: str = "y", task: str = "binary", **
 
 def first_rows(found: data.Table, name: str, rows: int = 4) -> list[Any]:
     return found.rows[name].to_pylist()[:rows]
+
+
+def _here(path: Path, arguments: list[str]) -> init.Profile:
+    """What `init`'s process does and says, in this one: it has loaded in a second what each would load again."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        profile.main(arguments)
+    return init.answer(path, said.getvalue(), "")
+
+
+drafted = partial(init.draft, look=_here)
+"""A draft of a table. That the process of its own does the same is claimed in test_init.py."""

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -105,7 +105,7 @@ def start(
     ui_port: int | None,
     log: Path,
     *,
-    time_skipping: bool = False,
+    more: Mapping[str, Any] | None = None,
     namespace: str = "default",
     wait: Callable[[Callable[[], None]], None] = lambda ready: ready(),
 ) -> Server:
@@ -114,6 +114,7 @@ def start(
     Only processes of this user may connect, and to the UI only our guard (see `workers.door`); on a machine that
     cannot do this there is no UI, and `Server.guarded` is false.
 
+    *more*: dynamic configuration beside ours, which stands in `temporal-dev/server.toml`.
     *wait* calls what it is given, which waits for the answer; the launcher does it in a process of its own.
     Must be called from the main thread: the server is told to die with the thread that made it.
     Raises `CannotStart` (port taken, file in use, file not ours, no answer) with what to do.
@@ -121,7 +122,7 @@ def start(
     for tries_left in reversed(range(TRIES)):
         begins = log.stat().st_size if log.exists() else 0
         try:
-            return _started(database, port, ui_port, log, wait, time_skipping=time_skipping, namespace=namespace)
+            return _started(database, port, ui_port, log, wait, more=more or {}, namespace=namespace)
         except CannotStart:
             # The server looks for free ports between its own parts, and another program may be faster than it.
             if not tries_left or not _lost_a_port(log, begins):
@@ -145,7 +146,7 @@ def _started(
     log: Path,
     wait: Callable[[Callable[[], None]], None],
     *,
-    time_skipping: bool,
+    more: Mapping[str, Any],
     namespace: str,
 ) -> Server:
     for taken in filter(None, (port, ui_port)):
@@ -158,7 +159,7 @@ def _started(
     ui_port = ui_port if door else None
     with log.open("ab") as output:
         process = subprocess.Popen(
-            _command(database, port, ui_port, closed, time_skipping=time_skipping),
+            _command(database, port, ui_port, closed, more),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -184,7 +185,7 @@ def _free_ports(count: int) -> list[int]:
         return [int(probe.getsockname()[1]) for probe in probes]
 
 
-def _command(database: Path, port: int, ui_port: int | None, closed: list[int], *, time_skipping: bool) -> list[str]:
+def _command(database: Path, port: int, ui_port: int | None, closed: list[int], more: Mapping[str, Any]) -> list[str]:
     config = _config()
     flags = ["--ip", "127.0.0.1", "--port", str(port), "--db-filename", str(database)]
     flags += ["--http-port", str(closed[0]), "--metrics-port", str(closed[1])]  # nobody's: the door keeps them shut
@@ -192,10 +193,7 @@ def _command(database: Path, port: int, ui_port: int | None, closed: list[int], 
     flags += ["--ui-disable-news-fetch", "--log-level", "warn", "--log-format", "json"]
     for name, value in config["sqlite_pragmas"].items():
         flags += ["--sqlite-pragma", f"{name}={value}"]
-    dynamic: dict[str, Any] = config["dynamic_config"]
-    if time_skipping:
-        dynamic = dynamic | {"frontend.WorkflowTimeSkippingEnabled": True}
-    for name, value in dynamic.items():
+    for name, value in {**config["dynamic_config"], **more}.items():
         flags += ["--dynamic-config-value", f"{name}={_json(value)}"]
     return [str(binary()), "server", "start-dev", *flags]
 

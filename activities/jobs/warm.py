@@ -22,6 +22,7 @@ from pathlib import Path
 
 from activities.jobs import child, mark, reaper
 from everloop import streams
+from everloop.loading import uncollected
 
 PR_SET_NAME = 15
 MESSAGE_BYTES = 1 << 16
@@ -51,7 +52,8 @@ def _modules(root: str) -> list[str]:
 
 def _load(name: str) -> None:
     try:
-        importlib.import_module(name)
+        with uncollected():  # a job, which is forked between two of these, has it
+            importlib.import_module(name)
     except Exception:  # noqa: BLE001  # the job that needs it will say so
         traceback.print_exc()
 

@@ -2,7 +2,7 @@
 
 import math
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup, escape
 from starlette.responses import HTMLResponse
 
+from everloop.durations import span
 from everloop.errors import EverloopError
 
 FOLDER = Path(__file__).parent
@@ -50,19 +51,6 @@ def ago(value: datetime | None) -> str:
     if seconds < 1:
         return "just now"
     return f"{int(seconds)} s ago" if seconds < 60 else f"{' '.join(span(seconds).split()[:2])} ago"  # noqa: PLR2004
-
-
-def span(seconds: float | timedelta) -> str:
-    """A length of time in one or two units."""
-    left = seconds.total_seconds() if isinstance(seconds, timedelta) else seconds
-    if left < 10:  # noqa: PLR2004
-        return f"{left:.1f} s"
-    minutes, rest = divmod(round(left), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    parts = [(days, "d"), (hours, "h"), (minutes, "min"), (rest, "s")]
-    first = next((index for index, (count, _) in enumerate(parts) if count), 3)
-    return " ".join(f"{count} {unit}" for count, unit in parts[first : first + 2] if count)
 
 
 def figure(value: float | None) -> str:

@@ -4,7 +4,6 @@ With several, a parent holds the sockets, starts again whoever ends, and answers
 to be accepted waits in the kernel, so another process takes it when one is killed.
 """
 
-import ctypes
 import gc
 import logging
 import os
@@ -20,6 +19,7 @@ import uvicorn
 from api import connections
 from api.serve.app import create_app
 from api.serve.siblings import Siblings, ear
+from everloop.children import die_with
 from everloop.settings import SERVE, Settings
 
 log = logging.getLogger("everloop.serve")
@@ -34,7 +34,6 @@ FIRST_PAUSE_SECONDS = 0.1
 BACKLOG = 2048
 SWITCH_SECONDS = 0.001
 """How long a thread that loads a version may keep the interpreter from the one that answers. (Python: 0.005.)"""
-_PR_SET_PDEATHSIG = 1
 
 
 def run(settings: Settings, limits: connections.Limits) -> int:
@@ -97,9 +96,7 @@ class Parent:
             os._exit(code)
 
     def _serve(self, place: int, parent: int) -> None:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before we asked to be told
-            return
+        die_with(parent, signal.SIGKILL)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
             signal.signal(number, signal.SIG_DFL)
         app = create_app(self.settings, Siblings(place, self._ears))

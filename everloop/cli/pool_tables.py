@@ -6,9 +6,10 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from everloop.cli.options import Json
+from everloop.durations import span
 from everloop.isolation import BANNER, is_simulated
 from everloop.queues import amount
-from everloop.terminal import span, table, when
+from everloop.terminal import table, when
 
 HOURS = 3_600_000
 KINDS = {

@@ -5,8 +5,9 @@ A training lasts 5 to 15 s. The kills are spread over the run, each while a trai
 one is of the slot that runs it: if no training had to begin again, nothing is shown, and this ends with 1.
 With --gpus the trainings take fractions of 4 simulated GPUs instead, by share and by memory.
 By the jobs' own records no device is used beyond what it has at any moment, and nothing is left behind.
-A line goes to docs/proof/lease_kills.csv, or fraction_kills.csv. PLANT=1, 2 puts a fault into the stack (it gives twice
-what a device has; the first two leases stay counted when they are given back): it then ends with 1 and leaves no line.
+A line goes to docs/proof/lease_kills.csv, or fraction_kills.csv. PLANT=1, 2, 3 puts a fault into the stack (it gives
+twice what a device has; the first two leases stay counted when they are given back; the first two that were killed are
+never proven dead): it then ends with 1 and leaves no line.
 """
 
 import argparse
@@ -40,6 +41,21 @@ else:
     capacity.give_back = lambda session, row, *rest: None if row.token <= 2 else right(session, row, *rest)
 """
 """Read by every Python process at its start, as `sitecustomize`."""
+UNPROVEN = """
+try:
+    from activities import lease_ledger as ledger
+except ImportError:  # a process that is not of the stack
+    pass
+else:
+    right, never = ledger.proven, []
+
+    def proven(store, pool, dead):
+        dead = list(dead)
+        never.extend(sorted({token for token, _ in dead} - set(never))[: 2 - len(never)])
+        right(store, pool, [(token, rank) for token, rank in dead if token not in never])
+
+    ledger.proven = proven
+"""
 HEADER = ["at", "commit", "seed", "lifecycles", "jobs", "kills", "seconds", "overlaps", "leaks"]
 
 
@@ -88,9 +104,9 @@ def planted(plant: str, folder: Path) -> None:
     if plant == "1":
         devices = os.environ.get("EVERLOOP_DEVICES", "").replace("16000", "32000")
         os.environ |= {"EVERLOOP_SLOT_CORES": "4", "EVERLOOP_DEVICES": devices}
-    if plant == "2":
+    if plant in {"2", "3"}:
         (folder / "planted").mkdir()
-        (folder / "planted" / "sitecustomize.py").write_text(KEPT)
+        (folder / "planted" / "sitecustomize.py").write_text(KEPT if plant == "2" else UNPROVEN)
         os.environ["PYTHONPATH"] = str(folder / "planted")
 
 

@@ -31,7 +31,7 @@ def spec_of(folder: Path) -> dict:
     return {
         "model": "digits", "task": "multiclass", "target": "digit", "source": {"path": str(folder / "digits.csv")},
         "trainer": "ddp:fit", "code": str(folder / "ddp"), "inputs": "features", "metric": "accuracy",
-        "params": {"epochs": 400, "width": 32, "rate": 0.0002}, "until": "train",
+        "params": {"epochs": 200, "width": 32, "rate": 0.0004}, "until": "train",
         "resources": {"members": {"min": 2, "max": 3}},
     }  # fmt: skip
 

@@ -16,6 +16,7 @@ from everloop.init import draft, name_from
 from everloop.records import Slot
 from everloop.specs import LifecycleSpec, Monitor
 from tests.job import FolderJob
+from tests.reading import drafted
 
 
 def table(rows: int = 200) -> pd.DataFrame:
@@ -75,7 +76,7 @@ def test_a_column_that_says_the_target_is_left_out(tmp_path: Path) -> None:
     frame = table(2000).assign(leak=lambda f: f.y * 10.0 + np.arange(2000) % 7, hint=lambda f: f.y + f.x)
 
     found = profile(csv(tmp_path, frame), "y", None)
-    spec = LifecycleSpec.model_validate(yaml.safe_load(draft(csv(tmp_path, frame), "y")))
+    spec = LifecycleSpec.model_validate(yaml.safe_load(drafted(csv(tmp_path, frame), "y")))
 
     assert found["exclude"] == ["leak"]
     assert spec.features.exclude == ("leak",)
@@ -131,7 +132,7 @@ def test_a_leak_with_gaps_or_in_the_other_direction_is_found_and_a_trend_in_time
 
 def test_the_hint_of_a_refused_table_can_be_followed_without_a_spec(tmp_path: Path) -> None:
     with pytest.raises(InvalidData, match="no column is left to learn from") as refused:
-        draft(csv(tmp_path, table().assign(x=range(200), c=None)), "y")
+        drafted(csv(tmp_path, table().assign(x=range(200), c=None)), "y")
 
     assert refused.value.hint == "add columns that say something about the target, or mend those that the message names"
 
@@ -139,7 +140,7 @@ def test_the_hint_of_a_refused_table_can_be_followed_without_a_spec(tmp_path: Pa
 def test_a_time_is_suggested_and_a_given_one_is_used(tmp_path: Path) -> None:
     path = csv(tmp_path, table().assign(created_at=pd.date_range("2024", periods=200, freq="h")))
 
-    suggested, given = draft(path, "y"), draft(path, "y", time="created_at", model="mine")
+    suggested, given = drafted(path, "y"), drafted(path, "y", time="created_at", model="mine")
 
     assert '# time: "created_at"' in suggested
     assert LifecycleSpec.model_validate(yaml.safe_load(suggested)).time is None
@@ -150,7 +151,7 @@ def test_a_folder_is_a_source(tmp_path: Path) -> None:
     for name in ("1.csv", "2.csv"):
         csv(tmp_path, table(), name)
 
-    text = draft(tmp_path, "y")
+    text = drafted(tmp_path, "y")
 
     assert "400 rows in 2 files" in text
 
@@ -202,14 +203,14 @@ def test_what_cannot_work_is_said_at_once(  # noqa: PLR0917
     path = csv(tmp_path, change(table()))  # type: ignore[operator]
 
     with pytest.raises(kind, match=message) as refused:
-        draft(path, target, time)
+        drafted(path, target, time)
 
     assert refused.value.hint  # type: ignore[attr-defined]
 
 
 def test_a_name_that_no_model_can_have_is_refused_before_the_data_is_looked_at(tmp_path: Path) -> None:
     with pytest.raises(InvalidSpec, match="model: 'Bad Name' is no name") as refused:
-        draft(tmp_path / "none.csv", "y", model="Bad Name")
+        drafted(tmp_path / "none.csv", "y", model="Bad Name")
 
     assert refused.value.field == "model"
     assert "a-z" in refused.value.hint
@@ -245,7 +246,7 @@ def test_whole_numbers_that_are_called_identifiers_are_keys_and_fractions_are_no
 def test_the_last_column_to_learn_from_is_not_left_out_as_a_leak(tmp_path: Path) -> None:
     frame = pd.DataFrame({"c": list("pq") * 100, "d": list("rs") * 100, "y": [0, 1] * 100})
 
-    text = draft(csv(tmp_path, frame), "y")
+    text = drafted(csv(tmp_path, frame), "y")
 
     assert len(LifecycleSpec.model_validate(yaml.safe_load(text)).features.exclude) == 1
     assert "It stays, for without it no column is left to learn from" in text
@@ -257,7 +258,7 @@ def test_columns_that_are_not_used_are_listed_with_why(tmp_path: Path) -> None:
     money = [f"${value:,.2f}" for value in np.linspace(1, 99_999, 200)]
     frame = table().assign(mixed=numbers, money=money, same=3)
 
-    text = draft(csv(tmp_path, frame), "y")
+    text = drafted(csv(tmp_path, frame), "y")
 
     told = "196 of 200 values are numbers; the others, like 'n/k', make it text: if these are numbers, empty the others"
     assert f"# Not used: mixed: {told}." in text
@@ -273,7 +274,7 @@ def test_a_refused_target_with_thousands_separators_says_so(tmp_path: Path, sepa
     table().assign(pay=pay).to_csv(path, sep=separator, index=False)
 
     with pytest.raises(TargetUnusable, match=r"'pay' is not numeric: values like '2,900' .* between thousands") as told:
-        draft(path, "pay")
+        drafted(path, "pay")
 
     assert "mend the column" in told.value.hint
 
@@ -282,9 +283,9 @@ def test_days_that_could_be_read_either_way_are_said_to_be_read_month_first(tmp_
     either = table().assign(day=[f"{n % 12 + 1:02d}/{n % 11 + 1:02d}/2013" for n in range(200)])
     clear = table().assign(day=pd.date_range("2013-01-01", periods=200).strftime("%m/%d/%Y"))
 
-    assert "'day' is read month first (03/04/2013 is 4 March)" in draft(csv(tmp_path, either), "y")
-    assert "'day' is read month first" in draft(csv(tmp_path, either), "y", time="day")
-    assert "month first" not in draft(csv(tmp_path, clear), "y")
+    assert "'day' is read month first (03/04/2013 is 4 March)" in drafted(csv(tmp_path, either), "y")
+    assert "'day' is read month first" in drafted(csv(tmp_path, either), "y", time="day")
+    assert "month first" not in drafted(csv(tmp_path, clear), "y")
 
 
 @pytest.mark.parametrize(
@@ -294,7 +295,7 @@ def test_days_that_could_be_read_either_way_are_said_to_be_read_month_first(tmp_
 def test_a_window_is_so_long_that_it_usually_holds_enough_rows(tmp_path: Path, every: str, window: str) -> None:
     frame = table(4000).assign(at=pd.date_range("2024-01-01", periods=4000, freq=every))
 
-    text = draft(csv(tmp_path, frame), "y", time="at")
+    text = drafted(csv(tmp_path, frame), "y", time="at")
     monitor = LifecycleSpec.model_validate(yaml.safe_load(text)).monitor
 
     assert monitor is not None
@@ -308,14 +309,14 @@ def test_a_time_with_one_word_in_it_names_the_word(tmp_path: Path) -> None:
     path = csv(tmp_path, table().assign(at=[*times[:150], "unknown", *times[151:]]))
 
     with pytest.raises(InvalidData, match=r"'at' does not hold times alone .*'unknown'"):
-        draft(path, "y", time="at")
+        drafted(path, "y", time="at")
 
 
 def test_a_type_that_is_not_understood_is_said_of_the_target_and_of_a_feature(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     table().assign(inside=[[1, 2]] * 200, raw=[b"\xff"] * 200).to_parquet(path)
 
-    assert "# Not used: inside: values of type list<" in draft(path, "y")
+    assert "# Not used: inside: values of type list<" in drafted(path, "y")
     with pytest.raises(TargetUnusable, match="'raw' holds values of type binary, which are not understood"):
         draft(path, "raw")
 
@@ -342,8 +343,8 @@ def test_of_many_rows_some_are_looked_at_and_what_must_be_exact_is(tmp_path: Pat
     frame[["user_id", "x", "y"]].to_parquet(tmp_path / "t.parquet")
     frame[["order_id", "x", "y"]].to_csv(tmp_path / "t.csv", index=False)
 
-    text, again = draft(tmp_path / "t.parquet", "y"), draft(tmp_path / "t.parquet", "y")
-    other = draft(tmp_path / "t.csv", "y")
+    text, again = drafted(tmp_path / "t.parquet", "y"), drafted(tmp_path / "t.parquet", "y")
+    other = drafted(tmp_path / "t.csv", "y")
 
     assert text == again
     assert "# 120,000 rows, 3 columns." in text

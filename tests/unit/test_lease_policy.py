@@ -490,3 +490,34 @@ def test_shares_are_those_without_the_demand_of_what_the_same_decision_has_kille
         (1, "killing", ""),
         (2, "noticed", "r9"),
     ]
+
+
+def test_what_an_elastic_lease_leaves_counts_whole_when_others_of_its_queue_are_served_up_to_the_quota() -> None:
+    old = {"granted_ms": NOW - 20_000}
+    wide = request("h1", "a", members_max=3)
+    elastic = Held(
+        1, wide, (Part("d0", wide.member), Part("d0", wide.member), Part("d2", wide.member)), "active", **old
+    )
+    others = [lease(n, request(f"h{n}", "c"), f"d{n % 3}", **old) for n in (3, 4, 5, 6, 7, 8)]
+    asks = [request(f"r{n}", "b", priority=75) for n in (7, 8, 9)]
+    tree = (
+        Queue("x", quota=Counted(4, -1)),
+        Queue("a", "x", weight=0),
+        Queue("b", "x"),
+        Queue("c", quota=Counted(4, -1)),
+    )
+    away = Device("d2", "n1", Amount(4, 65_536), open=False)
+    pool = Pool()
+    pool.begin(
+        [Amount(4, 2048)],
+        light=False,
+        tree=(("x", ""), ("a", "x"), ("b", "x"), ("c", "")),
+        with_=[Queue("")] * 7,
+        runtime=0,
+    )
+    pool.now, pool.state = NOW, PoolState((*devices(4, 2), away), tree, tuple(asks), (elastic, *others))
+
+    pool.decides()  # x has 3, of which the elastic one leaves 2: three more are its quota of 4
+
+    told = sorted((held.beneficiary, held.request.queue) for held in pool.state.held if held.state == "noticed")
+    assert told == [("r7", "a"), ("r8", "c"), ("r9", "c")]

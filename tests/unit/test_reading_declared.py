@@ -16,11 +16,11 @@ from activities.compute.inference import read_loosely
 from everloop import contracts
 from everloop.cli.rows import rows_of
 from everloop.errors import Invalid
-from everloop.init import draft
 from everloop.reading import ReadColumn
 from everloop.records import Field, Signature
 from everloop.rows import from_csv
 from tests.job import FolderJob
+from tests.reading import drafted
 from tests.stages import SLOT, Passed, spec_of
 
 ROWS = 120
@@ -38,8 +38,8 @@ def test_parquet_whole_numbers_and_decimals_stay_exact_where_the_spec_says_they_
     ids, cents = [10**18 + n for n in range(ROWS)], [Decimal(n) / 100 for n in range(ROWS)]
     table = {"n": ids, "c": pa.array(cents, pa.decimal128(30, 2)), "b": [n % 3 for n in range(ROWS)]}
     pa.parquet.write_table(pa.table(table | {"y": [n % 2 for n in range(ROWS)]}), tmp_path / "t.parquet")
-    drafted = yaml.safe_load(draft(tmp_path / "t.parquet", "y"))
-    said = drafted["columns"] | {"b": {"missing": ["0"]}}
+    offered = yaml.safe_load(drafted(tmp_path / "t.parquet", "y"))
+    said = offered["columns"] | {"b": {"missing": ["0"]}}
 
     found = read(job, tmp_path / "t.parquet", columns=said)
     again = read(job, tmp_path / "t.parquet", columns=said | {"n": {"type": "number", "missing": [str(10**18)]}})
@@ -56,10 +56,10 @@ def test_days_written_in_two_ways_are_said_and_read_where_they_are_declared(tmp_
     text = "due,x,y\n" + "".join(f"{day},{n % 5},{n // 2 % 2}\n" for n, day in enumerate(days))
     (tmp_path / "t.csv").write_text(text)
 
-    drafted = draft(tmp_path / "t.csv", "y")
+    offered = drafted(tmp_path / "t.csv", "y")
     found = read(job, tmp_path / "t.csv", columns={"due": {"type": "datetime"}})
 
-    assert "due: days like '2023-01-02' and '01.01.2023' make it text" in drafted
+    assert "due: days like '2023-01-02' and '01.01.2023' make it text" in offered
     assert [day.date() for day in found.rows["due"].to_pylist()] == dates
 
 
@@ -74,7 +74,7 @@ def test_a_point_that_may_be_for_thousands_is_said_beside_a_decimal_comma(tmp_pa
 
     beside = "`sales` has '1.500' with a decimal point, `size` a decimal comma"
     assert said == [f"{beside}: say `decimal: ','` if it means 1500, `decimal: '.'` if not"]
-    assert said[0] in draft(tmp_path / "t.csv", "y")
+    assert said[0] in drafted(tmp_path / "t.csv", "y")
     assert told.rows["sales"].to_pylist()[:2] == [1500, 2501]
     assert kept.rows["sales"].to_pylist()[:2] == [1.5, 2.501]
     assert [*told.changed, *kept.changed] == []
@@ -89,12 +89,12 @@ def test_infinite_numbers_are_missing_and_said(tmp_path: Path, job: FolderJob, n
     pa.parquet.write_table(pa.table(numbers), tmp_path / "t.parquet")
 
     found = read(job, tmp_path / name)
-    drafted = draft(tmp_path / name, "y")
+    offered = drafted(tmp_path / name, "y")
 
     assert found.rows["x"].to_pylist()[:4] == [1.5, None, None, 2]
     said = [sentence for change in found.changed for sentence in change.sentences()]
     assert said == ["60 values of `x` are read as missing: '-inf', 'inf'"]
-    assert said[0] in drafted
+    assert said[0] in offered
 
 
 @pytest.mark.parametrize(

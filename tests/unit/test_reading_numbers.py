@@ -13,11 +13,10 @@ from activities.compute.features import Pipeline
 from activities.compute.profile import profile
 from everloop import contracts
 from everloop.errors import InvalidData
-from everloop.init import draft
 from everloop.rows import from_csv
 from everloop.specs import LifecycleSpec
 from tests.job import FolderJob
-from tests.reading import ROWS, first_rows, read, taken, written
+from tests.reading import ROWS, drafted, first_rows, read, taken, written
 from tests.stages import SLOT, Passed, spec_of
 
 
@@ -88,7 +87,7 @@ def test_decimals_beyond_float64_are_kept_digit_by_digit_and_others_are_plain(tm
 def test_numbers_in_a_dress_are_offered_and_read_where_the_spec_says_so(tmp_path: Path, job: FolderJob) -> None:
     path = written(tmp_path, "share;pay;y", lambda n: f"{n},5 %;${n + 1},200;{n % 2}")
 
-    text = draft(path, "y")
+    text = drafted(path, "y")
     spec = LifecycleSpec.model_validate(__import__("yaml").safe_load(text))
     found = read(job, path, columns=spec.model_dump()["columns"])
 
@@ -120,7 +119,7 @@ def test_numbers_are_offered_beside_texts_that_say_there_is_none(tmp_path: Path,
         tmp_path, ";".join([*cells, "y"]), lambda n: ";".join([*(one(n) for one in cells.values()), f"{n % 2}"])
     )
 
-    spec = LifecycleSpec.model_validate(__import__("yaml").safe_load(text := draft(path, "y")))
+    spec = LifecycleSpec.model_validate(__import__("yaml").safe_load(text := drafted(path, "y")))
     kept = taken(job, path, columns=spec.model_dump()["columns"])
     found = data.load(job.artifacts, kept)
 
@@ -158,7 +157,7 @@ def test_keys_of_19_digits_keep_all_of_them(tmp_path: Path, job: FolderJob) -> N
 
     assert first_rows(whole, "user_id", 2) == ["1234567890123456001", "1234567890123456004"]
     assert asked[0]["user_id"] == 1234567890123456002
-    assert 'user_id": {type: identifier}' in draft(path, "y")
+    assert 'user_id": {type: identifier}' in drafted(path, "y")
     number = read(job, path)
     assert first_rows(number, "user_id", 2) == [1234567890123456001, 1234567890123456004]
     alike = number.rows.set_column(0, "user_id", pa.array([1234567890123456001 + n % 2 for n in range(ROWS)]))

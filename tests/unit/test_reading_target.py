@@ -8,10 +8,9 @@ import pytest
 from activities.compute import data
 from activities.compute.profile import profile
 from everloop.errors import TargetUnusable
-from everloop.init import draft
 from everloop.rows import from_csv
 from tests.job import FolderJob
-from tests.reading import ROWS, read, taken, written
+from tests.reading import ROWS, drafted, read, taken, written
 from tests.stages import Passed, spec_of
 
 
@@ -58,7 +57,7 @@ def test_rows_that_lose_their_target_are_counted_and_asked_about(tmp_path: Path,
     spec = spec_of(path, "binary", "y")
     kept = taken(job, path)
 
-    text = draft(path, "y")
+    text = drafted(path, "y")
     with pytest.raises(TargetUnusable, match=r"no value in 40 of 120 rows .*'NA'") as refused:
         data.target_of(data.load(job.artifacts, kept), spec)
 

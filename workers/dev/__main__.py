@@ -11,6 +11,7 @@ import sys
 
 from everloop import engine, settings
 from everloop.errors import EverloopError, sentence
+from everloop.loading import uncollected
 
 AS = "--as"
 ROOM = " " * 64
@@ -27,7 +28,8 @@ def main() -> int:
         here = settings.load(session=f"up-{secrets.token_hex(6)}")
         ours = {name: value for name, value in OURS.items() if name not in os.environ}
         engine.become("workers.dev", *flags, AS, here.session, ROOM, extra=ours | here.environment())
-    from workers.dev import launcher
+    with uncollected():
+        from workers.dev import launcher
 
     return launcher.main(as_json=bool(flags))
 

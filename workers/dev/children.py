@@ -5,7 +5,6 @@ and shares those pages for as long as it does not write to them. They stay separ
 a group and an end of their own; what is shared is never a thread, a connection or a lock.
 """
 
-import ctypes
 import gc
 import importlib
 import multiprocessing
@@ -23,7 +22,9 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 from everloop import engine
+from everloop.children import die_with
 from everloop.errors import EverloopError
+from everloop.loading import uncollected
 from everloop.settings import Settings
 from workers import process
 
@@ -36,8 +37,6 @@ GRACE_SECONDS = 4.0
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 30.0
 """Before a child is started again: twice as long after each quick end."""
 
-_LIBC = ctypes.CDLL(None)
-_PR_SET_PDEATHSIG = 1
 _FORK = multiprocessing.get_context("fork")
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -49,8 +48,9 @@ def load(modules: Sequence[str] = SHARED) -> None:
     """
     if all(module in sys.modules for module in modules):
         return
-    for module in modules:
-        importlib.import_module(module)
+    with uncollected():
+        for module in modules:
+            importlib.import_module(module)
     gc.collect()
     gc.freeze()
 
@@ -148,19 +148,17 @@ def _signals_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _begin(parent: int, kill: int) -> None:
+def _begin(parent: int) -> None:
     """In the fork: no handler of the launcher's, and no life without it."""
     os.setpgid(0, 0)
-    _LIBC.prctl(_PR_SET_PDEATHSIG, kill)
-    if os.getppid() != parent:  # it died before we asked to be told
-        os._exit(1)
+    die_with(parent, signal.SIGKILL)
     for number in _ENDING:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
 
 
 def _become(module: str, args: tuple[str, ...], settings: Settings, log: int, parent: int) -> None:
-    _begin(parent, signal.SIGKILL)
+    _begin(parent)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for number, source in enumerate((nothing, log, log)):
         os.dup2(source, number)
@@ -182,7 +180,7 @@ def _become(module: str, args: tuple[str, ...], settings: Settings, log: int, pa
 
 
 def _answered(work: Callable[[], object], answer: Connection, parent: int) -> None:
-    _begin(parent, signal.SIGKILL)
+    _begin(parent)
     process.rename([sys.executable, "-m", "workers.dev", "(asks)"])
     try:
         told: object = (work(),)

@@ -91,7 +91,7 @@ def _reclaimed(
                 found.append(f"I16: {one} takes from {queue}, which is not over its share")
     for queue in (q for q in takers if q not in givers):
         for r in BOTH:
-            total = stays(first, queue, earlier, now)[r] + need(asks)[r]
+            total = stays(first, queue, earlier, now, regrown=False)[r] + need(asks)[r]
             quota = quota_of(first, queue, r)
             if need(asks)[r] and not total <= max(quota, shares[queue].share[r]):
                 found.append(f"I16: {one} for {queue}, which has no right to more")

@@ -112,15 +112,19 @@ def beneficiaries_of(state: PoolState, names: Iterable[str]) -> list[Request]:
     return [request for request in state.waiting if request.id in set(names)]
 
 
-def stays(state: PoolState, queue: str, promised: set[str], now: int) -> Two:
-    """What a queue will have when everybody has let go who was told to, and got what was promised."""
+def stays(state: PoolState, queue: str, promised: set[str], now: int, *, regrown: bool = True) -> Two:
+    """What a queue will have when everybody has let go who was told to, and got what was promised.
+
+    *regrown*: and when elastic leases have grown again by what was not used. They do so where room is left, so it
+    tells what a queue keeps that is taken from, and not what one has no right to that asks now.
+    """
     told = [h for h in state.held if h.state == "noticed" or (h.state == "killing" and now <= h.deadline_ms)]
     told = [h for h in told if h.beneficiary in promised]
     here = {h.beneficiary for h in told}
     total = list(allocated(state, queue))
     for held in told:
         if queue in path(state, held.request.queue):
-            lost = loses(state, held)
+            lost = loses(state, held) if regrown else leaves(state, held)
             total = [total[r] - lost[r] for r in BOTH]
     for request in beneficiaries_of(state, here):
         if queue in path(state, request.queue):
@@ -130,15 +134,19 @@ def stays(state: PoolState, queue: str, promised: set[str], now: int) -> Two:
 
 def loses(state: PoolState, held: Held) -> Two:
     """An elastic lease comes back and grows by what its beneficiary does not use."""
-    light = {d.name for d in state.devices if d.light}
-    parts = [part.amount for part in gives(held) if part.device not in light]
-    lost = sum(a.cores for a in parts), sum(a.milli_gpu for a in parts)
+    lost = leaves(state, held)
     if len(held.members) <= held.request.members_min:
         return lost
     for request in state.waiting:
         if request.id == held.beneficiary:
             return min(lost[0], need(request)[0]), min(lost[1], need(request)[1])
     return lost
+
+
+def leaves(state: PoolState, held: Held) -> Two:
+    light = {d.name for d in state.devices if d.light}
+    parts = [part.amount for part in gives(held) if part.device not in light]
+    return sum(a.cores for a in parts), sum(a.milli_gpu for a in parts)
 
 
 def quota_of(state: PoolState, queue: str, r: int) -> int:
