@@ -8,7 +8,8 @@ A checkpoint is written beside its place, brought to the disk, and renamed: it i
 digests tell where the disk has lost some of it. A token's folder is its holder's claim: who finds a newer one has
 lost the lease and writes no more. A newer holder reads the folders of older tokens and never writes there.
 
-Where hosts share no disk, all this is on the artifact store (depot.py), and here only what is being written.
+Where it lies says `Disk` (disk.py), or `Depot` (depot.py) where hosts share no disk: then it is on the artifact store,
+and here only what is being written.
 """
 
 import contextlib
@@ -16,7 +17,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import time
 import uuid
 from collections.abc import Mapping
@@ -26,20 +26,18 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from activities.jobs.depot import LAST, Depot
-from activities.jobs.numbered import numbered
+from activities.jobs.depot import kept_in
+from activities.jobs.disk import LAST, to_disk
 from everloop import disk
 from everloop.errors import Invalid, LeaseLost
 
 COUNT = 2
 """Checkpoints that stay: the newest may be lost with the machine's power."""
-STATE, ARRAYS, DIGESTS, RESUMES = "state.json", "arrays.safetensors", LAST, "resumes"
+STATE, ARRAYS, DIGESTS = "state.json", "arrays.safetensors", LAST
 ARRAY = "everloop:array"
 """Stands in the JSON for an array of the other file."""
 DEEPEST = 100
 """Lists and dicts within each other, in a state."""
-FENCED_SECONDS, FAR_FENCED_SECONDS = 1.0, 5.0
-"""How often a running job looks whether its lease was given to another: on its disk, on the artifact store."""
 
 
 class Stopped(BaseException):
@@ -87,27 +85,14 @@ def newest_of(folder: Path, token: int, attempt_began_ms: int, depot: str = "") 
     """When the newest checkpoint of *token* was written that is not older than its attempt, and how long the attempt
     has been writing checkpoints by then, in milliseconds; (0, 0) where there is none. Nothing is claimed or removed.
     """
-    if depot:
-        return _newest_far(Depot(depot), token, attempt_began_ms)
-    found = (0, 0)
     with contextlib.suppress(OSError):
-        for path in (folder / str(token)).iterdir():
-            with contextlib.suppress(OSError, ValueError):
-                about = path / DIGESTS
-                written = int(about.stat().st_mtime * 1000)
-                if path.name.isdigit() and written >= max(attempt_began_ms, found[0]):
-                    told = About.model_validate_json(about.read_bytes())
-                    found = (written, max(0, int(1000 * told.writing)))
-    return found
-
-
-def _newest_far(depot: Depot, token: int, attempt_began_ms: int) -> tuple[int, int]:
-    with contextlib.suppress(OSError, ValueError):
-        if (found := depot.newest(token)) is not None:
-            written = int(found[0].timestamp() * 1000)
-            told = About.model_validate_json(found[1])
-            return (written, max(0, int(1000 * told.writing))) if written >= attempt_began_ms else (0, 0)
-    return (0, 0)
+        for written, digests in kept_in(folder, depot).written(token):
+            if written < attempt_began_ms:
+                break
+            with contextlib.suppress(ValueError):
+                told = About.model_validate_json(digests)
+                return written, max(0, int(1000 * told.writing))
+    return 0, 0
 
 
 class Checkpoints:
@@ -118,7 +103,7 @@ class Checkpoints:
         the artifact store, where other hosts have to find it.
         """
         self.folder, self.token, self.floor_bytes = folder, token, floor_bytes
-        self._depot = Depot(depot) if depot else None
+        self._place = kept_in(folder, depot)
         self.attempt = uuid.uuid4().hex[:12]
         self._began = time.monotonic()
         self._writing, self._write_began = 0.0, 0.0
@@ -133,9 +118,7 @@ class Checkpoints:
         """Say that this token's holder works here. Raises `LeaseLost` when a newer one does."""
         if self._claimed:
             return
-        self._own.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if self._depot:
-            self._depot.claim(self.token)
+        self._place.claim(self.token)
         self.check()
         self._claimed = True
 
@@ -149,22 +132,14 @@ class Checkpoints:
 
     def fenced(self) -> bool:
         """Does the holder of a newer token work here?"""
-        return any(token > self.token for token in self._tokens())
+        return any(token > self.token for token in self._place.tokens())
 
     def fenced_lately(self) -> bool:
         """`fenced`, not looked at more often than is worth it."""
-        if time.monotonic() - self._looked < (FAR_FENCED_SECONDS if self._depot else FENCED_SECONDS):
+        if time.monotonic() - self._looked < self._place.look_seconds:
             return False
         self._looked = time.monotonic()
         return self._claimed and self.fenced()
-
-    def _tokens(self) -> list[int]:
-        if self._depot:
-            with contextlib.suppress(OSError):  # whoever cannot reach it keeps nothing there either
-                return self._depot.tokens()
-        with contextlib.suppress(FileNotFoundError):
-            return [token for token, _ in numbered(self.folder)]
-        return []
 
     # --- writing ---
 
@@ -187,7 +162,7 @@ class Checkpoints:
         try:
             self._stage(staged, step, at, text, arrays)
             self.check()
-            self._settle(staged, step)
+            self._place.put(self.token, step, staged)
         finally:
             shutil.rmtree(staged, ignore_errors=True)
         self._drop_above(step)
@@ -211,39 +186,24 @@ class Checkpoints:
         )
         (staged / DIGESTS).write_text(about.model_dump_json())
         for path in (staged / STATE, staged / ARRAYS, staged / DIGESTS, staged):
-            _to_disk(path)
-
-    def _settle(self, staged: Path, step: int) -> None:
-        if self._depot:
-            self._depot.put(self.token, step, staged)
-            return
-        place = self._own / f"{step:012d}"
-        shutil.rmtree(place, ignore_errors=True)  # of an attempt before with this token, torn or the same
-        staged.rename(place)
-        _to_disk(place.parent)
+            to_disk(path)
 
     def _drop_above(self, step: int) -> None:
         """A trainer that counts anew (a fold, a restart) has left them behind: by their step they would seem newer."""
-        for token, above in self._places():
+        for token, above in self._place.places():
             if token == self.token and above > step:
-                self._drop(token, above)
+                self._place.drop(token, above)
 
     def _thin_out(self) -> None:
-        for token, step in self._places()[COUNT:]:
-            self._drop(token, step)
-
-    def _drop(self, token: int, step: int) -> None:
-        if self._depot:
-            self._depot.drop(token, step)
-        else:
-            shutil.rmtree(self._place(token, step), ignore_errors=True)
+        for token, step in self._place.places()[COUNT:]:
+            self._place.drop(token, step)
 
     # --- reading ---
 
     def newest(self) -> Kept | None:
         """The newest checkpoint that is whole: of the newest token, then of the last step."""
         self.claim()
-        for token, step in self._places():
+        for token, step in self._place.places():
             try:
                 return self.read(token, step)
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -252,24 +212,8 @@ class Checkpoints:
 
     def read(self, token: int, step: int) -> Kept:
         """The one of *token* after *step*. Raises `OSError` or `ValueError` where it is not there or not whole."""
-        if not self._depot:
-            return self._read(token, step, self._place(token, step))
-        with tempfile.TemporaryDirectory(prefix=".read-", dir=self.folder) as folder:
-            self._depot.take(token, step, Path(folder))
-            return self._read(token, step, Path(folder))
-
-    def _places(self) -> list[tuple[int, int]]:
-        """Token and step, newest first."""
-        if self._depot:
-            return self._depot.places()
-        found = []
-        for token in self._tokens():
-            with contextlib.suppress(OSError):  # removed meanwhile, or nothing that can be looked into
-                found += [(token, step) for step, _ in numbered(self.folder / str(token))]
-        return found
-
-    def _place(self, token: int, step: int) -> Path:
-        return self.folder / str(token) / f"{step:012d}"
+        with self._place.opened(token, step) as folder:
+            return self._read(token, step, folder)
 
     def _read(self, token: int, step: int, path: Path) -> Kept:
         from safetensors import SafetensorError
@@ -328,7 +272,7 @@ class Checkpoints:
         )
         lines = [*self._resumes(), now]
         with contextlib.suppress(OSError):  # the report is not worth the training
-            self._note_resumes("".join(each.model_dump_json() + "\n" for each in lines).encode())
+            self._place.note_resumes("".join(each.model_dump_json() + "\n" for each in lines).encode())
         return {
             "times": len(lines),
             "step": now.step,
@@ -338,22 +282,12 @@ class Checkpoints:
             "at": kept.at if kept else "",
         }
 
-    def _note_resumes(self, lines: bytes) -> None:
-        if self._depot:
-            self._depot.note_resumes(lines)
-            return
-        staged = self.folder / f".{RESUMES}-{self.attempt}"
-        staged.write_bytes(lines)
-        staged.replace(self.folder / RESUMES)
-
     def _resumes(self) -> list[Resume]:
         """Of the attempts before; a line that was torn says nothing."""
         found: list[Resume] = []
-        with contextlib.suppress(OSError):
-            told = self._depot.resumes() if self._depot else (self.folder / RESUMES).read_bytes()
-            for line in told.splitlines():
-                with contextlib.suppress(ValueError):
-                    found.append(Resume.model_validate_json(line))
+        for line in self._place.resumes().splitlines():
+            with contextlib.suppress(ValueError):
+                found.append(Resume.model_validate_json(line))
         return found
 
     def _last_attempt(self) -> tuple[int, float, str] | None:
@@ -371,12 +305,7 @@ class Checkpoints:
     def forget(self) -> None:
         """The stage has its result: nobody will go on from here. Leaves a newer holder's alone."""
         if self._claimed and not self.fenced():
-            if self._depot:
-                self._depot.forget()
-            shutil.rmtree(self.folder, ignore_errors=True)
-            with contextlib.suppress(OSError):  # others of the chain are still there
-                self.folder.parent.rmdir()
-                self.folder.parent.parent.rmdir()
+            self._place.forget()
 
 
 def _plain(value: Any, where: str, arrays: dict[str, Any], within: int = 0) -> Any:  # noqa: ANN401
@@ -429,11 +358,3 @@ def _whole(value: Any, arrays: Mapping[str, Any]) -> Any:  # noqa: ANN401
 def _digest(path: Path) -> str:
     with path.open("rb") as source:
         return hashlib.file_digest(source, "sha256").hexdigest()
-
-
-def _to_disk(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,10 +1,11 @@
 """Checkpoints of one stage on the artifact store, where hosts share no disk: `<url>/<token>/<step>/<file>`.
 
-A store has no rename, so a checkpoint is there once its last file is, the digests. `<token>/claim` says that the holder
-of this token works here.
+What `Disk` does for one machine. A store has no rename, so a checkpoint is there once its last file is, the digests.
+`<token>/claim` says that the holder of this token works here.
 """
 
 import contextlib
+import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,21 +13,33 @@ from typing import Any
 
 import fsspec
 
-CLAIM, RESUMES = "claim", "resumes"
-LAST = "digests.json"
-"""The file of a checkpoint that is written last."""
+from activities.jobs.disk import LAST, RESUMES, Disk
+
+CLAIM = "claim"
+
+
+def kept_in(folder: Path, url: str = "") -> "Disk | Depot":
+    """Where the checkpoints of one stage are: in *folder*, or at *url* where it has one."""
+    return Depot(url, folder) if url else Disk(folder)
 
 
 class Depot:
     """What the store has of one stage. Raises `OSError` for whatever the store answers or does not."""
 
-    def __init__(self, url: str) -> None:
+    look_seconds = 5.0
+    """As `Disk.look_seconds`: to ask a store costs more."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        """*folder*: of the stage on this host, for what is being written and read."""
         self.url = url
+        self._here = Disk(folder)
         self._files, self._root = fsspec.core.url_to_fs(url, use_listings_cache=False)
 
     def tokens(self) -> list[int]:
         """Of all who have worked here, the highest first."""
-        return sorted({int(first) for first, *rest in self._found() if rest and first.isdigit()}, reverse=True)
+        with contextlib.suppress(OSError):
+            return sorted({int(first) for first, *rest in self._found() if rest and first.isdigit()}, reverse=True)
+        return self._here.tokens()  # whoever cannot reach the store keeps nothing there either
 
     def places(self) -> list[tuple[int, int]]:
         """Token and step of each whole checkpoint, the newest first."""
@@ -34,6 +47,7 @@ class Depot:
         return sorted(((int(token), int(step)) for token, step, _ in whole if token.isdigit() and step.isdigit()))[::-1]
 
     def claim(self, token: int) -> None:
+        self._here.claim(token)
         with _asked():
             self._files.pipe_file(f"{self._made(str(token))}/{CLAIM}", b"1")
 
@@ -44,12 +58,14 @@ class Depot:
             for path in sorted(folder.iterdir(), key=lambda path: path.name == LAST):
                 self._files.put_file(str(path), f"{place}/{path.name}")
 
-    def take(self, token: int, step: int, folder: Path) -> None:
-        """Its files into *folder*."""
-        with _asked():
-            place = f"{self._root}/{token}/{step:012d}"
-            for path in self._files.find(place):
-                self._files.get_file(path, str(folder / path.rsplit("/", 1)[1]))
+    @contextlib.contextmanager
+    def opened(self, token: int, step: int) -> Iterator[Path]:
+        """A folder with its files, while the block lasts."""
+        with tempfile.TemporaryDirectory(prefix=".read-", dir=self._here.folder) as folder:
+            with _asked():
+                for path in self._files.find(f"{self._root}/{token}/{step:012d}"):
+                    self._files.get_file(path, str(Path(folder) / path.rsplit("/", 1)[1]))
+            yield Path(folder)
 
     def drop(self, token: int, step: int) -> None:
         """Its last file goes first: what is left then is no checkpoint."""
@@ -59,8 +75,10 @@ class Depot:
             self._files.rm(place, recursive=True)
 
     def forget(self) -> None:
+        """All of it, here and there."""
         with contextlib.suppress(OSError), _asked():
             self._files.rm(self._root, recursive=True)
+        self._here.forget()
 
     def resumes(self) -> bytes:
         """The lines that attempts have left; none where there are none."""
@@ -72,14 +90,14 @@ class Depot:
         with _asked():
             self._files.pipe_file(f"{self._made()}/{RESUMES}", lines)
 
-    def newest(self, token: int) -> tuple[datetime, bytes] | None:
-        """When the newest checkpoint of *token* was written, and its digests; None where there is none."""
-        steps = [step for of_token, step in self.places() if of_token == token]
-        if not steps:
-            return None
-        with _asked():
-            path = f"{self._root}/{token}/{steps[0]:012d}/{LAST}"
-            return modified(self._files.info(path)), bytes(self._files.cat_file(path))
+    def written(self, token: int) -> Iterator[tuple[int, bytes]]:
+        """Of each checkpoint of *token*, the newest first: when it was written, in milliseconds, and its digests."""
+        for of_token, step in self.places():
+            if of_token == token:
+                with _asked():
+                    path = f"{self._root}/{token}/{step:012d}/{LAST}"
+                    at, digests = modified(self._files.info(path)), bytes(self._files.cat_file(path))
+                yield int(at.timestamp() * 1000), digests
 
     def _found(self) -> Iterator[list[str]]:
         with _asked():

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from activities.jobs import reaper
-from activities.jobs.depot import Depot
+from activities.jobs.depot import kept_in
 from activities.jobs.memory import HINT, Memory
-from activities.jobs.numbered import numbered
 from activities.jobs.order import Order, Outcome
 from everloop import disk
 from everloop.errors import JobFailed, OutOfMemory, StorageLow, TrainerFailed
@@ -119,13 +118,9 @@ def crashed(order: Order, what: str) -> Outcome:
 def _kept_steps(order: Order) -> int:
     """The last step of which there is a checkpoint."""
     folder = Path(order.get("checkpoints") or order["folder"])
-    steps = [0]
-    with contextlib.suppress(OSError):  # nothing was kept, or it is gone since
-        if url := order.get("depot"):
-            return max([0, *(step for _, step in Depot(url).places())])
-        for _, of_token in numbered(folder):
-            steps += [step for step, _ in numbered(of_token)]
-    return max(steps)
+    with contextlib.suppress(OSError):  # it cannot be asked
+        return max([0, *(step for _, step in kept_in(folder, order.get("depot", "")).places())])
+    return 0
 
 
 def low(order: Order) -> Outcome | None:

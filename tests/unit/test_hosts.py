@@ -1,5 +1,6 @@
 """What a job needs where hosts share no disk: checkpoints on the store, its own folders, its log sent back."""
 
+import shutil
 import socket
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,6 +14,8 @@ import pytest
 from activities.drift import DriftCompute
 from activities.jobs import gang, home, lent
 from activities.jobs.checkpoints import Checkpoints, newest_of
+from activities.jobs.depot import kept_in
+from activities.jobs.disk import LAST
 from activities.jobs.gang import LOOPBACK, interface_of
 from activities.jobs.mark import MARK
 from activities.jobs.order import Order
@@ -84,7 +87,39 @@ def test_a_store_that_is_away_keeps_nothing_and_fences_nobody(tmp_path, url):
     store.unlink()
     (tmp_path / "elsewhere").rename(store)
     checkpoints.write(3, STATE)
-    assert [step for _, step in checkpoints._places()] == [3, 1]
+    assert [step for _, step in checkpoints._place.places()] == [3, 1]
+
+
+@pytest.mark.parametrize("far", [False, True])
+def test_the_disk_and_the_store_answer_alike(tmp_path, url, far):
+    folder = tmp_path / "a" / "b" / "c"
+    place = kept_in(folder, url if far else "")
+    assert (place.tokens(), place.places(), place.resumes(), list(place.written(1))) == ([], [], b"", [])
+    for token, step in ((1, 5), (1, 6), (2, 3)):
+        place.claim(token)
+        staged = folder / str(token) / ".new"
+        staged.mkdir()
+        (staged / "state.json").write_text(f"{token} {step}")
+        (staged / LAST).write_text(f"last {step}")
+        place.put(token, step, staged)
+        shutil.rmtree(staged, ignore_errors=True)
+    place.claim(3)
+    place.note_resumes(b"one\n")
+
+    assert place.tokens() == [3, 2, 1]
+    assert place.places() == [(2, 3), (1, 6), (1, 5)]
+    assert {digests for _, digests in place.written(1)} == {b"last 5", b"last 6"}
+    assert all(at > 0 for at, _ in place.written(1))
+    with place.opened(1, 6) as there:
+        assert (there / "state.json").read_text() == "1 6"
+        assert sorted(each.name for each in there.iterdir()) == [LAST, "state.json"]
+    assert place.resumes() == b"one\n"
+    place.drop(1, 6)
+    assert place.places() == [(2, 3), (1, 5)]
+    place.drop(1, 6)
+    place.forget()
+    assert (place.tokens(), place.places(), place.resumes()) == ([], [], b"")
+    assert not (tmp_path / "a").exists()
 
 
 def test_a_rank_that_does_not_reach_rank_0_says_so_and_does_not_wait_for_ever(tmp_path, monkeypatch):
