@@ -213,9 +213,15 @@ async def swapped(server: Server, released: Released) -> tuple[list[float], int]
     async def one(due: float) -> None:
         nonlocal errors
         reader, writer = await free.get()
-        writer.write(request)
-        head = await reader.readuntil(b"\r\n\r\n")
-        await reader.readexactly(int(re.search(rb"content-length: (\d+)", head)[1]))  # type: ignore[index]
+        try:
+            writer.write(request)
+            head = await reader.readuntil(b"\r\n\r\n")
+            await reader.readexactly(int(re.search(rb"content-length: (\d+)", head)[1]))  # type: ignore[index]
+        except (OSError, asyncio.IncompleteReadError):  # the connection broke: no answer, and another one for the next
+            errors += 1
+            writer.close()
+            free.put_nowait(await asyncio.open_connection(host, int(port)))
+            return
         took.append(1000 * (time.perf_counter() - due))
         errors += not head.startswith(b"HTTP/1.1 200 ")
         free.put_nowait((reader, writer))
