@@ -12,8 +12,9 @@ Requests are in queues without others below them. A queue may also say `parent: 
 """
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal, InvalidOperation, Overflow
 from typing import Any, NamedTuple
 
 from everloop.amounts import COUNTED, NO_LIMIT, UNLIMITED, Counted
@@ -29,6 +30,7 @@ MOST = 2**31 - 1
 MOST_WEIGHT = 1_000_000
 KEYS = ("parent", "quota", "limit", "weight", "priority", "queues")
 RESOURCES = ("cores", "gpus")
+WHOLE = re.compile(r"-?[0-9]{1,18}")
 TOP_KEYS = ("queues",)
 
 
@@ -122,16 +124,16 @@ def resources(given: object, place: str, otherwise: Counted = UNLIMITED) -> Coun
 def _thousandths(value: object, place: str) -> int:
     try:
         exact = Decimal(str(value)) * 1000 if isinstance(value, int | float | str) else Decimal("NaN")
-    except InvalidOperation:
+    except (InvalidOperation, Overflow):
         exact = Decimal("NaN")
-    if isinstance(value, bool) or not exact.is_finite() or exact != exact.to_integral_value():
+    if isinstance(value, bool) or not exact.is_finite() or abs(exact) > MOST or exact != exact.to_integral_value():
         raise Invalid(f"{place}: {value!r} is no number of GPUs", field=place, hint="in steps of 0.001, or `none`")
     return whole(int(exact), place, 0, MOST)
 
 
 def whole(value: object, place: str, least: int, most: int) -> int:
     """*value* as a whole number from *least* to *most*. Raises `Invalid`."""
-    if isinstance(value, str) and value.strip().lstrip("-").isdecimal():
+    if isinstance(value, str) and WHOLE.fullmatch(value.strip()):
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise Invalid(f"{place}: {value!r} is no whole number", field=place)

@@ -41,7 +41,7 @@ QUIET_WAIT = timedelta(seconds=1)
 
 PROOF_TIMEOUT, PROVE_AGAIN = timedelta(seconds=30), timedelta(seconds=5)
 
-MOST_DEVICES = 100
+MOST_DEVICES, MOST_INVENTORY_CHARACTERS = 5_000, 500_000
 """Of a pool: what its step is given must fit into one payload."""
 
 ASK_AGAIN, SELDOM = timedelta(seconds=15), timedelta(minutes=10)
@@ -89,7 +89,8 @@ class GpuPool:
 
     @workflow.signal(name=names.POOL_INVENTORY, description="The Dask workers that are there now")
     def inventory(self, devices: list[str]) -> None:
-        if len(devices) > MOST_DEVICES or any(len(name) > names.MOST_CHARACTERS for name in devices):
+        too_long = any(len(name) > names.MOST_CHARACTERS for name in devices)
+        if len(devices) > MOST_DEVICES or too_long or sum(map(len, devices)) > MOST_INVENTORY_CHARACTERS:
             workflow.logger.warning("dropped: an inventory of %s devices, or of too long names", len(devices))
             return
         self._inventory = tuple(sorted(devices))

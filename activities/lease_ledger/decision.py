@@ -68,7 +68,7 @@ def grant(store: Store, pool: str) -> int:
         acts = [one for one in decisions if not isinstance(one, Explain | Reserve)]
         made = record.Decided(state, rules, now_ms, decisions)
         if _committed(store, pool, version, made) if acts else _kept(store, pool, version, made, reserved):
-            explain(store, [one for one in decisions if isinstance(one, Explain)])
+            explain(store, pool, [one for one in decisions if isinstance(one, Explain)])
             return sum(isinstance(one, Grant) for one in acts)
     raise Unavailable(f"pool {pool} changes faster than it can be decided about")
 
@@ -245,22 +245,34 @@ def _usage(session: Session, pool: str, one: Usage, now_ms: int) -> None:
     session.add(row)
 
 
-def explain(store: Store, told: Sequence[Explain]) -> int:
-    """Write why each request waits, where that is not what is written already. Returns how many have changed."""
+def explain(store: Store, pool: str, told: Sequence[Explain]) -> int:
+    """Write why each request waits, where that is not what is written already. Returns how many have changed.
+
+    Who is not among those near enough any more has no reason written: it is worked out when somebody asks.
+    """
     near = {one.request_id: one for one in sorted(told, key=lambda one: (one.ahead, one.request_id))[:MOST_EXPLAINED]}
-    if not near:
-        return 0
-    news = _news(store, near)
-    if not news:
+    explained = select(LeaseRequestRow.id).where(
+        LeaseRequestRow.pool == pool, LeaseRequestRow.state == "queued", LeaseRequestRow.code != ""
+    )
+    with store.read() as session:
+        written = set(session.exec(explained).all())  # of budgets, too: whom they hold back nobody has told here
+    past = written.intersection(one.request_id for one in told) - near.keys()
+    news = _news(store, near) if near else []
+    if not news and not past:
         return 0
     with store.write() as session:
+        session.exec(
+            update(LeaseRequestRow)
+            .where(col(LeaseRequestRow.id).in_(past), col(LeaseRequestRow.state) == "queued")
+            .values(code="", detail=[], position=0, ahead=0)
+        )
         for one in news:
             session.exec(
                 update(LeaseRequestRow)
                 .where(col(LeaseRequestRow.id) == one.request_id, col(LeaseRequestRow.state) == "queued")
                 .values(code=one.code, detail=_pairs(one), position=one.position, ahead=one.ahead)
             )
-    return len(news)
+    return len(news) + len(past)
 
 
 def _news(store: Store, near: dict[str, Explain]) -> list[Explain]:

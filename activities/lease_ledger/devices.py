@@ -52,6 +52,7 @@ def note_inventory(
     found = {device.name: device for device in map(parsed, inventory)}
     at = rows.now()
     with store.write() as session:
+        rows.alone(session, pool)
         known = session.exec(select(DeviceRow).where(DeviceRow.pool == pool).order_by(DeviceRow.name)).all()
         gone = [row.name for row in known if row.present and row.name not in found]
         changes = [_noted(session, row, found.pop(row.name, None)) for row in known]
@@ -131,8 +132,20 @@ def _withdraw_needless_drains(session: Session, pool: str) -> None:
             session.add(row)
 
 
+def _told_anew(session: Session, pool: str) -> None:
+    """Who was told to leave a drained device has until the drain that counts now; the pool tells it."""
+    by = {row.name: row.drain_by for row in session.exec(select(DeviceRow).where(DeviceRow.pool == pool)).all()}
+    told = select(LeaseRow).where(LeaseRow.pool == pool, LeaseRow.state == "noticed", LeaseRow.notice == "drain")
+    for row in session.exec(told).all():
+        ends = [end for member in rows.members(session, row, live=True) if (end := by.get(member.device))]
+        if ends:
+            row.deadline_at = min(ends)
+            session.add(row)
+
+
 def _set(store: Store, pool: str, target: str, facts: Mapping[str, object]) -> list[str]:
     with store.write() as session:
+        rows.alone(session, pool)
         of_target = (col(DeviceRow.name) == target) | (col(DeviceRow.node) == target)
         found = session.exec(select(DeviceRow).where(DeviceRow.pool == pool, of_target).order_by(DeviceRow.name)).all()
         if not found:
@@ -141,6 +154,7 @@ def _set(store: Store, pool: str, target: str, facts: Mapping[str, object]) -> l
             session.add(row.sqlmodel_update(dict(facts)))
         session.flush()
         _withdraw_needless_drains(session, pool)
+        _told_anew(session, pool)
         rows.changed(session, pool)
         return [row.name for row in found]
 
@@ -151,7 +165,7 @@ def revoke(store: Store, token: int, *, by: str, reason: str, grace: timedelta) 
     Returns its pool, which has to be woken. Raises `NotFound`, and `Conflict` when it ends already.
     """
     with store.write() as session:
-        row = rows.lease(session, token)
+        row = rows.alone_with(session, rows.lease(session, token))
         if row is None:
             raise NotFound(f"there is no lease with token {token}", hint="`everloop lease list` shows them")
         if row.state not in ("offered", "active"):

@@ -6,6 +6,7 @@ What is taken away is fenced at once. Its members stay used until their processe
 from collections.abc import Iterable
 from datetime import timedelta
 
+from sqlalchemy import func
 from sqlmodel import Session, col, select
 from sqlmodel.sql.expression import SelectOfScalar
 
@@ -16,7 +17,7 @@ from everloop.store import DeviceRow, LeaseMemberRow, LeaseRequestRow, LeaseRow,
 STUCK = timedelta(seconds=60)
 """An end that is not proven for so long has gone wrong (usual: within 6 s)."""
 AT_ONCE = 50
-"""Members that are looked for in one step."""
+"""Members that are looked for in one step: of each device as many."""
 
 
 def end(store: Store, pool: str, token: int, state: str, *, reason: str = "", why: str = "") -> bool:
@@ -25,6 +26,7 @@ def end(store: Store, pool: str, token: int, state: str, *, reason: str = "", wh
     *reason*: what whoever waits with the request is told when it asks again. *why*: of a fence.
     """
     with store.write() as session:
+        rows.alone(session, pool)
         row = session.get(LeaseRow, (pool, token))
         if row is None or row.state not in rows.WORKING:
             return False
@@ -53,9 +55,13 @@ def request_ends(session: Session, row: LeaseRow, state: str, reason: str = "") 
 def end_run(store: Store, asks: Caller) -> set[str]:
     """End whatever a closed run held, was offered or waited for. Returns the pools that it was of."""
     with store.read() as session:  # most runs have left nothing, and a write would keep others waiting
-        if not session.exec(_working_of(asks)).all() and not session.exec(_queued_of(asks)).all():
-            return set()
+        left = {row.pool for row in session.exec(_working_of(asks)).all()}
+        left |= {row.pool for row in session.exec(_queued_of(asks)).all()}
+    if not left:
+        return set()
     with store.write() as session:
+        for pool in sorted(left):
+            rows.alone(session, pool)
         leases, requests = session.exec(_working_of(asks)).all(), session.exec(_queued_of(asks)).all()
         for row in leases:
             ended(session, row, "fenced", "its holder has ended")
@@ -82,14 +88,20 @@ def _queued_of(asks: Caller) -> SelectOfScalar[LeaseRequestRow]:
 
 
 def unproven(store: Store, pool: str) -> list[LeaseMemberRow]:
-    """Members of leases that were taken away, on devices that can be asked whether anything of them still runs."""
+    """Members of leases that were taken away, on devices that can be asked whether anything of them still runs.
+
+    A device on which nothing can be proven does not keep the others from it.
+    """
+    place = func.row_number().over(
+        partition_by=col(LeaseMemberRow.device), order_by=(col(LeaseMemberRow.token), col(LeaseMemberRow.rank))
+    )
     query = (
         select(LeaseMemberRow)
         .join(LeaseRow, (col(LeaseRow.pool) == LeaseMemberRow.pool) & (col(LeaseRow.token) == LeaseMemberRow.token))
         .join(DeviceRow, (col(DeviceRow.pool) == LeaseMemberRow.pool) & (col(DeviceRow.name) == LeaseMemberRow.device))
         .where(LeaseMemberRow.pool == pool, col(LeaseMemberRow.live), col(LeaseRow.state).not_in(rows.WORKING))
         .where(col(DeviceRow.present))
-        .order_by(col(LeaseMemberRow.token), col(LeaseMemberRow.rank))
+        .order_by(place, col(LeaseMemberRow.token), col(LeaseMemberRow.rank))
         .limit(AT_ONCE)
     )
     with store.read() as session:
@@ -107,6 +119,7 @@ def proven(store: Store, pool: str, dead: Iterable[tuple[int, int]]) -> None:
     if not said:
         return
     with store.write() as session:
+        rows.alone(session, pool)
         for token, ranks in sorted(said.items()):
             row = session.get(LeaseRow, (pool, token))
             if row is None or row.state in rows.WORKING:
@@ -135,6 +148,7 @@ def quarantine(store: Store, pool: str) -> set[str]:
     if not closing and closed <= stuck:  # what an operator has closed is closed already
         return closed
     with store.write() as session:
+        rows.alone(session, pool)
         for row in session.exec(select(DeviceRow).where(DeviceRow.pool == pool)).all():
             if row.name in stuck and row.state == "ready":
                 row.state, row.why = "quarantined", "something of a lease that has ended cannot be ended there"

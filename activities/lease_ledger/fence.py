@@ -17,7 +17,8 @@ def check_token(session: Session, slot: Slot, what: Literal["result", "version"]
     Call it in the transaction that writes the pointer. A holder may have several leases that are live.
     *what* is counted where it is refused.
     """
-    row = session.exec(select(LeaseRow).where(LeaseRow.token == slot.token, LeaseRow.holder == slot.holder)).first()
+    query = select(LeaseRow).where(LeaseRow.token == slot.token, LeaseRow.holder == slot.holder)
+    row = session.exec(query.with_for_update(read=True)).first()  # nobody takes it away until the pointer is written
     if row is not None and (row.state in rows.WORKING or (row.state == "released" and _is_last(session, row))):
         return
     REFUSED.labels(what).inc()

@@ -27,7 +27,7 @@ from everloop.store import (
 def accept(store: Store, request: AcceptRequest, asks: Caller) -> Slot:
     """Make the offer a lease. Raises `LeaseLost` when it has lapsed or was never made to *asks* for that request."""
     with store.write() as session:
-        row = rows.lease(session, request.token, asks.workflow_id)
+        row = rows.alone_with(session, rows.lease(session, request.token, asks.workflow_id))
         fits = row is not None and row.request_id == request.request_id and row.holder == asks.holder
         if row is None or not fits or row.state not in rows.WORKING:
             raise LeaseLost(f"token {request.token} is no offer to {asks.holder} for request {request.request_id}")
@@ -86,7 +86,7 @@ def adopt(store: Store, request: AcceptRequest, asks: Caller) -> Slot:
     that the earlier run is closed. Raises `LeaseLost` when the lease has ended, `Forbidden` for somebody else's.
     """
     with store.write() as session:
-        row = rows.lease(session, request.token, asks.workflow_id)
+        row = rows.alone_with(session, rows.lease(session, request.token, asks.workflow_id))
         if row is None or row.request_id != request.request_id:
             raise Forbidden(f"the lease with token {request.token} is not one of {asks.workflow_id}")
         again = session.exec(
@@ -139,6 +139,7 @@ def renew(store: Store, pool: str, token: int) -> None:
     An offer is renewed `RENEWALS` times, then it lapses: others wait for what its holder does not take.
     """
     with store.write() as session:
+        rows.alone(session, pool)
         row = session.get(LeaseRow, (pool, token))
         if row is None or row.state not in rows.WORKING:
             return
@@ -156,7 +157,7 @@ def renew(store: Store, pool: str, token: int) -> None:
 def kept_checkpoint(store: Store, token: int, at: datetime) -> None:
     """A checkpoint of the lease's job is durable since *at*."""
     with store.write() as session:
-        row = rows.lease(session, token)
+        row = rows.alone_with(session, rows.lease(session, token))
         if row is not None and row.state in rows.WORKING and (row.checkpoint_at is None or row.checkpoint_at < at):
             row.checkpoint_at = at
             session.add(row)

@@ -1,5 +1,7 @@
 """Who waits: requests are the inbox of the pool."""
 
+from typing import Any
+
 from sqlalchemy import func
 from sqlmodel import Session, select
 
@@ -24,6 +26,7 @@ def enqueue(store: Store, request: LeaseRequest, asks: Caller) -> str:
     Returns why it had left the queue, where that is worth a word. Raises `Forbidden` for another workflow's id.
     """
     with store.write() as session:
+        rows.alone(session, request.pool)
         known = session.get(LeaseRequestRow, request.id)
         if known is None:
             session.add(_request(session, request, asks))
@@ -36,13 +39,11 @@ def enqueue(store: Store, request: LeaseRequest, asks: Caller) -> str:
             raise Forbidden(f"request {request.id} is not one of {asks.workflow_id}")
         if not request.again or (known.run_id == asks.run_id and not _in_vain(session, known)):
             return ""
+        known.sqlmodel_update(_wanted(session, request))  # another stage may ask in the old place
         return _owned_by(session, known, asks)
 
 
 def _request(session: Session, request: LeaseRequest, asks: Caller) -> LeaseRequestRow:
-    if request.isolation == "E4":
-        one = isolation.slice_for(request.milli_gpu, request.gpu_mib, gpus(session, request.pool))
-        request = request.model_copy(update={"milli_gpu": one.milli_gpu, "gpu_mib": one.gpu_mib})
     last = session.exec(select(func.max(LeaseRequestRow.arrival)).where(LeaseRequestRow.pool == request.pool)).one()
     return LeaseRequestRow(
         id=request.id,
@@ -54,19 +55,29 @@ def _request(session: Session, request: LeaseRequest, asks: Caller) -> LeaseRequ
         run_id=asks.run_id,
         state="queued",
         requested_at=rows.now(),
-        queue=request.queue,
-        priority=request.priority,
-        preemptible=request.preemptible,
-        cores=request.cores or 0,
-        memory_mib=request.memory_mib,
-        milli_gpu=NOT_SAID if request.milli_gpu is None else request.milli_gpu,
-        gpu_mib=request.gpu_mib,
-        members_min=request.members,
-        members_max=max(request.members, request.members_most),
-        max_runtime_ms=request.max_runtime_s * 1000,
-        stage=request.stage,
-        model=request.model,
+        **_wanted(session, request),
     )
+
+
+def _wanted(session: Session, request: LeaseRequest) -> dict[str, Any]:
+    """What is asked for, and for what."""
+    if request.isolation == "E4":
+        one = isolation.slice_for(request.milli_gpu, request.gpu_mib, gpus(session, request.pool))
+        request = request.model_copy(update={"milli_gpu": one.milli_gpu, "gpu_mib": one.gpu_mib})
+    return {
+        "queue": request.queue,
+        "priority": request.priority,
+        "preemptible": request.preemptible,
+        "cores": request.cores or 0,
+        "memory_mib": request.memory_mib,
+        "milli_gpu": NOT_SAID if request.milli_gpu is None else request.milli_gpu,
+        "gpu_mib": request.gpu_mib,
+        "members_min": request.members,
+        "members_max": max(request.members, request.members_most),
+        "max_runtime_ms": request.max_runtime_s * 1000,
+        "stage": request.stage,
+        "model": request.model,
+    }
 
 
 def _in_vain(session: Session, request: LeaseRequestRow) -> bool:
@@ -96,7 +107,7 @@ def cancel(store: Store, request_id: str, asks: Caller) -> str:
     Raises `Forbidden` for another workflow's request.
     """
     with store.write() as session:
-        request = session.get(LeaseRequestRow, request_id)
+        request = rows.alone_with(session, session.get(LeaseRequestRow, request_id))
         if request is not None and request.workflow_id != asks.workflow_id:
             raise Forbidden(f"request {request_id} is not one of {asks.workflow_id}")
         if request is None or request.state in rows.ENDED:

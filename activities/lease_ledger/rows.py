@@ -1,12 +1,15 @@
 """Questions to the ledger's tables that several of its functions ask."""
 
 from datetime import UTC, datetime, timedelta
+from typing import TypeVar
 
 from sqlmodel import Session, col, select
 from sqlmodel.sql.expression import SelectOfScalar
 
 from activities.lease_time.rows import EPOCH, in_ms
 from everloop.store import LeaseMemberRow, LeaseRequestRow, LeaseRow, PoolRow
+
+Row = TypeVar("Row", LeaseRow, LeaseRequestRow)
 
 WORKING = ("offered", "active", "noticed")
 """States of a lease whose holder may work."""
@@ -84,6 +87,23 @@ def stays(row: LeaseRow) -> None:
     """Its notice is withdrawn. A holder that has begun to let go does so, and waits again in its old place."""
     row.state, row.notice, row.beneficiary, row.why = "active", "", "", ""
     row.noticed_at = row.deadline_at = None
+
+
+def alone(session: Session, pool: str) -> None:
+    """Nobody else changes leases or requests of the pool until this transaction ends. Call it before reading them.
+
+    SQLite's write transactions are alone anyway. On Postgres two might read a lease as it was before either's change,
+    and give its cores back twice.
+    """
+    session.get(PoolRow, pool, with_for_update=True)
+
+
+def alone_with(session: Session, row: Row | None) -> Row | None:
+    """`alone`, for who knows the pool from *row* only: it is read again, as it is now."""
+    if row is not None:
+        alone(session, row.pool)
+        session.refresh(row)
+    return row
 
 
 def changed(session: Session, pool: str) -> None:

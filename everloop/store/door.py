@@ -40,6 +40,8 @@ class Store:
     def read(self) -> Iterator[Session]:
         """A read transaction: one consistent view."""
         with Session(self.engine, expire_on_commit=False) as session:
+            if self.engine.dialect.name == "postgresql":  # its default sees what others commit between two questions
+                session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
             yield session
 
     def migrate(self) -> None:

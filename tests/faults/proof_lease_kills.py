@@ -5,9 +5,8 @@ A training lasts 5 to 15 s. The kills are spread over the run, each while a trai
 one is of the slot that runs it: if no training had to begin again, nothing is shown, and this ends with 1.
 With --gpus the trainings take fractions of 4 simulated GPUs instead, by share and by memory.
 By the jobs' own records no device is used beyond what it has at any moment, and nothing is left behind.
-A line goes to docs/proof/lease_kills.csv, or fraction_kills.csv. PLANT=1, 2, 3 puts a fault into the stack (it gives
-twice what a device has; the first two leases stay counted when they are given back; the lock of a job's part is
-never let go): it then ends with 1 and leaves no line.
+A line goes to docs/proof/lease_kills.csv, or fraction_kills.csv. PLANT=1, 2 puts a fault into the stack (it gives twice
+what a device has; the first two leases stay counted when they are given back): it then ends with 1 and leaves no line.
 """
 
 import argparse
@@ -41,16 +40,6 @@ else:
     capacity.give_back = lambda session, row, *rest: None if row.token <= 2 else right(session, row, *rest)
 """
 """Read by every Python process at its start, as `sitecustomize`."""
-HELD = """
-try:
-    import os
-    from activities.jobs import slot
-except ImportError:  # a process that is not of the stack
-    pass
-else:
-    right = slot._locked
-    slot._locked = lambda lock: right(lock) and bool(os.dup(lock))  # nobody ever closes that one
-"""
 HEADER = ["at", "commit", "seed", "lifecycles", "jobs", "kills", "seconds", "overlaps", "leaks"]
 
 
@@ -99,9 +88,9 @@ def planted(plant: str, folder: Path) -> None:
     if plant == "1":
         devices = os.environ.get("EVERLOOP_DEVICES", "").replace("16000", "32000")
         os.environ |= {"EVERLOOP_SLOT_CORES": "4", "EVERLOOP_DEVICES": devices}
-    if plant in {"2", "3"}:
+    if plant == "2":
         (folder / "planted").mkdir()
-        (folder / "planted" / "sitecustomize.py").write_text(KEPT if plant == "2" else HELD)
+        (folder / "planted" / "sitecustomize.py").write_text(KEPT)
         os.environ["PYTHONPATH"] = str(folder / "planted")
 
 

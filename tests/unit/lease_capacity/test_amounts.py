@@ -187,7 +187,7 @@ def test_who_waits_in_vain_costs_no_version_and_no_record(pool: Store) -> None:
     assert waiting == 3
     assert wake is not None
     assert wake > 10
-    assert explain(pool, [one for one in ledger.look(pool, POOL)[2] if isinstance(one, Explain)]) == 0
+    assert explain(pool, POOL, [one for one in ledger.look(pool, POOL)[2] if isinstance(one, Explain)]) == 0
     with pool.read() as session:
         codes = {row.id: row.code for row in session.exec(select(LeaseRequestRow)).all()}
     assert codes == {"held": "", "waits": "no_room", "large": "infeasible", "lost": "unknown_queue"}

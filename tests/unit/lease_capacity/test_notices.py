@@ -29,7 +29,7 @@ def test_who_lets_go_after_a_notice_gets_its_old_place(pool: Store) -> None:
     assert ledger.grant(pool, POOL) == 0
     assert state(pool, slot.token) == "noticed"
     ledger.end(pool, POOL, slot.token, "released")
-    ledger.enqueue(pool, LeaseRequest(id="victim", again=True), who("victim"))
+    ledger.enqueue(pool, LeaseRequest(id="victim", queue="low", cores=4, again=True), who("victim"))
     assert ledger.grant(pool, POOL) == 1
 
     starved = take(pool, "starved")
