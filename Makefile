@@ -35,7 +35,7 @@ bench: $(VENV)/.dev  ## what Everloop costs, beside others; ROWS=200000 for smal
 proof-compute: $(VENV)/.dev  ## faults at random moments of trainings; MINUTES=, SEED= (the same goes on), TRAINER=torch, PLANT=1..3
 	$(BIN)/python -m tests.faults.proof_compute
 
-proof-watch: $(VENV)/.dev  ## kill -9 of each process in a check, its decision and the start: one retraining; KILLS=, SEED=, PLANT=1..3 must fail
+proof-watch: $(VENV)/.dev  ## kill -9 of each process in a check, its decision and the start: one retraining; KILLS=, MINUTES=, SEED=, PLANT=1..3 must fail
 	$(BIN)/python -m tests.faults.proof_watch
 
 proof-leases: $(VENV)/.dev  ## anything happens to a pool, EXAMPLES=50000 times; MINUTES=, SEED= (the same goes on), PLANT=1..3 must fail

@@ -42,6 +42,10 @@ class Labelled(BaseModel):
     message: str
 
 
+MOST_WINDOWS = 1_000
+"""Whose performance one answer tells."""
+
+
 class PerformanceView(BaseModel):
     """How well a window was answered, as far as its labels have come."""
 
@@ -135,9 +139,11 @@ def view(session: Session, here: Parts, project: str, model: str) -> LabelsView:
 
 
 def performance(session: Session, project: str, model: str) -> list[PerformanceView]:
+    """Of the newest `MOST_WINDOWS`, in the order of their time."""
     query = select(PerformanceRow).where(PerformanceRow.project == project, PerformanceRow.model == model)
-    rows = session.exec(query.order_by(col(PerformanceRow.window_start), col(PerformanceRow.window_end)))
-    return [PerformanceView(**row.model_dump(include=set(PerformanceView.model_fields))) for row in rows]
+    newest = query.order_by(col(PerformanceRow.window_start).desc(), col(PerformanceRow.window_end).desc())
+    rows = session.exec(newest.limit(MOST_WINDOWS)).all()
+    return [PerformanceView(**row.model_dump(include=set(PerformanceView.model_fields))) for row in reversed(rows)]
 
 
 def _signature(here: Parts, project: str, model: str) -> Signature:

@@ -16,7 +16,7 @@ from activities.lease_policy.reclaim import Reclaim, right_of
 from activities.lease_policy.reserve import is_starving
 from activities.lease_policy.state import Held, Notice, Request
 from activities.lease_policy.tree import Node, Two, over_firm
-from activities.lease_policy.victims import Candidates, These, choose, has_surplus
+from activities.lease_policy.victims import Candidates, These, choose, has_surplus, put_back
 
 MOST = 64
 """Requests in one decision for which others are told to let go."""
@@ -137,10 +137,22 @@ def _victims_besides_own(
     own = pool.reserved.get(request.id)
     lifted = {name: pool.room.lift(name) for name in own.devices} if own else {}
     victims, reason = _victims(pool, line, request, shape, among, starving=starving)
+    if victims and pool.room.spare and _fewer_would_do(pool, line, shape, [*pool.coming.get(request.id, ()), *victims]):
+        victims = []
     if not victims:
         for name, spare in lifted.items():
             pool.room.reserve(name, spare)
     return victims, reason
+
+
+def _fewer_would_do(pool: Pool, line: Line, shape: Shape, victims: Sequence[Held]) -> bool:
+    """But for what is reserved for others. A promise is kept before anything is reserved, so some are told in vain."""
+    room = pool.room
+    lifted = {name: room.lift(name) for name in list(room.spare)}
+    needed = put_back(pool, line, shape, victims)
+    for name, spare in lifted.items():
+        room.reserve(name, spare)
+    return len(needed) < len(victims)
 
 
 def in_turn(pool: Pool) -> list[Line]:

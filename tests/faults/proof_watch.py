@@ -3,8 +3,8 @@
 Each time one drifted window is alarmed by one to five checks at once, and one process dies at a seeded moment. Whatever
 dies: one lifecycle for the window, never two, never none; one row in the ledger; no window decided before it is over,
 though a row ahead of the clock lies in the log. The ledger, the workflows and Temporal are the real ones; what compute
-measures is fixed. PLANT=1..3 breaks the ledger in one way each, and must fail. The same SEED on the same commit goes
-on where it was stopped.
+measures is fixed. PLANT=1..3 breaks the ledger in one way each, and must fail. KILLS= (200) and MINUTES= (60) bound it.
+The same SEED on the same commit goes on where it was stopped.
 """
 
 import argparse
@@ -269,8 +269,12 @@ async def _ended(client: Client, lifecycles: list[str]) -> None:
             await asyncio.wait_for(client.get_workflow_handle(lifecycle).result(), PATIENCE_SECONDS)
 
 
-async def run(folder: Path, kills: int, seed: int, fault: int = 0, done: Path | None = None) -> list[Seen]:
+async def run(  # noqa: PLR0917
+    folder: Path, kills: int, seed: int, fault: int = 0, done: Path | None = None, until: float = float("inf")
+) -> list[Seen]:
     """*kills* kills, one after the other; ends at the first that went wrong where a *fault* is planted.
+
+    None begins after *until*, by the monotonic clock.
 
     Each is a line of *done*; what that holds already is not repeated.
     """
@@ -281,6 +285,8 @@ async def run(folder: Path, kills: int, seed: int, fault: int = 0, done: Path | 
         client = await room.connect()
         await released(room, client, START + len(seen) * HOUR)
         for number in range(len(seen), kills):
+            if time.monotonic() > until:
+                break
             told = await one(room, client, number, seed)
             seen.append(told)
             if done:
@@ -304,7 +310,8 @@ def main() -> int:
     kind = f"planted-{asked.plant}-{os.getpid()}" if asked.plant else "proof"
     done = Path(tempfile.gettempdir()) / f"everloop-{kind}-watch-{asked.seed}-{tested}.jsonl"
     with tempfile.TemporaryDirectory(prefix="everloop-watch-") as folder:
-        seen = asyncio.run(run(Path(folder), asked.kills, asked.seed, asked.plant, done))
+        until = began + 60 * float(os.environ.get("MINUTES", "60"))
+        seen = asyncio.run(run(Path(folder), asked.kills, asked.seed, asked.plant, done, until))
     row: dict[str, object] = {"at": f"{datetime.now(UTC):%Y-%m-%d %H:%M}", "commit": tested}
     row |= summary(seen, asked.seed, asked.plant, (time.monotonic() - began) / 60)
     append(OUT, row)

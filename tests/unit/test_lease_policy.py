@@ -574,3 +574,19 @@ def test_many_who_look_in_vain_for_leases_to_take_back_do_not_keep_another_queue
     }
 
     assert told == {"r500", "r501"}
+
+
+def test_nobody_is_told_for_whom_fewer_would_do_but_for_a_reservation() -> None:
+    """Found by the proof: two were told for r4, and one of them that it may stay: a core was kept for r3 meanwhile."""
+    firm = lease(1, request("h1", "b", Amount(3), preemptible=False, max_runtime_ms=3_600_000), "d0")
+    low = [lease(n, request(f"h{n}", "b"), "d1") for n in (2, 3)]
+    first = request("r3", "b", Amount(4), priority=75)
+    gang = request("r4", "b", members_min=2, members_max=2, priority=75)
+    queues = (Queue("b", quota=Counted(20, 0)),)
+
+    def made(*waiting: Request) -> tuple:
+        return decide(PoolState(devices(4, 2), queues, waiting, (firm, *low)), LATER, Policy(), 100)
+
+    assert [one.request_id for one in of(made(first, gang), Reserve)] == ["r3"]
+    assert [*of(made(first, gang), Notice), *of(made(first, gang), Withdraw)] == []
+    assert [one.beneficiary for one in of(made(gang), Notice)] == ["r4"]
