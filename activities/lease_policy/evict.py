@@ -147,12 +147,7 @@ def _victims_besides_own(
 
 def _fewer_would_do(pool: Pool, line: Line, shape: Shape, victims: Sequence[Held]) -> bool:
     """But for what is reserved for others. A promise is kept before anything is reserved, so some are told in vain."""
-    room = pool.room
-    lifted = {name: room.lift(name) for name in list(room.spare)}
-    needed = put_back(pool, line, shape, victims)
-    for name, spare in lifted.items():
-        room.reserve(name, spare)
-    return len(needed) < len(victims)
+    return len(put_back(pool, line, shape, victims, wide=True)) < len(victims)
 
 
 def in_turn(pool: Pool) -> list[Line]:

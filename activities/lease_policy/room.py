@@ -101,9 +101,13 @@ class Room:
             self._members[member] = total
         return min(total, enough)
 
+    def count_wide(self, member: Four, enough: int) -> int:
+        """`count`, were nothing reserved."""
+        return _counted(self._wide.items(), member, enough)
+
     def fits_but_for_reservations(self, member: Four, count: int) -> bool:
         """Is there room for all of it, or would be if nothing were reserved?"""
-        return _counted(self._wide.items(), member, count) >= count
+        return self.count_wide(member, count) >= count
 
     def with_room_for(self, member: Four, count: int) -> list[str]:
         """At least *count* devices that hold a member, where there are so many; those with a reservation left out."""

@@ -151,11 +151,13 @@ def _has_room_with(pool: Pool, shape: Shape, victims: Iterable[Held]) -> bool:
 
 
 class _Fits:
-    """How many members fit in what is free and what comes free."""
+    """How many members fit in what is free and what comes free. *wide*: and in what is reserved for others."""
 
-    def __init__(self, pool: Pool, shape: Shape) -> None:
+    def __init__(self, pool: Pool, shape: Shape, *, wide: bool = False) -> None:
         self._pool, self._member, self._count = pool, shape.member, shape.count
-        self._total = pool.room.count(shape.member, shape.count)
+        room = pool.room
+        self._open = room.free.__getitem__ if wide else room.open_to_all
+        self._total = (room.count_wide if wide else room.count)(shape.member, shape.count)
         self._capped = self._total >= shape.count
         """Counted no further than that: they fit whatever comes free."""
         self._free: dict[str, Four] = {}
@@ -165,7 +167,7 @@ class _Fits:
 
     def add(self, held: Held) -> None:
         for name, amount in leaves(self._pool, held).items():
-            before = self._free.get(name) or self._pool.room.open_to_all(name)
+            before = self._free.get(name) or self._open(name)
             after = self._free[name] = plus(before, amount)
             self._total += fit(after, self._member) - fit(before, self._member)
 
@@ -184,11 +186,14 @@ class _Fits:
             self._total += fit(after, self._member) - fit(before, self._member)
 
 
-def put_back(pool: Pool, line: Line, shape: Shape, victims: Sequence[Held]) -> list[Held]:
-    """Those without whom it would not stand: the most costly that are not needed are left alone."""
+def put_back(pool: Pool, line: Line, shape: Shape, victims: Sequence[Held], *, wide: bool = False) -> list[Held]:
+    """Those without whom it would not stand: the most costly that are not needed are left alone.
+
+    *wide*: were nothing reserved.
+    """
     if line.leaf is None or (not shape.preemptible and over_firm(line.leaf, shape.need)):
         return list(victims) if not stands(pool, line, shape, ()) else _killed(victims)
-    needed, fits = list(victims), _Fits(pool, shape)
+    needed, fits = list(victims), _Fits(pool, shape, wide=wide)
     for held in needed:
         fits.add(held)
     for held in sorted(victims, key=lambda held: lost_work(pool, held), reverse=True):
