@@ -11,7 +11,6 @@ from typing import NamedTuple
 from sqlmodel import Session, col, func, select
 
 from activities import lease_queues, lease_time
-from activities.lease_time.rows import in_ms
 from everloop import budgets, names
 from everloop.amounts import NO_LIMIT
 from everloop.budgets import Bounds, Price
@@ -90,8 +89,9 @@ def used(session: Session, pool: str, row: BudgetRow, now_ms: int) -> Bounds:
 def _used(session: Session, row: BudgetRow, pool: Pool, fresh: Sequence[LeaseTimeRow] | None = None) -> Bounds:
     total = _ended(row, pool, _fresh(session, row, pool.tree) if fresh is None else fresh)
     for lease in _live(row, pool):
-        for member in lease_time.leased(session, lease).parts:
-            since = in_ms(lease.granted_at)
+        told = lease_time.leased(session, lease)  # its members' time: what a lease before it used is counted already
+        for member in told.parts:
+            since = told.life.granted_ms
             total = budgets.plus(total, _cost(row, pool.prices, since, pool.now_ms, member.cores, member.milli_gpu))
     return total
 

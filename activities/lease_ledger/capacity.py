@@ -26,7 +26,9 @@ def take(session: Session, row: LeaseRow, parts: Iterable[Part], at_ms: int) -> 
         session.add(member)
 
 
-def give_back(session: Session, row: LeaseRow, at_ms: int, devices: Container[str] | None = None) -> None:
+def give_back(
+    session: Session, row: LeaseRow, at_ms: int, devices: Container[str] | None = None, *, charged: bool = True
+) -> None:
     """Whatever members of the lease are live are so no more. *devices*: only those there; of a gang the others may
     still run.
     """
@@ -41,7 +43,8 @@ def give_back(session: Session, row: LeaseRow, at_ms: int, devices: Container[st
         counted = [counted[0] + member.cores, counted[1] + member.milli_gpu] if not device.light else counted
     freed = {member.device for member in members}
     lease_time.members_freed(session, row, rows.moment(at_ms), freed)
-    _charge(session, row, Counted(*counted), at_ms)
+    if charged:
+        _charge(session, row, Counted(*counted), at_ms)
 
 
 def _use(device: DeviceRow, amount: Amount, sign: int) -> None:

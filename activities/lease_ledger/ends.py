@@ -35,11 +35,14 @@ def end(store: Store, pool: str, token: int, state: str, *, reason: str = "", wh
         return True
 
 
-def ended(session: Session, row: LeaseRow, state: str, why: str = "") -> None:
-    """The lease lives no more. Whose holder has worked and did not say that it has ended leaves its members used."""
+def ended(session: Session, row: LeaseRow, state: str, why: str = "", *, charged: bool = True) -> None:
+    """The lease lives no more. Whose holder has worked and did not say that it has ended leaves its members used.
+
+    *charged*: False where another lease goes on with its members, and is charged for both.
+    """
     at = rows.now()
     if state == "released" or row.state == "offered":
-        capacity.give_back(session, row, rows.ms(at))
+        capacity.give_back(session, row, rows.ms(at), charged=charged)
     row.state, row.expires_at, row.ended_at, row.why = state, None, at, why or row.why
     session.add(row)
 

@@ -116,12 +116,12 @@ def _followed(session: Session, row: LeaseRow, asks: Caller) -> LeaseRow:
         workflow_id=asks.workflow_id,
         run_id=asks.run_id,
         state=row.state,
-        granted_at=at,  # what was used before is charged with the lease before
+        granted_at=row.granted_at,  # else a chain that hands on often would never have had its minimum run time
         expires_at=at + rows.LEASE_TTL,
         follows=row.token,
         **told,
     )
-    ended(session, row, "released", f"token {counter.value} follows it")
+    ended(session, row, "released", f"token {counter.value} follows it", charged=False)
     request = session.get(LeaseRequestRow, row.request_id)
     if request is not None:
         request.run_id, request.holder = asks.run_id, asks.holder

@@ -14,7 +14,7 @@ from activities.lease_ledger import decision, rows
 from activities.lease_policy.state import Kill
 from everloop.contracts import AcceptRequest, CommitRequest, LeaseRequest
 from everloop.errors import LeaseLost
-from everloop.store import LeaseMemberRow, LeaseRequestRow, LeaseRow, PoolRow, Store
+from everloop.store import LeaseMemberRow, LeaseRequestRow, LeaseRow, PoolRow, QueueRow, Store
 from tests.unit.lease_capacity.holders import FOUR, POOL, ask, rules, state, take, used, who
 
 
@@ -171,3 +171,26 @@ def test_a_view_stays_as_it_was_while_others_write(pool: Store) -> None:
         assert len(session.exec(select(LeaseMemberRow)).all()) == before
     with pool.read() as session:
         assert len(session.exec(select(LeaseMemberRow)).all()) == before + 1
+
+
+def test_a_chain_that_hands_its_lease_on_keeps_its_clock_and_is_charged_once(pool: Store) -> None:
+    """Else a search of short trials, which hands on every few minutes, could never be taken back."""
+    ask(pool, "a", cores=4)
+    ledger.grant(pool, POOL)
+    first = take(pool, "a")
+    begun = datetime.now(UTC) - timedelta(seconds=1000)
+    with pool.write() as session:
+        session.get_one(LeaseRow, (POOL, first.token)).granted_at = begun
+        session.get_one(LeaseMemberRow, (POOL, first.token, 0)).since_ms = rows.ms(begun)
+
+    second = ledger.adopt(pool, AcceptRequest(request_id="a", token=first.token), who("a", "run-2"))
+
+    with pool.read() as session:
+        row = session.get_one(LeaseRow, (POOL, second.token))
+        assert row.granted_at == begun
+        queue = session.get(QueueRow, (POOL, row.queue))
+        assert queue is None or queue.usage_cores == 0
+    ledger.end(pool, POOL, second.token, "released")
+    with pool.read() as session:
+        used_ms = session.get_one(QueueRow, (POOL, row.queue)).usage_cores
+    assert 4 * 1_000_000 <= used_ms < 4 * 1_100_000
