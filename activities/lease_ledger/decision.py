@@ -191,7 +191,7 @@ def _why(session: Session, told: Notice) -> str:
     sentences = {
         "reclaim": f"queue {taker.queue if taker else ''} takes back its share for {whom}",
         "preempt": f"{whom} has a higher priority",
-        "shrink": f"{whom} needs some of it; it goes on with less",
+        "shrink": f"{whom} needs some of it; it asks again for fewer members, at its old place",
         "over_runtime": "it runs longer than the max_runtime that was declared, and others wait",
         "drain": "its device is drained",
     }
