@@ -68,7 +68,7 @@ def _decide(state: PoolState, now_ms: int, policy: Policy, fuel: int) -> tuple[D
         done += acts
         fuel = max(fuel - len(pool.grants), 0)
         rounds += 0 if pool.unsettled else 1  # there are fewer notices after each unsettled one
-        if not (pool.reserving or pool.notices or pool.killed or pool.withdrawn):
+        if not (pool.reserving or pool.notices or pool.killed or pool.withdrawn or pool.grown):
             break
     return (*done, *(sorted(pool.reserved.values()) if pool else ()), *(explain(pool) if pool else ()))
 

@@ -16,6 +16,7 @@ def grow(pool: Pool) -> None:
         _, line, shape = pool.asking[given.request_id]
         more = _more(pool, line, shape, shape.most - len(given.members))
         pool.grants[given.request_id] = given._replace(members=given.members + more)
+        pool.grown = pool.grown or bool(more)
     if pool.beneficiaries or any(line.waits_for_room() for line in pool.lines.values()):
         return
     elastic = [(held, line, shape) for held in pool.held if (found := _growing(pool, held)) for line, shape in [found]]

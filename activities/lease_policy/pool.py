@@ -131,6 +131,8 @@ class Pool:
         self.notices: list[Notice] = []
         self.grants: dict[str, Grant] = {}
         self.resized: list[Resize] = []
+        self.grown = False
+        """A grant got more than its fewest members: its queue may have more than its share by now."""
         self.reserved: dict[str, Reserve] = {}
         self.held_back: dict[str, Four] = {}
         """Free on a device, but kept for somebody who waits for the rest to become free."""
